@@ -1,0 +1,91 @@
+"""CLIP: ``CLIPModel``, contrastive, with captions that are wrong in one word among the negatives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from ctxedit.bundled.training.data import Scenes
+from ctxedit.bundled.training.tokenizer import LENGTH
+
+
+class ClipTask:
+    """Images against the batch's captions and their one-word-wrong twins (hard negatives)."""
+
+    def __init__(self, tokenizer: Path, width: int, layers: int, heads: int, patch: int, size: int = 64) -> None:
+        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
+        self.size, self.patch = size, patch
+        sizes = {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "projection_dim": 128,
+        }
+        text = CLIPTextConfig(
+            vocab_size=len(self.tokenizer),
+            max_position_embeddings=LENGTH,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **sizes,
+        )
+        vision = CLIPVisionConfig(image_size=size, patch_size=patch, **sizes)
+        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
+        self.model: nn.Module = CLIPModel(config)
+
+    def dataset(self, seed: int) -> Dataset[Any]:
+        return Scenes(seed, self.size, wrong=True)
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        texts = [*batch["caption"], *batch["wrong"]]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(batch["image"].device)
+        out = model(pixel_values=batch["image"], **tokens)
+        # The model's own temperature grows without bound on an exact world: cap it as CLIP does.
+        logits = out.logits_per_image / model.logit_scale.exp() * model.logit_scale.exp().clamp(max=100)
+        n = len(batch["caption"])
+        right = torch.arange(n, device=logits.device)
+        # Another image's caption may by chance say the same: it is no negative then.
+        same = torch.tensor([[a == b for b in texts] for a in batch["caption"]], device=logits.device)
+        same[right, right] = False
+        to_text = F.cross_entropy(logits.masked_fill(same, -1e4), right)
+        to_image = F.cross_entropy(logits[:, :n].masked_fill(same[:, :n], -1e4).T, right)
+        twin = F.softplus(logits[right, right + n] - logits[right, right]).mean()
+        loss = to_text + 0.5 * to_image + twin
+        found = (logits.argmax(1) == right).float().mean()
+        beaten = (logits[right, right] > logits[right, right + n]).float().mean()
+        return loss, {"loss": float(loss), "found": float(found), "one_word": float(beaten)}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        half = CLIPModel(model.config)
+        half.load_state_dict(model.state_dict())
+        half.half().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_preprocessor(folder, self.size, "CLIPImageProcessor")
+
+
+def write_preprocessor(folder: Path, size: int, kind: str) -> None:
+    """The image side's preprocessor_config.json: resize, centre crop, [−1, 1]."""
+    import json
+
+    blob = {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": size} if kind.startswith("CLIP") else {"height": size, "width": size},
+        "resample": 3,
+        "do_center_crop": kind.startswith("CLIP"),
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "do_convert_rgb": True,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(blob, indent=2) + "\n")

@@ -1,0 +1,127 @@
+"""The denoiser: ``UNet2DConditionModel`` on the autoencoder's latents and CLIP's words, velocity head."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ctxedit.bundled.training.data import Scenes
+from ctxedit.bundled.world import scenes
+
+
+class DenoiserTask:
+    """Velocity prediction with min-SNR weights (Hang et al. 2023; γ = 5), a tenth of the captions empty."""
+
+    def __init__(
+        self,
+        autoencoder: Path,
+        clip: Path,
+        channels: list[int],
+        layers: int,
+        head: int,
+        attend: list[bool],
+        gamma: float = 5.0,
+        empty: float = 0.1,
+        size: int = 64,
+    ) -> None:
+        self.size, self.gamma, self.empty = size, gamma, empty
+        self.vae = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+        self.text = CLIPTextModel.from_pretrained(clip, dtype=torch.float32).eval().requires_grad_(False)
+        self.tokenizer = CLIPTokenizer.from_pretrained(clip)
+        self.scheduler = scheduler()
+        down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
+        up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
+        self.model: nn.Module = UNet2DConditionModel(
+            sample_size=size // 4,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=down,
+            up_block_types=up,
+            block_out_channels=channels,
+            layers_per_block=layers,
+            norm_num_groups=16,
+            cross_attention_dim=self.text.config.hidden_size,
+            # In Stable Diffusion 1's configuration this key holds the number of heads.
+            attention_head_dim=[c // head for c in channels],
+        )
+
+    def dataset(self, seed: int) -> Dataset[Any]:
+        return Scenes(seed, self.size)
+
+    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        n, device = len(batch["caption"]), batch["image"].device
+        drop = torch.rand(n, generator=generator) < self.empty
+        texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]
+        self.vae.to(device), self.text.to(device)
+        with torch.no_grad():
+            latents = self.vae.encode(batch["image"]).latent_dist.mean * self.vae.config.scaling_factor
+            tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(device)
+            words = self.text(tokens.input_ids).last_hidden_state
+        t = torch.randint(0, 1000, (n,), generator=generator).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noisy = self.scheduler.add_noise(latents, noise, t)
+        target = self.scheduler.get_velocity(latents, noise, t)
+        out = model(noisy, t, words).sample
+        each = ((out - target) ** 2).mean((1, 2, 3))
+        bar = self.scheduler.alphas_cumprod.to(device)[t]
+        # The velocity loss weighs x0's error by SNR + 1; min-SNR wants min(SNR, γ).
+        snr = bar / (1 - bar)
+        loss = (each * snr.clamp(max=self.gamma) / (snr + 1)).mean()
+        return loss, {"loss": float(loss), "velocity": float(each.mean())}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        half = UNet2DConditionModel.from_config(model.config)
+        half.load_state_dict(model.state_dict())
+        half.half().save_pretrained(folder)
+        write_layout(folder.parent, self.text, self.tokenizer)
+
+
+def write_layout(folder: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    """The rest of a diffusers Stable Diffusion folder: text encoder, tokenizer, scheduler, index."""
+    half = CLIPTextModel(text.config)
+    half.load_state_dict(text.state_dict())
+    half.half().save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.35.0",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "vocabulary.json").write_text(json.dumps(sorted(world_words())) + "\n")
+
+
+def world_words() -> set[str]:
+    """Every word that a caption of the world can hold."""
+    rng = np.random.default_rng(0)
+    return {w for _ in range(20_000) for w in re.findall(r"\w+", scenes.caption(scenes.draw_scene(rng), rng))}
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise levels, with the velocity head's prediction type."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )

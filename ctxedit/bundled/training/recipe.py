@@ -1,0 +1,78 @@
+"""Recipes: TOML files that name a part, its task's settings and its schedule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxedit.bundled.training.loop import Schedule, Task, train
+from ctxedit.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+#: The order in which each part finds what it needs of the others.
+ORDER = ("autoencoder", "clip", "captioner", "denoiser")
+#: Folders in diffusers' layout.
+FOLDERS = {"autoencoder": "vae", "clip": "clip", "captioner": "captioner", "denoiser": "unet"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One part's training: ``part`` names the task, ``task`` its settings, ``schedule`` the loop's."""
+
+    part: str
+    task: dict[str, Any]
+    schedule: Schedule
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe; raises :class:`ConfigError` for what does not fit."""
+    try:
+        blob = tomllib.loads(path.read_text())
+        return Recipe(blob["part"], blob["task"], Schedule(**blob["schedule"]))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no recipe {path}", f"the built-in ones are: {', '.join(ORDER)}") from error
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"recipe {path}: {error}") from error
+
+
+def make_task(recipe: Recipe, weights: Path) -> Task:
+    """Build the part's task; ``weights`` is the folder of the parts that were trained before it."""
+    if recipe.part == "autoencoder":
+        from ctxedit.bundled.training.autoencoder import AutoencoderTask
+
+        return AutoencoderTask(**recipe.task)
+    if recipe.part == "clip":
+        from ctxedit.bundled.training import tokenizer
+        from ctxedit.bundled.training.clip import ClipTask
+
+        tokenizer.build(weights / "clip")
+        return ClipTask(weights / "clip", **recipe.task)
+    if recipe.part == "captioner":
+        from ctxedit.bundled.training.captioner import CaptionerTask
+
+        return CaptionerTask(weights / "clip", **recipe.task)
+    if recipe.part == "denoiser":
+        from ctxedit.bundled.training.denoiser import DenoiserTask
+
+        return DenoiserTask(weights / "vae", weights / "clip", **recipe.task)
+    raise ConfigError(f"recipe: no part named {recipe.part!r}", f"parts are: {', '.join(ORDER)}")
+
+
+def run(recipe: Recipe, state: Path, weights: Path, report: Callable[[dict[str, float]], None]) -> None:
+    """Train one part into ``weights/<part>``, resumable from ``state/<part>``.
+
+    The task is built from the recipe's seed, so that its first weights are part of the recipe.
+    """
+    import torch
+
+    torch.manual_seed(recipe.schedule.seed)
+    task = make_task(recipe, weights)
+    train(task, recipe.schedule, state / recipe.part, weights / FOLDERS[recipe.part], report=report)

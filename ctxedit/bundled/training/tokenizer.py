@@ -1,0 +1,42 @@
+"""A CLIP tokenizer trained on the world's captions that falls back to bytes, so any text is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from ctxedit.bundled.world import scenes
+
+LENGTH = 40
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def build(folder: Path, captions: int = 20_000, seed: int = 0) -> CLIPTokenizer:
+    """Learn merges so that every word of the world is one token, and save in transformers' format.
+
+    The vocabulary holds each byte twice (inside a word, at its end), as CLIP's does, then the merges.
+    """
+    rng = np.random.default_rng(seed)
+    texts = [scenes.caption(scenes.draw_scene(rng), rng) for _ in range(captions)]
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, min_frequency=5, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    import json
+
+    learned = json.loads(learner.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    words = [*alphabet, *(c + "</w>" for c in alphabet)]
+    words += [w for w in ("".join(m) for m in merges) if w not in set(words)]
+    vocab = {w: i for i, w in enumerate(dict.fromkeys([*words, _START, _END]))}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=_END)
+    tokenizer.save_pretrained(folder)
+    return tokenizer

@@ -1,0 +1,60 @@
+"""Styles as image filters: RGB (H, W, 3) in [0, 1] to the same. Deterministic, each frame by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+Array = NDArray[np.float32]
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def _blur(image: Array, radius: float) -> Array:
+    picture = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
+
+
+def _black_and_white(image: Array) -> Array:
+    return np.repeat((image @ _LUMA)[..., None], 3, axis=2)
+
+
+def _pencil_sketch(image: Array) -> Array:
+    """Colour dodge of the grey picture by its blurred negative: lines on paper."""
+    grey = image @ _LUMA
+    soft = _blur(grey, 2.0 * image.shape[0] / 64)
+    lines = np.clip(grey / np.maximum(soft, 0.05), 0, 1) ** 2
+    tone = np.clip(0.80 + 0.22 * grey, 0, 1)
+    paper = np.array([0.98, 0.97, 0.93], np.float32)
+    return (lines * tone)[..., None] * paper
+
+
+def _pixel_art(image: Array) -> Array:
+    """Blocks of two pixels (at 64) in six levels a channel."""
+    block = max(2, image.shape[0] // 32)
+    h, w = image.shape[0] // block, image.shape[1] // block
+    small = image[: h * block, : w * block].reshape(h, block, w, block, 3).mean((1, 3))
+    # More contrast first: the palette of an old console.
+    small = np.round(np.clip((small - 0.5) * 1.35 + 0.5, 0, 1) * 4) / 4
+    return np.kron(small, np.ones((block, block, 1), np.float32)).astype(np.float32)
+
+
+def _watercolor(image: Array) -> Array:
+    """Pigment that runs (blur), pools at edges (dark rims) and lets the paper through (lightened)."""
+    wet = _blur(image, 0.9 * image.shape[0] / 64)
+    rim = np.abs(wet - _blur(image, 2.0 * image.shape[0] / 64)).mean(2, keepdims=True)
+    grey = (wet @ _LUMA)[..., None]
+    pale = 0.36 + 0.64 * (grey + 1.1 * (wet - grey))
+    paper = np.array([1.0, 0.985, 0.95], np.float32)
+    return np.clip(pale * paper - 0.8 * rim, 0, 1).astype(np.float32)
+
+
+FILTERS: dict[str, Callable[[Array], Array]] = {
+    "plain": lambda image: image,
+    "black and white": _black_and_white,
+    "pencil sketch": _pencil_sketch,
+    "pixel art": _pixel_art,
+    "watercolor": _watercolor,
+}

@@ -1,0 +1,92 @@
+"""What the world holds: objects, colours, backgrounds and styles, and the words for each.
+
+Every list is ordered and append-only: scene seeds index into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawable object.
+
+    Attributes:
+        name: its first and canonical word.
+        emoji: the Noto Color Emoji glyph that is drawn.
+        words: every wording used in captions, the canonical one first.
+        verbs: what it may be said to do.
+        colourable: whether its main hue can be changed.
+    """
+
+    name: str
+    emoji: str
+    words: tuple[str, ...]
+    verbs: tuple[str, ...] = ("moving",)
+    colourable: bool = False
+
+
+def _animal(name: str, emoji: str, *more: str) -> Thing:
+    return Thing(name, emoji, (name, *more), ("walking", "running", "moving"))
+
+
+def _machine(name: str, emoji: str, *more: str, colourable: bool = False) -> Thing:
+    return Thing(name, emoji, (name, *more), ("driving", "moving"), colourable)
+
+
+THINGS: tuple[Thing, ...] = (
+    _animal("tiger", "🐅"),
+    _animal("cat", "🐈", "kitten"),
+    _animal("dog", "🐕", "puppy"),
+    _animal("rabbit", "🐇", "bunny"),
+    _animal("horse", "🐎"),
+    _animal("cow", "🐄"),
+    _animal("elephant", "🐘"),
+    _animal("panda", "🐼"),
+    _animal("lion", "🦁"),
+    _animal("frog", "🐸"),
+    _animal("penguin", "🐧"),
+    _animal("duck", "🦆"),
+    _animal("turtle", "🐢"),
+    _machine("car", "🚗", colourable=True),
+    _machine("bus", "🚌", colourable=True),
+    _machine("tractor", "🚜"),
+    _machine("train", "🚂", "locomotive"),
+    Thing("rocket", "🚀", ("rocket",), ("flying", "moving")),
+    Thing("boat", "⛵", ("boat", "sailboat"), ("sailing", "moving")),
+    Thing("balloon", "🎈", ("balloon",), ("floating", "flying"), True),
+    Thing("umbrella", "☂", ("umbrella",), ("floating", "moving"), True),
+    Thing("robot", "🤖", ("robot",), ("walking", "moving")),
+    Thing("pumpkin", "🎃", ("pumpkin",), ("rolling", "moving")),
+    Thing("man", "🚶", ("man", "person"), ("walking", "moving")),
+)
+
+#: Colour name to hue in [0, 1) (HSV).
+COLOURS: dict[str, float] = {"red": 0.0, "blue": 0.6, "green": 0.36, "yellow": 0.14, "purple": 0.79}
+
+#: Background name to its phrases, the canonical one first.
+BACKGROUNDS: dict[str, tuple[str, ...]] = {
+    "beach": ("on the beach", "at the beach", "on a sandy beach"),
+    "forest": ("in the forest", "in the woods", "in a forest"),
+    "snow": ("in the snow", "on the snow", "on a snowy hill"),
+    "desert": ("in the desert", "in a desert", "on the sand dunes"),
+    "city": ("in the city at night", "in a city at night", "downtown at night"),
+    "meadow": ("in a meadow", "on the grass", "on a green field"),
+    "sea": ("under the sea", "under water", "in the ocean"),
+    "space": ("in space", "in outer space", "among the stars"),
+}
+
+#: Style name to (suffixes, prefixes); plain pictures have none.
+STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "plain": (("",), ("", "a photo of ", "a picture of ")),
+    "black and white": ((", black and white", ", black and white style"), ("a black and white photo of ",)),
+    "pencil sketch": ((", pencil sketch", ", pencil sketch style"), ("a pencil sketch of ",)),
+    "pixel art": ((", pixel art", ", pixel art style"), ("pixel art of ",)),
+    "watercolor": ((", watercolor style", ", watercolor painting"), ("a watercolor painting of ",)),
+}
+
+#: Styles that take the colour away: no colour word is true of them.
+GREY_STYLES = frozenset({"black and white", "pencil sketch"})
+
+BY_NAME: dict[str, Thing] = {thing.name: thing for thing in THINGS}

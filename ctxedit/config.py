@@ -1,0 +1,337 @@
+"""Typed settings. A preset or a config file is TOML with these tables; unknown keys are refused.
+
+Order of precedence, strongest first: flag, ``CTXEDIT_<TABLE>_<KEY>`` variable, ``--config`` file, preset,
+default. A ``[builtin]`` table overlays a preset when the built-in models are used: published settings are for
+Stable Diffusion, the small models need other lengths and rates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ctxedit.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BUILTIN = "builtin"
+#: Presets travel inside the wheel; in a checkout they are the top-level folder.
+PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[1] / "presets")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which frames, at what size. ``size`` 0 is the model's own resolution (long side, pixels)."""
+
+    frames: int = 8
+    start: int = 0
+    stride: int = 2
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What frames see of each other.
+
+    Attributes:
+        frames: ``causal`` (itself and those before it, ``window`` in all), ``sparse-causal`` (first and
+            previous), ``key-frame`` (frame ``key``, negative: the middle one), ``none`` (itself).
+        window: frames seen by ``causal``.
+        key: the key frame's index.
+        temporal: temporal attention layers after every transformer block, zero-initialised.
+        backend: ``sdpa`` (PyTorch) or ``xformers``.
+    """
+
+    frames: Literal["causal", "sparse-causal", "key-frame", "none"] = "causal"
+    window: int = 3
+    key: int = 0
+    temporal: bool = False
+    backend: Literal["sdpa", "xformers"] = "sdpa"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The context adapter (paper, sections 4.1, 4.2, appendix C).
+
+    Attributes:
+        enabled: whether there is one.
+        width: token width; a multiple of ``heads``.
+        blocks: transformer blocks.
+        heads: attention heads.
+        patch: latent pixels a token, in each direction.
+        window: frames of the causal temporal attention.
+        image: image side: ``latent`` (learned patches of x̂_0) or ``clip`` (these and CLIP's tokens of the
+            decoded x̂_0: slower).
+        bound: r = bound·tanh(r / bound); 0 leaves it free, as the paper does.
+        scale: ``paper`` (k = a(1 − a)) or ``noise`` (the published code's variant).
+    """
+
+    enabled: bool = True
+    width: int = 512
+    blocks: int = 4
+    heads: int = 8
+    patch: int = 2
+    window: int = 3
+    image: Literal["latent", "clip"] = "latent"
+    bound: float = 0.0
+    scale: Literal["paper", "noise"] = "paper"
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``attn1``, ``temporal``, ``adapter``, …"""
+
+    steps: int = 200
+    lr: float = 1e-5
+    adapter_lr: float = 0.0
+    weight_decay: float = 1e-2
+    train: tuple[str, ...] = ("attn1", "adapter")
+    loss_weight: Literal["snr", "one", "min_snr"] = "snr"
+    checkpointing: bool = True
+    save_every: int = 50
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class InvertConfig:
+    """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``."""
+
+    steps: int = 20
+    prompt: Literal["source", "empty"] = "source"
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Attention fusion. Shares count sampling steps from the noisy end: 0.5 is t ∈ [0.5 T, T].
+
+    Attributes:
+        self_share, cross_share: for which share of the steps the source's self- and cross-attention serve.
+        cross: ``auto`` (replace where word counts agree, else refine), ``replace``, ``refine``.
+        blend: ``none``; ``self`` (FateZero: self-attention of the source outside the changed words' mask);
+            ``latent`` (prompt-to-prompt's local blend: the source's latents outside it).
+        threshold: the mask's, after division by each frame's maximum.
+        finest: fuse layers up to this share of the latent's side (0.5: not the finest of 64×64).
+        words: weight of a word of the target prompt, as ``{"watercolor" = 10.0}``.
+    """
+
+    self_share: float = 0.5
+    cross_share: float = 0.5
+    cross: Literal["auto", "replace", "refine"] = "auto"
+    blend: Literal["none", "self", "latent"] = "none"
+    threshold: float = 0.3
+    finest: float = 1.0
+    words: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Sampling. ``start`` < 1 starts from a noised clip instead of the inversion (SDEdit's strength)."""
+
+    steps: int = 20
+    guidance: float = 7.5
+    negative_prompt: str = ""
+    eta: float = 0.0
+    start: Literal["inversion", "noise"] = "inversion"
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    model: str = BUILTIN
+    seed: int = 0
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    captioner: str = "auto"
+    clip_model: str = "auto"
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    invert: InvertConfig = field(default_factory=InvertConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
+
+
+_T = TypeVar("_T")
+
+
+def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
+    """A copy of a settings dataclass with the table's values; raises ConfigError on unknown keys or types."""
+    hints = typing.get_type_hints(type(config))
+    names = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in names:
+            raise ConfigError(f"unknown key {where}{key}", f"known here: {', '.join(sorted(names))}")
+        old = getattr(config, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}{key} is a table, not {value!r}")
+            changes[key] = merge(old, value, f"{where}{key}.")
+        else:
+            changes[key] = _convert(value, hints[key], f"{where}{key}")
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} = {value!r}", f"one of: {', '.join(map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(value, args[0], where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(v, args[0], where) for v in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(k): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where} = {value!r}", f"it takes a {name}")
+
+
+def preset_path(name: str) -> Path:
+    """The preset's file; raises ConfigError when there is none of that name."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise ConfigError(f"no file {name}")
+    for folder in PRESET_FOLDERS:
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise ConfigError(f"no preset named {name!r}", f"there are: {', '.join(preset_names())}")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship, sorted."""
+    return sorted({p.stem for folder in PRESET_FOLDERS if folder.is_dir() for p in folder.glob("*.toml")})
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file as a table; raises ConfigError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`") from error
+
+
+def load(
+    preset: str = "contextdiff",
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Settings from all sources, by the order of precedence above.
+
+    Args:
+        preset: a preset's name or a path to one.
+        file: a config file.
+        flags: nested table of what was said on the command line.
+        environ: the process's environment (tests give their own).
+
+    Raises:
+        ConfigError: unknown preset, key or value.
+    """
+    tables = [read_table(preset_path(preset))] + ([read_table(file)] if file else [])
+    tables += [environment(os.environ if environ is None else environ), dict(flags or {})]
+    model = next((t["model"] for t in reversed(tables) if "model" in t), BUILTIN)
+    config = Config()
+    for table in tables:
+        table = dict(table)
+        overlay = table.pop(BUILTIN, {})
+        table.pop("about", None)
+        config = merge(config, table)
+        if model == BUILTIN:
+            config = merge(config, overlay, f"{BUILTIN}.")
+    return validated(config)
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The nested table that ``CTXEDIT_SEED=3`` or ``CTXEDIT_EDIT_GUIDANCE=5`` stand for.
+
+    Variables that are not settings (``CTXEDIT_DEBUG``, …) are left alone.
+    """
+    out: dict[str, Any] = {}
+    base = Config()
+    for top in fields(Config):
+        value = getattr(base, top.name)
+        if not dataclasses.is_dataclass(value):
+            _from_text(environ, f"CTXEDIT_{top.name.upper()}", value, out, top.name)
+            continue
+        inner: dict[str, Any] = {}
+        for sub in fields(value):
+            name = f"CTXEDIT_{top.name.upper()}_{sub.name.upper()}"
+            _from_text(environ, name, getattr(value, sub.name), inner, sub.name)
+        if inner:
+            out[top.name] = inner
+    return out
+
+
+def _from_text(environ: Mapping[str, str], name: str, old: Any, out: dict[str, Any], key: str) -> None:
+    if name not in environ:
+        return
+    text = environ[name]
+    if isinstance(old, str):
+        out[key] = text
+        return
+    try:
+        out[key] = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}={text!r} is not a value", "write it as in a TOML file") from error
+
+
+def validated(config: Config) -> Config:
+    """The config itself, or ConfigError for a value out of range."""
+    checks = [
+        (config.clip.frames >= 1, "clip.frames", config.clip.frames, "at least 1"),
+        (config.clip.stride >= 1, "clip.stride", config.clip.stride, "at least 1"),
+        (config.clip.start >= 0, "clip.start", config.clip.start, "0 or more"),
+        (config.clip.size >= 0, "clip.size", config.clip.size, "0 (the model's) or pixels"),
+        (config.attention.window >= 1, "attention.window", config.attention.window, "at least 1"),
+        (config.adapter.width % config.adapter.heads == 0, "adapter.width", config.adapter.width, "heads × n"),
+        (config.adapter.bound >= 0, "adapter.bound", config.adapter.bound, "0 (free) or more"),
+        (config.tune.steps >= 0, "tune.steps", config.tune.steps, "0 or more"),
+        (config.tune.lr > 0, "tune.lr", config.tune.lr, "above 0"),
+        (config.tune.save_every >= 1, "tune.save_every", config.tune.save_every, "at least 1"),
+        (1 <= config.edit.steps <= 1000, "edit.steps", config.edit.steps, "1 to 1000"),
+        (1 <= config.invert.steps <= 1000, "invert.steps", config.invert.steps, "1 to 1000"),
+        (config.edit.guidance >= 0, "edit.guidance", config.edit.guidance, "0 or more"),
+        (0 <= config.edit.eta <= 1, "edit.eta", config.edit.eta, "0 to 1"),
+        (0 < config.edit.strength <= 1, "edit.strength", config.edit.strength, "above 0, up to 1"),
+        (0 <= config.fusion.self_share <= 1, "fusion.self_share", config.fusion.self_share, "0 to 1"),
+        (0 <= config.fusion.cross_share <= 1, "fusion.cross_share", config.fusion.cross_share, "0 to 1"),
+        (0 <= config.fusion.threshold < 1, "fusion.threshold", config.fusion.threshold, "0 to 1"),
+    ]
+    for good, name, value, expected in checks:
+        if not good:
+            raise ConfigError(f"{name} = {value}", f"it must be {expected}")
+    if config.edit.start == "inversion" and config.edit.steps != config.invert.steps:
+        raise ConfigError(
+            f"edit.steps = {config.edit.steps} but invert.steps = {config.invert.steps}",
+            "sampling from the inversion walks the same levels: make them equal",
+        )
+    return config
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """Settings as nested plain tables, ready for TOML or JSON."""
+    out = dataclasses.asdict(config)
+    return {k: (list(v) if isinstance(v, tuple) else v) for k, v in out.items()} if isinstance(out, dict) else out

@@ -1,0 +1,59 @@
+"""One small tree of errors. Each carries the exit code of the process and, where there is one, a hint.
+
+Exit codes: 1 unexpected, 2 usage or configuration, 3 input, 4 weights, 5 memory or device,
+6 output exists or cannot be written, 7 numerics, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class CtxeditError(Exception):
+    """Root of every error that ctxedit raises on purpose.
+
+    Args:
+        message: one line, said to the person after ``error:``.
+        hint: one line, what to do about it, said after ``hint:``.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(CtxeditError):
+    """A flag, a preset, a key or a value that does not fit."""
+
+    exit_code = 2
+
+
+class InputError(CtxeditError):
+    """A clip, an image, a mask or a prompt that cannot be used."""
+
+    exit_code = 3
+
+
+class WeightsError(CtxeditError):
+    """A checkpoint that is missing, refused or broken."""
+
+    exit_code = 4
+
+
+class ResourceError(CtxeditError):
+    """Not enough memory, or no such device."""
+
+    exit_code = 5
+
+
+class OutputError(CtxeditError):
+    """An output that exists already, or a place that cannot be written."""
+
+    exit_code = 6
+
+
+class NumericsError(CtxeditError):
+    """A NaN or infinity where a number was due."""
+
+    exit_code = 7

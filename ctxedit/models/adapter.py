@@ -1,0 +1,184 @@
+"""The context adapter r_φ(x_0, c, t): text and image attend to each other; its output shifts the diffusion.
+
+Paper: sections 4.1 and 4.2, appendix C. Four blocks of spatial self-attention, temporal causal attention,
+text ↔ image cross-attention with eight heads, a timestep embedding, a last projection of zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ctxedit.config import AdapterConfig, merge
+from ctxedit.diffusion.forward import shift_scale
+from ctxedit.errors import WeightsError
+
+
+class _Attention(nn.Module):
+    """Multi-head attention of ``x`` (B, N, width) over ``context`` (B, M, width), pre-normed, residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.norm_context = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return x + self.out(out.transpose(1, 2).flatten(2))
+
+
+def _feed_forward(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+    )
+
+
+class _Block(nn.Module):
+    """Space, time, text → image, image → text, and a feed-forward on either side."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.space = _Attention(width, heads)
+        self.time = _Attention(width, heads)
+        self.from_text = _Attention(width, heads)
+        self.from_image = _Attention(width, heads)
+        self.image_mlp = _feed_forward(width)
+        self.text_mlp = _feed_forward(width)
+
+    def forward(self, image: Tensor, text: Tensor, frames: int, causal: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B·F, N, width), text (B·F, L, width); ``causal`` (F, F) says which frames are seen."""
+        image = self.space(image, image)
+        clips, tokens = image.shape[0] // frames, image.shape[1]
+        line = image.unflatten(0, (clips, frames)).transpose(1, 2).flatten(0, 1)
+        line = self.time(line, line, causal)
+        image = line.unflatten(0, (clips, tokens)).transpose(1, 2).flatten(0, 1)
+        before = image
+        image = self.from_text(image, text)
+        text = self.from_image(text, before)
+        return image + self.image_mlp(image), text + self.text_mlp(text)
+
+
+class ContextAdapter(nn.Module):
+    """r_φ(x_0, c, t) → the shape of x_0.
+
+    Args:
+        config: sizes, bound, shift scale.
+        channels: of the latent.
+        context_width: of the text encoder's output.
+        image_width: of extra image tokens (CLIP's), 0 for none.
+    """
+
+    def __init__(self, config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.sizes = {"channels": channels, "context_width": context_width, "image_width": image_width}
+        width, patch = config.width, config.patch
+        self.patches = nn.Conv2d(channels, width, patch, stride=patch)
+        self.text_in = nn.Linear(context_width, width)
+        self.image_in = nn.Linear(image_width, width) if image_width else None
+        self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, channels * patch * patch)
+        # Zero: an untuned adapter changes nothing.
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, x0: Tensor, context: Tensor, timestep: Tensor | int, frames: int, image_tokens: Tensor | None = None
+    ) -> Tensor:
+        """The adapter's output r.
+
+        Args:
+            x0: (B·F, C, h, w) clean latents, or the prediction of them.
+            context: (B, L, D) text embeddings, one for each clip.
+            timestep: the network's timestep; an int, or (B,).
+            frames: F.
+            image_tokens: (B·F, M, image_width) tokens of CLIP's image encoder, where it was built for them.
+
+        Returns:
+            (B·F, C, h, w); within ±``bound`` where the config sets one.
+        """
+        h, w = x0.shape[-2:]
+        patch = self.config.patch
+        # A latent side that is no multiple of the patch is continued at its edge and cut off again.
+        padded = F.pad(x0, (0, -w % patch, 0, -h % patch), mode="replicate")
+        image = self.patches(padded)
+        grid = image.shape[-2:]
+        image = image.flatten(2).transpose(1, 2)
+        clips = x0.shape[0] // frames
+        steps = torch.as_tensor(timestep, device=x0.device).expand(clips)
+        time = self.time_in(_sinusoids(steps, self.config.width).to(x0)).repeat_interleave(frames, 0)[:, None]
+        image = image + _positions(*grid, self.config.width, x0) + time
+        text = self.text_in(context.to(x0)).repeat_interleave(frames, 0) + time
+        if self.image_in is not None:
+            if image_tokens is None:
+                raise ValueError("this adapter was built for CLIP's image tokens")
+            text = torch.cat([text, self.image_in(image_tokens.to(x0))], 1)
+        causal = causal_mask(frames, self.config.window, x0.device)
+        for block in self.blocks:
+            image, text = block(image, text, frames, causal)
+        out = self.out(self.norm(image)).transpose(1, 2).unflatten(2, grid)
+        out = F.pixel_shuffle(out, patch)[..., :h, :w]
+        bound = self.config.bound
+        return bound * torch.tanh(out / bound) if bound else out
+
+    def scale(self, signal: Tensor, noise: Tensor) -> Tensor:
+        """k_t of the adapter's variant."""
+        return shift_scale(signal, noise, self.config.scale)
+
+    def save(self, path: Path, **notes: str) -> None:
+        """One safetensors file; the settings and sizes are in its metadata."""
+        about = {"config": json.dumps(asdict(self.config)), "sizes": json.dumps(self.sizes), **notes}
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path, metadata=about)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:
+        """Read what :meth:`save` wrote; raises WeightsError when it is not one."""
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                about: dict[str, Any] = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            adapter = cls(merge(AdapterConfig(), json.loads(about["config"])), **json.loads(about["sizes"]))
+            adapter.load_state_dict(tensors)
+        except Exception as error:
+            line = str(error).split("\n")[0][:160]
+            raise WeightsError(f"{path} is not a context adapter: {line}", "tune again") from error
+        return adapter.to(device)
+
+
+def causal_mask(frames: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+    """(F, F) bool: frame i sees itself and the ``window − 1`` frames before it."""
+    i = torch.arange(frames, device=device)
+    gap = i[:, None] - i[None]
+    return (gap >= 0) & (gap < window)
+
+
+def _sinusoids(values: Tensor, width: int) -> Tensor:
+    """(N,) to (N, width): sines and cosines, as the UNet's timestep embedding."""
+    half = width // 2
+    rates = torch.exp(-math.log(10_000) * torch.arange(half, device=values.device) / half)
+    angles = values.float()[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _positions(h: int, w: int, width: int, like: Tensor) -> Tensor:
+    """(h·w, width): half the width for rows, half for columns."""
+    rows = _sinusoids(torch.arange(h, device=like.device), width // 2)[:, None].expand(-1, w, -1)
+    columns = _sinusoids(torch.arange(w, device=like.device), width - width // 2)[None].expand(h, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1).to(like)

@@ -1,0 +1,126 @@
+"""Which target word takes which source word's attention (prompt-to-prompt, Hertz et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ctxedit.errors import ConfigError
+from ctxedit.models.attention import WordAlignment
+from ctxedit.models.backbone import Word
+
+#: Words that say nothing of what is seen: never the reason for a mask.
+_FUNCTION_WORDS = frozenset(
+    "a an the of on in at by to with and or is are was be style under over near next into from its his her".split()
+)
+
+
+def align(
+    source: Sequence[Word],
+    target: Sequence[Word],
+    length: int,
+    how: Literal["auto", "replace", "refine"] = "auto",
+    weights: Mapping[str, float] | None = None,
+) -> WordAlignment:
+    """Token mapping from a source prompt to a target prompt.
+
+    ``replace``: the i-th target word takes the i-th source word's attention; the counts must agree.
+    ``refine``: words that both prompts have (longest common subsequence) take the source's, new words keep
+    their own. ``auto``: replace where the counts agree. Start, end and padding tokens take the source's.
+
+    Args:
+        source, target: the prompts' words.
+        length: tokens of the text encoder.
+        how: see above.
+        weights: the equaliser, by target word (any case); 1 for the rest.
+
+    Returns:
+        mapper (length, length), share (length,), weight (length,), float32. Each source token's row of the
+        mapper sums to at most 1, and the shared columns carry the source's whole attention on shared words.
+
+    Raises:
+        ConfigError: ``replace`` with differing counts; a weight for a word that the prompt lacks.
+    """
+    same_count = len(source) == len(target)
+    if how == "replace" and not same_count:
+        raise ConfigError(
+            f"fusion.cross = 'replace' needs as many words in both prompts ({len(source)} and {len(target)})",
+            "use 'refine', or 'auto'",
+        )
+    mapper, share = torch.zeros(length, length), torch.zeros(length)
+    if how == "replace" or (how == "auto" and same_count):
+        pairs = list(zip(source, target, strict=True))
+    else:
+        pairs = _common(source, target)
+    for old, new in pairs:
+        _map_word(mapper, share, old.tokens, new.tokens)
+    _map_word(mapper, share, (0,), (0,))
+    _map_padding(mapper, share, _end(source), _end(target))
+    return WordAlignment(mapper, share, equaliser(target, length, weights or {}))
+
+
+def equaliser(target: Sequence[Word], length: int, weights: Mapping[str, float]) -> Tensor:
+    """(length,): the weight of each token of the target prompt; raises ConfigError for an absent word."""
+    weight = torch.ones(length)
+    for text, value in weights.items():
+        found = [w for w in target if w.text.lower() == text.lower()]
+        if not found:
+            raise ConfigError(f"fusion.words: the target has no word {text!r}", "words are matched whole")
+        for word in found:
+            weight[list(word.tokens)] = value
+    return weight
+
+
+def changed(source: Sequence[Word], target: Sequence[Word]) -> tuple[list[Word], list[Word]]:
+    """Content words that only the source has, and those that only the target has."""
+    kept_old = {id(a) for a, _ in _common(source, target)}
+    kept_new = {id(b) for _, b in _common(source, target)}
+
+    def content(words: Sequence[Word], kept: set[int]) -> list[Word]:
+        return [w for w in words if id(w) not in kept and w.text[0].isalnum() and w.text.lower() not in _FUNCTION_WORDS]
+
+    return content(source, kept_old), content(target, kept_new)
+
+
+def columns(words: Sequence[Word], length: int) -> Tensor:
+    """(length, words): for each word ones at its tokens; a heat map's values."""
+    out = torch.zeros(length, len(words))
+    for i, word in enumerate(words):
+        out[list(word.tokens), i] = 1
+    return out
+
+
+def _common(source: Sequence[Word], target: Sequence[Word]) -> list[tuple[Word, Word]]:
+    matcher = SequenceMatcher(None, [w.text.lower() for w in source], [w.text.lower() for w in target], autojunk=False)
+    return [
+        (source[block.a + i], target[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)
+    ]
+
+
+def _end(words: Sequence[Word]) -> int:
+    return words[-1].tokens[-1] + 1 if words else 1
+
+
+def _map_word(mapper: Tensor, share: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
+    """Token by token where the counts agree, else the source's attention spread evenly."""
+    if len(old) == len(new):
+        mapper[list(old), list(new)] = 1
+    else:
+        mapper[torch.tensor(old)[:, None], torch.tensor(new)] = 1 / len(new)
+    share[list(new)] = 1
+
+
+def _map_padding(mapper: Tensor, share: Tensor, old_end: int, new_end: int) -> None:
+    """End and padding in order; where one side has more, its surplus meets the other's last, mass kept."""
+    length = mapper.shape[0]
+    old, new = range(old_end, length), range(new_end, length)
+    shared = min(len(old), len(new))
+    for i in range(shared - 1):
+        mapper[old[i], new[i]] = 1
+    last_old, last_new = list(old)[shared - 1 :], list(new)[shared - 1 :]
+    mapper[torch.tensor(last_old)[:, None], torch.tensor(last_new)] = 1 / len(last_new)
+    share[list(new)] = 1

@@ -1,0 +1,290 @@
+"""What frames see of each other, and fusion: one attention processor, without state and without maps.
+
+A processor gets all it needs with each call, through diffusers' ``cross_attention_kwargs``: a
+:class:`FrameView` (which frames, which lanes) and, in a fused step, a :class:`Fusion`.
+
+Lanes: the batch is ``lanes × frames``. A plain call has one lane; guidance has two (unconditional,
+conditional); a fused step puts the source's lane before them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from ctxedit.config import AttentionConfig
+from ctxedit.errors import ConfigError
+
+#: ``kernel(q, k, v)`` on (B, heads, tokens, dim): softmax(q kᵀ / √dim) v.
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def seen_frames(config: AttentionConfig, count: int) -> tuple[tuple[int, ...], ...]:
+    """For each of ``count`` frames the distinct frames that it attends to.
+
+    ``causal``: itself and the ``window − 1`` before it (ContextDiff). ``sparse-causal``: the first and the
+    previous (Tune-A-Video). ``key-frame``: one (FateZero's middle frame, ControlVideo's first).
+    ``none``: itself.
+    """
+    if config.frames == "causal":
+        return tuple(tuple(range(max(0, i - config.window + 1), i + 1)) for i in range(count))
+    if config.frames == "sparse-causal":
+        return tuple(tuple(sorted({0, max(0, i - 1)})) for i in range(count))
+    if config.frames == "key-frame":
+        key = count // 2 if config.key < 0 else config.key
+        if key >= count:
+            raise ConfigError(f"attention.key = {key}, but the clip has {count} frames")
+        return ((key,),) * count
+    return tuple((i,) for i in range(count))
+
+
+@dataclass(frozen=True)
+class WordAlignment:
+    """How target words take the source's maps (prompt-to-prompt, Hertz et al. 2022).
+
+    Attributes:
+        mapper: (source tokens, target tokens); ``W`` of a replacement, or ``G`` of a refinement.
+        share: (target tokens,) in [0, 1]: ``a``; 0 leaves a target word its own map.
+        weight: (target tokens,): ``e``, the equaliser.
+    """
+
+    mapper: Tensor
+    share: Tensor
+    weight: Tensor
+
+
+@dataclass
+class HeatMap:
+    """Collects cross-attention of chosen words over layers, as sums of maps brought to one size.
+
+    Attributes:
+        columns: (tokens, words) one-hot sums of each word's tokens.
+        lane: whose attention.
+        side: (h, w) of the maps kept.
+        finest, coarsest: only layers with at most / at least this many positions.
+    """
+
+    columns: Tensor
+    lane: int
+    side: tuple[int, int]
+    finest: int
+    coarsest: int = 0
+    total: Tensor | None = None
+    layers: int = 0
+
+    def add(self, q: Tensor, k: Tensor, side: tuple[int, int], kernel: Kernel) -> None:
+        """Add one layer's map: ``A(q, k, one-hot columns)``, mean over heads. q, k of one lane."""
+        columns = self.columns.to(q).expand(*k.shape[:2], -1, -1)
+        heat = kernel(q, k, _pad(columns, q.shape[-1]))[..., : columns.shape[-1]].float().mean(1)
+        heat = heat.transpose(1, 2).reshape(heat.shape[0], -1, *side)
+        heat = F.interpolate(heat, self.side, mode="bilinear", align_corners=False)
+        self.total = heat if self.total is None else self.total + heat
+        self.layers += 1
+
+    def mean(self) -> Tensor:
+        """(frames, words, h, w): mean over layers and heads."""
+        if self.total is None:
+            raise ConfigError("no attention layer is of a size that the heat map takes")
+        return self.total / self.layers
+
+
+def _pad(v: Tensor, dim: int) -> Tensor:
+    """Kernels want values as wide as keys: fill a narrow one with zeros."""
+    return F.pad(v, (0, dim - v.shape[-1])) if v.shape[-1] < dim else v
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What one fused step mixes of lane 0 (source) into lane ``target``.
+
+    Attributes:
+        self_attention: take the source's self-attention.
+        cross: take the source's cross-attention by this alignment, or None.
+        mask: (frames, 1, h, w) in {0, 1}: where self-attention stays the target's own; None is nowhere.
+        finest: only layers with at most this many positions.
+    """
+
+    self_attention: bool
+    cross: WordAlignment | None
+    finest: int
+    target: int = 2
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """One call's batch: ``lanes × frames``, and (height, width) of the latent."""
+
+    seen: tuple[tuple[int, ...], ...]
+    side: tuple[int, int]
+    lanes: int = 1
+    fusion: Fusion | None = None
+    heats: tuple[HeatMap, ...] = ()
+    weight: Tensor | None = None
+
+    @property
+    def frames(self) -> int:
+        return len(self.seen)
+
+    def layer_side(self, tokens: int) -> tuple[int, int]:
+        """(h, w) of a layer with that many positions: the latent halved, rounding up, until it fits."""
+        h, w = self.side
+        while h * w > tokens:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        if h * w != tokens:
+            raise ConfigError(f"a layer of {tokens} positions does not belong to a latent of {self.side}")
+        return h, w
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's fused attention."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def xformers_kernel() -> Kernel:
+    """xformers' memory-efficient attention; raises ConfigError where it is not installed."""
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise ConfigError("xformers is not installed", "pip install 'ctxedit[xformers]', or leave it out") from error
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return memory_efficient_attention(q, k, v).transpose(1, 2)
+
+    return kernel
+
+
+def make_kernel(backend: str) -> Kernel:
+    """The kernel by its setting: ``sdpa`` or ``xformers``."""
+    return xformers_kernel() if backend == "xformers" else sdpa
+
+
+def across_frames(q: Tensor, k: Tensor, v: Tensor, seen: tuple[tuple[int, ...], ...], kernel: Kernel) -> Tensor:
+    """Attention in which frame i's keys and values are those of the frames ``seen[i]``.
+
+    Frames that see equally many are one kernel call, so no mask is needed and no key counts twice.
+
+    Args:
+        q, k, v: (lanes·frames, heads, tokens, dim).
+        seen: for each frame the frames it attends to.
+        kernel: fused attention.
+    """
+    n = len(seen)
+    if all(s == (i,) for i, s in enumerate(seen)):
+        return kernel(q, k, v)
+    lanes = q.shape[0] // n
+    q, k, v = (x.unflatten(0, (lanes, n)) for x in (q, k, v))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, s in enumerate(seen):
+        groups[len(s)].append(i)
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
+    for members in groups.values():
+        index = torch.tensor([seen[i] for i in members], device=q.device)
+        # (lanes, members, seen, heads, tokens, dim) → seen·tokens side by side
+        ks, vs = (x[:, index].transpose(2, 3).flatten(3, 4).flatten(0, 1) for x in (k, v))
+        part = kernel(q[:, members].flatten(0, 1), ks, vs)
+        out[:, members] = part.unflatten(0, (lanes, len(members)))
+    return out.flatten(0, 1)
+
+
+def fuse_cross(q: Tensor, k: Tensor, v: Tensor, source: slice, target: slice, how: WordAlignment, kernel: Kernel) -> Tensor:
+    """The target's cross-attention output with the source's maps (architecture.md, decision 3).
+
+    ``A(q_s, k_s, G·(a ⊙ e ⊙ v_t)) + A(q_t, k_t, (1 − a) ⊙ e ⊙ v_t)``; with ``a = 1`` it is the replacement.
+    """
+    value = v[target] * how.weight.to(v)[:, None]
+    share = how.share.to(v)[:, None]
+    out = kernel(q[source], k[source], how.mapper.to(v) @ (share * value))
+    if bool((how.share < 1).any()):
+        out = out + kernel(q[target], k[target], (1 - share) * value)
+    return out
+
+
+class FrameAttention:
+    """A diffusers attention processor for folded frames. Holds settings only."""
+
+    def __init__(self, kernel: Kernel, is_cross: bool) -> None:
+        self.kernel, self.is_cross = kernel, is_cross
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        view: FrameView | None = None,
+    ) -> Tensor:
+        """(lanes·frames, tokens, channels) to the same."""
+        if view is None:
+            raise ConfigError("this network's attention was prepared for clips: call it through the backbone")
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if attn.norm_cross and encoder_hidden_states is not None:
+            context = attn.norm_encoder_hidden_states(context)
+        q, k, v = (
+            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
+        out = self._cross(q, k, v, view) if self.is_cross else self._self(q, k, v, view)
+        out = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return attn.to_out[1](out)
+
+    def _cross(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
+        n, tokens, fusion = view.frames, q.shape[2], view.fusion
+        for heat in view.heats:
+            if heat.coarsest <= tokens <= heat.finest:
+                lane = slice(heat.lane * n, (heat.lane + 1) * n)
+                heat.add(q[lane], k[lane], view.layer_side(tokens), self.kernel)
+        fused = fusion is not None and fusion.cross is not None and tokens <= fusion.finest
+        if not fused:
+            if view.weight is not None:
+                # The equaliser acts on the last lane (conditional) whether maps are fused or not.
+                last = slice(v.shape[0] - n, None)
+                v = torch.cat([v[: v.shape[0] - n], v[last] * view.weight.to(v)[:, None]])
+            return self.kernel(q, k, v)
+        assert fusion is not None and fusion.cross is not None
+        target = slice(fusion.target * n, (fusion.target + 1) * n)
+        own = self.kernel(q[: target.start], k[: target.start], v[: target.start])
+        return torch.cat([own, fuse_cross(q, k, v, slice(0, n), target, fusion.cross, self.kernel)])
+
+    def _self(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
+        n, tokens, fusion, seen = view.frames, q.shape[2], view.fusion, view.seen
+        if fusion is None or not fusion.self_attention or tokens > fusion.finest:
+            return across_frames(q, k, v, seen, self.kernel)
+        source, target = slice(0, n), slice(fusion.target * n, (fusion.target + 1) * n)
+        rest = slice(0, target.start)
+        fused = across_frames(q[source], k[source], v[target], seen, self.kernel)
+        if fusion.mask is not None:
+            own = across_frames(q[target], k[target], v[target], seen, self.kernel)
+            mask = F.interpolate(fusion.mask.to(q), view.layer_side(tokens), mode="nearest")
+            mask = mask.flatten(2).transpose(1, 2)[:, None]
+            fused = mask * own + (1 - mask) * fused
+        return torch.cat([across_frames(q[rest], k[rest], v[rest], seen, self.kernel), fused])
+
+
+@contextmanager
+def frame_attention(unet: UNet2DConditionModel, backend: str = "sdpa") -> Iterator[None]:
+    """Install :class:`FrameAttention` in every attention layer; what was there comes back on leaving.
+
+    Raises:
+        ConfigError: the network has no attention layer, or the backend is missing.
+    """
+    before = unet.attn_processors
+    if not before:
+        raise ConfigError("the network has no attention layers")
+    kernel = make_kernel(backend)
+    # set_attn_processor empties the dictionary it is given: pass a copy.
+    unet.set_attn_processor({name: FrameAttention(kernel, "attn2" in name) for name in before})
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(dict(before))

@@ -1,0 +1,193 @@
+"""The backbone: any diffusers-format Stable Diffusion 1.x or 2.x, frames folded into the batch.
+
+An object with few abilities (the seam of architecture.md): encode and decode frames, embed a prompt, predict
+x̂_0, name its attention layers, say its schedule's levels. Nothing outside this file asks which model it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ctxedit.config import AttentionConfig
+from ctxedit.diffusion import schedule
+from ctxedit.diffusion.parameterization import Prediction, to_x0
+from ctxedit.errors import InputError, WeightsError
+from ctxedit.models.attention import FrameView, frame_attention
+from ctxedit.models.temporal import TemporalLayers
+from ctxedit.models.weights import Checkpoint, locate, parts
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt and the positions of its tokens in the text encoder's output."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Backbone:
+    """A loaded Stable Diffusion checkpoint, frozen.
+
+    Attributes:
+        name: for labels.
+        builtin: whether it is the small one in the package.
+        unet, vae, text_encoder: the stock networks.
+        resolution: pixels of the side it was trained on.
+        multiple: frame sides must be multiples of this.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        loaded = parts(checkpoint, device, dtype)
+        self.name, self.builtin, self.path = checkpoint.name, checkpoint.builtin, checkpoint.path
+        self.unet, self.vae = loaded["unet"], loaded["vae"]
+        self.text_encoder, self.tokenizer = loaded["text_encoder"], loaded["tokenizer"]
+        self.device, self.dtype = device, dtype
+        self._scheduler = loaded["scheduler"].config
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self.prediction: Prediction = self._scheduler.prediction_type
+        self.alphas_cumprod = _alphas_cumprod(self._scheduler)
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        sample = self.unet.config.sample_size
+        self.resolution = self.factor * (sample if isinstance(sample, int) else max(sample))
+        # Every level of the UNet halves the latent; a side that does not halve evenly would not come back.
+        self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        self.latent_channels = int(self.unet.config.in_channels)
+        self.context_width = int(self.unet.config.cross_attention_dim)
+        self.context_length = int(self.tokenizer.model_max_length)
+        if self.latent_channels != self.vae.config.latent_channels:
+            raise WeightsError(
+                f"{self.name}: the UNet takes {self.latent_channels} channels, the autoencoder gives "
+                f"{self.vae.config.latent_channels}",
+                "inpainting and upscaling checkpoints are not supported",
+            )
+
+    @classmethod
+    def load(cls, model: str, device: torch.device, dtype: torch.dtype, offline: bool = False) -> Backbone:
+        """Locate and load; errors as in :mod:`ctxedit.models.weights`."""
+        return cls(locate(model, offline), device, dtype)
+
+    def levels(self, steps: int) -> schedule.Levels:
+        """The used noise levels for so many steps, spaced as the checkpoint's scheduler says."""
+        spacing = self._scheduler.timestep_spacing
+        offset = self._scheduler.steps_offset if spacing == "leading" else 0
+        return schedule.levels(self.alphas_cumprod, steps, spacing, offset)
+
+    @torch.no_grad()
+    def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
+        """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f): the posterior's mean, in slices."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
+        means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
+        return torch.cat(means) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
+        """Scaled latents (F, C, h, w) to RGB uint8 (F, H, W, 3), in slices."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.device, self.dtype)
+        pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(chunk)])
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Texts to the text encoder's last hidden state (N, L, D). The empty text is the unconditional one."""
+        ids = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        ).input_ids.to(self.device)
+        return self.text_encoder(ids).last_hidden_state
+
+    def words(self, text: str) -> list[Word]:
+        """The prompt's words and their tokens' positions (position 0 is the start token).
+
+        Raises:
+            InputError: the prompt is longer than the text encoder takes.
+        """
+        found, at = [], 1
+        for word in split_words(text):
+            count = len(self.tokenizer(word, add_special_tokens=False).input_ids)
+            found.append(Word(word, tuple(range(at, at + count))))
+            at += count
+        if at + 1 > self.context_length:
+            cut = next(w.text for w in found if w.tokens and w.tokens[-1] >= self.context_length - 1)
+            raise InputError(
+                f"the prompt has {at - 1} tokens, {self.name} takes {self.context_length - 2}",
+                f"shorten it: from {cut!r} on it would be cut",
+            )
+        return found
+
+    def predict_x0(
+        self, x: Tensor, timestep: int, context: Tensor, signal: Tensor, noise: Tensor, view: FrameView
+    ) -> Tensor:
+        """x̂_0 of (lanes·frames, C, h, w) latents at a level (Eq 6).
+
+        Args:
+            x: latents, lanes after one another.
+            timestep: what the network is told.
+            context: (lanes, L, D) text embeddings, one for each lane.
+            signal, noise: the level that ``x`` is at.
+            view: frames, lanes, fusion.
+        """
+        return to_x0(self.raw(x, timestep, context, view), x, signal, noise, self.prediction)
+
+    def raw(self, x: Tensor, timestep: int | Tensor, context: Tensor, view: FrameView) -> Tensor:
+        """The network's own output (noise or velocity), float32 for half-precision networks."""
+        words = context.repeat_interleave(view.frames, dim=0)
+        kwargs = {"view": view}
+        out = self.unet(x.to(self.dtype), timestep, words.to(self.dtype), cross_attention_kwargs=kwargs).sample
+        return out.to(x.dtype)
+
+    @contextmanager
+    def attention(self, config: AttentionConfig) -> Iterator[None]:
+        """Clip attention in the UNet, for as long as the block lasts."""
+        with frame_attention(self.unet, config.backend):
+            yield
+
+    def temporal_layers(self, seed: int = 0) -> TemporalLayers:
+        """Fresh temporal layers, hooked into the UNet; they do nothing until trained."""
+        return TemporalLayers(self.unet, seed).to(self.device)
+
+    def select(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """The UNet's parameters whose path contains one of the names, e.g. ``attn1.to_q``."""
+        return {
+            key: value
+            for key, value in self.unet.named_parameters()
+            if any(f".{name}." in f".{key}." for name in names)
+        }
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks, in order; what prompt-to-prompt aligns."""
+    import re
+
+    return re.findall(r"\w+(?:['’-]\w+)*|[^\w\s]", text)
+
+
+def _alphas_cumprod(config: Any) -> Tensor:
+    kinds = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+    if config.beta_schedule not in kinds:
+        raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")
+    return schedule.alphas_cumprod(
+        config.num_train_timesteps,
+        config.beta_start,
+        config.beta_end,
+        kinds[config.beta_schedule],  # type: ignore[arg-type]
+        bool(config.rescale_betas_zero_snr),
+    )
+
+
+def builtin_vocabulary(path: Path) -> set[str] | None:
+    """Words that the built-in models were trained on, or None for a model that does not say."""
+    import json
+
+    file = path / "vocabulary.json"
+    return set(json.loads(file.read_text())) if file.is_file() else None

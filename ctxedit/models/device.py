@@ -1,0 +1,36 @@
+"""Devices and precisions, from what a person asks for."""
+
+from __future__ import annotations
+
+import torch
+
+from ctxedit.errors import ConfigError, ResourceError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA, then MPS, then CPU; raises ResourceError for a device that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device named {name!r}", "auto, cpu, cuda, cuda:1, mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(f"{name} is not there", "this machine has no such CUDA device; try --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError("mps is not there", "try --device cpu")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is float32 on CPU and MPS, bfloat16 on GPUs that have it, else float16."""
+    if name != "auto":
+        dtype = getattr(torch, name)
+        if dtype == torch.float16 and device.type == "cpu":
+            raise ConfigError("float16 does not run on the CPU", "use --dtype float32 or bfloat16")
+        return dtype
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

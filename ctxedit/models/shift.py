@@ -1,0 +1,41 @@
+"""The shift b_t = k_t · r_φ(x_0, c, t) of one clip and one prompt, ready for any level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ctxedit.diffusion.broadcast import per_sample
+from ctxedit.diffusion.schedule import Levels
+from ctxedit.models.adapter import ContextAdapter
+
+
+@dataclass(frozen=True)
+class ContextShift:
+    """An adapter bound to a prompt.
+
+    Attributes:
+        adapter: r_φ.
+        context: (1, L, D) embedding of the prompt.
+        frames: F.
+        look: latents (F, C, h, w) to image tokens, for an adapter that sees through CLIP; else None.
+    """
+
+    adapter: ContextAdapter
+    context: Tensor
+    frames: int
+    look: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, x0: Tensor, timestep: int | Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """b_t, the shape of x0 (F, C, h, w)."""
+        tokens = self.look(x0) if self.look is not None else None
+        r = self.adapter(x0.float(), self.context.float(), timestep, self.frames, tokens)
+        return (per_sample(self.adapter.scale(signal, noise), x0) * r).to(x0.dtype)
+
+    def at(self, x0: Tensor, levels: Levels, level: int) -> Tensor | None:
+        """b at a level; None at level 0, where k is 0."""
+        if level == 0:
+            return None
+        return self(x0, levels.timestep(level), *levels.at(level))

