@@ -104,10 +104,14 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class InvertConfig:
-    """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``."""
+    """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``.
+
+    ``refinements`` are further network evaluations a step towards the exact inverse (fixed point); 0 is DDIM's.
+    """
 
     steps: int = 20
     prompt: Literal["source", "empty"] = "source"
+    refinements: int = 0
 
 
 @dataclass(frozen=True)
@@ -313,6 +317,7 @@ def validated(config: Config) -> Config:
         (config.tune.save_every >= 1, "tune.save_every", config.tune.save_every, "at least 1"),
         (1 <= config.edit.steps <= 1000, "edit.steps", config.edit.steps, "1 to 1000"),
         (1 <= config.invert.steps <= 1000, "invert.steps", config.invert.steps, "1 to 1000"),
+        (config.invert.refinements >= 0, "invert.refinements", config.invert.refinements, "0 or more"),
         (config.edit.guidance >= 0, "edit.guidance", config.edit.guidance, "0 or more"),
         (0 <= config.edit.eta <= 1, "edit.eta", config.edit.eta, "0 to 1"),
         (0 < config.edit.strength <= 1, "edit.strength", config.edit.strength, "above 0, up to 1"),

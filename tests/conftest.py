@@ -1,6 +1,89 @@
-"""Shared by every test: no hub, and deterministic seeds."""
+"""Shared by every test: no hub, a tiny Stable Diffusion folder with random weights."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+
+def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int = 16) -> Path:
+    """A Stable Diffusion checkpoint of diffusers' own classes, small and random, saved as a pipeline folder."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from ctxedit.bundled.training.tokenizer import build
+
+    tokenizer = build(folder / "words", captions=2000)
+    torch.manual_seed(0)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=sample,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=4 * sample,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+    pipe = StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipe.save_pretrained(folder / prediction)
+    return folder / prediction
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 1.x folder (noise head)."""
+    return make_stable_diffusion(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 2.x folder (velocity head)."""
+    return make_stable_diffusion(tmp_path_factory.mktemp("sd2"), "v_prediction")
+
+
+@pytest.fixture()
+def backbone(stable_diffusion: Path):
+    """The tiny checkpoint, loaded in float64 so that equalities are exact."""
+    import torch
+
+    from ctxedit.models.backbone import Backbone
+
+    return Backbone.load(str(stable_diffusion), torch.device("cpu"), torch.float64)

@@ -60,7 +60,7 @@ class ClipTask:
         loss = to_text + 0.5 * to_image + twin
         found = (logits.argmax(1) == right).float().mean()
         beaten = (logits[right, right] > logits[right, right + n]).float().mean()
-        return loss, {"loss": float(loss), "found": float(found), "one_word": float(beaten)}
+        return loss, {"loss": loss.item(), "found": found.item(), "one_word": beaten.item()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
         half = CLIPModel(model.config)

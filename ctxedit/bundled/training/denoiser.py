@@ -24,7 +24,8 @@ class DenoiserTask:
     def __init__(
         self,
         autoencoder: Path,
-        clip: Path,
+        text_encoder: Path,
+        tokenizer: Path,
         channels: list[int],
         layers: int,
         head: int,
@@ -35,8 +36,8 @@ class DenoiserTask:
     ) -> None:
         self.size, self.gamma, self.empty = size, gamma, empty
         self.vae = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
-        self.text = CLIPTextModel.from_pretrained(clip, dtype=torch.float32).eval().requires_grad_(False)
-        self.tokenizer = CLIPTokenizer.from_pretrained(clip)
+        self.text = CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32).eval().requires_grad_(False)
+        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
         self.scheduler = scheduler()
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
@@ -76,21 +77,25 @@ class DenoiserTask:
         # The velocity loss weighs x0's error by SNR + 1; min-SNR wants min(SNR, γ).
         snr = bar / (1 - bar)
         loss = (each * snr.clamp(max=self.gamma) / (snr + 1)).mean()
-        return loss, {"loss": float(loss), "velocity": float(each.mean())}
+        return loss, {"loss": loss.item(), "velocity": each.mean().item()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
         half = UNet2DConditionModel.from_config(model.config)
         half.load_state_dict(model.state_dict())
         half.half().save_pretrained(folder)
-        write_layout(folder.parent, self.text, self.tokenizer)
+        write_layout(folder.parent)
 
 
-def write_layout(folder: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """The rest of a diffusers Stable Diffusion folder: text encoder, tokenizer, scheduler, index."""
-    half = CLIPTextModel(text.config)
-    half.load_state_dict(text.state_dict())
-    half.half().save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
+def freeze_text_encoder(clip: Path, weights: Path) -> None:
+    """Give the denoiser a text encoder of its own, once: CLIP may be trained further, this one may not move."""
+    if (weights / "text_encoder" / "config.json").is_file():
+        return
+    CLIPTextModel.from_pretrained(clip, dtype=torch.float16).save_pretrained(weights / "text_encoder")
+    CLIPTokenizer.from_pretrained(clip).save_pretrained(weights / "tokenizer")
+
+
+def write_layout(folder: Path) -> None:
+    """The rest of a diffusers Stable Diffusion folder: scheduler, index; and the words that were taught."""
     scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",

@@ -60,9 +60,10 @@ def make_task(recipe: Recipe, weights: Path) -> Task:
 
         return CaptionerTask(weights / "clip", **recipe.task)
     if recipe.part == "denoiser":
-        from ctxedit.bundled.training.denoiser import DenoiserTask
+        from ctxedit.bundled.training.denoiser import DenoiserTask, freeze_text_encoder
 
-        return DenoiserTask(weights / "vae", weights / "clip", **recipe.task)
+        freeze_text_encoder(weights / "clip", weights)
+        return DenoiserTask(weights / "vae", weights / "text_encoder", weights / "tokenizer", **recipe.task)
     raise ConfigError(f"recipe: no part named {recipe.part!r}", f"parts are: {', '.join(ORDER)}")
 
 

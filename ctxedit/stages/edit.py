@@ -1,0 +1,95 @@
+"""Edit an inverted clip towards a target prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctxedit.config import Config
+from ctxedit.diffusion.forward import marginal
+from ctxedit.diffusion.schedule import Levels
+from ctxedit.models.alignment import align, changed
+from ctxedit.models.attention import FrameView
+from ctxedit.models.backbone import Backbone
+from ctxedit.models.shift import ContextShift
+from ctxedit.stages.invert import Progress, no_progress
+from ctxedit.stages.sample import Sampling, Source, sample
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all edits of one clip share.
+
+    Attributes:
+        backbone: with clip attention installed.
+        prompt: the source prompt.
+        trajectory: (S + 1, F, C, h, w); level 0 alone where nothing was inverted.
+        levels: S used levels.
+        view: one lane.
+    """
+
+    backbone: Backbone
+    prompt: str
+    trajectory: Tensor
+    levels: Levels
+    view: FrameView
+
+
+def edit(
+    scene: Scene,
+    target: str,
+    config: Config,
+    shift: ContextShift | None = None,
+    mask: Tensor | None = None,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Latents (F, C, h, w) of the edited clip.
+
+    Args:
+        scene: the inverted clip.
+        target: what it shall show.
+        config: fusion, guidance, steps, seed.
+        shift: b_t of the target prompt, or None.
+        mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
+        progress: told (done, total) steps.
+
+    Raises:
+        InputError: the target is longer than the text encoder takes.
+        NumericsError: NaN or infinity appeared.
+    """
+    backbone, levels = scene.backbone, scene.levels
+    context = backbone.embed([config.edit.negative_prompt, target])
+    generator = torch.Generator().manual_seed(config.seed)
+    if config.edit.start == "noise":
+        start = max(1, round(levels.steps * config.edit.strength))
+        clean = scene.trajectory[0]
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        a, s = levels.at(start)
+        b = None if shift is None else shift.at(clean, levels, start)
+        x = marginal(clean, noise, a, s, b)
+        # Without an inversion there is no source at the levels between: a mask then acts on the result.
+        how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
+        return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
+    how = Sampling(
+        config.edit.guidance, config.edit.eta, config.fusion, _source(scene, target, config), mask, generator
+    )
+    return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
+
+
+def _source(scene: Scene, target: str, config: Config) -> Source:
+    backbone = scene.backbone
+    old, new = backbone.words(scene.prompt), backbone.words(target)
+    alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.words)
+    prompt = scene.prompt if config.invert.prompt == "source" else ""
+    return Source(
+        scene.trajectory, backbone.embed([prompt]), alignment, changed(old, new), config.invert.refinements > 0
+    )
+
+
+def latent_mask(mask: Tensor, side: tuple[int, int]) -> Tensor:
+    """A pixel mask (F, H, W) in [0, 1] to latent size (F, 1, h, w): a latent pixel may change where any may."""
+    h, w = mask.shape[-2:]
+    return F.max_pool2d(mask[:, None], (h // side[0], w // side[1]))

@@ -1,0 +1,49 @@
+"""Text to image on the same core: same schedule, sampler, guidance and adapter."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ctxedit.config import Config
+from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.backbone import Backbone
+from ctxedit.models.shift import ContextShift
+from ctxedit.stages.invert import Progress, no_progress
+from ctxedit.stages.sample import Sampling, sample
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    text: str,
+    config: Config,
+    count: int = 1,
+    size: tuple[int, int] | None = None,
+    shift: ContextShift | None = None,
+    progress: Progress = no_progress,
+) -> NDArray[np.uint8]:
+    """Images of a text: RGB uint8 (count, H, W, 3).
+
+    Args:
+        backbone: any.
+        text: the prompt.
+        config: edit.steps, guidance, eta, negative prompt, seed.
+        count: images; each is independent of the others.
+        size: (height, width) in pixels, multiples of the backbone's; None is its own resolution.
+        shift: the adapter bound to the prompt (with ``frames`` = count), or None.
+        progress: told (done, total) steps.
+    """
+    height, width = size or (backbone.resolution, backbone.resolution)
+    side = (height // backbone.factor, width // backbone.factor)
+    generator = torch.Generator().manual_seed(config.seed)
+    x = torch.randn(count, backbone.latent_channels, *side, generator=generator).to(backbone.device)
+    levels = backbone.levels(config.edit.steps)
+    # Images do not see each other.
+    view = FrameView(seen_frames(config.attention.__class__(frames="none"), count), side)
+    how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
+    backbone.words(text)  # refuses a prompt that is too long
+    context = backbone.embed([config.edit.negative_prompt, text])
+    with backbone.attention(config.attention):
+        return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

@@ -1,0 +1,73 @@
+"""What a person looks at: the edited clip, a side-by-side with the source, a contact sheet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxedit.media.geometry import to_source
+from ctxedit.media.write import contact_sheet, side_by_side, write_clip, write_image
+from ctxedit.stages.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where an edit's results lie."""
+
+    video: Path
+    side_by_side: Path
+    sheet: Path
+
+    def names(self) -> list[str]:
+        """The three paths as text."""
+        return [str(self.video), str(self.side_by_side), str(self.sheet)]
+
+
+def files_for(video: Path) -> Files:
+    """The side-by-side and the sheet lie beside the video, under its name."""
+    stem = video.with_suffix("") if video.suffix else video.parent / video.name
+    return Files(
+        video, stem.with_name(f"{stem.name}-side-by-side.mp4"), stem.with_name(f"{stem.name}-sheet.png")
+    )
+
+
+def write(
+    prepared: Prepared,
+    edited: NDArray[np.uint8],
+    target: str,
+    source_prompt: str,
+    files: Files,
+    *,
+    source_size: bool,
+    audio: bool,
+    overwrite: bool,
+) -> None:
+    """Write all three.
+
+    Args:
+        prepared: the source clip.
+        edited: RGB uint8 (F, h, w, 3) at working size.
+        target, source_prompt: labels of the sheet.
+        files: where to.
+        source_size: scale the video to the source's size.
+        audio: copy the span's sound.
+        overwrite: an existing file may be replaced.
+    """
+    clip = prepared.clip
+    frames = to_source(edited, prepared.fit) if source_size else edited
+    sound = clip.info.path if audio and clip.info.has_audio else None
+    write_clip(
+        files.video,
+        frames,
+        clip.fps,
+        audio_from=sound,
+        audio_start=clip.start_seconds,
+        audio_duration=clip.span_seconds,
+        overwrite=overwrite,
+    )
+    write_clip(files.side_by_side, side_by_side(prepared.frames, edited), clip.fps, overwrite=overwrite)
+    sheet = contact_sheet([(f"source: {source_prompt}", prepared.frames), (f"edit: {target}", edited)])
+    write_image(files.sheet, sheet, overwrite=overwrite)

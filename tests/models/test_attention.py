@@ -1,0 +1,226 @@
+"""Clip attention and fusion against explicit, stored maps."""
+
+import math
+
+import pytest
+import torch
+
+from ctxedit.config import AttentionConfig
+from ctxedit.errors import ConfigError
+from ctxedit.models.alignment import align, columns
+from ctxedit.models.attention import (
+    FrameView,
+    Fusion,
+    HeatMap,
+    across_frames,
+    frame_attention,
+    sdpa,
+    seen_frames,
+)
+
+F, SIDE = 3, (16, 16)
+
+
+def view(rule="causal", **changes):
+    return FrameView(seen_frames(AttentionConfig(frames=rule), F), SIDE, **changes)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def softmax_map(q, k):
+    """The explicit map, (…, queries, keys)."""
+    return torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
+
+
+class TestSeenFrames:
+    def test_causal_is_itself_and_two_before(self):
+        assert seen_frames(AttentionConfig(), 5) == ((0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4))
+
+    def test_window_is_a_setting(self):
+        assert seen_frames(AttentionConfig(window=2), 4) == ((0,), (0, 1), (1, 2), (2, 3))
+
+    def test_sparse_causal_is_first_and_previous_without_itself(self):
+        assert seen_frames(AttentionConfig(frames="sparse-causal"), 4) == ((0,), (0,), (0, 1), (0, 2))
+
+    def test_key_frame(self):
+        assert seen_frames(AttentionConfig(frames="key-frame", key=-1), 5) == ((2,),) * 5
+        with pytest.raises(ConfigError):
+            seen_frames(AttentionConfig(frames="key-frame", key=5), 5)
+
+    def test_none_is_itself(self):
+        assert seen_frames(AttentionConfig(frames="none"), 2) == ((0,), (1,))
+
+
+@pytest.mark.parametrize("rule", ["causal", "sparse-causal", "key-frame", "none"])
+def test_across_frames_equals_masked_attention_over_all_frames(rule):
+    seen = seen_frames(AttentionConfig(frames=rule), 5)
+    q, k, v = (draw(2 * 5, 2, 7, 4, seed=s) for s in range(3))
+    out = across_frames(q, k, v, seen, sdpa)
+    for lane in range(2):
+        for i, frames in enumerate(seen):
+            # One query frame against every frame's keys, those not seen masked out.
+            keys, values = (x[lane * 5 : lane * 5 + 5].transpose(0, 1).flatten(1, 2) for x in (k, v))
+            allowed = torch.tensor([f in frames for f in range(5)]).repeat_interleave(7)
+            scores = q[lane * 5 + i] @ keys.transpose(-1, -2) / 2
+            maps = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
+            torch.testing.assert_close(out[lane * 5 + i], maps @ values, rtol=0, atol=1e-12)
+
+
+class Explicit:
+    """An oracle: materialises every map, stores the source's, and edits the target's as the papers write it."""
+
+    def __init__(self, name, store, mode, alignment=None, mask=None, seen=None):
+        self.name, self.store, self.mode = name, store, mode
+        self.alignment, self.mask, self.seen = alignment, mask, seen
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, view=None, **_):
+        cross = encoder_hidden_states is not None
+        context = encoder_hidden_states if cross else hidden_states
+        q, k, v = (
+            f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for f, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
+        outs = []
+        for i in range(q.shape[0]):
+            frames = [i] if cross else list(self.seen[i])
+            keys, values = (torch.cat([x[f] for f in frames], 1) for x in (k, v))
+            maps = softmax_map(q[i], keys)
+            slot = (self.name, i)
+            if self.mode == "store":
+                self.store[slot] = maps
+            else:
+                maps = self.edited(maps, self.store[slot], cross, i)
+            outs.append(maps @ values)
+        out = torch.stack(outs).transpose(1, 2).flatten(2)
+        return attn.to_out[0](out)
+
+    def edited(self, own, source, cross, frame):
+        if cross:
+            if self.alignment is None:
+                return own
+            a, e = self.alignment.share.double(), self.alignment.weight.double()
+            return (source @ self.alignment.mapper.double() * a + own * (1 - a)) * e
+        if self.mask is None:
+            return source
+        side = int(math.sqrt(own.shape[-2]))
+        m = torch.nn.functional.interpolate(self.mask[frame : frame + 1], (side, side)).flatten()[:, None]
+        return m * own + (1 - m) * source
+
+
+def explicit_target(backbone, x_s, x_t, words, t, alignment, mask, seen):
+    """The target's output with the source's maps, stored first, put into it."""
+    store, unet = {}, backbone.unet
+    names = list(unet.attn_processors)
+    for mode, x, context in (("store", x_s, words[:1]), ("edit", x_t, words[1:])):
+        unet.set_attn_processor({n: Explicit(n, store, mode, alignment, mask, seen) for n in names})
+        out = unet(x, t, context.expand(F, -1, -1)).sample
+    return out
+
+
+CASES = {
+    "replace": ("a tiger walking on the beach", "a panda walking on the beach", "auto", None),
+    "replace a place": ("a tiger walking on the beach", "a tiger walking in the forest", "auto", None),
+    "words of other lengths": ("a cat on the beach", "a xyzzyqwerty on the beach", "replace", None),
+    "refine": ("a tiger on the beach", "a watercolor painting of a tiger on the beach", "auto", None),
+    "reweight": ("a tiger on the beach", "a tiger on the beach, watercolor style", "refine", {"watercolor": 7.0}),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rule", ["causal", "none"])
+def test_fusion_equals_stored_maps(backbone, case, masked, rule):
+    source, target, how, weights = CASES[case]
+    alignment = align(
+        backbone.words(source), backbone.words(target), backbone.context_length, how, weights
+    )
+    words = backbone.embed([source, "", target])
+    x_s, x_t = draw(F, 4, *SIDE, seed=1), draw(F, 4, *SIDE, seed=2)
+    mask = (draw(F, 1, *SIDE, seed=3) > 0).double() if masked else None
+    seen = view(rule).seen
+    fusion = Fusion(True, alignment, finest=256, mask=mask)
+    with torch.no_grad(), frame_attention(backbone.unet):
+        lanes = view(rule, lanes=3, fusion=fusion)
+        got = backbone.raw(torch.cat([x_s, x_t, x_t]), 500, words, lanes).chunk(3)
+        plain = backbone.raw(x_s, 500, words[:1], view(rule))
+        uncond = backbone.raw(x_t, 500, words[1:2], view(rule))
+        unfused = backbone.raw(x_t, 500, words[2:], view(rule))
+    with torch.no_grad():
+        want = explicit_target(backbone, x_s, x_t, words[[0, 2]], 500, alignment, mask, seen)
+    torch.testing.assert_close(got[2], want, rtol=0, atol=1e-10)
+    # The other lanes are as if they ran alone, and fusion did change the target's.
+    torch.testing.assert_close(got[0], plain, rtol=0, atol=1e-10)
+    torch.testing.assert_close(got[1], uncond, rtol=0, atol=1e-10)
+    assert (got[2] - unfused).abs().max() > 1e-4
+
+
+def test_fusing_the_source_with_itself_changes_nothing(backbone):
+    prompt = "a tiger walking on the beach"
+    words = backbone.words(prompt)
+    fusion = Fusion(True, align(words, words, backbone.context_length), finest=256)
+    context = backbone.embed([prompt, "", prompt])
+    x = draw(F, 4, *SIDE)
+    with torch.no_grad(), frame_attention(backbone.unet):
+        out = backbone.raw(x.repeat(3, 1, 1, 1), 300, context, view(lanes=3, fusion=fusion)).chunk(3)
+    torch.testing.assert_close(out[2], out[0], rtol=0, atol=1e-12)
+
+
+def test_finest_leaves_large_layers_alone(backbone):
+    source, target = "a tiger on the beach", "a panda on the beach"
+    alignment = align(backbone.words(source), backbone.words(target), backbone.context_length)
+    context = backbone.embed([source, "", target])
+    x = torch.cat([draw(F, 4, *SIDE, seed=s) for s in (1, 2, 2)])
+    with torch.no_grad(), frame_attention(backbone.unet):
+        outs = [
+            backbone.raw(x, 500, context, view(lanes=3, fusion=Fusion(True, alignment, finest))).chunk(3)[2]
+            for finest in (256, 64, 1)
+        ]
+        plain = backbone.raw(x[F : 2 * F], 500, context[2:], view())
+    torch.testing.assert_close(outs[2], plain, rtol=0, atol=1e-12)
+    assert (outs[0] - outs[1]).abs().max() > 1e-5
+    assert (outs[1] - plain).abs().max() > 1e-5
+
+
+def test_heat_map_is_the_mean_of_the_words_columns(backbone):
+    prompt = "a tiger walking on the beach"
+    words = [w for w in backbone.words(prompt) if w.text in ("tiger", "beach")]
+    x, context = draw(F, 4, *SIDE), backbone.embed([prompt])
+    heat = HeatMap(columns(words, backbone.context_length), 0, SIDE, finest=256, coarsest=256)
+    with torch.no_grad(), frame_attention(backbone.unet):
+        backbone.raw(x, 500, context, view(heats=(heat,)))
+    store = {}
+    names = list(backbone.unet.attn_processors)
+    backbone.unet.set_attn_processor({n: Explicit(n, store, "store", seen=view().seen) for n in names})
+    with torch.no_grad():
+        backbone.unet(x, 500, context.expand(F, -1, -1))
+    layers = [n for n in names if "attn2" in n and store[n, 0].shape[-2] == 256]
+    maps = torch.stack([torch.stack([store[n, f] for f in range(F)]) for n in layers]).mean((0, 2))
+    want = torch.stack([maps[..., list(w.tokens)].sum(-1) for w in words], 1).unflatten(-1, SIDE)
+    torch.testing.assert_close(heat.mean().double(), want, rtol=0, atol=1e-6)
+
+
+def test_attention_is_put_back(backbone):
+    before = {k: type(p) for k, p in backbone.unet.attn_processors.items()}
+    with pytest.raises(RuntimeError, match="inside"), frame_attention(backbone.unet):
+        raise RuntimeError("inside")
+    assert {k: type(p) for k, p in backbone.unet.attn_processors.items()} == before
+
+
+def test_without_frames_seeing_each_other_it_is_the_stock_network(backbone):
+    x, context = draw(F, 4, *SIDE), backbone.embed(["a tiger"])
+    with torch.no_grad():
+        stock = backbone.unet(x, 500, context.expand(F, -1, -1)).sample
+        with frame_attention(backbone.unet):
+            ours = backbone.raw(x, 500, context, view("none"))
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-12)
+
+
+def test_xformers_missing_is_said(backbone):
+    pytest.importorskip("torch")
+    try:
+        import xformers  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match="xformers"), frame_attention(backbone.unet, "xformers"):
+            pass
