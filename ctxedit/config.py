@@ -89,7 +89,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``attn1``, ``temporal``, ``adapter``, …"""
+    """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``temporal``, ``adapter``, …"""
 
     steps: int = 200
     lr: float = 1e-5
@@ -234,7 +234,9 @@ def read_table(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"no file {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`") from error
+        raise ConfigError(
+            f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`"
+        ) from error
 
 
 def load(
@@ -310,7 +312,12 @@ def validated(config: Config) -> Config:
         (config.clip.start >= 0, "clip.start", config.clip.start, "0 or more"),
         (config.clip.size >= 0, "clip.size", config.clip.size, "0 (the model's) or pixels"),
         (config.attention.window >= 1, "attention.window", config.attention.window, "at least 1"),
-        (config.adapter.width % config.adapter.heads == 0, "adapter.width", config.adapter.width, "heads × n"),
+        (
+            config.adapter.width % config.adapter.heads == 0,
+            "adapter.width",
+            config.adapter.width,
+            "heads × n",
+        ),
         (config.adapter.bound >= 0, "adapter.bound", config.adapter.bound, "0 (free) or more"),
         (config.tune.steps >= 0, "tune.steps", config.tune.steps, "0 or more"),
         (config.tune.lr > 0, "tune.lr", config.tune.lr, "above 0"),
@@ -339,4 +346,8 @@ def validated(config: Config) -> Config:
 def to_table(config: Any) -> dict[str, Any]:
     """Settings as nested plain tables, ready for TOML or JSON."""
     out = dataclasses.asdict(config)
-    return {k: (list(v) if isinstance(v, tuple) else v) for k, v in out.items()} if isinstance(out, dict) else out
+    return (
+        {k: (list(v) if isinstance(v, tuple) else v) for k, v in out.items()}
+        if isinstance(out, dict)
+        else out
+    )

@@ -22,6 +22,7 @@ from ctxedit.media.temporary import atomic
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
 from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
+from ctxedit.models.clip import ClipScorer
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
@@ -124,7 +125,11 @@ class Session:
 
     @classmethod
     def reopen(
-        cls, run: Run, config: Config | None = None, options: Options | None = None, reporter: Reporter | None = None
+        cls,
+        run: Run,
+        config: Config | None = None,
+        options: Options | None = None,
+        reporter: Reporter | None = None,
     ) -> Session:
         """Go on with a run; ``config`` replaces its settings where they may still change (edit, fusion)."""
         run.check_clip()
@@ -242,8 +247,8 @@ class Session:
                     progress(row.step, note)
 
                 tensors = tuning.tune(
-                    self.backbone, self.latents, self.backbone.embed([self.prompt]), self.view, config, folder,
-                    self.config.seed, shift, self._temporal, report,
+                    self.backbone, self.latents, self.backbone.embed([self.prompt]), self.view, config,
+                    folder, self.config.seed, shift, self._temporal, report,
                 )  # fmt: skip
             with atomic(tuned, True) as temporary:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"prompt": self.prompt})
@@ -284,25 +289,18 @@ class Session:
         if not config.enabled:
             return None
         if self._adapter is None:
-            look = 0
-            if config.image == "clip":
-                look = self._image_encoder.width
+            width = self._image_scorer.image_width if config.image == "clip" else 0
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 b = self.backbone
-                self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, look)
+                self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
             self._adapter.to(self.device).eval().requires_grad_(False)
-        looker = self._image_encoder if config.image == "clip" else None
-        return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), looker)
+        look = self._look if config.image == "clip" else None
+        return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)
 
-    @cached_property
-    def _image_encoder(self) -> Any:
-        from ctxedit.models.looker import ImageTokens
-
-        scorer = evaluating.make_scorer(
-            self.config.clip_model, self.backbone.builtin, self.device, self.options.offline
-        )
-        return ImageTokens(self.backbone, scorer)
+    def _look(self, latents: Tensor) -> Tensor:
+        """The clean latents, or the prediction of them, as CLIP sees them decoded."""
+        return self._image_scorer.image_tokens(self.backbone.decode(latents)).to(self.device)
 
     def _temporal_layers(self) -> None:
         if self.config.attention.temporal and self._temporal is None:
@@ -357,13 +355,17 @@ class Session:
         with atomic(np_path, True) as temporary:
             save_file({"frames": torch.from_numpy(np.ascontiguousarray(frames))}, temporary)
         kept = [str(Path(p).resolve()) for p in files.names()] + [f"edits/{np_path.name}"]
-        self.run.finish(name, key, kept, target=target, video=str(files.video.resolve()), frames=f"edits/{np_path.name}")
+        self.run.finish(
+            name, key, kept, target=target, video=str(files.video.resolve()), frames=f"edits/{np_path.name}"
+        )
         return EditResult(target, files, False)
 
     def edited_frames(self, target: str, trajectory: Tensor) -> NDArray[np.uint8]:
         """RGB uint8 (F, h, w, 3) of an edit at working size, not written."""
         config, backbone = self.config, self.backbone
-        scene = editing.Scene(backbone, self.prompt, trajectory, backbone.levels(config.edit.steps), self.view)
+        scene = editing.Scene(
+            backbone, self.prompt, trajectory, backbone.levels(config.edit.steps), self.view
+        )
         pixels = self._mask()
         mask = None
         if pixels is not None:
@@ -385,7 +387,7 @@ class Session:
     def evaluate(self, target: str, frames: NDArray[np.uint8]) -> evaluating.Figures:
         """Figures of edited frames against the target and the source."""
         return evaluating.evaluate(
-            frames, target, self._scorer, self.prepared.frames, self.prompt, self._mask()
+            frames, target, self._image_scorer, self.prepared.frames, self.prompt, self._mask()
         )
 
     def evaluate_run(self) -> list[dict[str, Any]]:
@@ -397,11 +399,13 @@ class Session:
             figures = self.evaluate(facts["target"], frames)
             rows.append({"target": facts["target"], "video": facts["video"], **figures.table()})
         if not rows:
-            raise InputError(f"{self.run.folder} has no edits yet", "make one with `ctxedit edit --target TEXT`")
+            raise InputError(
+                f"{self.run.folder} has no edits yet", "make one with `ctxedit edit --target TEXT`"
+            )
         return rows
 
     @cached_property
-    def _scorer(self) -> Any:
+    def _image_scorer(self) -> ClipScorer:
         builtin = locate(self.config.model, self.options.offline).builtin
         return evaluating.make_scorer(self.config.clip_model, builtin, self.device, self.options.offline)
 
@@ -444,7 +448,9 @@ def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> 
         )
 
 
-def generate(text: str, config: Config, options: Options, reporter: Reporter, count: int = 1) -> NDArray[np.uint8]:
+def generate(
+    text: str, config: Config, options: Options, reporter: Reporter, count: int = 1
+) -> NDArray[np.uint8]:
     """Text to image: RGB uint8 (count, H, W, 3) on the settings' backbone."""
     if not text.strip():
         raise InputError("the text is empty", "say what the picture shall show")
@@ -456,12 +462,18 @@ def generate(text: str, config: Config, options: Options, reporter: Reporter, co
         raise ConfigError(f"size {size} is no multiple of {backbone.multiple}", "choose one that is")
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
         return generating.generate(
-            backbone, text, config, count, (size, size) if size else None, None, lambda done, _: progress(done, "")
+            backbone,
+            text,
+            config,
+            count,
+            (size, size) if size else None,
+            None,
+            lambda done, _: progress(done, ""),
         )
 
 
 def run(session: Session, targets: list[str]) -> list[EditResult]:
-    """All stages: caption, tune, invert, edit every target, evaluate; one tuning and one inversion serve all."""
+    """All stages; one tuning and one inversion serve every target."""
     session.tune()
     session.invert()
     results = []

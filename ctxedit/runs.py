@@ -1,8 +1,8 @@
 """The run folder: what each stage left and what of it is still valid.
 
-``runs/<clip>-<preset>-<date>-<id>/`` holds ``run.toml`` (settings, versions, hashes of inputs, finished stages)
-and one artefact a stage. A stage is valid while the key it was finished with, a hash of all that it depends on,
-is the key that it would get today.
+``runs/<clip>-<preset>-<date>-<id>/`` holds ``run.toml`` (settings, versions, hashes of inputs, finished
+stages) and one artefact a stage. A stage is valid while the key it was finished with, a hash of all that it
+depends on, is the key that it would get today.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / _FILE).is_file():
-            raise InputError(f"{folder} is not a run folder", "a run folder holds run.toml; `ctxedit tune` makes one")
+            raise InputError(
+                f"{folder} is not a run folder", "a run folder holds run.toml; `ctxedit tune` makes one"
+            )
         self._table = read_table(folder / _FILE)
 
     @classmethod
@@ -55,7 +57,9 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{folder} cannot be made: {error.strerror}", "choose a place with --runs") from error
+            raise OutputError(
+                f"{folder} cannot be made: {error.strerror}", "choose a place with --runs"
+            ) from error
         table = {
             "identity": identity,
             "clip": str(clip.resolve()),
@@ -174,7 +178,9 @@ def write_toml(path: Path, table: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error.strerror}", "check the folder and the disk") from error
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}", "check the folder and the disk"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 
 def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int = 16) -> Path:
-    """A Stable Diffusion checkpoint of diffusers' own classes, small and random, saved as a pipeline folder."""
+    """A Stable Diffusion pipeline folder of diffusers' own classes, small and random."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

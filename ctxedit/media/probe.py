@@ -12,12 +12,12 @@ import numpy as np
 
 from ctxedit.errors import InputError
 from ctxedit.media import stills
-from ctxedit.media.container import Timeline, scan
+from ctxedit.media.timeline import Timeline, scan
 
 Kind = Literal["video", "gif", "folder", "image"]
 
 FOLDER_FPS = Fraction(8)
-"""Frame rate given to folders and single images, which have none of their own (the field's usual 8 a second)."""
+"""Frame rate given to folders and single images, which have none of their own."""
 
 
 @dataclass(frozen=True)
@@ -143,27 +143,38 @@ def varies(timeline: Timeline) -> bool:
 
 def frame_rate(timeline: Timeline) -> Fraction:
     """The exact rate. Equal steps of a fine clock say it exactly; a coarse clock (Matroska's milliseconds)
-    only bounds it, and the container's declared rate that agrees with the measured one is taken."""
+    only bounds it, and the container's declared rate that agrees with the measured one is taken. Uneven
+    steps have an average only."""
     declared = [rate for rate in timeline.declared_rates if rate and 0 < rate <= 1000]
-    if timeline.pts is None or timeline.count < 2:
+    gif = timeline.codec == "gif"
+    if timeline.pts is None or (timeline.count < 2 and not gif):
         return declared[0] if declared else FOLDER_FPS
     steps = np.diff(timeline.pts)
-    fine = timeline.time_base <= Fraction(1, 8000) or timeline.codec == "gif"
-    if fine and steps.min() == steps.max():
+    fine = gif or timeline.time_base <= Fraction(1, 8000)
+    if len(steps) and fine and steps.min() == steps.max():
         return 1 / (int(steps[0]) * timeline.time_base)
-    span = Fraction(int(timeline.pts[-1] - timeline.pts[0])) * timeline.time_base
-    measured = (timeline.count - 1) / span
-    if varies(timeline):
-        return declared[0] if declared else measured.limit_denominator(1001)
-    slack = max(2 * timeline.time_base / span, Fraction(1, 2000))
+    length = _length(timeline)
+    if length and (gif or varies(timeline)):
+        return timeline.count / length  # a GIF's clock is its truth
+    span = int(timeline.pts[-1] - timeline.pts[0]) * timeline.time_base
+    measured = (timeline.count - 1) / span if span else FOLDER_FPS
+    slack = max(2 * timeline.time_base / span, Fraction(1, 2000)) if span else 1
     fitting = [rate for rate in declared if abs(rate / measured - 1) <= slack]
     return fitting[0] if fitting else measured.limit_denominator(1001)
+
+
+def _length(timeline: Timeline) -> Fraction | None:
+    """Seconds from the first frame's start to the last one's end, where the container says the latter."""
+    if timeline.pts is None or timeline.end is None or timeline.end <= timeline.pts[-1]:
+        return None
+    return (timeline.end - int(timeline.pts[0])) * timeline.time_base
 
 
 def _duration(timeline: Timeline, fps: Fraction) -> float:
     if timeline.pts is None:
         return float(timeline.count / fps)
-    return float(Fraction(int(timeline.pts[-1] - timeline.pts[0])) * timeline.time_base + 1 / fps)
+    span = int(timeline.pts[-1] - timeline.pts[0]) * timeline.time_base
+    return float(_length(timeline) or span + 1 / fps)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import numpy as np
 
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media import stills
-from ctxedit.media.container import Orientation, rgb_frames, scan
+from ctxedit.media.decode import rgb_frames
 from ctxedit.media.probe import ClipInfo, probe
+from ctxedit.media.timeline import scan
 
 BACKENDS = ("auto", "decord", "pyav")
 
@@ -69,14 +69,17 @@ def read_frames(
     fps = info.fps / stride
     if info.kind in ("image", "folder"):
         files = [info.path] if info.kind == "image" else stills.image_files(info.path)
-        pictures = np.stack([stills.read_image(files[index], background) for index in indices])
-        return Clip(pictures, fps, indices, info, float(start / info.fps), float(frames / fps))
-    if backend == "decord" and not decord_fits(info):
-        raise ConfigError(f"decord cannot read {info.path} faithfully", "use --backend pyav, or auto")
-    pictures_or_none = (
-        None if backend == "pyav" else _read_decord(info, indices, required=backend == "decord")
-    )
-    pictures = _read_pyav(info, indices, background) if pictures_or_none is None else pictures_or_none
+        stack = np.stack([stills.read_image(files[index], background) for index in indices])
+        return Clip(stack, fps, indices, info, float(start / info.fps), float(frames / fps))
+    pictures: np.ndarray | None = None
+    if backend != "pyav" and decord_fits(info):
+        pictures = _read_decord(info, indices)
+    if pictures is None and backend == "decord":
+        raise ConfigError(
+            f"decord is not installed, or cannot read {info.path} faithfully", "use the reader pyav, or auto"
+        )
+    if pictures is None:
+        pictures = _read_pyav(info, indices, background)
     return Clip(pictures, fps, indices, info, *_span(info, start, frames * stride))
 
 
@@ -84,12 +87,14 @@ def decord_fits(info: ClipInfo) -> bool:
     """Whether decord gives the frames that PyAV gives.
 
     The decord on PyPI (0.6.0, 2021) drops the pixel aspect, turns some rotated clips and not others, knows
-    no alpha, is built on an FFmpeg that lacks newer codecs, and finds frames of uneven streams by guess. So
-    it gets the common case, for which the tests hold both equal: 8-bit H.264 or VP9 4:2:0 in limited range,
-    upright, square pixels, even size and even timing. All else goes to PyAV.
+    no alpha, is built on an FFmpeg that lacks newer codecs, finds frames of uneven streams by guess, and
+    gives the wrong frames after a seek into open groups of pictures. So it gets the common case, for which
+    the tests hold both equal: 8-bit H.264 or VP9 4:2:0 in limited range, upright, square pixels, even size,
+    even timing, closed groups. All else goes to PyAV.
     """
     return (
         info.kind == "video"
+        and scan(info.path).plain
         and info.codec in ("h264", "vp9")
         and info.pix_fmt == "yuv420p"
         and (info.width, info.height) == (info.coded_width, info.coded_height)
@@ -100,31 +105,19 @@ def decord_fits(info: ClipInfo) -> bool:
     )
 
 
-def _read_decord(info: ClipInfo, indices: list[int], *, required: bool) -> np.ndarray | None:
-    """Frames through decord, or None where it is absent or counts the frames otherwise than their packets."""
-    timeline = scan(info.path)
-    usable = find_spec("decord") is not None and decord_fits(info)
-    usable = usable and timeline.pts is not None and timeline.orientation == Orientation()
-    if usable:
-        try:
-            import decord
+def _read_decord(info: ClipInfo, indices: list[int]) -> np.ndarray | None:
+    """Frames through decord, or None where it is absent, fails, or counts the frames otherwise than PyAV."""
+    try:
+        import decord
 
-            decord.logging.set_level(decord.logging.QUIET)
-            reader = decord.VideoReader(str(info.path.absolute()), num_threads=1)
-            if len(reader) == info.frames:
-                pictures = reader.get_batch(indices).asnumpy()
-                if pictures.shape[1:3] == (info.height, info.width):
-                    return pictures
-        except Exception as error:  # decord raises its own DECORDError and plain RuntimeError alike
-            if required:
-                raise InputError(
-                    f"decord cannot read {info.path}", "use the backend pyav, or auto"
-                ) from error
-    if required:
-        raise ConfigError(
-            "decord is not installed, or cannot read this clip", "use the backend pyav, or auto"
-        )
-    return None
+        decord.logging.set_level(decord.logging.QUIET)
+        reader = decord.VideoReader(str(info.path.absolute()), num_threads=1)
+        if len(reader) != info.frames:
+            return None
+        pictures = reader.get_batch(indices).asnumpy()
+    except Exception:  # ImportError, OSError (its libraries), its own DECORDError, RuntimeError
+        return None
+    return pictures if pictures.shape[1:3] == (info.height, info.width) else None
 
 
 def _read_pyav(info: ClipInfo, indices: Sequence[int], background: int) -> np.ndarray:

@@ -38,7 +38,10 @@ def atomic(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         _refuse_existing(path, overwrite)
         _replace(temporary, path)
     except OSError as error:
-        raise as_output_error(error, path) from error
+        known = as_output_error(error, path)
+        if known is None:
+            raise
+        raise known from error
     finally:
         remove(temporary)
 
@@ -59,17 +62,21 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise as_output_error(error, path) from error
+        raise as_output_error(error, path) or _refused(error, path) from error
 
 
-def as_output_error(error: OSError, path: Path) -> Exception:
-    """The OutputError that says why `path` could not be written, or `error` itself when it is no such thing."""
+def as_output_error(error: OSError, path: Path) -> OutputError | None:
+    """The OutputError that says why `path` could not be written; None where `error` says no such thing."""
     if error.errno in _FULL:
-        return OutputError(f"no space left to write {path}", "free some disk space, or write to another disk")
-    if error.errno in _REFUSED or isinstance(error, FileNotFoundError):
-        reason = (error.strerror or "refused").lower()
-        return OutputError(f"cannot write {path}: {reason}", "choose a folder that you may write to")
-    return error
+        return OutputError(f"the disk is full: {path} is not written", "free some disk space, or write to another disk")
+    if error.errno in _REFUSED:
+        return _refused(error, path)
+    return None
+
+
+def _refused(error: OSError, path: Path) -> OutputError:
+    reason = (error.strerror or "refused").lower()
+    return OutputError(f"cannot write {path}: {reason}", "choose a folder that you may write to")
 
 
 def remove(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -88,8 +87,9 @@ def write_clip(
     """Write (F, H, W, 3) uint8 RGB frames; the suffix chooses the kind.
 
     ``.mp4``, ``.mov``, ``.mkv``: H.264, yuv420p (yuv444p for an odd side, which 4:2:0 cannot hold; such a
-    file plays in VLC, mpv and Chrome, not in QuickTime). ``.webm``: VP9. ``.gif``: one palette; its clock ticks 100 times a second, so that other rates
-    hold on average only. No suffix, or a ``/`` at the end: a folder of PNGs, lossless.
+    file plays in VLC, mpv and Chrome, not in QuickTime). ``.webm``: VP9. ``.gif``: one palette; its clock
+    ticks 100 times a second, so that a rate like 30 holds on average only. No suffix, or a ``/`` at the end:
+    a folder of PNGs, lossless.
 
     Args:
         audio_from: a clip whose sound from `audio_start` (seconds) on is copied, for `audio_duration`
@@ -182,10 +182,10 @@ def _verify(path: Path, frames: int, size: tuple[int, int]) -> None:
         raise _failed(path, None)
 
 
-def _failed(path: Path, error: Exception | None) -> Exception:
+def _failed(path: Path, error: Exception | None) -> OutputError:
     if isinstance(error, OSError):
         known = as_output_error(error, path)
-        if known is not error:
+        if known is not None:
             return known
     return OutputError(
         f"FFmpeg could not write the video in {path.absolute().parent}",
@@ -203,16 +203,13 @@ def _add_audio(video: Path, source: Path, start: float, duration: float) -> None
     encoder = "libopus" if suffix == ".webm" else "aac"
     ways = ["copy", encoder] if takes is None or codec in takes else [encoder]
     mixed = video.with_name(f"{video.stem}.sound{video.suffix}")
-    command: Callable[[str], list[str]] = lambda way: [  # noqa: E731
-        *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-nostdin"),
-        *("-i", str(video.absolute())),
-        *("-ss", f"{start:.6f}", "-t", f"{duration:.6f}", "-i", str(source.absolute())),
-        *("-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy", "-c:a", way, "-map_metadata", "-1"),
-        str(mixed.absolute()),
-    ]
     try:
         for way in ways:
-            done = subprocess.run(command(way), capture_output=True, check=False)
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-nostdin"]
+            command += ["-i", str(video.absolute())]
+            command += ["-ss", f"{start:.6f}", "-t", f"{duration:.6f}", "-i", str(source.absolute())]
+            command += ["-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy", "-c:a", way, "-map_metadata", "-1"]
+            done = subprocess.run([*command, str(mixed.absolute())], capture_output=True, check=False)
             if done.returncode == 0:
                 mixed.replace(video)
                 return

@@ -83,7 +83,9 @@ class ContextAdapter(nn.Module):
         image_width: of extra image tokens (CLIP's), 0 for none.
     """
 
-    def __init__(self, config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> None:
+    def __init__(
+        self, config: AdapterConfig, channels: int, context_width: int, image_width: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
         self.sizes = {"channels": channels, "context_width": context_width, "image_width": image_width}
@@ -100,7 +102,12 @@ class ContextAdapter(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(
-        self, x0: Tensor, context: Tensor, timestep: Tensor | int, frames: int, image_tokens: Tensor | None = None
+        self,
+        x0: Tensor,
+        context: Tensor,
+        timestep: Tensor | int,
+        frames: int,
+        image_tokens: Tensor | None = None,
     ) -> Tensor:
         """The adapter's output r.
 
@@ -145,7 +152,9 @@ class ContextAdapter(nn.Module):
     def save(self, path: Path, **notes: str) -> None:
         """One safetensors file; the settings and sizes are in its metadata."""
         about = {"config": json.dumps(asdict(self.config)), "sizes": json.dumps(self.sizes), **notes}
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path, metadata=about)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path, metadata=about
+        )
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:

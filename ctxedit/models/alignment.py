@@ -15,7 +15,8 @@ from ctxedit.models.backbone import Word
 
 #: Words that say nothing of what is seen: never the reason for a mask.
 _FUNCTION_WORDS = frozenset(
-    "a an the of on in at by to with and or is are was be style under over near next into from its his her".split()
+    ("a", "an", "the", "its", "his", "her", "and", "or", "is", "are", "was", "be", "style")
+    + ("of", "on", "in", "at", "by", "to", "with", "under", "over", "near", "next", "into", "from")
 )
 
 
@@ -81,7 +82,11 @@ def changed(source: Sequence[Word], target: Sequence[Word]) -> tuple[list[Word],
     kept_new = {id(b) for _, b in _common(source, target)}
 
     def content(words: Sequence[Word], kept: set[int]) -> list[Word]:
-        return [w for w in words if id(w) not in kept and w.text[0].isalnum() and w.text.lower() not in _FUNCTION_WORDS]
+        return [
+            w
+            for w in words
+            if id(w) not in kept and w.text[0].isalnum() and w.text.lower() not in _FUNCTION_WORDS
+        ]
 
     return content(source, kept_old), content(target, kept_new)
 
@@ -95,9 +100,13 @@ def columns(words: Sequence[Word], length: int) -> Tensor:
 
 
 def _common(source: Sequence[Word], target: Sequence[Word]) -> list[tuple[Word, Word]]:
-    matcher = SequenceMatcher(None, [w.text.lower() for w in source], [w.text.lower() for w in target], autojunk=False)
+    matcher = SequenceMatcher(
+        None, [w.text.lower() for w in source], [w.text.lower() for w in target], autojunk=False
+    )
     return [
-        (source[block.a + i], target[block.b + i]) for block in matcher.get_matching_blocks() for i in range(block.size)
+        (source[block.a + i], target[block.b + i])
+        for block in matcher.get_matching_blocks()
+        for i in range(block.size)
     ]
 
 

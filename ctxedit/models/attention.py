@@ -154,7 +154,9 @@ def xformers_kernel() -> Kernel:
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError as error:
-        raise ConfigError("xformers is not installed", "pip install 'ctxedit[xformers]', or leave it out") from error
+        raise ConfigError(
+            "xformers is not installed", "pip install 'ctxedit[xformers]', or leave it out"
+        ) from error
 
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -168,7 +170,9 @@ def make_kernel(backend: str) -> Kernel:
     return xformers_kernel() if backend == "xformers" else sdpa
 
 
-def across_frames(q: Tensor, k: Tensor, v: Tensor, seen: tuple[tuple[int, ...], ...], kernel: Kernel) -> Tensor:
+def across_frames(
+    q: Tensor, k: Tensor, v: Tensor, seen: tuple[tuple[int, ...], ...], kernel: Kernel
+) -> Tensor:
     """Attention in which frame i's keys and values are those of the frames ``seen[i]``.
 
     Frames that see equally many are one kernel call, so no mask is needed and no key counts twice.
@@ -196,7 +200,9 @@ def across_frames(q: Tensor, k: Tensor, v: Tensor, seen: tuple[tuple[int, ...], 
     return out.flatten(0, 1)
 
 
-def fuse_cross(q: Tensor, k: Tensor, v: Tensor, source: slice, target: slice, how: WordAlignment, kernel: Kernel) -> Tensor:
+def fuse_cross(
+    q: Tensor, k: Tensor, v: Tensor, source: slice, target: slice, how: WordAlignment, kernel: Kernel
+) -> Tensor:
     """The target's cross-attention output with the source's maps (architecture.md, decision 3).
 
     ``A(q_s, k_s, G·(a ⊙ e ⊙ v_t)) + A(q_t, k_t, (1 − a) ⊙ e ⊙ v_t)``; with ``a = 1`` it is the replacement.

@@ -100,9 +100,13 @@ class Backbone:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Texts to the text encoder's last hidden state (N, L, D). The empty text is the unconditional one."""
+        """Texts to the text encoder's last hidden state (N, L, D); the empty text is unconditional."""
         ids = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
         ).input_ids.to(self.device)
         return self.text_encoder(ids).last_hidden_state
 
@@ -143,7 +147,9 @@ class Backbone:
         """The network's own output (noise or velocity), float32 for half-precision networks."""
         words = context.repeat_interleave(view.frames, dim=0)
         kwargs = {"view": view}
-        out = self.unet(x.to(self.dtype), timestep, words.to(self.dtype), cross_attention_kwargs=kwargs).sample
+        out = self.unet(
+            x.to(self.dtype), timestep, words.to(self.dtype), cross_attention_kwargs=kwargs
+        ).sample
         return out.to(x.dtype)
 
     @contextmanager

@@ -80,6 +80,17 @@ class ClipScorer:
             raise ValueError("no frames to embed")
         return normalize(torch.cat(rows), dim=-1)
 
+    @property
+    def image_width(self) -> int:
+        """Width of :meth:`image_tokens`."""
+        return int(self._model.config.vision_config.hidden_size)
+
+    @torch.no_grad()
+    def image_tokens(self, frames: np.ndarray) -> Tensor:
+        """Frames ``(F, H, W, 3)`` uint8 RGB to the image encoder's tokens ``(F, M, image_width)``."""
+        pixels = self._prepare(list(frames)).to(self.device, self.dtype)
+        return self._model.vision_model(pixel_values=pixels).last_hidden_state
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """``N`` texts to ``(N, D)`` float32 on CPU, each row of length 1. See :meth:`cut` for long ones."""

@@ -35,7 +35,9 @@ class TemporalAttention(nn.Module):
         """(lanes·frames, tokens, channels) to the same."""
         lanes, tokens = hidden.shape[0] // frames, hidden.shape[1]
         x = self.norm(hidden).unflatten(0, (lanes, frames)).transpose(1, 2).flatten(0, 1)
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (
+            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
+        )
         x = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return hidden + x.unflatten(0, (lanes, tokens)).transpose(1, 2).flatten(0, 1)
 
@@ -52,7 +54,9 @@ class TemporalLayers(nn.ModuleDict):
             torch.manual_seed(seed)
             for name, block in blocks.items():
                 self[name.replace(".", "/")] = TemporalAttention(block.attn1.query_dim, block.attn1.heads)
-        self._handles = [block.register_forward_hook(self._hook(name), with_kwargs=True) for name, block in blocks.items()]
+        self._handles = [
+            block.register_forward_hook(self._hook(name), with_kwargs=True) for name, block in blocks.items()
+        ]
 
     def _hook(self, name: str) -> Any:
         layer = self[name.replace(".", "/")]

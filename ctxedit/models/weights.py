@@ -69,7 +69,8 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
     hub_id = SHORT_NAMES.get(model, model)
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
         raise WeightsError(
-            f"no model named {model!r}", f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file"
+            f"no model named {model!r}",
+            f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline)), "folder")
 
@@ -91,10 +92,13 @@ def _download(hub_id: str, offline: bool) -> Path:
     except Exception as error:
         if offline:
             raise WeightsError(
-                f"{hub_id} is not in the cache", "run once without --offline and HF_HUB_OFFLINE, or give a folder"
+                f"{hub_id} is not in the cache",
+                "run once without --offline and HF_HUB_OFFLINE, or give a folder",
             ) from error
         line = str(error).strip().split("\n")[0][:160]
-        raise WeightsError(f"{hub_id} could not be fetched: {line}", "check the id and the connection") from error
+        raise WeightsError(
+            f"{hub_id} could not be fetched: {line}", "check the id and the connection"
+        ) from error
 
 
 _PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -107,13 +111,15 @@ def _diffusers_folder(path: Path) -> Path:
         )
     for part in _PARTS:
         if not (path / part).is_dir():
-            raise WeightsError(f"{path} has no folder {part}/", "only Stable Diffusion 1.x and 2.x are supported")
+            raise WeightsError(
+                f"{path} has no folder {part}/", "only Stable Diffusion 1.x and 2.x are supported"
+            )
     for part in ("vae", "unet", "text_encoder"):
         files = list((path / part).iterdir())
         if not any(f.suffix == ".safetensors" for f in files):
             if any(f.suffix in _PICKLES for f in files):
                 raise WeightsError(
-                    f"{path / part} holds pickled weights only; they are refused, reading one can run any code",
+                    f"{path / part} holds only pickled weights: refused, reading one can run any code",
                     "save it again with safe_serialization=True, in a place you trust it",
                 )
             raise WeightsError(f"{path / part} has no safetensors weights")
@@ -145,7 +151,9 @@ def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
                 "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
             }
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"not enough memory for {checkpoint.name}", "take a smaller model or dtype") from error
+        raise ResourceError(
+            f"not enough memory for {checkpoint.name}", "take a smaller model or dtype"
+        ) from error
     except (WeightsError, ConfigError):
         raise
     except Exception as error:
@@ -161,4 +169,6 @@ def check_finite(module: nn.Module, name: str) -> None:
     """Raise WeightsError when a weight is NaN or infinite."""
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{name}: NaN or infinity in {key}", "the checkpoint is broken; fetch it again")
+            raise WeightsError(
+                f"{name}: NaN or infinity in {key}", "the checkpoint is broken; fetch it again"
+            )

@@ -23,7 +23,12 @@ def caption(frames: NDArray[np.uint8], captioner: Captioner) -> str:
 
 
 def make_captioner(
-    name: str, builtin: bool, device: torch.device, dtype: torch.dtype, offline: bool, lavis_python: Path | None
+    name: str,
+    builtin: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    offline: bool,
+    lavis_python: Path | None,
 ) -> Captioner:
     """The captioner by its setting: ``auto``, ``builtin``, ``lavis``, a hub id or a folder.
 

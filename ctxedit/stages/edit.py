@@ -85,11 +85,15 @@ def _source(scene: Scene, target: str, config: Config) -> Source:
     alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.words)
     prompt = scene.prompt if config.invert.prompt == "source" else ""
     return Source(
-        scene.trajectory, backbone.embed([prompt]), alignment, changed(old, new), config.invert.refinements > 0
+        scene.trajectory,
+        backbone.embed([prompt]),
+        alignment,
+        changed(old, new),
+        config.invert.refinements > 0,
     )
 
 
 def latent_mask(mask: Tensor, side: tuple[int, int]) -> Tensor:
-    """A pixel mask (F, H, W) in [0, 1] to latent size (F, 1, h, w): a latent pixel may change where any may."""
+    """A pixel mask (F, H, W) in [0, 1] at latent size (F, 1, h, w): it may change where any pixel may."""
     h, w = mask.shape[-2:]
     return F.max_pool2d(mask[:, None], (h // side[0], w // side[1]))

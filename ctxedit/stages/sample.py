@@ -224,7 +224,13 @@ def _heat_maps(
 
 
 def _mask_of_step(
-    backbone: Backbone, source: Source, levels: Levels, level: int, view: FrameView, finest: int, threshold: float
+    backbone: Backbone,
+    source: Source,
+    levels: Levels,
+    level: int,
+    view: FrameView,
+    finest: int,
+    threshold: float,
 ) -> Tensor:
     """FateZero's mask of one step, from the source's cross-attention at that very step.
 

@@ -57,7 +57,9 @@ def trainable(
         else:
             here = {f"unet.{k}": v for k, v in backbone.select([name]).items()}
         if not here:
-            raise ConfigError(f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter")
+            raise ConfigError(
+                f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
+            )
         found |= here
     return found
 
@@ -101,7 +103,10 @@ def tune(
     with _training(backbone, parameters, config) as autocast:
         adapter = [p for k, p in parameters.items() if k.startswith("adapter.")]
         rest = [p for k, p in parameters.items() if not k.startswith("adapter.")]
-        groups = [{"params": rest, "lr": config.lr}, {"params": adapter, "lr": config.adapter_lr or config.lr}]
+        groups = [
+            {"params": rest, "lr": config.lr},
+            {"params": adapter, "lr": config.adapter_lr or config.lr},
+        ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
         scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
         done = _resume(folder, parameters, optimizer, scaler)
@@ -110,7 +115,8 @@ def tune(
             loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
             if not bool(torch.isfinite(loss)):
                 raise NumericsError(
-                    f"tuning: the loss is {loss.item()} at step {step}", "try a lower tune.lr, or --dtype float32"
+                    f"tuning: the loss is {loss.item()} at step {step}",
+                    "try a lower tune.lr, or --dtype float32",
                 )
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -160,7 +166,8 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
     """Master weights in float32, gradients on for what moves, checkpointing; all put back afterwards."""
     unet = backbone.unet
     dtype = backbone.dtype
-    unet.float()
+    if dtype != torch.float32:
+        unet.float()
     for p in parameters.values():
         p.requires_grad_(True)
     if config.checkpointing:
@@ -175,7 +182,8 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
         unet.disable_gradient_checkpointing()
         for p in parameters.values():
             p.requires_grad_(False)
-        unet.to(dtype)
+        if dtype != torch.float32:
+            unet.to(dtype)
 
 
 def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> int:

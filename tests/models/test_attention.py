@@ -124,7 +124,12 @@ CASES = {
     "replace a place": ("a tiger walking on the beach", "a tiger walking in the forest", "auto", None),
     "words of other lengths": ("a cat on the beach", "a xyzzyqwerty on the beach", "replace", None),
     "refine": ("a tiger on the beach", "a watercolor painting of a tiger on the beach", "auto", None),
-    "reweight": ("a tiger on the beach", "a tiger on the beach, watercolor style", "refine", {"watercolor": 7.0}),
+    "reweight": (
+        "a tiger on the beach",
+        "a tiger on the beach, watercolor style",
+        "refine",
+        {"watercolor": 7.0},
+    ),
 }
 
 
@@ -133,9 +138,7 @@ CASES = {
 @pytest.mark.parametrize("rule", ["causal", "none"])
 def test_fusion_equals_stored_maps(backbone, case, masked, rule):
     source, target, how, weights = CASES[case]
-    alignment = align(
-        backbone.words(source), backbone.words(target), backbone.context_length, how, weights
-    )
+    alignment = align(backbone.words(source), backbone.words(target), backbone.context_length, how, weights)
     words = backbone.embed([source, "", target])
     x_s, x_t = draw(F, 4, *SIDE, seed=1), draw(F, 4, *SIDE, seed=2)
     mask = (draw(F, 1, *SIDE, seed=3) > 0).double() if masked else None
@@ -218,7 +221,6 @@ def test_without_frames_seeing_each_other_it_is_the_stock_network(backbone):
 
 
 def test_xformers_missing_is_said(backbone):
-    pytest.importorskip("torch")
     try:
         import xformers  # noqa: F401
     except ImportError:

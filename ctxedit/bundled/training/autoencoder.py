@@ -39,7 +39,9 @@ class AutoencoderTask:
     def dataset(self, seed: int) -> Dataset[Any]:
         return Scenes(seed, self.size)
 
-    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         image = batch["image"]
         moments = model.quant_conv(model.encoder(image))
         mean, logvar = moments.chunk(2, dim=1)
@@ -48,7 +50,9 @@ class AutoencoderTask:
         latent = mean + torch.exp(0.5 * logvar) * noise
         out = model.decoder(model.post_quant_conv(latent))
         pixels = F.mse_loss(out, image)
-        edges = F.mse_loss(out.diff(dim=2), image.diff(dim=2)) + F.mse_loss(out.diff(dim=3), image.diff(dim=3))
+        edges = F.mse_loss(out.diff(dim=2), image.diff(dim=2)) + F.mse_loss(
+            out.diff(dim=3), image.diff(dim=3)
+        )
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = pixels + self.edges * edges + self.kl * kl
         return loss, {"loss": loss.item(), "psnr": 10 * torch.log10(4 / pixels).item(), "kl": kl.item()}

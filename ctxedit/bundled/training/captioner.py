@@ -1,4 +1,4 @@
-"""The captioner: ``Blip2ForConditionalGeneration`` (vision transformer, Q-Former, OPT), trained from nothing."""
+"""The captioner: ``Blip2ForConditionalGeneration`` (vision transformer, Q-Former, OPT)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ctxedit.bundled.training.clip import write_preprocessor
-from ctxedit.bundled.training.data import Scenes, to_tensor
+from ctxedit.bundled.training.data import to_tensor
 from ctxedit.bundled.world import scenes
 
 _IMAGE = "<image>"
@@ -89,7 +89,9 @@ class CaptionerTask:
     def dataset(self, seed: int) -> Dataset[Any]:
         return Captions(seed, self.size)
 
-    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         device = batch["image"].device
         tokens = self.tokenizer(batch["caption"], padding=True, return_tensors="pt").to(device)
         head = torch.full((len(batch["caption"]), _QUERIES), self.image_token, device=device)

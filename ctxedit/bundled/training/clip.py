@@ -18,7 +18,9 @@ from ctxedit.bundled.training.tokenizer import LENGTH
 class ClipTask:
     """Images against the batch's captions and their one-word-wrong twins (hard negatives)."""
 
-    def __init__(self, tokenizer: Path, width: int, layers: int, heads: int, patch: int, size: int = 64) -> None:
+    def __init__(
+        self, tokenizer: Path, width: int, layers: int, heads: int, patch: int, size: int = 64
+    ) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
         self.size, self.patch = size, patch
         sizes = {
@@ -43,9 +45,13 @@ class ClipTask:
     def dataset(self, seed: int) -> Dataset[Any]:
         return Scenes(seed, self.size, wrong=True)
 
-    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         texts = [*batch["caption"], *batch["wrong"]]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(batch["image"].device)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(
+            batch["image"].device
+        )
         out = model(pixel_values=batch["image"], **tokens)
         # The model's own temperature grows without bound on an exact world: cap it as CLIP does.
         logits = out.logits_per_image / model.logit_scale.exp() * model.logit_scale.exp().clamp(max=100)

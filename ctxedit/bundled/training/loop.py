@@ -51,7 +51,9 @@ class Task(Protocol):
     model: nn.Module
 
     def dataset(self, seed: int) -> Dataset[Any]: ...
-    def loss(self, model: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
+    def loss(
+        self, model: nn.Module, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]: ...
     def export(self, model: nn.Module, folder: Path) -> None: ...
 
 
@@ -91,7 +93,9 @@ def train(
     accelerator = Accelerator(mixed_precision=schedule.precision)
     model = accelerator.prepare(task.model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
+    )
     average = copy.deepcopy(accelerator.unwrap_model(model)).eval().requires_grad_(False)
     state.mkdir(parents=True, exist_ok=True)
     start = _load(state / "state.pt", model, average, optimizer)
@@ -157,7 +161,9 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), theirs, 1 - decay)
 
 
-def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     blob = {
         "step": step,
         "model": model.state_dict(),

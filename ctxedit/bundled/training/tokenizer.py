@@ -23,11 +23,19 @@ def build(folder: Path, captions: int = 20_000, seed: int = 0) -> CLIPTokenizer:
     texts = [scenes.caption(scenes.draw_scene(rng), rng) for _ in range(captions)]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=5, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=2000,
+        min_frequency=5,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     import json

@@ -91,7 +91,9 @@ def _city(u: Array, v: Array, p: Array) -> Array:
 def _meadow(u: Array, v: Array, p: Array) -> Array:
     sky = _mix((0.42, 0.70, 0.98), (0.78, 0.90, 1.0), v * 2)
     for i in range(2):
-        sky = _mix(sky, (1.0, 1.0, 1.0), 0.9 * _disc(u, (v - 0.16) * 2 + 0.16, p[i], 0.1 + 0.2 * p[i + 2], 0.14))
+        sky = _mix(
+            sky, (1.0, 1.0, 1.0), 0.9 * _disc(u, (v - 0.16) * 2 + 0.16, p[i], 0.1 + 0.2 * p[i + 2], 0.14)
+        )
     far = 0.48 + 0.05 * np.sin(u * 3 + 6 * p[4])
     out = _mix(sky, (0.45, 0.72, 0.32), _edge(v, far))
     near = 0.64 + 0.03 * np.sin(u * 5 + 6 * p[5])

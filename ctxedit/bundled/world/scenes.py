@@ -153,7 +153,10 @@ def _place(actor: Actor, pose: tuple[float, float, float, float], size: int) -> 
         band.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
         for band in image.split()
     ]
-    return np.stack([np.asarray(b, np.float32) for b in bands], -1) / 255
+    layer = np.stack([np.asarray(b, np.float32) for b in bands], -1) / 255
+    # Bicubic overshoots: no premultiplied colour may exceed its alpha.
+    layer[..., :3] = np.minimum(layer[..., :3], layer[..., 3:])
+    return layer
 
 
 def render(scene: Scene, frames: int = 16, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -179,7 +182,9 @@ def change(scene: Scene, rng: np.random.Generator, part: str) -> Scene:
         actor = replace(first, colour=_other(rng, list(COLOURS), first.colour))
     else:
         taken = {a.name for a in scene.actors}
-        name = _other(rng, [t.name for t in THINGS if t.name == first.name or t.name not in taken], first.name)
+        name = _other(
+            rng, [t.name for t in THINGS if t.name == first.name or t.name not in taken], first.name
+        )
         colour = None
         if BY_NAME[name].colourable:
             colour = first.colour or list(COLOURS)[rng.integers(len(COLOURS))]

@@ -1,0 +1,182 @@
+"""One pass over a video file's packets, which tells which frame is shown when.
+
+The file is read once, only its first frame is decoded, and two integers a frame are kept (a few MB for two
+hours). Any frame can then be found by its index in the order of presentation, whatever the frame rate does.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxedit.errors import InputError
+from ctxedit.media.container import DAMAGED, opened
+
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+
+# Stamps of the shown frames and of the key frames, where frames end, whether groups of pictures are closed.
+_Packets = tuple[list[int | None], list[int | None], list[int], bool]
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the stored picture is turned to be shown: first transposed, then flipped."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """Clockwise degrees; a mirror image counts as the turn without its mirror."""
+        if self.transpose:
+            return 90 if self.flip_x else 270
+        return 180 if self.flip_y else 0
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Turn one (H, W, 3) image."""
+        if self.transpose:
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What one pass over a file's packets found.
+
+    Attributes:
+        pts: (count,) int64, the time stamps of the shown frames in order, in units of `time_base`;
+            None where the container keeps none that can be relied on: frames are then counted.
+        keyframes: int64, the time stamps at which decoding can begin.
+        end: the time stamp at which the last frame ends, where the container says it.
+        closed: whether no frame is shown before the key frame that it follows in the file.
+        start_time: the file's first time stamp in seconds; players and FFmpeg count from it.
+        declared_rates: frame rates that the container states, the average first.
+    """
+
+    pts: np.ndarray | None
+    keyframes: np.ndarray
+    count: int
+    end: int | None
+    closed: bool
+    time_base: Fraction
+    start_time: Fraction
+    declared_rates: tuple[Fraction | None, ...]
+    coded_size: tuple[int, int]
+    orientation: Orientation
+    pixel_aspect: Fraction
+    codec: str
+    pix_fmt: str
+    bit_depth: int
+    has_alpha: bool
+    color_range: int
+    audio_codec: str | None
+
+    @property
+    def plain(self) -> bool:
+        """Stamps to rely on, closed groups of pictures, an upright picture, not in full range."""
+        upright = self.orientation == Orientation()
+        return self.pts is not None and self.closed and upright and self.color_range != _FULL_RANGE
+
+    @property
+    def square_size(self) -> tuple[int, int]:
+        """Stored picture in square pixels, before it is turned: the height is kept, the width scaled."""
+        width, height = self.coded_size
+        return max(1, round(width * self.pixel_aspect)), height
+
+    @property
+    def display_size(self) -> tuple[int, int]:
+        """Width and height as a player shows them."""
+        width, height = self.square_size
+        return (height, width) if self.orientation.transpose else (width, height)
+
+
+def scan(path: Path) -> Timeline:
+    """Pass over the packets of a file; kept for the file as long as its size and date stay.
+
+    Raises:
+        InputError: no video, no picture in it, no frames, or damaged.
+    """
+    stat = path.stat()
+    return _scan(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _scan(path: Path, size: int, mtime: int) -> Timeline:
+    with opened(path) as (container, stream, decoder):
+        stamps: list[int | None] = []
+        keys: list[int | None] = []
+        ends: list[int] = []
+        leading = 0
+        first: Any = None
+        for packet in container.demux(stream):
+            if first is None:
+                first = next(iter(decoder.decode(packet)), None)
+            if packet.size == 0 or packet.is_corrupt or _invisible(packet, decoder.name):
+                continue
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+            # What comes before the first key frame cannot be decoded.
+            if keys and not packet.is_discard:
+                stamps.append(packet.pts)
+                leading += packet.pts is None or keys[-1] is None or packet.pts < keys[-1]
+                if packet.pts is not None and packet.duration:
+                    ends.append(packet.pts + packet.duration)
+        if first is None or not stamps:
+            raise InputError(f"{path} has no frames that can be decoded", DAMAGED)
+        return _timeline(container, stream, first, (stamps, keys, ends, leading == 0))
+
+
+def _timeline(container: Any, stream: Any, first: Any, packets: _Packets) -> Timeline:
+    stamps, keys, ends, closed = packets
+    pts: np.ndarray | None = None
+    keyframes = np.empty(0, np.int64)
+    if None not in stamps and None not in keys:
+        keyframes = np.sort(np.array(keys, np.int64))
+        pts = np.sort(np.array(stamps, np.int64))
+        # Frames shown before the first key frame lean on pictures that are not in the file.
+        pts = pts[pts >= keys[0]]
+        if len(np.unique(pts)) != len(pts):
+            pts = None
+    parts = first.format.components
+    audio = next((one for one in container.streams.audio if one.codec_context is not None), None)
+    return Timeline(
+        pts=pts,
+        keyframes=keyframes,
+        count=len(stamps) if pts is None else len(pts),
+        end=max(ends, default=None),
+        closed=closed,
+        time_base=stream.time_base,
+        start_time=Fraction(container.start_time or 0, 1_000_000),
+        declared_rates=(stream.average_rate, stream.guessed_rate, stream.base_rate),
+        coded_size=(first.width, first.height),
+        orientation=_orientation(first),
+        pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
+        codec=stream.codec_context.codec.canonical_name,
+        pix_fmt=first.format.name,
+        bit_depth=max(part.bits for part in parts),
+        has_alpha=any(part.is_alpha for part in parts) or first.format.has_palette,
+        color_range=int(first.color_range),
+        audio_codec=audio.codec_context.codec.canonical_name if audio is not None else None,
+    )
+
+
+def _invisible(packet: Any, codec: str) -> bool:
+    """Whether a VP8 packet only holds a reference picture: bit 4 of its first byte is show_frame."""
+    return codec in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
+
+
+def _orientation(frame: Any) -> Orientation:
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
+            if abs(a) + abs(d) >= abs(b) + abs(c):
+                return Orientation(False, a < 0, d < 0)
+            return Orientation(True, c < 0, b < 0)
+    return Orientation()
