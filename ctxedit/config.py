@@ -8,6 +8,7 @@ Stable Diffusion, the small models need other lengths and rates.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import types
@@ -106,7 +107,7 @@ class TuneConfig:
 class InvertConfig:
     """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``.
 
-    ``refinements`` are further network evaluations a step towards the exact inverse (fixed point); 0 is DDIM's.
+    ``refinements`` are further network evaluations a step, towards the exact inverse (fixed point).
     """
 
     steps: int = 20
@@ -265,8 +266,10 @@ def load(
         overlay = table.pop(BUILTIN, {})
         table.pop("about", None)
         config = merge(config, table)
-        if model == BUILTIN:
-            config = merge(config, overlay, f"{BUILTIN}.")
+        if not isinstance(overlay, Mapping):
+            raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")
+        overlaid = merge(config, overlay, f"{BUILTIN}.")  # a wrong key is an error for every model
+        config = overlaid if model == BUILTIN else config
     return validated(config)
 
 
@@ -312,24 +315,44 @@ def validated(config: Config) -> Config:
         (config.clip.start >= 0, "clip.start", config.clip.start, "0 or more"),
         (config.clip.size >= 0, "clip.size", config.clip.size, "0 (the model's) or pixels"),
         (config.attention.window >= 1, "attention.window", config.attention.window, "at least 1"),
+        (config.adapter.heads >= 1, "adapter.heads", config.adapter.heads, "at least 1"),
         (
-            config.adapter.width % config.adapter.heads == 0,
+            # Rows and columns have sines and cosines each: a width is a multiple of 4.
+            config.adapter.width > 0
+            and config.adapter.width % math.lcm(max(1, config.adapter.heads), 4) == 0,
             "adapter.width",
             config.adapter.width,
-            "heads × n",
+            "a multiple of adapter.heads and of 4",
         ),
+        (config.adapter.blocks >= 1, "adapter.blocks", config.adapter.blocks, "at least 1"),
+        (config.adapter.patch >= 1, "adapter.patch", config.adapter.patch, "at least 1"),
+        (config.adapter.window >= 1, "adapter.window", config.adapter.window, "at least 1"),
         (config.adapter.bound >= 0, "adapter.bound", config.adapter.bound, "0 (free) or more"),
         (config.tune.steps >= 0, "tune.steps", config.tune.steps, "0 or more"),
-        (config.tune.lr > 0, "tune.lr", config.tune.lr, "above 0"),
+        (0 < config.tune.lr < math.inf, "tune.lr", config.tune.lr, "above 0"),
+        (
+            0 <= config.tune.adapter_lr < math.inf,
+            "tune.adapter_lr",
+            config.tune.adapter_lr,
+            "0 (as tune.lr) or more",
+        ),
+        (
+            0 <= config.tune.weight_decay < math.inf,
+            "tune.weight_decay",
+            config.tune.weight_decay,
+            "0 or more",
+        ),
+        (config.tune.clip_norm >= 0, "tune.clip_norm", config.tune.clip_norm, "0 (off) or more"),
         (config.tune.save_every >= 1, "tune.save_every", config.tune.save_every, "at least 1"),
         (1 <= config.edit.steps <= 1000, "edit.steps", config.edit.steps, "1 to 1000"),
         (1 <= config.invert.steps <= 1000, "invert.steps", config.invert.steps, "1 to 1000"),
         (config.invert.refinements >= 0, "invert.refinements", config.invert.refinements, "0 or more"),
-        (config.edit.guidance >= 0, "edit.guidance", config.edit.guidance, "0 or more"),
+        (0 <= config.edit.guidance < math.inf, "edit.guidance", config.edit.guidance, "0 or more"),
         (0 <= config.edit.eta <= 1, "edit.eta", config.edit.eta, "0 to 1"),
         (0 < config.edit.strength <= 1, "edit.strength", config.edit.strength, "above 0, up to 1"),
         (0 <= config.fusion.self_share <= 1, "fusion.self_share", config.fusion.self_share, "0 to 1"),
         (0 <= config.fusion.cross_share <= 1, "fusion.cross_share", config.fusion.cross_share, "0 to 1"),
+        (0 < config.fusion.finest <= 1, "fusion.finest", config.fusion.finest, "above 0, up to 1"),
         (0 <= config.fusion.threshold < 1, "fusion.threshold", config.fusion.threshold, "0 to 1"),
     ]
     for good, name, value, expected in checks:

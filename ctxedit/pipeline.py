@@ -208,7 +208,12 @@ class Session:
     def prompt(self) -> str:
         """The source prompt: given, or the run's, or captioned now."""
         if self.options.prompt is not None:
-            return self.options.prompt
+            text = self.options.prompt
+            if not text.strip():
+                raise InputError("the prompt is empty", "leave it out and the clip is captioned")
+            if self.run.facts("caption").get("text") != text:
+                self.run.finish("caption", key_of(text), [], text=text, model="given")
+            return text
         if self._run is not None and (known := self._run.facts("caption").get("text")):
             return str(known)
         return self.caption()

@@ -14,6 +14,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Run:
                 f"{folder} is not a run folder", "a run folder holds run.toml; `ctxedit tune` makes one"
             )
         self._table = read_table(folder / _FILE)
+        if lacking := {"clip", "clip_hash", "preset", "config", "stages"} - set(self._table):
+            raise InputError(f"{folder / _FILE} lacks {', '.join(sorted(lacking))}", "tune again")
 
     @classmethod
     def create(cls, root: Path, clip: Path, preset: str, config: Config, identity: str) -> Run:
@@ -140,7 +143,12 @@ def fingerprint(path: Path) -> str:
     """A hash of a file's size and its first and last megabyte, or of a folder's names and sizes.
 
     A two-hour file is not read through; a copy of it has the same fingerprint.
+
+    Raises:
+        InputError: nothing there.
     """
+    if not path.exists():
+        raise InputError(f"no file {path}")
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -177,7 +185,8 @@ def write_toml(path: Path, table: Mapping[str, Any]) -> None:
         temporary.write_bytes(tomli_w.dumps(_plain(table)).encode())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise OutputError(
             f"{path} cannot be written: {error.strerror}", "check the folder and the disk"
         ) from error

@@ -28,13 +28,13 @@ def rgb_frames(
     last: int | None = None
     for index in indices:
         want = int(places[index])
-        starts = _starts(timeline, want)
+        starts, keyframe = _starts(timeline, want)
         frame = None
         # Going on decoding is right unless a whole group of pictures can be skipped.
-        if last is not None and (starts[0] is None or starts[0] <= last):
+        if last is not None and (keyframe is None or keyframe <= last):
             frame = _find(frames, want)
         while frame is None and starts:
-            frames = _decode(path, starts.pop(0), by_time=timeline.pts is not None)
+            frames = _decode(path, starts.pop(0), keyframe)
             frame = _find(frames, want)
         if frame is None:
             raise InputError(f"frame {index} of {path} cannot be decoded", DAMAGED)
@@ -42,15 +42,18 @@ def rgb_frames(
         yield _finish(frame, timeline, background)
 
 
-def _starts(timeline: Timeline, want: int) -> list[int | None]:
-    """Where to begin decoding so as to reach `want`, best first; None is the beginning of the file.
+def _starts(timeline: Timeline, want: int) -> tuple[list[int | None], int | None]:
+    """Stamps to seek so as to reach `want`, best first (None: the beginning), and the key frame before it.
 
-    Some containers (MPEG-TS) have no index, and a seek in them may land too late: then one begins earlier.
+    Containers seek by the one stamp or by the other, and those without an index (MPEG-TS) may land too
+    late: then one begins earlier.
     """
     if timeline.pts is None:
-        return [None]
+        return [None], None
     place = int(np.searchsorted(timeline.keyframes, want, side="right")) - 1
-    return [int(timeline.keyframes[place - back]) for back in (0, 1, 2, 4) if place > back] + [None]
+    starts: list[int | None] = [int(timeline.keyframes[place]), int(timeline.keyframes_dts[place])]
+    starts += [int(timeline.keyframes_dts[place - back]) for back in (1, 3) if place >= back]
+    return [*starts, None], int(timeline.keyframes[place])
 
 
 def _find(frames: Iterator[tuple[int, Any]], want: int) -> Any:
@@ -61,24 +64,29 @@ def _find(frames: Iterator[tuple[int, Any]], want: int) -> Any:
     return None
 
 
-def _decode(path: Path, keyframe: int | None, *, by_time: bool) -> Iterator[tuple[int, Any]]:
-    """Decode from a key frame on (None: from the beginning): place and frame.
+def _decode(path: Path, start: int | None, keyframe: int | None) -> Iterator[tuple[int, Any]]:
+    """Decode from the stamp `start` on (None: from the beginning): place and frame.
 
-    The place is the time stamp, or the frame's number where stamps cannot be relied on. Nothing comes when
-    the seek landed after the key frame: pictures that lean on it would be wrong without a sign.
+    The place is the time stamp; without a `keyframe`, where stamps cannot be relied on, the frame's number.
+    Nothing comes when the seek landed after the key frame: pictures that lean on it would be wrong without
+    a sign.
     """
     with opened(path) as (container, stream, decoder):
-        if keyframe is not None:
-            container.seek(keyframe, stream=stream, backward=True, any_frame=False)
+        if start is not None:
+            container.seek(start, stream=stream, backward=True, any_frame=False)
         count = 0
-        landed = keyframe is None
+        landed = start is None
         for packet in container.demux(stream):
-            if not landed and (packet.pts is None or packet.pts > keyframe):
+            if not landed and not packet.is_keyframe:
+                continue
+            if not landed and (packet.pts is None or keyframe is None or packet.pts > keyframe):
                 return
             landed = True
             for frame in decoder.decode(packet):
-                if frame.pts is not None or not by_time:
-                    yield (frame.pts if by_time else count), frame
+                if keyframe is None:
+                    yield count, frame
+                elif frame.pts is not None:
+                    yield frame.pts, frame
                 count += 1
 
 

@@ -68,7 +68,9 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
 def as_output_error(error: OSError, path: Path) -> OutputError | None:
     """The OutputError that says why `path` could not be written; None where `error` says no such thing."""
     if error.errno in _FULL:
-        return OutputError(f"the disk is full: {path} is not written", "free some disk space, or write to another disk")
+        return OutputError(
+            f"the disk is full: {path} is not written", "free some disk space, or write to another disk"
+        )
     if error.errno in _REFUSED:
         return _refused(error, path)
     return None

@@ -7,7 +7,7 @@ hours). Any frame can then be found by its index in the order of presentation, w
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +19,6 @@ from ctxedit.errors import InputError
 from ctxedit.media.container import DAMAGED, opened
 
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-
-# Stamps of the shown frames and of the key frames, where frames end, whether groups of pictures are closed.
-_Packets = tuple[list[int | None], list[int | None], list[int], bool]
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,7 @@ class Timeline:
         pts: (count,) int64, the time stamps of the shown frames in order, in units of `time_base`;
             None where the container keeps none that can be relied on: frames are then counted.
         keyframes: int64, the time stamps at which decoding can begin.
+        keyframes_dts: int64, the stamps in decoding order of the same; MPEG-TS seeks by them.
         end: the time stamp at which the last frame ends, where the container says it.
         closed: whether no frame is shown before the key frame that it follows in the file.
         start_time: the file's first time stamp in seconds; players and FFmpeg count from it.
@@ -62,6 +60,7 @@ class Timeline:
 
     pts: np.ndarray | None
     keyframes: np.ndarray
+    keyframes_dts: np.ndarray
     count: int
     end: int | None
     closed: bool
@@ -107,51 +106,64 @@ def scan(path: Path) -> Timeline:
     return _scan(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
+@dataclass
+class _Packets:
+    """Stamps as they come: of the shown frames, of the key frames (shown, decoded), of the frames' ends."""
+
+    pts: list[int | None] = field(default_factory=list)
+    keys: list[int | None] = field(default_factory=list)
+    keys_dts: list[int | None] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    closed: bool = True
+
+    def add(self, packet: Any) -> None:
+        if packet.is_keyframe:
+            self.keys.append(packet.pts)
+            self.keys_dts.append(packet.pts if packet.dts is None else packet.dts)
+        # What comes before the first key frame cannot be decoded.
+        if not self.keys or packet.is_discard:
+            return
+        self.pts.append(packet.pts)
+        if packet.pts is None or self.keys[-1] is None or packet.pts < self.keys[-1]:
+            self.closed = False
+        if packet.pts is not None and packet.duration:
+            self.ends.append(packet.pts + packet.duration)
+
+
 @lru_cache(maxsize=8)
 def _scan(path: Path, size: int, mtime: int) -> Timeline:
     with opened(path) as (container, stream, decoder):
-        stamps: list[int | None] = []
-        keys: list[int | None] = []
-        ends: list[int] = []
-        leading = 0
+        packets = _Packets()
         first: Any = None
         for packet in container.demux(stream):
             if first is None:
                 first = next(iter(decoder.decode(packet)), None)
-            if packet.size == 0 or packet.is_corrupt or _invisible(packet, decoder.name):
-                continue
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-            # What comes before the first key frame cannot be decoded.
-            if keys and not packet.is_discard:
-                stamps.append(packet.pts)
-                leading += packet.pts is None or keys[-1] is None or packet.pts < keys[-1]
-                if packet.pts is not None and packet.duration:
-                    ends.append(packet.pts + packet.duration)
-        if first is None or not stamps:
+            if packet.size and not packet.is_corrupt and not _invisible(packet, decoder.name):
+                packets.add(packet)
+        if first is None or not packets.pts:
             raise InputError(f"{path} has no frames that can be decoded", DAMAGED)
-        return _timeline(container, stream, first, (stamps, keys, ends, leading == 0))
+        return _timeline(container, stream, first, packets)
 
 
 def _timeline(container: Any, stream: Any, first: Any, packets: _Packets) -> Timeline:
-    stamps, keys, ends, closed = packets
     pts: np.ndarray | None = None
-    keyframes = np.empty(0, np.int64)
-    if None not in stamps and None not in keys:
-        keyframes = np.sort(np.array(keys, np.int64))
-        pts = np.sort(np.array(stamps, np.int64))
+    keys = keys_dts = np.empty(0, np.int64)
+    if None not in packets.pts and None not in packets.keys:
+        keys, keys_dts = (np.sort(np.array(one, np.int64)) for one in (packets.keys, packets.keys_dts))
+        pts = np.sort(np.array(packets.pts, np.int64))
         # Frames shown before the first key frame lean on pictures that are not in the file.
-        pts = pts[pts >= keys[0]]
+        pts = pts[pts >= packets.keys[0]]
         if len(np.unique(pts)) != len(pts):
             pts = None
     parts = first.format.components
     audio = next((one for one in container.streams.audio if one.codec_context is not None), None)
     return Timeline(
         pts=pts,
-        keyframes=keyframes,
-        count=len(stamps) if pts is None else len(pts),
-        end=max(ends, default=None),
-        closed=closed,
+        keyframes=keys,
+        keyframes_dts=keys_dts,
+        count=len(packets.pts) if pts is None else len(pts),
+        end=max(packets.ends, default=None),
+        closed=packets.closed,
         time_base=stream.time_base,
         start_time=Fraction(container.start_time or 0, 1_000_000),
         declared_rates=(stream.average_rate, stream.guessed_rate, stream.base_rate),

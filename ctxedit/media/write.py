@@ -209,6 +209,8 @@ def _add_audio(video: Path, source: Path, start: float, duration: float) -> None
             command += ["-i", str(video.absolute())]
             command += ["-ss", f"{start:.6f}", "-t", f"{duration:.6f}", "-i", str(source.absolute())]
             command += ["-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy", "-c:a", way, "-map_metadata", "-1"]
+            # A seek may land early; without this, copied sound would begin there and lag behind.
+            command += ["-copypriorss:a", "0"]
             done = subprocess.run([*command, str(mixed.absolute())], capture_output=True, check=False)
             if done.returncode == 0:
                 mixed.replace(video)

@@ -165,6 +165,8 @@ class ContextAdapter(nn.Module):
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             adapter = cls(merge(AdapterConfig(), json.loads(about["config"])), **json.loads(about["sizes"]))
             adapter.load_state_dict(tensors)
+            if broken := [key for key, value in tensors.items() if not bool(value.isfinite().all())]:
+                raise ValueError(f"NaN or infinity in {broken[0]}")
         except Exception as error:
             line = str(error).split("\n")[0][:160]
             raise WeightsError(f"{path} is not a context adapter: {line}", "tune again") from error

@@ -15,8 +15,8 @@ from ctxedit.models.backbone import Word
 
 #: Words that say nothing of what is seen: never the reason for a mask.
 _FUNCTION_WORDS = frozenset(
-    ("a", "an", "the", "its", "his", "her", "and", "or", "is", "are", "was", "be", "style")
-    + ("of", "on", "in", "at", "by", "to", "with", "under", "over", "near", "next", "into", "from")
+    "a an the its his her and or is are was be style "  # noqa: SIM905
+    "of on in at by to with under over near next into from".split()
 )
 
 

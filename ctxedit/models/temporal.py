@@ -32,14 +32,14 @@ class TemporalAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(lanes·frames, tokens, channels) to the same."""
+        """(lanes·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
         lanes, tokens = hidden.shape[0] // frames, hidden.shape[1]
-        x = self.norm(hidden).unflatten(0, (lanes, frames)).transpose(1, 2).flatten(0, 1)
+        x = self.norm(hidden.to(self.norm.weight.dtype)).unflatten(0, (lanes, frames)).transpose(1, 2).flatten(0, 1)
         q, k, v = (
             f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
         )
         x = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return hidden + x.unflatten(0, (lanes, tokens)).transpose(1, 2).flatten(0, 1)
+        return hidden + x.to(hidden.dtype).unflatten(0, (lanes, tokens)).transpose(1, 2).flatten(0, 1)
 
 
 class TemporalLayers(nn.ModuleDict):

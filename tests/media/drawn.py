@@ -32,7 +32,9 @@ def draw(frames: int, width: int = 64, height: int = 48, first: int = 0) -> np.n
         clip[index, ..., 0] = 60 + 120 * x / width
         clip[index, ..., 1] = 60 + 120 * y / height
         clip[index, ..., 2] = 120 + 60 * np.sin((x + 2 * number) / 9)
-        clip[index, : height // 2] = np.where((number >> (x[: height // 2] * BITS // width)) & 1, 235, 20)[..., None]
+        clip[index, : height // 2] = np.where((number >> (x[: height // 2] * BITS // width)) & 1, 235, 20)[
+            ..., None
+        ]
     return clip
 
 

@@ -1,9 +1,8 @@
-"""A place holds the whole result, or what was there before, and nothing lies beside it."""
-
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,128 +11,119 @@ from ctxedit.errors import OutputError
 from ctxedit.media.temporary import atomic, check_writable
 
 
-def listing(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "result.txt"
+    with atomic(target) as temporary:
+        assert (temporary.parent, temporary.suffix) == (target.parent, ".txt")
+        temporary.write_text("half")
+        assert not target.exists()
+    assert target.read_text() == "half"
+    assert os.listdir(target.parent) == ["result.txt"]
 
 
-def test_file_appears_at_the_end_only(tmp_path: Path) -> None:
-    path = tmp_path / "out.mp4"
-    with atomic(path, False) as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".mp4"
-        temporary.write_bytes(b"whole")
-        assert not path.exists()
-    assert path.read_bytes() == b"whole"
-    assert listing(tmp_path) == ["out.mp4"]
-
-
-def test_folder_appears_and_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "frames"
-    for names in (["a", "b"], ["c"]):
-        with atomic(path, True) as temporary:
-            temporary.mkdir()
-            for name in names:
-                (temporary / name).touch()
-        assert listing(path) == names
-    assert listing(tmp_path) == ["frames"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(1)])
-@pytest.mark.parametrize("before", [None, b"old"])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("folder", [False, True])
-def test_failure_leaves_what_was_there(
-    tmp_path: Path, error: BaseException, before: bytes | None, folder: bool
-) -> None:
-    path = tmp_path / "out.bin"
-    if before:
-        path.write_bytes(before)
-    with pytest.raises(type(error)), atomic(path, True) as temporary:
+def test_nothing_is_left_by_a_failure(tmp_path: Path, error: type[BaseException], folder: bool) -> None:
+    target = tmp_path / "result"
+    target.write_text("before")
+    with pytest.raises(error), atomic(target, overwrite=True) as temporary:
         if folder:
             temporary.mkdir()
-            temporary = temporary / "00000.png"
-        temporary.write_bytes(b"half")
+            (temporary / "part").write_text("half")
+        else:
+            temporary.write_text("half")
         raise error
-    assert listing(tmp_path) == (["out.bin"] if before else [])
-    if before:
-        assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["result"]
+    assert target.read_text() == "before"
 
 
-def test_existing_is_kept_without_leave(tmp_path: Path) -> None:
-    path = tmp_path / "out.mp4"
-    path.write_bytes(b"old")
-    with pytest.raises(OutputError) as caught, atomic(path, False):
+def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    target.mkdir()
+    (target / "old").touch()
+    with atomic(target, overwrite=True) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+        assert (target / "old").exists()
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
+    with (
+        pytest.raises(OutputError, match="is a folder"),
+        atomic(tmp_path / "run", overwrite=True) as temporary,
+    ):
+        temporary.touch()
+    assert os.listdir(tmp_path / "run") == ["precious"]
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_what_exists_is_kept_unless_told(tmp_path: Path) -> None:
+    target = tmp_path / "result.txt"
+    target.write_text("mine")
+    with pytest.raises(OutputError, match="exists already") as caught, atomic(target):
         pytest.fail("the body must not run")
-    assert caught.value.exit_code == 6
-    assert "-y" in (caught.value.hint or "")
-    assert path.read_bytes() == b"old"
-    with atomic(path, True) as temporary:
-        temporary.write_bytes(b"new")
-    assert path.read_bytes() == b"new"
+    assert caught.value.hint and target.read_text() == "mine"
+    with atomic(target, overwrite=True) as temporary:
+        temporary.write_text("yours")
+    assert target.read_text() == "yours"
 
 
-def test_what_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "out.mp4"
-    with pytest.raises(OutputError), atomic(path, False) as temporary:
-        temporary.write_bytes(b"mine")
-        path.write_bytes(b"another process's")
-    assert path.read_bytes() == b"another process's"
-    assert listing(tmp_path) == ["out.mp4"]
+def test_a_file_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "result.txt"
+    with pytest.raises(OutputError), atomic(target) as temporary:
+        temporary.write_text("ours")
+        target.write_text("theirs")
+    assert target.read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["result.txt"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk(tmp_path: Path, code: int) -> None:
-    with pytest.raises(OutputError, match="disk is full") as caught, atomic(tmp_path / "a.png", False) as temporary:
-        temporary.write_bytes(b"half")
-        raise OSError(code, os.strerror(code))
-    assert caught.value.hint
-    assert listing(tmp_path) == []
-
-
-def test_other_system_errors_pass_unchanged(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionResetError), atomic(tmp_path / "a", False):
-        raise ConnectionResetError(errno.ECONNRESET, "reset")
-
-
-def test_nothing_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError), atomic(tmp_path / "a.png", False):
-        pass
-    assert listing(tmp_path) == []
-
-
-def test_folder_of_files_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").touch()
-    with pytest.raises(OutputError), atomic(tmp_path / "out", True) as temporary:
-        temporary.write_bytes(b"x")
-    assert listing(tmp_path) == ["out"]
-    assert listing(tmp_path / "out") == ["precious"]
+    with atomic(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "frame").touch()
+    assert os.listdir(tmp_path / "out") == ["frame"]
 
 
-def unwritable(tmp_path: Path) -> list[Path]:
-    (tmp_path / "file.txt").write_text("I am a file")
-    places = [tmp_path / "file.txt" / "out.mp4"]
-    if Path("/proc/self").exists():  # even root makes no files there
-        places.append(Path("/proc/ctxedit-test.mp4"))
-    if os.geteuid() != 0:
-        (tmp_path / "locked").mkdir(mode=0o500)
-        places.append(tmp_path / "locked" / "out.mp4")
-    return places
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_closed_disk_is_an_output_error(tmp_path: Path, code: int) -> None:
+    with pytest.raises(OutputError) as caught, atomic(tmp_path / "result") as temporary:
+        temporary.touch()
+        raise OSError(code, os.strerror(code))
+    assert caught.value.hint and caught.value.exit_code == 6
+    assert os.listdir(tmp_path) == []
 
 
-def test_unwritable_places(tmp_path: Path) -> None:
-    for path in unwritable(tmp_path):
-        for call in (check_writable, lambda path: atomic(path, False).__enter__()):
-            with pytest.raises(OutputError) as caught:
-                call(path)
-            assert caught.value.exit_code == 6
-            assert caught.value.hint
+def test_other_errors_of_the_system_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "result"):
+        (tmp_path / "absent").read_text()
+    with pytest.raises(OutputError, match="nothing was written"), atomic(tmp_path / "result"):
+        pass
 
 
-def test_check_leaves_nothing(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new" / "deep" / "out.mp4", False)
-    assert listing(tmp_path) == []
-    (tmp_path / "old.mp4").write_bytes(b"old")
-    with pytest.raises(OutputError, match="exists"):
-        check_writable(tmp_path / "old.mp4", False)
-    check_writable(tmp_path / "old.mp4", True)
-    assert (tmp_path / "old.mp4").read_bytes() == b"old"
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"):
+        check_writable(tmp_path / "file" / "result.mp4")
+    check_writable(tmp_path / "a" / "b" / "result.mp4")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc takes no files, not even root's")
+def test_a_closed_folder_even_for_root() -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        check_writable("/proc/result.mp4")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="permission denied"):
+            check_writable(tmp_path / "result.mp4")
+    finally:
+        tmp_path.chmod(0o700)

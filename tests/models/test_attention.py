@@ -69,7 +69,7 @@ def test_across_frames_equals_masked_attention_over_all_frames(rule):
 
 
 class Explicit:
-    """An oracle: materialises every map, stores the source's, and edits the target's as the papers write it."""
+    """An oracle: materialises every map, stores the source's, edits the target's as the papers write it."""
 
     def __init__(self, name, store, mode, alignment=None, mask=None, seen=None):
         self.name, self.store, self.mode = name, store, mode

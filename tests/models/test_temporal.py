@@ -1,0 +1,161 @@
+"""Temporal attention layers: nothing at first, then frames see each other; on and off without a trace."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ctxedit.config import AttentionConfig
+from ctxedit.errors import ConfigError
+from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.backbone import Backbone
+from ctxedit.models.temporal import TemporalAttention, TemporalLayers
+
+F, SIDE = 3, (16, 16)
+#: Frames do not see each other but for the temporal layers.
+ALONE = FrameView(seen_frames(AttentionConfig(frames="none"), F), SIDE)
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def perturb(layers):
+    """As if tuned."""
+    with torch.no_grad():
+        for i, p in enumerate(layers.parameters()):
+            p += 0.3 * draw(*p.shape, seed=i, dtype=p.dtype)
+
+
+@pytest.fixture()
+def ready(backbone):
+    with backbone.attention(AttentionConfig()):
+        yield backbone
+
+
+def call(backbone, x, view=ALONE, grad=False):
+    context = backbone.embed(["a tiger"] * view.lanes).to(x.dtype)
+    with torch.set_grad_enabled(grad):
+        return backbone.raw(x, 500, context, view)
+
+
+def test_one_layer_for_every_transformer_block(ready):
+    layers = ready.temporal_layers()
+    blocks = [n for n, m in ready.unet.named_modules() if type(m).__name__ == "BasicTransformerBlock"]
+    assert [n.replace("/", ".") for n in layers] == blocks
+    assert len(blocks) > 3
+    # They are modules beside the network, not in it: the checkpoint stays the stock one.
+    assert not any("temporal" in n for n, _ in ready.unet.named_parameters())
+
+
+def test_zero_initialised_they_change_no_bit(ready):
+    x = draw(F, 4, *SIDE)
+    before = call(ready, x)
+    layers = ready.temporal_layers()
+    assert torch.equal(call(ready, x), before)
+    for layer in layers.values():
+        assert not layer.to_out.weight.any()
+        assert not layer.to_out.bias.any()
+
+
+def test_perturbed_they_let_frames_see_each_other(ready):
+    x, other = draw(F, 4, *SIDE), draw(F, 4, *SIDE)
+    other[2] += 1
+    plain = call(ready, x)
+    assert torch.equal(call(ready, other)[:2], plain[:2])
+    layers = ready.temporal_layers()
+    perturb(layers)
+    mixed = call(ready, x)
+    assert (mixed - plain).abs().max() > 1e-3
+    assert ((call(ready, other) - mixed)[:2].abs().amax((1, 2, 3)) > 1e-5).all()
+    layers.remove()
+    assert torch.equal(call(ready, x), plain)
+    assert not any(m._forward_hooks for m in ready.unet.modules())
+
+
+def test_lanes_do_not_see_each_other(ready):
+    layers = ready.temporal_layers()
+    perturb(layers)
+    a, b = draw(F, 4, *SIDE, seed=1), draw(F, 4, *SIDE, seed=2)
+    lanes = FrameView(ALONE.seen, SIDE, lanes=2)
+    both = call(ready, torch.cat([a, b]), lanes).chunk(2)
+    torch.testing.assert_close(both[0], call(ready, a), rtol=0, atol=1e-5)
+    torch.testing.assert_close(both[1], call(ready, b), rtol=0, atol=1e-5)
+
+
+def test_one_layer_is_attention_over_frames_at_each_position():
+    layer = TemporalAttention(8, 2).double()
+    perturb(layer)
+    hidden = draw(2 * F, 5, 8)
+    want = hidden.clone()
+    x = layer.norm(hidden)
+    for lane in range(2):
+        for position in range(5):
+            line = x[lane * F : (lane + 1) * F, position]
+            heads = []
+            for h in (slice(0, 4), slice(4, 8)):
+                q, k, v = (f(line)[:, h] for f in (layer.to_q, layer.to_k, layer.to_v))
+                heads.append(torch.softmax(q @ k.T / 2, -1) @ v)
+            want[lane * F : (lane + 1) * F, position] += layer.to_out(torch.cat(heads, -1))
+    torch.testing.assert_close(layer(hidden, F), want, rtol=0, atol=1e-12)
+
+
+def test_the_seed_says_their_weights_and_leaves_the_callers_draws_alone(ready):
+    torch.manual_seed(5)
+    want = torch.rand(1)
+    torch.manual_seed(5)
+    a, b, c = (TemporalLayers(ready.unet, s) for s in (1, 1, 2))
+    assert torch.equal(torch.rand(1), want)
+    weights = [next(iter(x.values())).to_q.weight for x in (a, b, c)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_under_gradient_checkpointing_output_and_gradients_are_equal(ready):
+    layers = ready.temporal_layers()
+    perturb(layers)
+    layers.requires_grad_(True)
+    x = draw(F, 4, *SIDE)
+    results = []
+    for on in (False, True):
+        if on:
+            ready.unet.enable_gradient_checkpointing()
+        for p in layers.parameters():
+            p.grad = None
+        out = call(ready, x, grad=True)
+        out.square().sum().backward()
+        results.append((out.detach(), [p.grad.clone() for p in layers.parameters()]))
+    ready.unet.disable_gradient_checkpointing()
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-12)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        assert a.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_master_weights_serve_a_network_of_another_precision(stable_diffusion, dtype):
+    backbone = Backbone.load(str(stable_diffusion), torch.device("cpu"), dtype)
+    with backbone.attention(AttentionConfig()):
+        layers = backbone.temporal_layers()
+        perturb(layers)
+        assert next(layers.parameters()).dtype == torch.float32
+        out = call(backbone, draw(F, 4, *SIDE, dtype=torch.float32))
+    assert torch.isfinite(out).all()
+
+
+def test_a_call_without_a_view_is_refused(backbone):
+    layers = backbone.temporal_layers()
+    with pytest.raises(ConfigError, match="view"), torch.no_grad():
+        backbone.unet(draw(F, 4, *SIDE), 500, backbone.embed(["a"]).expand(F, -1, -1))
+    layers.remove()
+
+
+def test_a_network_without_transformers_is_refused():
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )
+    with pytest.raises(ConfigError, match="no transformer blocks"):
+        TemporalLayers(unet)

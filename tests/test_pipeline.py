@@ -1,0 +1,205 @@
+"""The order of the stages, over a run folder, on a tiny Stable Diffusion folder and drawn clips."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctxedit import config, pipeline
+from ctxedit.bundled.world import scenes
+from ctxedit.errors import InputError, NumericsError
+from ctxedit.media.write import write_clip
+from ctxedit.pipeline import Options, Reporter, Session
+from ctxedit.runs import Run
+
+PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    scene = scenes.draw_scene(np.random.default_rng(0), pairs=0.0)
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    return write_clip(path, scenes.render(scene, 12, 64)[0], Fraction(8))
+
+
+@pytest.fixture()
+def settings(stable_diffusion):
+    return config.load(
+        "contextdiff",
+        flags={
+            "model": str(stable_diffusion),
+            "clip_model": "builtin",
+            "clip": {"frames": 4},
+            "tune": {"steps": 3, "save_every": 1, "lr": 1e-3},
+            "adapter": {"width": 32, "heads": 4, "blocks": 1},
+            "invert": {"steps": 4},
+            "edit": {"steps": 4, "guidance": 2.0},
+            "fusion": {"finest": 1.0},
+        },
+        environ={},
+    )
+
+
+def session(clip, settings, tmp_path, **options):
+    return Session(clip, settings, "contextdiff", Options(prompt=PROMPT, runs=tmp_path / "runs", **options))
+
+
+class Counter(Reporter):
+    """Which tasks ran, and optionally a blow at one step of one of them."""
+
+    def __init__(self, kill=None):
+        self.tasks, self.kill = [], kill
+
+    def task(self, name, total):
+        from contextlib import contextmanager
+
+        @contextmanager
+        def running():
+            self.tasks.append(name.split()[0])
+
+            def step(done, note=""):
+                if self.kill == (name, done):
+                    raise KeyboardInterrupt
+
+            yield step
+
+        return running()
+
+
+def test_one_tuning_and_one_inversion_serve_every_target(clip, settings, tmp_path):
+    counter = Counter()
+    with session(clip, settings, tmp_path) as s:
+        s.reporter = counter
+        results = pipeline.run(s, [TARGET, "a tiger walking in the snow"])
+    assert counter.tasks == ["tune", "invert", "edit", "edit"]
+    for result in results:
+        assert all(f.exists() for f in (result.files.video, result.files.side_by_side, result.files.sheet))
+        assert result.figures.clip_model == "builtin" and -1 <= result.figures.clip_text <= 1
+    assert results[0].files.video != results[1].files.video
+
+
+def test_finished_stages_are_not_run_again_and_changed_ones_are(clip, settings, tmp_path):
+    with session(clip, settings, tmp_path) as s:
+        (first,) = pipeline.run(s, [TARGET])
+    counter = Counter()
+    with session(clip, settings, tmp_path) as s:
+        s.reporter = counter
+        (second,) = pipeline.run(s, [TARGET])
+    assert counter.tasks == [] and second.reused and second.files == first.files
+    other = replace(settings, edit=replace(settings.edit, guidance=3.0))
+    with session(clip, other, tmp_path) as s:
+        s.reporter = counter
+        pipeline.run(s, [TARGET])
+    assert counter.tasks == ["edit"]
+
+
+def test_an_edit_after_reloading_equals_the_edit_of_the_tuning_process(clip, settings, tmp_path):
+    with session(clip, settings, tmp_path) as s:
+        run = s.tune()
+        here = s.edited_frames(TARGET, s.invert())
+    (run.folder / "inversion.safetensors").unlink()
+    with Session.reopen(Run(run.folder)) as s:
+        there = s.edited_frames(TARGET, s.invert())
+    assert np.array_equal(here, there)
+    untuned = replace(settings, tune=replace(settings.tune, steps=0))
+    with session(clip, untuned, tmp_path) as s:
+        assert not np.array_equal(here, s.edited_frames(TARGET, s.invert()))
+
+
+@pytest.mark.parametrize("kill", [("tune", 2), ("invert", 2), (f"edit “{TARGET}”", 3)])
+def test_a_killed_run_goes_on_where_it_was(clip, settings, tmp_path, kill):
+    with session(clip, settings, tmp_path / "whole") as s:
+        pipeline.run(s, [TARGET])
+        whole = s.edited_frames(TARGET, s.invert())
+    with pytest.raises(KeyboardInterrupt), session(clip, settings, tmp_path) as s:
+        s.reporter = Counter(kill)
+        pipeline.run(s, [TARGET])
+    counter = Counter()
+    with session(clip, settings, tmp_path) as s:
+        s.reporter = counter
+        pipeline.run(s, [TARGET])
+        assert np.array_equal(s.edited_frames(TARGET, s.invert()), whole)
+    stages = ["tune", "invert", "edit"]
+    begun = stages.index(kill[0].split()[0])
+    assert counter.tasks == [*stages[begun:], "edit"], "what had finished is not done again"
+    assert not list((tmp_path / "runs").rglob("*.tmp*"))
+
+
+def test_outside_a_persons_mask_every_pixel_is_the_sources(clip, settings, tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:40, 20:44] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with session(clip, settings, tmp_path, mask=tmp_path / "mask.png") as s:
+        edited = s.edited_frames(TARGET, s.invert())
+        source = s.prepared.frames
+    outside = mask == 0
+    assert np.array_equal(edited[:, outside], source[:, outside])
+    assert not np.array_equal(edited[:, ~outside], source[:, ~outside])
+
+
+def test_nan_stops_with_numerics_and_nothing_half_written(clip, settings, tmp_path, monkeypatch):
+    with session(clip, settings, tmp_path) as s:
+        real = s.backbone.raw
+        monkeypatch.setattr(s.backbone, "raw", lambda *a: real(*a) * float("nan"))
+        with pytest.raises(NumericsError):
+            s.tune()
+    assert not list((tmp_path / "runs").rglob("tuned.safetensors"))
+
+
+def test_strange_pictures_and_unknown_words_are_said(clip, tmp_path):
+    heard = []
+    settings = config.load(
+        flags={"clip": {"frames": 2}, "tune": {"steps": 0}, "invert": {"steps": 2}, "edit": {"steps": 2}},
+        environ={},
+    )
+    noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    strange = write_clip(tmp_path / "noise.mp4", noise, Fraction(8))
+    with session(strange, settings, tmp_path) as s:
+        s.reporter = Reporter()
+        s.reporter.warn = heard.append
+        s.edit("a zeppelin on the beach")
+    assert any("zeppelin" in line and "--model" in line for line in heard)
+    assert any("unlike" in line and "--model" in line for line in heard)
+
+
+@pytest.mark.parametrize("preset", config.preset_names())
+def test_every_preset_runs(preset, clip, stable_diffusion, tmp_path):
+    flags = {
+        "model": str(stable_diffusion),
+        "clip_model": "builtin",
+        "clip": {"frames": 3},
+        "tune": {"save_every": 1},
+        "adapter": {"width": 32, "heads": 4, "blocks": 1},
+        "invert": {"steps": 3},
+        "edit": {"steps": 3},
+    }
+    settings = config.load(preset, flags=flags, environ={})
+    settings = replace(settings, tune=replace(settings.tune, steps=min(2, settings.tune.steps)))
+    options = Options(prompt=PROMPT, runs=tmp_path / "runs")
+    with Session(clip, settings, preset, options) as s:
+        (result,) = pipeline.run(s, [TARGET])
+        tuned = s.run.folder / "tune" / "tuned.safetensors"
+    assert result.files.video.exists()
+    assert tuned.exists() == (settings.tune.steps > 0)
+
+
+def test_a_changed_clip_is_noticed(clip, settings, tmp_path):
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clip.read_bytes())
+    with session(copy, settings, tmp_path) as s:
+        run = s.tune()
+    copy.write_bytes(clip.read_bytes() + b"x")
+    with pytest.raises(InputError, match="changed"):
+        Session.reopen(Run(run.folder))
+
+
+def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path):
+    seen = replace(settings, adapter=replace(settings.adapter, image="clip"))
+    with session(clip, seen, tmp_path) as s:
+        (result,) = pipeline.run(s, [TARGET])
+    with session(clip, settings, tmp_path) as s:
+        s.tune()
+        assert not torch.equal(s.invert()[-1], torch.zeros(1)) and result.files.video.exists()
