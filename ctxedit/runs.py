@@ -49,14 +49,9 @@ class Run:
         Raises:
             OutputError: the place cannot be written.
         """
-        name = slug(clip.stem, 32)
-        label = slug(Path(preset).stem, 24)
-        for folder in sorted(root.glob(f"{name}-{label}-*-{identity[:8]}"), reverse=True):
-            if (folder / _FILE).is_file():
-                run = cls(folder)
-                if run._table.get("identity") == identity:
-                    return run
-        folder = root / f"{name}-{label}-{time.strftime('%Y%m%d')}-{identity[:8]}"
+        if found := cls.find(root, clip, preset, identity):
+            return found
+        folder = root / f"{_label(clip, preset)}-{time.strftime('%Y%m%d')}-{identity[:8]}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,6 +70,16 @@ class Run:
         }
         write_toml(folder / _FILE, table)
         return cls(folder)
+
+    @classmethod
+    def find(cls, root: Path, clip: Path, preset: str, identity: str) -> Run | None:
+        """The run of this identity, if there is one."""
+        for folder in sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8]}"), reverse=True):
+            if (folder / _FILE).is_file():
+                run = cls(folder)
+                if run._table.get("identity") == identity:
+                    return run
+        return None
 
     @classmethod
     def newest(cls, root: Path) -> Run:
@@ -126,6 +131,10 @@ class Run:
     def edits(self) -> list[str]:
         """Names of the finished edit stages, in the order they finished."""
         return [name for name in self._table["stages"] if name.startswith("edit/")]
+
+
+def _label(clip: Path, preset: str) -> str:
+    return f"{slug(clip.stem, 32)}-{slug(Path(preset).stem, 24)}"
 
 
 def slug(text: str, length: int = 48) -> str:

@@ -162,7 +162,7 @@ def test_strange_pictures_and_unknown_words_are_said(clip, tmp_path):
         s.reporter.warn = heard.append
         s.edit("a zeppelin on the beach")
     assert any("zeppelin" in line and "--model" in line for line in heard)
-    assert any("unlike" in line and "--model" in line for line in heard)
+    assert any("do not recognise" in line and "--model" in line for line in heard)
 
 
 @pytest.mark.parametrize("preset", config.preset_names())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
 from typing import Literal
 
 import torch
@@ -30,8 +29,9 @@ def align(
     """Token mapping from a source prompt to a target prompt.
 
     ``replace``: the i-th target word takes the i-th source word's attention; the counts must agree.
-    ``refine``: words that both prompts have (longest common subsequence) take the source's, new words keep
-    their own. ``auto``: replace where the counts agree. Start, end and padding tokens take the source's.
+    ``refine``: words that both prompts have (longest common subsequence, content words before all others)
+    take the source's, new words keep their own. ``auto``: replace where the counts agree. Start, end and
+    padding tokens take the source's.
 
     Args:
         source, target: the prompts' words.
@@ -82,13 +82,13 @@ def changed(source: Sequence[Word], target: Sequence[Word]) -> tuple[list[Word],
     kept_new = {id(b) for _, b in _common(source, target)}
 
     def content(words: Sequence[Word], kept: set[int]) -> list[Word]:
-        return [
-            w
-            for w in words
-            if id(w) not in kept and w.text[0].isalnum() and w.text.lower() not in _FUNCTION_WORDS
-        ]
+        return [w for w in words if id(w) not in kept and _is_content(w.text)]
 
     return content(source, kept_old), content(target, kept_new)
+
+
+def _is_content(text: str) -> bool:
+    return text[0].isalnum() and text.lower() not in _FUNCTION_WORDS
 
 
 def columns(words: Sequence[Word], length: int) -> Tensor:
@@ -100,14 +100,27 @@ def columns(words: Sequence[Word], length: int) -> Tensor:
 
 
 def _common(source: Sequence[Word], target: Sequence[Word]) -> list[tuple[Word, Word]]:
-    matcher = SequenceMatcher(
-        None, [w.text.lower() for w in source], [w.text.lower() for w in target], autojunk=False
-    )
-    return [
-        (source[block.a + i], target[block.b + i])
-        for block in matcher.get_matching_blocks()
-        for i in range(block.size)
-    ]
+    """Pairs of the longest common subsequence; one content word counts more than all function words.
+
+    Else "a tiger" and "the tiger with a hat" would agree in "a" and the tiger pass for a change.
+    """
+    old, new = ([word.text.lower() for word in words] for words in (source, target))
+    worth = [len(old) + 1 if _is_content(text) else 1 for text in old]
+    best = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
+    for i in reversed(range(len(old))):
+        for j in reversed(range(len(new))):
+            both = worth[i] + best[i + 1][j + 1] if old[i] == new[j] else 0
+            best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
+    pairs, i, j = [], 0, 0
+    while i < len(old) and j < len(new):
+        if old[i] == new[j] and best[i][j] == worth[i] + best[i + 1][j + 1]:
+            pairs.append((source[i], target[j]))
+            i, j = i + 1, j + 1
+        elif best[i + 1][j] >= best[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
 
 
 def _end(words: Sequence[Word]) -> int:

@@ -6,6 +6,9 @@ x̂_0, name its attention layers, say its schedule's levels. Nothing outside thi
 
 from __future__ import annotations
 
+import itertools
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from ctxedit.config import AttentionConfig
 from ctxedit.diffusion import schedule
 from ctxedit.diffusion.parameterization import Prediction, to_x0
-from ctxedit.errors import InputError, WeightsError
+from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.models.attention import FrameView, frame_attention
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, locate, parts
@@ -81,7 +84,10 @@ class Backbone:
         """The used noise levels for so many steps, spaced as the checkpoint's scheduler says."""
         spacing = self._scheduler.timestep_spacing
         offset = self._scheduler.steps_offset if spacing == "leading" else 0
-        return schedule.levels(self.alphas_cumprod, steps, spacing, offset)
+        try:
+            return schedule.levels(self.alphas_cumprod, steps, spacing, offset)
+        except ValueError as error:
+            raise ConfigError(f"{self.name} has no {steps} steps: {error}", "take fewer") from error
 
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
@@ -113,20 +119,27 @@ class Backbone:
     def words(self, text: str) -> list[Word]:
         """The prompt's words and their tokens' positions (position 0 is the start token).
 
+        Marks that the tokenizer takes together ("...") are one word.
+
         Raises:
             InputError: the prompt is longer than the text encoder takes.
         """
-        found, at = [], 1
-        for word in split_words(text):
-            count = len(self.tokenizer(word, add_special_tokens=False).input_ids)
-            found.append(Word(word, tuple(range(at, at + count))))
-            at += count
-        if at + 1 > self.context_length:
-            cut = next(w.text for w in found if w.tokens and w.tokens[-1] >= self.context_length - 1)
+        text = unicodedata.normalize("NFC", text)  # as the tokenizer sees it
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places: list[tuple[int, int]] = encoded.offset_mapping
+        room = self.context_length - 2
+        if len(places) > room:
+            rest = split_words(text[places[room][0] :])
             raise InputError(
-                f"the prompt has {at - 1} tokens, {self.name} takes {self.context_length - 2}",
-                f"shorten it: from {cut!r} on it would be cut",
+                f"the prompt has {len(places)} tokens, {self.name} takes {room}",
+                f"shorten it: from {rest[0]!r} on it would be cut",
             )
+        starts = [m.start() for m in _WORD.finditer(text) if not any(a < m.start() < b for a, b in places)]
+        found = []
+        for start, end in itertools.pairwise([*starts, len(text)]):
+            tokens = tuple(at for at, (a, _) in enumerate(places, 1) if start <= a < end)
+            if tokens:
+                found.append(Word(text[start:end].strip(), tokens))
         return found
 
     def predict_x0(
@@ -171,14 +184,18 @@ class Backbone:
         }
 
 
+#: A word, with what an apostrophe or a hyphen joins to it, or one mark.
+_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+
+
 def split_words(text: str) -> list[str]:
     """Words and punctuation marks, in order; what prompt-to-prompt aligns."""
-    import re
-
-    return re.findall(r"\w+(?:['’-]\w+)*|[^\w\s]", text)
+    return _WORD.findall(unicodedata.normalize("NFC", text))
 
 
 def _alphas_cumprod(config: Any) -> Tensor:
+    if config.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float64), 0)
     kinds = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
     if config.beta_schedule not in kinds:
         raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")

@@ -34,7 +34,8 @@ class TemporalAttention(nn.Module):
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
         """(lanes·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
         lanes, tokens = hidden.shape[0] // frames, hidden.shape[1]
-        x = self.norm(hidden.to(self.norm.weight.dtype)).unflatten(0, (lanes, frames)).transpose(1, 2).flatten(0, 1)
+        x = self.norm(hidden.to(self.norm.weight.dtype))
+        x = x.unflatten(0, (lanes, frames)).transpose(1, 2).flatten(0, 1)
         q, k, v = (
             f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
         )

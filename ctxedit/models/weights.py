@@ -55,7 +55,7 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
             raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
         return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
     path = Path(model).expanduser()
-    if path.suffix in _PICKLES:
+    if path.suffix.lower() in _PICKLES:
         raise WeightsError(
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
             "convert it to safetensors once, in a place you trust it",
@@ -144,8 +144,8 @@ def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
             out["scheduler"] = DDIMScheduler.from_config(out["scheduler"].config)
         else:
             out = {
-                "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", torch_dtype=dtype),
-                "unet": UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype),
+                "vae": _network(AutoencoderKL, path, "vae", dtype),
+                "unet": _network(UNet2DConditionModel, path, "unet", dtype),
                 "text_encoder": load_model(CLIPTextModel, path / "text_encoder", device, dtype),
                 "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
                 "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
@@ -163,6 +163,18 @@ def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
         out[name] = out[name].to(device).eval().requires_grad_(False)
         check_finite(out[name], f"{checkpoint.name}/{name}")
     return out
+
+
+def _network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> nn.Module:
+    """One of diffusers' networks, from safetensors and nothing else, with no weight left to chance."""
+    network, report = cls.from_pretrained(
+        path, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise WeightsError(
+            f"{path / part} lacks {len(missing)} weights, {missing[0]} among them", "fetch or save it again"
+        )
+    return network
 
 
 def check_finite(module: nn.Module, name: str) -> None:

@@ -150,7 +150,10 @@ PROMPTS = [
     "3 cats and 12 dogs at 10:30, 50% off?!",
     "black-and-white, semi-transparent (very) [old] photo_of_a cat",
     "a cat   with\tspaces\n and lines ",
-    "老虎在海滩上 🐯👨‍👩‍👧 ☀️",
+    "老虎在海滩上 ☀️",
+    "🐯👨‍👩‍👧",
+    "<|endoftext|> cat",
+    "cat\x1cdog \x1c",
     "e.g. 3.14 -- a/b \\ c && d",
     "...cat",
     ",",
@@ -172,6 +175,23 @@ class TestWords:
             spelled = shared.tokenizer.decode([ids[p] for p in word.tokens])
             assert squeezed(spelled) == squeezed(word.text)
 
+    def test_marks_that_are_one_token_are_one_word(self, shared, monkeypatch):
+        """CLIP's own vocabulary has tokens for "..." and '",'."""
+        from transformers import CLIPTokenizer
+
+        old = shared.tokenizer
+        vocab, merges = dict(old.get_vocab()), [(".", "."), ("..", ".</w>"), ('"', ",</w>")]
+        for token in ("..", "...</w>", '",</w>'):
+            vocab[token] = len(vocab)
+        tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=40)
+        monkeypatch.setattr(shared, "tokenizer", tokenizer)
+        text = '.. "a", b... (c.) !?'
+        ids = tokenizer(text).input_ids
+        words = shared.words(text)
+        assert [w.text for w in words] == [".", ".", '"', "a", '",', "b", "...", "(", "c", ".", ")", "!", "?"]
+        assert [w.tokens for w in words] == [(i,) for i in range(1, len(ids) - 1)]
+        assert tokenizer.convert_ids_to_tokens(ids)[7] == "...</w>"
+
     def test_words_are_what_a_person_calls_words(self, shared):
         texts = [w.text for w in shared.words("A tiger's cub, black-and-white, läuft!")]
         assert texts == ["A", "tiger's", "cub", ",", "black-and-white", ",", "läuft", "!"]
@@ -182,9 +202,10 @@ class TestWords:
     def test_too_long_is_refused_and_says_where(self, shared):
         room = shared.context_length - 2
         assert len(shared.words("cat " * room)) == room
+        assert shared.tokenizer("dog").input_ids[1:-1] != shared.tokenizer("cat").input_ids[1:-1]
         with pytest.raises(InputError, match=f"{room + 1} tokens.*{room}") as error:
-            shared.words("cat " * room + "zebra")
-        assert "zebra" in error.value.hint
+            shared.words("cat " * room + "dog")
+        assert "'dog'" in error.value.hint
         assert error.value.exit_code == 3
 
     def test_one_endless_word(self, shared):

@@ -17,6 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ctxedit.models.device import keep_heap
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -90,6 +92,7 @@ def train(
     Raises:
         FloatingPointError: when the loss is not finite.
     """
+    keep_heap()
     accelerator = Accelerator(mixed_precision=schedule.precision)
     model = accelerator.prepare(task.model)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -18,9 +18,15 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 #: The order in which each part finds what it needs of the others.
-ORDER = ("autoencoder", "clip", "captioner", "denoiser")
+ORDER = ("autoencoder", "clip", "captioner", "denoiser", "judge")
 #: Folders in diffusers' layout.
-FOLDERS = {"autoencoder": "vae", "clip": "clip", "captioner": "captioner", "denoiser": "unet"}
+FOLDERS = {
+    "autoencoder": "vae",
+    "clip": "clip",
+    "captioner": "captioner",
+    "denoiser": "unet",
+    "judge": "judge",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,10 @@ def make_task(recipe: Recipe, weights: Path) -> Task:
 
         freeze_text_encoder(weights / "clip", weights)
         return DenoiserTask(weights / "vae", weights / "text_encoder", weights / "tokenizer", **recipe.task)
+    if recipe.part == "judge":
+        from ctxedit.bundled.training.judge import JudgeTask
+
+        return JudgeTask(**recipe.task)
     raise ConfigError(f"recipe: no part named {recipe.part!r}", f"parts are: {', '.join(ORDER)}")
 
 

