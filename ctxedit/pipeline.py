@@ -206,6 +206,10 @@ class Session:
         """An edit of a run may draw other noise; the run's tuning stays what it is."""
         return self.config.seed if self._run is None else self._run.config.seed
 
+    def _caption_key(self) -> str:
+        config = self.config
+        return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model)
+
     def _tune_key(self) -> str:
         return key_of(fingerprint(self.clip), [key_of(s) for s in self._shared_settings()], self.prompt)
 
@@ -230,8 +234,7 @@ class Session:
 
     def caption(self) -> str:
         """Caption the clip; noted in the run folder."""
-        config = self.config
-        key = key_of(fingerprint(self.clip), config.clip, config.captioner, config.model)
+        config, key = self.config, self._caption_key()
         if self.run.done("caption", key):
             return str(self.run.facts("caption")["text"])
         builtin = locate(config.model, self.options.offline).builtin
@@ -470,9 +473,26 @@ def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> 
 
 
 def generate(
-    text: str, config: Config, options: Options, reporter: Reporter, count: int = 1
+    text: str,
+    config: Config,
+    options: Options,
+    reporter: Reporter,
+    count: int = 1,
+    adapter: Path | None = None,
 ) -> NDArray[np.uint8]:
-    """Text to image: RGB uint8 (count, H, W, 3) on the settings' backbone."""
+    """Text to image on the settings' backbone, at ``clip.size`` or the backbone's own resolution.
+
+    Args:
+        text: what the picture shall show.
+        config: model, seed, edit.steps, guidance.
+        options: offline.
+        reporter: who is told.
+        count: pictures.
+        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None.
+
+    Returns:
+        RGB uint8 (count, H, W, 3).
+    """
     if not text.strip():
         raise InputError("the text is empty", "say what the picture shall show")
     device = pick_device(config.device)
@@ -481,15 +501,17 @@ def generate(
     size = config.clip.size
     if size and size % backbone.multiple:
         raise ConfigError(f"size {size} is no multiple of {backbone.multiple}", "choose one that is")
+    shift = None
+    if adapter is not None:
+        network = ContextAdapter.load(adapter, device).eval().requires_grad_(False)
+        if network.sizes["context_width"] != backbone.context_width:
+            raise ConfigError(f"{adapter} was tuned on another model than {backbone.name}", "name its --model")
+        # Each picture is a clip of one frame.
+        shift = ContextShift(network, backbone.embed([text] * count), 1)
+    sides = (size, size) if size else None
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
         return generating.generate(
-            backbone,
-            text,
-            config,
-            count,
-            (size, size) if size else None,
-            None,
-            lambda done, _: progress(done, ""),
+            backbone, text, config, count, sides, shift, lambda done, _: progress(done, "")
         )
 
 

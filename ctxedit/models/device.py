@@ -40,7 +40,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def keep_heap() -> bool:
-    """Tell glibc to keep freed memory instead of giving it back: half of a CPU training went into page faults.
+    """Tell glibc to keep freed memory: half of a CPU training went into page faults.
 
     Returns whether it could be said; elsewhere (macOS, Windows, musl) nothing happens.
     """

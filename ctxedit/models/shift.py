@@ -18,8 +18,8 @@ class ContextShift:
 
     Attributes:
         adapter: r_φ.
-        context: (1, L, D) embedding of the prompt.
-        frames: F.
+        context: (clips, L, D) embedding of the prompt, one for each clip.
+        frames: F, of each clip.
         look: latents (F, C, h, w) to image tokens, for an adapter that sees through CLIP; else None.
     """
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctxedit.config import Config
+from ctxedit.config import AttentionConfig, Config
 from ctxedit.models.attention import FrameView, seen_frames
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.shift import ContextShift
@@ -32,7 +32,7 @@ def generate(
         config: edit.steps, guidance, eta, negative prompt, seed.
         count: images; each is independent of the others.
         size: (height, width) in pixels, multiples of the backbone's; None is its own resolution.
-        shift: the adapter bound to the prompt (with ``frames`` = count), or None.
+        shift: the adapter bound to the prompt, each picture a clip of one frame; or None.
         progress: told (done, total) steps.
     """
     height, width = size or (backbone.resolution, backbone.resolution)
@@ -41,7 +41,7 @@ def generate(
     x = torch.randn(count, backbone.latent_channels, *side, generator=generator).to(backbone.device)
     levels = backbone.levels(config.edit.steps)
     # Images do not see each other.
-    view = FrameView(seen_frames(config.attention.__class__(frames="none"), count), side)
+    view = FrameView(seen_frames(AttentionConfig(frames="none"), count), side)
     how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
     backbone.words(text)  # refuses a prompt that is too long
     context = backbone.embed([config.edit.negative_prompt, text])

@@ -1,0 +1,60 @@
+"""Edit a video with words.
+
+The Python API is five verbs and what they return; each is imported when it is first named, so that
+``import ctxedit`` is quick::
+
+    import ctxedit
+
+    run = ctxedit.tune("samples/tiger-beach.mp4")
+    result = ctxedit.edit(run, "a panda walking on the beach")
+    print(result.files.video)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctxedit.api import (
+        Config,
+        EditResult,
+        Figures,
+        Reporter,
+        Run,
+        caption,
+        edit,
+        evaluate,
+        evaluate_run,
+        generate,
+        settings,
+        tune,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "EditResult",
+    "Figures",
+    "Reporter",
+    "Run",
+    "__version__",
+    "caption",
+    "edit",
+    "evaluate",
+    "evaluate_run",
+    "generate",
+    "settings",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("ctxedit.api"), name)
+    raise AttributeError(f"module 'ctxedit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,143 @@
+"""From options to settings: a table of what was said, and nothing of what was not."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxedit import config as configuration
+from ctxedit.cli.options import Base
+from ctxedit.cli.output import Screen
+from ctxedit.config import Config
+from ctxedit.errors import ConfigError, InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_PRESET = "contextdiff"
+#: Variables that are no settings.
+VARIABLES = ("CTXEDIT_DEBUG", "CTXEDIT_OFFLINE", "CTXEDIT_PRESET", "CTXEDIT_RUNS")
+#: Which settings an option stands for.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "model": ("model",),
+    "seed": ("seed",),
+    "device": ("device",),
+    "dtype": ("dtype",),
+    "captioner": ("captioner",),
+    "clip_model": ("clip_model",),
+    "frames": ("clip.frames",),
+    "start": ("clip.start",),
+    "stride": ("clip.stride",),
+    "size": ("clip.size",),
+    "adapter": ("adapter.enabled",),
+    "tune_steps": ("tune.steps",),
+    "steps": ("edit.steps", "invert.steps"),
+    "guidance": ("edit.guidance",),
+    "negative_prompt": ("edit.negative_prompt",),
+}
+
+
+def table(base: Base, *groups: Any) -> dict[str, Any]:
+    """The nested table of the options that were given; ``--set`` comes after named options.
+
+    Raises:
+        ConfigError: a ``--set`` that is no KEY=VALUE.
+    """
+    out: dict[str, Any] = {}
+    for group in (base, *groups):
+        for option in fields(group):
+            value = getattr(group, option.name)
+            if value is not None:
+                for key in _KEYS.get(option.name, ()):
+                    _lay(out, _nested(key.split("."), value))
+    for text in base.set or []:
+        _lay(out, assignment(text))
+    return out
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """``KEY=VALUE`` as a nested table: a TOML value, or a bare word or path where it is none."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise ConfigError(f"--set {text}", "it takes KEY=VALUE, e.g. --set fusion.blend=self")
+    for written in (value, json.dumps(value)):
+        try:
+            return tomllib.loads(f"{key} = {written}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise ConfigError(
+        f"--set {text}: {key!r} is no key", "write it as in TOML: table.key, quotes around spaces"
+    )
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for part in reversed(path):
+        value = {part: value}
+    return dict(value)
+
+
+def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay a nested table over another, in place."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(under.get(key), dict):
+            _lay(under[key], value)
+        else:
+            under[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def settings(base: Base, screen: Screen, *groups: Any) -> Config:
+    """Settings of a new run: flag, variable, --config, preset, default."""
+    warn_of_variables(screen)
+    flags = table(base, *groups)
+    return configuration.load(base.preset or DEFAULT_PRESET, base.config, flags)
+
+
+def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
+    """What is laid over a run's own settings: flags over variables over --config; presets are not read again.
+
+    Raises:
+        ConfigError: ``--preset`` was given.
+    """
+    if base.preset is not None and "CTXEDIT_PRESET" not in os.environ:
+        raise ConfigError(
+            "--preset cannot change for a run", "tune again with it, or change settings with --set"
+        )
+    warn_of_variables(screen)
+    out: dict[str, Any] = configuration.read_table(base.config) if base.config else {}
+    _lay(out, configuration.environment(os.environ))
+    _lay(out, table(base, *groups))
+    return out
+
+
+def warn_of_variables(screen: Screen) -> None:
+    """Say which CTXEDIT_* variables mean nothing: a misspelt one would change nothing in silence."""
+    known = {*VARIABLES}
+    base = Config()
+    for top in fields(Config):
+        value, name = getattr(base, top.name), f"CTXEDIT_{top.name.upper()}"
+        known |= {f"{name}_{f.name.upper()}" for f in fields(value)} if is_dataclass(value) else {name}
+    for name in sorted(os.environ):
+        if name.startswith("CTXEDIT_") and name not in known:
+            close = difflib.get_close_matches(name, sorted(known), 1)
+            screen.warn(f"{name} is no setting" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def not_empty(text: str | None, what: str) -> None:
+    """Raise InputError for a text of nothing but white space; None was not given."""
+    if text is not None and not text.strip():
+        raise InputError(f"the {what} is empty", "say what the clip shows, in words")
+
+
+def existing(path: Path) -> Path:
+    """The path; raises InputError when there is nothing."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist", "check the path; it is taken from the current folder")
+    return path

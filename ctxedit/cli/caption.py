@@ -1,0 +1,33 @@
+"""``ctxedit caption``: what a clip shows."""
+
+from __future__ import annotations
+
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Base, Captioning, Clip, Dry, Span, Talk
+from ctxedit.cli.output import Screen
+
+
+def caption(clip: Clip, base: Base, span: Span, captioning: Captioning, dry: Dry, talk: Talk) -> None:
+    """Say in one sentence what a clip shows; prints the caption."""
+    screen = Screen(talk.quiet, talk.json)
+    config = asked.settings(base, screen, span, captioning)
+    asked.existing(clip)
+
+    from ctxedit import api, plan
+    from ctxedit.cli.progress import teller
+
+    looked = plan.for_caption(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
+    if dry.dry_run:
+        screen.result(
+            f"{clip}: {config.clip.frames} frames, captioner {config.captioner}, "
+            f"about {looked['peak_bytes'] / 2**30:.2f} GiB of memory",
+            {"plan": looked},
+        )
+        return
+    with resumable(None):
+        text = api.caption(
+            clip, config=config, lavis_python=captioning.lavis_python, offline=base.offline,
+            reporter=teller(screen),
+        )  # fmt: skip
+    screen.result(text, {"clip": clip, "caption": text})

@@ -1,0 +1,92 @@
+"""From any exception to one line, a hint and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from ctxedit.errors import CtxeditError, OutputError, ResourceError
+
+#: What Typer raises for a command line that does not parse; its own click is private.
+_UsageError = typer.BadParameter.__base__
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry-run shows what is needed"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a person is told, and the process's exit code."""
+
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class Interrupted(CtxeditError):
+    """Ctrl-C where something is left that the next call goes on from."""
+
+    exit_code = 130
+
+
+@contextmanager
+def resumable(folder: Path | None) -> Iterator[None]:
+    """Say on Ctrl-C where the work goes on; None is work that leaves nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if folder is None:
+            raise Interrupted("interrupted; nothing was written") from error
+        raise Interrupted(f"interrupted; the same command goes on where it was, in {folder}") from error
+
+
+def explain(error: BaseException) -> Failure:
+    """The failure an exception stands for."""
+    if isinstance(error, CtxeditError):
+        return Failure(error.message, error.hint, error.exit_code)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Failure("interrupted; nothing was begun", None, Interrupted.exit_code)
+    if isinstance(error, SystemExit):
+        return Failure("stopped", None, error.code if isinstance(error.code, int) else 1)
+    if _UsageError is not None and isinstance(error, _UsageError):
+        return _usage(error)
+    if _out_of_memory(error):
+        return Failure(f"not enough memory: {_line(error)}", _LESS_MEMORY, ResourceError.exit_code)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        place = f": {error.filename}" if error.filename else ""
+        return Failure(
+            f"the disk is full{place}", "free some space, or write elsewhere", OutputError.exit_code
+        )
+    return Failure(
+        f"{type(error).__name__}: {_line(error)}",
+        "set CTXEDIT_DEBUG=1 for the traceback, and see `ctxedit env` for a bug report",
+        1,
+    )
+
+
+def _usage(error: BaseException) -> Failure:
+    message = str(getattr(error, "format_message", lambda: error)()).strip()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "ctxedit"
+    first, rest = (message.split("\n")[0].rstrip("."), " ".join(message.split("\n")[1:]).strip())
+    hint = rest or f"see `{command} --help`"
+    return Failure(first[:1].lower() + first[1:], hint, 2)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # not imported: then it cannot have raised
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

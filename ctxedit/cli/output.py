@@ -1,0 +1,101 @@
+"""Where words go: the result on stdout, the talk on stderr, ``--json`` as one object."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ctxedit.cli.failures import Failure
+
+
+def debugging() -> bool:
+    """Whether ``CTXEDIT_DEBUG`` asks for tracebacks and libraries' warnings."""
+    return os.environ.get("CTXEDIT_DEBUG", "") not in ("", "0")
+
+
+class Screen:
+    """What one command says.
+
+    Args:
+        quiet: nothing on stderr but errors.
+        json: the result is one JSON object.
+    """
+
+    def __init__(self, quiet: bool = False, json: bool = False) -> None:
+        self.quiet, self.json = quiet, json
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._warned: set[str] = set()
+
+    @property
+    def lively(self) -> bool:
+        """Whether progress bars may be drawn."""
+        return self.console.is_terminal and not self.quiet
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        if not self.quiet:
+            self.console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed; each is said once."""
+        if not self.quiet and text not in self._warned:
+            self._warned.add(text)
+            self.console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def result(self, text: str, table: Mapping[str, Any]) -> None:
+        """The result: lines for people and pipes, or one JSON object."""
+        print(to_json(table) if self.json else text, flush=True)
+
+
+def to_json(table: Mapping[str, Any]) -> str:
+    """One JSON object; infinity becomes the text ``"inf"``, NaN null, paths text."""
+    return json.dumps(_plain(table), ensure_ascii=False, allow_nan=False, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text in aligned columns; the first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows on stdout: a drawn table on a terminal, aligned text elsewhere."""
+    if not sys.stdout.isatty():
+        print(columns(rows), flush=True)
+        return
+    from rich.table import Table
+
+    table = Table(*[Text(cell) for cell in rows[0]])
+    for row in rows[1:]:
+        table.add_row(*[Text(cell) for cell in row])
+    Console(highlight=False).print(table)
+
+
+def print_failure(failure: Failure, as_json: bool) -> None:
+    """The error on stderr, in one line and a hint; with ``--json`` one object on stdout too."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    style = "yellow" if failure.exit_code == 130 else "bold red"
+    console.print(Text.assemble(("error: ", style), " ".join(failure.message.split())))
+    if failure.hint:
+        console.print(Text.assemble(("hint: ", "cyan"), " ".join(failure.hint.split())))
+    if as_json:
+        table = {"error": failure.message, "hint": failure.hint, "exit_code": failure.exit_code}
+        print(to_json(table), flush=True)

@@ -1,0 +1,58 @@
+"""``ctxedit presets``: list, show and copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctxedit import config
+from ctxedit.cli.options import Overwrite, Talk, help_unless_called, spread
+from ctxedit.cli.output import Screen, columns
+
+app = typer.Typer(help="The presets: list them, print one, copy one to edit.")
+Name = Annotated[str, typer.Argument(help="A preset's name.", show_default=False)]
+Destination = Annotated[
+    Path | None, typer.Argument(help="A file or folder. (./NAME.toml)", show_default=False)
+]
+
+app.callback(invoke_without_command=True)(help_unless_called)
+
+
+@app.command("ls")
+@spread
+def ls(talk: Talk) -> None:
+    """List the presets."""
+    tables = {name: config.read_table(config.preset_path(name)) for name in config.preset_names()}
+    about = {name: str(table.get("about", "")) for name, table in tables.items()}
+    Screen(talk.quiet, talk.json).result(
+        columns([(name, text) for name, text in about.items()]),
+        {"presets": [{"name": name, "about": text} for name, text in about.items()]},
+    )
+
+
+@app.command("show")
+@spread
+def show(name: Name, talk: Talk) -> None:
+    """Print a preset's TOML."""
+    path = config.preset_path(name)
+    text = path.read_text(encoding="utf-8")
+    Screen(talk.quiet, talk.json).result(
+        text.rstrip("\n"), {"name": name, "path": path, "toml": text, "table": config.read_table(path)}
+    )
+
+
+@app.command("cp")
+@spread
+def cp(name: Name, overwrite: Overwrite, talk: Talk, path: Destination = None) -> None:
+    """Copy a preset to edit it; use the copy with --preset FILE.toml. Prints the copy's path."""
+    from ctxedit.media.temporary import atomic
+
+    source = config.preset_path(name)
+    target = path or Path(f"{source.stem}.toml")
+    if target.is_dir():
+        target = target / f"{source.stem}.toml"
+    with atomic(target, overwrite.yes) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    Screen(talk.quiet, talk.json).result(str(target), {"name": name, "path": target})

@@ -1,0 +1,96 @@
+"""The pipeline's reporter on a terminal or in a log. Imports the pipeline, so import it late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ctxedit.cli.output import Screen, debugging
+from ctxedit.pipeline import Reporter
+
+#: Seconds between lines of a long stage where there is no terminal.
+_EVERY = 30.0
+
+
+class Teller(Reporter):
+    """Bars with the time left on a terminal, plain lines elsewhere, nothing with ``-q``."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+
+    def say(self, text: str) -> None:
+        self.screen.say(text)
+
+    def warn(self, text: str) -> None:
+        self.screen.warn(text)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        began, last = time.monotonic(), ["", 0]
+
+        def note(done: int, text: str = "") -> None:
+            last[:] = [text, done]
+
+        how = self._bar if self.screen.lively else self._lines
+        with how(name, total, note) as step:
+            yield step
+        text = f" ({last[0]})" if last[0] else ""
+        self.say(f"{name}: done in {time.monotonic() - began:.1f} s{text}")
+
+    @contextmanager
+    def _bar(
+        self, name: str, total: int, note: Callable[[int, str], None]
+    ) -> Iterator[Callable[[int, str], None]]:
+        shown = [
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+        ]  # fmt: skip
+        with Progress(*shown, console=self.screen.console, transient=True) as progress:
+            bar = progress.add_task(name, total=total, note="")
+
+            def step(done: int, text: str = "") -> None:
+                note(done, text)
+                progress.update(bar, completed=done, note=text)
+
+            yield step
+
+    @contextmanager
+    def _lines(
+        self, name: str, total: int, note: Callable[[int, str], None]
+    ) -> Iterator[Callable[[int, str], None]]:
+        began = said = time.monotonic()
+        self.say(f"{name}: {total} steps" if total > 1 else f"{name} …")
+
+        def step(done: int, text: str = "") -> None:
+            nonlocal said
+            note(done, text)
+            now = time.monotonic()
+            if now - said >= _EVERY and done:
+                said = now
+                left = (now - began) / done * (total - done)
+                self.say(f"{name}: {done}/{total}, about {left:.0f} s left{f', {text}' if text else ''}")
+
+        yield step
+
+
+def teller(screen: Screen) -> Teller:
+    """A reporter for the pipeline; libraries are told to keep silent."""
+    if not debugging():
+        hush()
+    return Teller(screen)
+
+
+def hush() -> None:
+    """Silence what diffusers, transformers and the hub say and draw."""
+    import logging
+
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for talk in (diffusers_logging, transformers_logging):
+        talk.set_verbosity_error()
+        talk.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,99 @@
+"""``ctxedit run``: all stages."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import (
+    Base,
+    Captioning,
+    Clip,
+    Dry,
+    Overwrite,
+    Place,
+    Result,
+    Sampling,
+    Scoring,
+    Size,
+    Span,
+    Talk,
+    Tuning,
+)
+from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
+
+Targets = Annotated[
+    list[str], typer.Option("--target", help="What the clip shall show. Repeatable.", show_default=False)
+]
+
+
+def run(
+    clip: Clip,
+    target: Targets,
+    base: Base,
+    span: Span,
+    size: Size,
+    captioning: Captioning,
+    tuning: Tuning,
+    sampling: Sampling,
+    scoring: Scoring,
+    result: Result,
+    place: Place,
+    overwrite: Overwrite,
+    dry: Dry,
+    talk: Talk,
+) -> None:
+    """Caption, tune, invert, edit and score a clip; prints the edited file's path, one for each target."""
+    screen = Screen(talk.quiet, talk.json)
+    if result.output is not None and len(target) > 1:
+        raise ConfigError(
+            "--output names one file, and there are several targets", "leave it out: see --runs"
+        )
+    for text in target:
+        asked.not_empty(text, "target")
+    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
+    asked.existing(clip)
+
+    from ctxedit import api, pipeline
+    from ctxedit.cli import work
+    from ctxedit.cli.progress import teller
+
+    options = pipeline.Options(
+        tuning.prompt, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
+        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python,
+    )  # fmt: skip
+    preset = base.preset or asked.DEFAULT_PRESET
+    with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
+        if not work.checked(session, target, "evaluate", screen, dry.dry_run):
+            return
+        with resumable(session.run.folder):
+            results = pipeline.run(session, target)
+        folder, prompt = session.run.folder, session.prompt
+        rows = []
+        for one in results:
+            assert one.figures is not None
+            figures = api.plain_figures(one.figures.table())
+            rows.append({"target": one.target, "video": str(one.files.video.resolve()), **figures})
+            _tell(screen, one.target, figures)
+        api.write_metrics(session.run, rows)
+    edits = [
+        {
+            "target": one.target, "video": one.files.video, "side_by_side": one.files.side_by_side,
+            "sheet": one.files.sheet, "reused": one.reused, "figures": row,
+        }
+        for one, row in zip(results, rows, strict=True)
+    ]  # fmt: skip
+    paths = "\n".join(str(one.files.video) for one in results)
+    screen.result(paths, {"run": folder, "prompt": prompt, "seed": config.seed, "edits": edits})
+
+
+def _tell(screen: Screen, target: str, figures: dict[str, object]) -> None:
+    from ctxedit.cli.eval import figure
+
+    named = (("clip_text", "CLIP-text"), ("clip_temp", "CLIP-temp"), ("psnr", "PSNR"), ("ssim", "SSIM"))
+    said = [f"{name} {figure(figures[key])}" for key, name in named if figures.get(key) is not None]
+    screen.say(f"“{target}”: {', '.join(said)} (CLIP: {figures['clip_model']})")

@@ -1,0 +1,58 @@
+"""``ctxedit t2i``: text to image on the same core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
+from ctxedit.cli.output import Screen
+
+Text = Annotated[str, typer.Argument(help="What the picture shall show.", show_default=False)]
+Image = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="png, jpg or webp. (TEXT as a file name, .png)", show_default=False),
+]
+
+
+def t2i(
+    text: Text,
+    base: Base,
+    size: Size,
+    sampling: Sampling,
+    overwrite: Overwrite,
+    dry: Dry,
+    talk: Talk,
+    output: Image = None,
+) -> None:
+    """Make a picture of a text; prints the picture's path."""
+    screen = Screen(talk.quiet, talk.json)
+    asked.not_empty(text, "text")
+    config = asked.settings(base, screen, size, sampling)
+
+    from ctxedit import pipeline, plan
+    from ctxedit.cli.progress import teller
+    from ctxedit.cli.work import gib
+    from ctxedit.media.write import write_image
+    from ctxedit.runs import slug
+
+    path = output or Path(f"{slug(text)}.png")
+    looked = plan.for_image(text, config, base.offline or dry.dry_run, path, overwrite.yes)
+    if dry.dry_run:
+        width, height = looked["size"]
+        line = (
+            f"{path}: {width}×{height} by {looked['model']}, {looked['evaluations']} evaluations, "
+            f"about {gib(looked['peak_bytes'])} of memory"
+        )
+        screen.result(line, {"plan": looked})
+        return
+    screen.say(f"seed {config.seed}")
+    with resumable(None):
+        options = pipeline.Options(offline=base.offline)
+        picture = pipeline.generate(text, config, options, teller(screen))[0]
+        write_image(path, picture, overwrite=overwrite.yes)
+    screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

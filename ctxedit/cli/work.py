@@ -1,0 +1,81 @@
+"""What the commands that work over a run folder share: checking first, the plan, the run to go on with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctxedit.cli.output import Screen, columns
+from ctxedit.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ctxedit.pipeline import Session
+    from ctxedit.plan import Plan
+
+
+def checked(
+    session: Session, targets: Sequence[str], last: str, screen: Screen, dry_run: bool, show: bool = True
+) -> bool:
+    """Check all that can be checked; print the plan of a dry run. Returns whether to go on."""
+    from ctxedit import plan
+
+    made = plan.make(session, targets, last)
+    if dry_run:
+        screen.result(describe(made), {"plan": made.table()})
+    made.check()
+    if not dry_run and show:
+        screen.say(f"seed {session.config.seed}, preset {session.preset}")
+    return not dry_run
+
+
+def chosen_run(folder: Path | None, runs: Path, screen: Screen) -> Run:
+    """The run that was named, or the newest one, which is then said."""
+    if folder is not None:
+        return Run(folder)
+    run = Run.newest(runs)
+    screen.say(f"run: {run.folder} (the newest)")
+    return run
+
+
+def describe(plan: Plan) -> str:
+    """A plan for people."""
+    work, padded = _size(plan.working_size), _size(plan.padded_size)
+    facts = [
+        ("clip", f"{plan.clip}: {plan.frames} frames, {_rate(plan.fps)} a second, {_size(plan.source_size)}"),
+        ("sizes", f"working {work}, padded {padded}"),
+        ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
+        ("run", plan.run or "a new one"),
+        ("prompt", plan.prompt or "by the captioner"),
+        ("seed", str(plan.seed)),
+        ("memory", f"{gib(plan.memory_available)} available"),
+        ("disk", f"{gib(plan.disk_needed)} needed, {gib(plan.disk_free)} free"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name.ljust(width)}  {value}" for name, value in facts]
+    rows = [("stage", "does", "evaluations", "peak memory (estimate)")]
+    rows += [
+        (
+            stage.name,
+            "reused" if stage.reused else "runs",
+            "-" if stage.reused or not stage.evaluations else f"{stage.evaluations} × {plan.frames} frames",
+            "-" if stage.reused else gib(stage.peak_bytes),
+        )
+        for stage in plan.stages
+    ]
+    return "\n".join([*lines, "", columns(rows)])
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
+
+
+def _rate(fps: object) -> str:
+    return re.sub(r"/1$", "", str(fps))
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"

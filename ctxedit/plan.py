@@ -1,0 +1,398 @@
+"""What a command is about to do, found out without loading a weight; everything that can be checked is.
+
+The order of the checks is what a person can mend fastest first: words, files, sizes, models, memory, disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctxedit import footprint
+from ctxedit.config import BUILTIN, Config
+from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
+from ctxedit.footprint import Anatomy, Weight
+from ctxedit.media.geometry import Fit, plan_fit
+from ctxedit.media.mask import read_mask
+from ctxedit.media.read import read_frames
+from ctxedit.media.temporary import check_writable
+from ctxedit.media.write import check_output
+from ctxedit.models.clip import checkpoint_folder
+from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.weights import BUILTIN_FOLDER, locate
+from ctxedit.pipeline import Session
+from ctxedit.runs import Run
+from ctxedit.stages.caption import BLIP2
+from ctxedit.stages.evaluate import CLIP
+from ctxedit.stages.report import files_for
+from ctxedit.stages.tune import ADAPTER, TEMPORAL
+
+STAGES = ("caption", "tune", "invert", "edit", "evaluate")
+GIB = 1 << 30
+_LESS = "try fewer --frames, a smaller --size, --dtype bfloat16, or --set tune.checkpointing=true"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: whether it was done before, passes of the network over the clip, peak memory (estimated)."""
+
+    name: str
+    reused: bool
+    evaluations: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes are (width, height) in pixels; ``run`` is None while there is no run folder yet."""
+
+    clip: str
+    model: str
+    parameters: int
+    device: str
+    dtype: str
+    seed: int
+    run: str | None
+    prompt: str | None
+    targets: tuple[str, ...]
+    frames: int
+    fps: Fraction
+    source_size: tuple[int, int]
+    working_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    stages: tuple[Stage, ...]
+    memory_available: int
+    disk_free: int
+    disk_needed: int
+
+    def table(self) -> dict[str, Any]:
+        """As plain values for JSON; the frame rate is a fraction in text."""
+        return {**asdict(self), "fps": str(self.fps)}
+
+    def check(self) -> None:
+        """Raises ResourceError when a stage wants more memory than there is, OutputError for the disk."""
+        check_memory([s for s in self.stages if not s.reused], self.memory_available)
+        if self.disk_needed > self.disk_free:
+            raise OutputError(
+                f"about {self.disk_needed / GIB:.2f} GiB are needed on the disk, "
+                f"{self.disk_free / GIB:.2f} GiB are free",
+                "free some, or choose another place with --runs",
+            )
+
+
+def check_memory(stages: Sequence[Stage], available: int) -> None:
+    """Raises ResourceError, with the numbers, for the first stage that wants more than is available."""
+    for stage in stages:
+        if stage.peak_bytes > available:
+            raise ResourceError(
+                f"{stage.name} needs about {stage.peak_bytes / GIB:.1f} GiB of memory, "
+                f"{available / GIB:.1f} GiB are available",
+                _LESS,
+            )
+
+
+def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") -> Plan:
+    """Check a session's inputs and say what its stages up to ``last`` will do. Errors as they would come."""
+    config, options = session.config, session.options
+    if options.prompt is not None and not options.prompt.strip():
+        raise InputError("the prompt is empty", "leave it out and the clip is captioned")
+    for target in targets:
+        if not target.strip():
+            raise InputError("the target is empty", "say what the clip shall show")
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
+    clip = read_frames(
+        session.clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride
+    )
+    _check_outputs(session, clip.fps, targets)
+    checkpoint = locate(config.model, options.offline)
+    body = footprint.anatomy(checkpoint)
+    height, width = clip.frames.shape[1:3]
+    fit = plan_fit(width, height, config.clip.size or body.resolution, body.multiple)
+    if options.mask is not None:
+        read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
+    if checkpoint.form == "folder":
+        texts = [*targets, config.edit.negative_prompt, options.prompt or ""]
+        check_length(checkpoint.path / "tokenizer", texts, body.context_length)
+    run, prompt, reused = _reused(session, targets)
+    names = STAGES[: STAGES.index(last) + 1]
+    if options.prompt is not None and "caption" in names:
+        names = names[1:]
+    count = Counts(session, checkpoint.builtin, body, fit, dtype)
+    stages = []
+    for name in names:
+        for label in [f"edit “{t}”" for t in targets] if name == "edit" else [name]:
+            done = label in reused
+            stages.append(Stage(label, done, 0 if done else count.evaluations(name), count.peak(name, done)))
+    root = run.folder if run else options.runs
+    return Plan(
+        str(session.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
+        config.seed, str(run.folder) if run else None, prompt, tuple(targets), config.clip.frames, clip.fps,
+        (width, height), (fit.width, fit.height), (fit.padded_width, fit.padded_height), tuple(stages),
+        memory_available(device), disk_free(root), count.disk([s.name for s in stages if not s.reused]),
+    )  # fmt: skip
+
+
+def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> None:
+    options = session.options
+    if options.output is None:
+        check_writable(options.runs / "run" if session._run is None else session._run.folder / "edits" / "x")
+        return
+    if len(targets) > 1:
+        raise ConfigError(
+            "--output names one file, and there are several targets",
+            "leave it out: the run folder takes them",
+        )
+    check_output(options.output, fps, options.overwrite)
+    files = files_for(options.output)
+    for path in (files.side_by_side, files.sheet):
+        check_writable(path, options.overwrite)
+
+
+def check_length(tokenizer: Path, texts: Sequence[str], length: int) -> None:
+    """Raises InputError for a text longer than the text encoder takes, and says what would be cut."""
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(tokenizer)
+    for text in texts:
+        ids = words(text).input_ids
+        if len(ids) > length:
+            cut = words.decode(ids[length - 1 : -1]).strip()
+            raise InputError(
+                f"the prompt has {len(ids) - 2} tokens, the text encoder takes {length - 2}: “{text[:40]}…”",
+                f"shorten it: this would be cut: “{cut[:80]}”",
+            )
+
+
+def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str | None, set[str]]:
+    """The run there is, the source prompt if it is known, and the stages that need not run again."""
+    run, config, options = session._run, session.config, session.options
+    run = run or Run.find(options.runs, session.clip, session.preset, session.identity)
+    if run is None:
+        return None, options.prompt, set()
+    known = run.facts("caption").get("text")
+    if options.prompt is None and session._run is None and not run.done("caption", session._caption_key()):
+        known = None
+    prompt = options.prompt or known
+    if prompt is None:
+        return run, None, set()
+    # A copy, told the prompt, says the keys without captioning and without writing to the folder.
+    peek = Session(session.clip, config, session.preset, options, None, run)
+    peek.prompt = str(prompt)
+    done = {"caption"}
+    if run.done("tune", peek._tune_key()):
+        done.add("tune")
+    if config.edit.start == "noise" or run.done("invert", peek._invert_key()):
+        done.add("invert")
+    for target in targets:
+        name, key = peek._edit_key(target)
+        if run.done(name, key) and not options.overwrite:
+            done.add(f"edit “{target}”")
+    return run, str(prompt), done
+
+
+class Counts:
+    """Passes, bytes of memory and bytes of disk of each stage of one session."""
+
+    def __init__(self, session: Session, builtin: bool, body: Anatomy, fit: Fit, dtype: torch.dtype) -> None:
+        self.config, self.offline = session.config, session.options.offline
+        self.body, self.builtin = body, builtin
+        self.width = dtype.itemsize
+        self.frames = self.config.clip.frames
+        self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+        attention = self.config.attention
+        self.window = {"causal": attention.window, "sparse-causal": 2}.get(attention.frames, 1)
+
+    def evaluations(self, stage: str) -> int:
+        """Passes of the network over all frames; guidance and the source's lane are passes of their own."""
+        config = self.config
+        if stage == "tune":
+            return config.tune.steps
+        if stage == "invert":
+            steps = config.invert.steps
+            return 0 if config.edit.start == "noise" else steps + config.invert.refinements * (steps - 1)
+        return edit_evaluations(config) if stage == "edit" else 0
+
+    def peak(self, stage: str, reused: bool = False) -> int:
+        """Bytes at the stage's peak, all that is loaded by then included."""
+        body, width = self.body, self.width
+        weights = body.parameters * width + self._adapter * 4
+        chunk = footprint.autoencoder_bytes(body, self.side, min(4, self.frames), width)
+        if stage == "caption":
+            return (
+                weights
+                if reused
+                else weights + captioner_weight(self.config, self.builtin, self.offline).parameters * width
+            )
+        if stage == "tune" and not reused and self.config.tune.steps:
+            # Float32 masters of the whole UNet; gradient and two moments of what is trained.
+            masters = body.unet.parameters * (4 - width) if width < 4 else 0
+            kept = footprint.backward_bytes(
+                body, self.side, self.frames, self.window, width, self.config.tune.checkpointing
+            )
+            return weights + masters + self._trained * 12 + kept
+        if stage == "evaluate":
+            return weights + clip_weight(self.config, self.builtin, self.offline).parameters * 4
+        lanes = {"edit": 3 if self._fuses else 2, "invert": 1}.get(stage, 1)
+        passing = footprint.forward_bytes(body, self.side, self.frames * lanes, self.window, width)
+        return weights + max(passing, chunk)
+
+    def disk(self, stages: Sequence[str]) -> int:
+        """Bytes that the stages leave behind."""
+        config, (h, w) = self.config, self.side
+        latents = self.frames * self.body.latent_channels * h * w * 4
+        total = 1 << 20
+        if "tune" in stages and config.tune.steps:
+            total += 4 * 4 * self._trained  # parameters and two moments while tuning, the result beside them
+        if "invert" in stages and config.edit.start != "noise":
+            total += (config.invert.steps + 1) * latents
+        pixels = self.frames * h * w * self.body.factor**2 * 3
+        return total + 3 * pixels * sum(s.startswith("edit ") for s in stages)
+
+    @property
+    def _fuses(self) -> bool:
+        fusion = self.config.fusion
+        inverted = self.config.edit.start == "inversion"
+        return inverted and bool(fusion.self_share or fusion.cross_share or fusion.blend == "latent")
+
+    @property
+    def _adapter(self) -> int:
+        adapter, body = self.config.adapter, self.body
+        if not adapter.enabled:
+            return 0
+        image = 768 if adapter.image == "clip" else 0
+        return footprint.adapter_parameters(adapter, body.latent_channels, body.context_width, image)
+
+    @property
+    def _trained(self) -> int:
+        """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
+        names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL)]
+        moved = self._adapter if ADAPTER in self.config.tune.train else 0
+        temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.train else 0
+        return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
+
+
+def edit_evaluations(config: Config) -> int:
+    """Passes of one edit, lanes summed over steps: guidance 2, the source's 1, FateZero's mask 1 more."""
+    edit, fusion = config.edit, config.fusion
+    lanes = 1 if edit.guidance == 1 else 2
+    if edit.start == "noise":
+        return lanes * max(1, round(edit.steps * edit.strength))
+    own, cross = int(edit.steps * fusion.self_share), int(edit.steps * fusion.cross_share)
+    beside = edit.steps if fusion.blend == "latent" else max(own, cross)
+    return lanes * edit.steps + beside + (own if fusion.blend == "self" else 0)
+
+
+def captioner_weight(config: Config, builtin: bool, offline: bool) -> Weight:
+    """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
+    name = config.captioner
+    if name == "lavis":
+        return Weight()
+    if name == "builtin" or (name == "auto" and builtin):
+        return footprint.weigh(BUILTIN_FOLDER / "captioner")
+    return footprint.weigh(checkpoint_folder(BLIP2 if name == "auto" else name, offline))
+
+
+def clip_weight(config: Config, builtin: bool, offline: bool) -> Weight:
+    """The scoring CLIP's size; fetched if it has to be."""
+    name = config.clip_model
+    if name == "builtin" or (name == "auto" and builtin):
+        return footprint.weigh(BUILTIN_FOLDER / "clip")
+    return footprint.weigh(checkpoint_folder(CLIP if name == "auto" else name, offline))
+
+
+def memory_available(device: torch.device) -> int:
+    """Bytes free on the device; on a CPU also within the container's limit, where there is one."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        room = int(limit) - int(used) + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):  # no cgroup v2, or its limit is "max"
+        return free
+    return max(0, min(free, room))
+
+
+def disk_free(place: Path) -> int:
+    """Bytes free where ``place`` is or will be."""
+    place = place.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -> dict[str, Any]:
+    """Check what captioning needs, and say what it takes.
+
+    Raises:
+        ConfigError, InputError, WeightsError, ResourceError.
+    """
+    device = pick_device(config.device)
+    width = pick_dtype(config.dtype, device).itemsize
+    if config.captioner == "lavis" and lavis_python is None:
+        raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
+    read_frames(clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride)
+    weight = captioner_weight(config, config.model == BUILTIN, offline)
+    peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
+    check_memory([Stage("caption", False, 0, peak)], memory_available(device))
+    return {
+        "clip": str(clip),
+        "frames": config.clip.frames,
+        "captioner": config.captioner,
+        "parameters": weight.parameters,
+        "peak_bytes": peak,
+        "device": str(device),
+    }
+
+
+def for_image(text: str, config: Config, offline: bool, output: Path, overwrite: bool) -> dict[str, Any]:
+    """Check what text to image needs, and say what it takes; sizes are (width, height).
+
+    Raises:
+        ConfigError, InputError, WeightsError, ResourceError, OutputError.
+    """
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    check_image(output, overwrite)
+    checkpoint = locate(config.model, offline)
+    body = footprint.anatomy(checkpoint)
+    side = config.clip.size or body.resolution
+    if side % body.multiple:
+        near = max(body.multiple, round(side / body.multiple) * body.multiple)
+        raise ConfigError(f"--size {side} is no multiple of {body.multiple}", f"take {near}")
+    if checkpoint.form == "folder":
+        check_length(checkpoint.path / "tokenizer", [text, config.edit.negative_prompt], body.context_length)
+    latent = (side // body.factor, side // body.factor)
+    lanes = 1 if config.edit.guidance == 1 else 2
+    passing = footprint.forward_bytes(body, latent, lanes, 1, dtype.itemsize)
+    decoding = footprint.autoencoder_bytes(body, latent, 1, dtype.itemsize)
+    peak = body.parameters * dtype.itemsize + max(passing, decoding)
+    check_memory([Stage("text to image", False, 0, peak)], memory_available(device))
+    return {
+        "image": str(output),
+        "model": checkpoint.name,
+        "size": (side, side),
+        "evaluations": lanes * config.edit.steps,
+        "peak_bytes": peak,
+        "device": str(device),
+        "seed": config.seed,
+    }
+
+
+def check_image(path: Path, overwrite: bool) -> None:
+    """Raises ConfigError for a suffix that is no image's, OutputError for a place that cannot be written."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
+        raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
+    check_writable(path, overwrite)
