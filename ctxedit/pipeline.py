@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +15,13 @@ from torch import Tensor
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
-from ctxedit.media.mask import read_mask
 from ctxedit.media.temporary import atomic
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
-from ctxedit.models.clip import ClipScorer
-from ctxedit.models.device import keep_heap, pick_device, pick_dtype
+from ctxedit.models.backbone import Backbone
+from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import locate
-from ctxedit.runs import DEFAULT_ROOT, Run, fingerprint, key_of, slug
+from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
 from ctxedit.stages import evaluate as evaluating
@@ -35,54 +29,10 @@ from ctxedit.stages import generate as generating
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
 from ctxedit.stages.invert import invert
-from ctxedit.stages.prepare import Prepared, prepare
 from ctxedit.stages.tune import TuneStep
+from ctxedit.workbench import Options, Reporter, Workbench, warn_of_unknown_words
 
-#: Below this the built-in CLIP does not see the prompt in the clip. Ten drawn clips with their captions gave
-#: 0.79 to 0.96, six of real footage with the built-in captions 0.10 to 0.67.
-_RECOGNISED = 0.75
-
-
-class Reporter:
-    """Who is told what goes on. This one keeps silent; the command line's shows it."""
-
-    def say(self, text: str) -> None:
-        """A line for the person."""
-
-    def warn(self, text: str) -> None:
-        """A line that should not be missed."""
-
-    @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """A stage with a progress: the callable takes steps done and a short note."""
-        yield lambda done, note="": None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is asked of the tool beyond the settings of the method.
-
-    Attributes:
-        prompt: the source prompt; None captions the clip.
-        mask: where change is allowed.
-        output: the edited file; None is inside the run folder.
-        source_size: write at the source's size.
-        audio: copy the source's sound.
-        overwrite: replace existing outputs, redo finished edits.
-        offline: touch no hub.
-        runs: where run folders lie.
-        lavis_python: interpreter of the LAVIS worker.
-    """
-
-    prompt: str | None = None
-    mask: Path | None = None
-    output: Path | None = None
-    source_size: bool = False
-    audio: bool = True
-    overwrite: bool = False
-    offline: bool = False
-    runs: Path = DEFAULT_ROOT
-    lavis_python: Path | None = None
+__all__ = ["EditResult", "Options", "Reporter", "Session", "generate", "run"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +45,7 @@ class EditResult:
     figures: evaluating.Figures | None = None
 
 
-class Session:
+class Session(Workbench):
     """One clip, one preset: stages on demand, each at most once, over a run folder.
 
     Args:
@@ -116,13 +66,10 @@ class Session:
         reporter: Reporter | None = None,
         run: Run | None = None,
     ) -> None:
-        self.clip, self.config, self.preset = clip, config, preset
-        self.options = options or Options()
-        self.reporter = reporter or Reporter()
-        self._run = run
-        self._stack = ExitStack()
-        self._adapter: ContextAdapter | None = None
-        self._temporal: TemporalLayers | None = None
+        # An edit of a run may draw other noise; the run's tuning stays what it is.
+        seed = config.seed if run is None else run.config.seed
+        super().__init__(clip, config, options or Options(), reporter or Reporter(), seed)
+        self.preset, self._run, self._tuned = preset, run, False
 
     @classmethod
     def reopen(
@@ -136,43 +83,6 @@ class Session:
         run.check_clip()
         return cls(run.clip, config or run.config, run.preset, options, reporter, run)
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take temporal layers and attention off the network again."""
-        if self._temporal is not None:
-            self._temporal.remove()
-        self._stack.close()
-
-    # -- parts, loaded when first needed -------------------------------------------------------------------
-
-    @cached_property
-    def device(self) -> torch.device:
-        device = pick_device(self.config.device)
-        if device.type == "cpu":
-            keep_heap()
-        return device
-
-    @cached_property
-    def backbone(self) -> Backbone:
-        checkpoint = locate(self.config.model, self.options.offline)
-        dtype = pick_dtype(self.config.dtype, self.device)
-        self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = Backbone(checkpoint, self.device, dtype)
-        self._stack.enter_context(backbone.attention(self.config.attention))
-        return backbone
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        prepared = prepare(self.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple)
-        height, width = prepared.frames.shape[1:3]
-        self.reporter.say(f"{len(prepared.frames)} frames of {self.clip.name} at {width}×{height}")
-        return prepared
-
     @cached_property
     def run(self) -> Run:
         """The run folder of these inputs."""
@@ -185,26 +95,10 @@ class Session:
         """A hash of these inputs: what a run folder is found again by."""
         return key_of(fingerprint(self.clip), self.preset, self._shared_settings(), self.options.prompt)
 
-    @cached_property
-    def latents(self) -> Tensor:
-        return self.backbone.encode(self.prepared.padded)
-
-    @cached_property
-    def view(self) -> FrameView:
-        frames = len(self.prepared.frames)
-        height, width = self.prepared.padded.shape[1:3]
-        side = (height // self.backbone.factor, width // self.backbone.factor)
-        return FrameView(seen_frames(self.config.attention, frames), side)
-
     def _shared_settings(self) -> list[Any]:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
         c = self.config
-        return [c.model, self._tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
-
-    @property
-    def _tuning_seed(self) -> int:
-        """An edit of a run may draw other noise; the run's tuning stays what it is."""
-        return self.config.seed if self._run is None else self._run.config.seed
+        return [c.model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
 
     def _caption_key(self) -> str:
         config = self.config
@@ -253,9 +147,8 @@ class Session:
         """Tune unless it is done; resumes a killed tuning."""
         key, config = self._tune_key(), self.config.tune
         if self.backbone.builtin and self.config.clip_model in ("auto", "builtin"):
-            self._warn_of_strange_pictures()
-        shift = self._shift(self.prompt)
-        self._temporal_layers()
+            self.warn_of_strange_pictures(self.prompt)
+        shift = self.shift(self.prompt)
         tuned = self.run.folder / "tune" / "tuned.safetensors"
         files = ["tune/tuned.safetensors"] if config.steps else []
         if not self.run.done("tune", key) and config.steps:
@@ -268,7 +161,7 @@ class Session:
 
                 tensors = tuning.tune(
                     self.backbone, self.latents, self.backbone.embed([self.prompt]), self.view, config,
-                    folder, self._tuning_seed, shift, self._temporal, report,
+                    folder, self.tuning_seed, shift, self.temporal, report,
                 )  # fmt: skip
             with atomic(tuned, True) as temporary:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"prompt": self.prompt})
@@ -281,7 +174,7 @@ class Session:
             self._load_tuned(tuned, shift)
         if not self.run.done("tune", key):
             self.run.finish("tune", key, files, prompt=self.prompt, steps=config.steps)
-        self.__dict__["_ready"] = True
+        self._tuned = True
         return self.run
 
     def _tuning_folder(self, key: str) -> Path:
@@ -296,39 +189,16 @@ class Session:
         return folder
 
     def _load_tuned(self, path: Path, shift: ContextShift | None) -> None:
-        parameters = tuning.trainable(self.backbone, self.config.tune, shift, self._temporal)
+        parameters = tuning.trainable(self.backbone, self.config.tune, shift, self.temporal)
         try:
             tensors = load_file(path)
         except Exception as error:
             raise WeightsError(f"{path} is broken: {str(error)[:120]}", "delete it and tune again") from error
         tuning.load_tensors(parameters, tensors)
 
-    def _shift(self, prompt: str) -> ContextShift | None:
-        """The adapter bound to a prompt; the same adapter for every prompt."""
-        config = self.config.adapter
-        if not config.enabled:
-            return None
-        if self._adapter is None:
-            width = self._image_scorer.image_width if config.image == "clip" else 0
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self._tuning_seed)
-                b = self.backbone
-                self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
-            self._adapter.to(self.device).eval().requires_grad_(False)
-        look = self._look if config.image == "clip" else None
-        return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)
-
-    def _look(self, latents: Tensor) -> Tensor:
-        """The clean latents, or the prediction of them, as CLIP sees them decoded."""
-        return self._image_scorer.image_tokens(self.backbone.decode(latents)).to(self.device)
-
-    def _temporal_layers(self) -> None:
-        if self.config.attention.temporal and self._temporal is None:
-            self._temporal = self.backbone.temporal_layers(self._tuning_seed).eval().requires_grad_(False)
-
     def invert(self) -> Tensor:
         """The inverted trajectory (S + 1, F, C, h, w), made or reused; level 0 alone where none is needed."""
-        if "_ready" not in self.__dict__:
+        if not self._tuned:
             self.tune()
         if self.config.edit.start == "noise":
             return self.latents[None]
@@ -342,7 +212,7 @@ class Session:
         with self.reporter.task("invert", total) as progress:
             trajectory = invert(
                 backbone, self.latents, backbone.embed([prompt]), backbone.levels(config.steps), self.view,
-                self._shift(prompt), config.refinements, lambda done, _: progress(done, ""),
+                self.shift(prompt), config.refinements, lambda done, _: progress(done, ""),
             )  # fmt: skip
         with atomic(path, True) as temporary:
             save_file({"trajectory": trajectory.cpu().contiguous()}, temporary)
@@ -391,16 +261,11 @@ class Session:
         scene = editing.Scene(
             backbone, self.prompt, trajectory, backbone.levels(config.edit.steps), self.view
         )
-        pixels = self._mask()
-        mask = None
-        if pixels is not None:
-            from ctxedit.media.geometry import pad
-
-            padded = pad((pixels[..., None] * 255).astype(np.uint8).repeat(3, -1), self.prepared.fit)[..., 0]
-            mask = editing.latent_mask(torch.from_numpy(padded.astype(np.float32) / 255), self.view.side)
+        pixels = self.mask()
+        mask = None if pixels is None else self.latent_mask(pixels)
         with self.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
             latents = editing.edit(
-                scene, target, config, self._shift(target), mask, lambda done, _: progress(done, "")
+                scene, target, config, self.shift(target), mask, lambda done, _: progress(done, "")
             )
         frames = self.prepared.unpad(backbone.decode(latents))
         if pixels is not None:
@@ -412,7 +277,7 @@ class Session:
     def evaluate(self, target: str, frames: NDArray[np.uint8]) -> evaluating.Figures:
         """Figures of edited frames against the target and the source."""
         return evaluating.evaluate(
-            frames, target, self._image_scorer, self.prepared.frames, self.prompt, self._mask()
+            frames, target, self.scorer, self.prepared.frames, self.prompt, self.mask()
         )
 
     def evaluate_run(self) -> list[dict[str, Any]]:
@@ -429,17 +294,6 @@ class Session:
             )
         return rows
 
-    @cached_property
-    def _image_scorer(self) -> ClipScorer:
-        builtin = locate(self.config.model, self.options.offline).builtin
-        return evaluating.make_scorer(self.config.clip_model, builtin, self.device, self.options.offline)
-
-    def _mask(self) -> NDArray[np.float32] | None:
-        if self.options.mask is None:
-            return None
-        clip = self.config.clip
-        return read_mask(self.options.mask, clip.frames, clip.start, clip.stride, self.prepared.fit)
-
     # -- what can be said before it goes wrong ---------------------------------------------------------------
 
     def _check_target(self, target: str) -> None:
@@ -448,28 +302,6 @@ class Session:
         self.backbone.words(target)
         self.backbone.words(self.prompt)
         warn_of_unknown_words(self.backbone, target, self.reporter)
-
-    def _warn_of_strange_pictures(self) -> None:
-        frames = self.prepared.frames[:: max(1, len(self.prepared.frames) // 4)]
-        images, text = self._image_scorer.embed_images(frames), self._image_scorer.embed_texts([self.prompt])
-        if (got := float((images @ text.T).mean())) < _RECOGNISED:
-            self.reporter.warn(
-                f"the built-in models do not recognise “{self.prompt}” in this clip (similarity {got:.2f}): "
-                "they know drawn scenes only; for real footage name a real checkpoint with --model sd15"
-            )
-
-
-def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
-    """Say which words the built-in models were never taught."""
-    known = builtin_vocabulary(backbone.path)
-    if known is None:
-        return
-    strange = sorted({w for w in split_words(text) if w[0].isalnum() and w.lower() not in known})
-    if strange:
-        reporter.warn(
-            f"the built-in models do not know {', '.join(map(repr, strange))}: "
-            "see `ctxedit models ls` for what they know, or name a real checkpoint with --model sd15"
-        )
 
 
 def generate(
@@ -505,7 +337,9 @@ def generate(
     if adapter is not None:
         network = ContextAdapter.load(adapter, device).eval().requires_grad_(False)
         if network.sizes["context_width"] != backbone.context_width:
-            raise ConfigError(f"{adapter} was tuned on another model than {backbone.name}", "name its --model")
+            raise ConfigError(
+                f"{adapter} was tuned on another model than {backbone.name}", "name its --model"
+            )
         # Each picture is a clip of one frame.
         shift = ContextShift(network, backbone.embed([text] * count), 1)
     sides = (size, size) if size else None
