@@ -16,22 +16,18 @@ import torch
 
 from ctxedit import footprint
 from ctxedit.config import BUILTIN, Config
+from ctxedit.costs import Costs, captioner_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
-from ctxedit.footprint import Anatomy, Weight
-from ctxedit.media.geometry import Fit, plan_fit
+from ctxedit.media.geometry import plan_fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
-from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import BUILTIN_FOLDER, locate
+from ctxedit.models.weights import locate
 from ctxedit.pipeline import Session
 from ctxedit.runs import Run
-from ctxedit.stages.caption import BLIP2
-from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.report import files_for
-from ctxedit.stages.tune import ADAPTER, TEMPORAL
 
 STAGES = ("caption", "tune", "invert", "edit", "evaluate")
 GIB = 1 << 30
@@ -125,25 +121,26 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     names = STAGES[: STAGES.index(last) + 1]
     if options.prompt is not None and "caption" in names:
         names = names[1:]
-    count = Counts(session, checkpoint.builtin, body, fit, dtype)
+    costs = Costs(config, options.offline, checkpoint.builtin, body, fit, dtype)
     stages = []
     for name in names:
         for label in [f"edit “{t}”" for t in targets] if name == "edit" else [name]:
             done = label in reused
-            stages.append(Stage(label, done, 0 if done else count.evaluations(name), count.peak(name, done)))
+            stages.append(Stage(label, done, 0 if done else costs.evaluations(name), costs.peak(name, done)))
     root = run.folder if run else options.runs
     return Plan(
         str(session.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, prompt, tuple(targets), config.clip.frames, clip.fps,
         (width, height), (fit.width, fit.height), (fit.padded_width, fit.padded_height), tuple(stages),
-        memory_available(device), disk_free(root), count.disk([s.name for s in stages if not s.reused]),
+        memory_available(device), disk_free(root), costs.disk([s.name for s in stages if not s.reused]),
     )  # fmt: skip
 
 
 def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> None:
     options = session.options
     if options.output is None:
-        check_writable(options.runs / "run" if session._run is None else session._run.folder / "edits" / "x")
+        folder = options.runs if session._run is None else session._run.folder
+        check_writable(folder / ".ctxedit", True)
         return
     if len(targets) > 1:
         raise ConfigError(
@@ -196,116 +193,6 @@ def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str |
         if run.done(name, key) and not options.overwrite:
             done.add(f"edit “{target}”")
     return run, str(prompt), done
-
-
-class Counts:
-    """Passes, bytes of memory and bytes of disk of each stage of one session."""
-
-    def __init__(self, session: Session, builtin: bool, body: Anatomy, fit: Fit, dtype: torch.dtype) -> None:
-        self.config, self.offline = session.config, session.options.offline
-        self.body, self.builtin = body, builtin
-        self.width = dtype.itemsize
-        self.frames = self.config.clip.frames
-        self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
-        attention = self.config.attention
-        self.window = {"causal": attention.window, "sparse-causal": 2}.get(attention.frames, 1)
-
-    def evaluations(self, stage: str) -> int:
-        """Passes of the network over all frames; guidance and the source's lane are passes of their own."""
-        config = self.config
-        if stage == "tune":
-            return config.tune.steps
-        if stage == "invert":
-            steps = config.invert.steps
-            return 0 if config.edit.start == "noise" else steps + config.invert.refinements * (steps - 1)
-        return edit_evaluations(config) if stage == "edit" else 0
-
-    def peak(self, stage: str, reused: bool = False) -> int:
-        """Bytes at the stage's peak, all that is loaded by then included."""
-        body, width = self.body, self.width
-        weights = body.parameters * width + self._adapter * 4
-        chunk = footprint.autoencoder_bytes(body, self.side, min(4, self.frames), width)
-        if stage == "caption":
-            return (
-                weights
-                if reused
-                else weights + captioner_weight(self.config, self.builtin, self.offline).parameters * width
-            )
-        if stage == "tune" and not reused and self.config.tune.steps:
-            # Float32 masters of the whole UNet; gradient and two moments of what is trained.
-            masters = body.unet.parameters * (4 - width) if width < 4 else 0
-            kept = footprint.backward_bytes(
-                body, self.side, self.frames, self.window, width, self.config.tune.checkpointing
-            )
-            return weights + masters + self._trained * 12 + kept
-        if stage == "evaluate":
-            return weights + clip_weight(self.config, self.builtin, self.offline).parameters * 4
-        lanes = {"edit": 3 if self._fuses else 2, "invert": 1}.get(stage, 1)
-        passing = footprint.forward_bytes(body, self.side, self.frames * lanes, self.window, width)
-        return weights + max(passing, chunk)
-
-    def disk(self, stages: Sequence[str]) -> int:
-        """Bytes that the stages leave behind."""
-        config, (h, w) = self.config, self.side
-        latents = self.frames * self.body.latent_channels * h * w * 4
-        total = 1 << 20
-        if "tune" in stages and config.tune.steps:
-            total += 4 * 4 * self._trained  # parameters and two moments while tuning, the result beside them
-        if "invert" in stages and config.edit.start != "noise":
-            total += (config.invert.steps + 1) * latents
-        pixels = self.frames * h * w * self.body.factor**2 * 3
-        return total + 3 * pixels * sum(s.startswith("edit ") for s in stages)
-
-    @property
-    def _fuses(self) -> bool:
-        fusion = self.config.fusion
-        inverted = self.config.edit.start == "inversion"
-        return inverted and bool(fusion.self_share or fusion.cross_share or fusion.blend == "latent")
-
-    @property
-    def _adapter(self) -> int:
-        adapter, body = self.config.adapter, self.body
-        if not adapter.enabled:
-            return 0
-        image = 768 if adapter.image == "clip" else 0
-        return footprint.adapter_parameters(adapter, body.latent_channels, body.context_width, image)
-
-    @property
-    def _trained(self) -> int:
-        """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
-        names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL)]
-        moved = self._adapter if ADAPTER in self.config.tune.train else 0
-        temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.train else 0
-        return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
-
-
-def edit_evaluations(config: Config) -> int:
-    """Passes of one edit, lanes summed over steps: guidance 2, the source's 1, FateZero's mask 1 more."""
-    edit, fusion = config.edit, config.fusion
-    lanes = 1 if edit.guidance == 1 else 2
-    if edit.start == "noise":
-        return lanes * max(1, round(edit.steps * edit.strength))
-    own, cross = int(edit.steps * fusion.self_share), int(edit.steps * fusion.cross_share)
-    beside = edit.steps if fusion.blend == "latent" else max(own, cross)
-    return lanes * edit.steps + beside + (own if fusion.blend == "self" else 0)
-
-
-def captioner_weight(config: Config, builtin: bool, offline: bool) -> Weight:
-    """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
-    name = config.captioner
-    if name == "lavis":
-        return Weight()
-    if name == "builtin" or (name == "auto" and builtin):
-        return footprint.weigh(BUILTIN_FOLDER / "captioner")
-    return footprint.weigh(checkpoint_folder(BLIP2 if name == "auto" else name, offline))
-
-
-def clip_weight(config: Config, builtin: bool, offline: bool) -> Weight:
-    """The scoring CLIP's size; fetched if it has to be."""
-    name = config.clip_model
-    if name == "builtin" or (name == "auto" and builtin):
-        return footprint.weigh(BUILTIN_FOLDER / "clip")
-    return footprint.weigh(checkpoint_folder(CLIP if name == "auto" else name, offline))
 
 
 def memory_available(device: torch.device) -> int:

@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not debugging():
                 warnings.simplefilter("ignore")  # libraries' talk; ours does not go through warnings
             return run(arguments)
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            # The reader (`| head`) has what it wanted; Python would complain once more when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
         if debugging():
             import traceback
 

@@ -9,6 +9,7 @@ import typer
 from ctxedit import __version__
 from ctxedit.cli import caption, edit, env, eval, models, presets, t2i, tune
 from ctxedit.cli import run as run_command
+from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
 
 app = typer.Typer(
@@ -51,4 +52,6 @@ app.add_typer(models.app, name="models")
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code, raises what went wrong."""
     code = typer.main.get_command(app).main(arguments, prog_name="ctxedit", standalone_mode=False)
+    if code == Interrupted.exit_code:  # Typer swallows Ctrl-C
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0

@@ -17,6 +17,7 @@ def caption(clip: Clip, base: Base, span: Span, captioning: Captioning, dry: Dry
     from ctxedit import api, plan
     from ctxedit.cli.progress import teller
 
+    told = teller(screen)
     looked = plan.for_caption(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:
         screen.result(
@@ -28,6 +29,6 @@ def caption(clip: Clip, base: Base, span: Span, captioning: Captioning, dry: Dry
     with resumable(None):
         text = api.caption(
             clip, config=config, lavis_python=captioning.lavis_python, offline=base.offline,
-            reporter=teller(screen),
+            reporter=told,
         )  # fmt: skip
     screen.result(text, {"clip": clip, "caption": text})

@@ -17,6 +17,15 @@ from ctxedit.errors import CtxeditError, OutputError, ResourceError
 _UsageError = typer.BadParameter.__base__
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry-run shows what is needed"
+#: For errors that bring no hint of their own.
+_HINTS = {
+    2: "see `ctxedit COMMAND --help`, and `ctxedit presets show contextdiff` for the settings",
+    3: "check the path; it is taken from the current folder",
+    4: "see `ctxedit models ls` for what is there",
+    5: "see `ctxedit env` for devices and memory",
+    6: "choose another place",
+    7: "try --dtype float32",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ def resumable(folder: Path | None) -> Iterator[None]:
 def explain(error: BaseException) -> Failure:
     """The failure an exception stands for."""
     if isinstance(error, CtxeditError):
-        return Failure(error.message, error.hint, error.exit_code)
+        hint = error.hint or _HINTS.get(error.exit_code)
+        return Failure(error.message, hint, error.exit_code)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Failure("interrupted; nothing was begun", None, Interrupted.exit_code)
     if isinstance(error, SystemExit):

@@ -210,7 +210,7 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     Typer sees the options; the command gets the groups, filled.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups = {
+    groups: dict[str, Any] = {
         p.name: p.annotation for p in signature.parameters.values() if dataclasses.is_dataclass(p.annotation)
     }
     parameters = [
@@ -230,8 +230,7 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def called(**values: Any) -> Any:
         for name, group in groups.items():
-            own = {f.name: values.pop(f.name) for f in dataclasses.fields(group)}
-            values[name] = group(**own)
+            values[name] = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
         return command(**values)
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -83,7 +83,9 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         return
     from rich.table import Table
 
-    table = Table(*[Text(cell) for cell in rows[0]])
+    table = Table()
+    for cell in rows[0]:
+        table.add_column(Text(cell))
     for row in rows[1:]:
         table.add_row(*[Text(cell) for cell in row])
     Console(highlight=False).print(table)

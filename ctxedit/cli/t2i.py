@@ -40,6 +40,7 @@ def t2i(
     from ctxedit.media.write import write_image
     from ctxedit.runs import slug
 
+    told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
     looked = plan.for_image(text, config, base.offline or dry.dry_run, path, overwrite.yes)
     if dry.dry_run:
@@ -53,6 +54,6 @@ def t2i(
     screen.say(f"seed {config.seed}")
     with resumable(None):
         options = pipeline.Options(offline=base.offline)
-        picture = pipeline.generate(text, config, options, teller(screen))[0]
+        picture = pipeline.generate(text, config, options, told)[0]
         write_image(path, picture, overwrite=overwrite.yes)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

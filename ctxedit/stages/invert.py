@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxedit.diffusion.ddim import ddim
+from ctxedit.diffusion.forward import effective_noise
 from ctxedit.diffusion.parameterization import to_x0
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
@@ -37,7 +38,8 @@ def invert(
 
     The step from level s to u asks the network at u's timestep, as the way down will (Song et al. 2021;
     diffusers' ``DDIMInverseScheduler``). Each refinement asks again at the latent just reached: the fixed
-    point of it is the exact inverse of the step down.
+    point of it is the exact inverse of the step down. What is handed on is the noise, not x̂_0: near clean
+    data x̂_0 hardly says which noise there was, and the iteration would run away.
 
     Args:
         backbone: with clip attention installed.
@@ -59,25 +61,43 @@ def invert(
     total = levels.steps * (1 + refinements)
     for low, high in levels.up():
         x, t = trajectory[-1], levels.timestep(high)
-        a, s = levels.at(low)
-        a_up, s_up = levels.at(high)
-        raw = backbone.raw(x, t, context, view)
-        x0 = to_x0(raw, x, a, s, backbone.prediction)
-        if low == 0:
+        up, asked = x, low
+        for i in range(1 + refinements):
+            raw = backbone.raw(up, t, context, view)
+            x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
             # Clean data holds no noise to read: the head's own is taken (velocity is noise at a = 1).
-            up = ddim(x, x0, a, s, a_up, s_up, None, _at(shift, x0, levels, high), eps=raw)
-        else:
-            up = ddim(x, x0, a, s, a_up, s_up, _at(shift, x0, levels, low), _at(shift, x0, levels, high))
-        progress(1 + (1 + refinements) * low, total)
-        for i in range(refinements if low else 0):
-            x0 = backbone.predict_x0(up, t, context, a_up, s_up, view)
-            up = ddim(x, x0, a, s, a_up, s_up, _at(shift, x0, levels, low), _at(shift, x0, levels, high))
-            progress(2 + i + (1 + refinements) * low, total)
+            eps = effective_noise(up, x0, *levels.at(asked)) if asked else raw
+            up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
+            asked = high
+            progress(1 + i + (1 + refinements) * low, total)
         if not bool(torch.isfinite(up).all()):
             raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
         trajectory.append(up)
     return torch.stack(trajectory)
 
 
-def _at(shift: ContextShift | None, x0: Tensor, levels: Levels, level: int) -> Tensor | None:
-    return None if shift is None else shift.at(x0, levels, level)
+def _step_up(
+    x: Tensor, x0: Tensor, eps: Tensor, levels: Levels, low: int, shift: ContextShift | None, passes: int
+) -> Tensor:
+    """From level ``low`` to the next: the step down, solved for where it starts.
+
+    Args:
+        x: latents at ``low``.
+        x0: the prediction, for the shift.
+        eps: the effective noise, the *upper* level's share of the shift included: that is whose timestep the
+            network was told.
+        passes: how often the shift is made. A first x̂_0, told of the lower level, takes a part of the shift
+            for signal: a second pass, with the x̂_0 of the first, does not.
+    """
+    high = low + 1
+    (a, s), (a_up, s_up) = levels.at(low), levels.at(high)
+    b = b_up = None
+    if shift is not None:
+        for _ in range(passes):
+            b, b_up = shift.at(x0, levels, low), shift.at(x0, levels, high)
+            plain = eps - b_up / float(s_up)
+            x0 = to_x0(plain, x if b is None else x - b, a, s, "epsilon")
+        eps = plain
+    else:
+        x0 = to_x0(eps, x, a, s, "epsilon")
+    return ddim(x, x0, a, s, a_up, s_up, b, b_up, eps=eps)

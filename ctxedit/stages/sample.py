@@ -98,7 +98,7 @@ class Sampling:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
         if self.source is None:
             return False, False
-        return step < int(steps * self.fusion.self_share), step < int(steps * self.fusion.cross_share)
+        return step < int(steps * self.fusion.self_share + 1e-9), step < int(steps * self.fusion.cross_share + 1e-9)
 
     @property
     def blends(self) -> str:

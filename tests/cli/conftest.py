@@ -1,0 +1,103 @@
+"""The command line as a person has it: through ``main``, its two streams apart."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ctxedit.cli import main
+
+TARGET = "a panda walking on the beach"
+FEW = ("--frames", "4", "--stride", "1", "--steps", "4")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def table(self):
+        """The one JSON object on stdout; nothing may stand beside it."""
+        return json.loads(self.out)
+
+
+def call(*arguments) -> Answer:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(a) for a in arguments])
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("CTXEDIT_") or name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture()
+def ctxedit():
+    return call
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    from ctxedit.bundled.world import scenes
+    from ctxedit.bundled.world.scenes import Actor, Scene
+    from ctxedit.media.write import write_clip
+
+    tiger = Actor("tiger", None, 0.5, 0.86, 0.56)
+    scene = Scene((tiger,), "beach", "plain", "walk", -1, 1.0, (0.5,) * 8)
+    path = tmp_path_factory.mktemp("cli clip") / "tiger.mp4"
+    return write_clip(path, scenes.render(scene, 8, 96)[0], Fraction(25, 2))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def made(clip, runs):
+    """One small run on the built-in models, shared by all who only look at it or edit it."""
+    answer = call("run", clip, "--target", TARGET, "--tune-steps", 2, *FEW, "--runs", runs)
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.fixture()
+def no_weights(monkeypatch):
+    """Any attempt to load a network fails the test."""
+    import ctxedit.models.backbone
+    import ctxedit.models.captioner
+    import ctxedit.models.clip
+    import ctxedit.models.weights
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    for module in (ctxedit.models.weights, ctxedit.models.backbone):
+        monkeypatch.setattr(module, "parts", refuse)
+    for module in (ctxedit.models.weights, ctxedit.models.captioner, ctxedit.models.clip):
+        monkeypatch.setattr(module, "load_model", refuse)
+
+
+@pytest.fixture()
+def frames_of():
+    def read(path, count):
+        from ctxedit.media.read import read_frames
+
+        return read_frames(path, frames=count).frames.astype(np.int16)
+
+    return read
