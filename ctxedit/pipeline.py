@@ -100,15 +100,18 @@ class Session(Workbench):
         c = self.config
         return [c.model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
 
-    def _caption_key(self) -> str:
+    def caption_key(self) -> str:
+        """What the caption depends on."""
         config = self.config
         return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model)
 
-    def _tune_key(self) -> str:
+    def tune_key(self) -> str:
+        """What the tuning depends on."""
         return key_of(fingerprint(self.clip), [key_of(s) for s in self._shared_settings()], self.prompt)
 
-    def _invert_key(self) -> str:
-        return key_of(self._tune_key(), self.config.invert)
+    def invert_key(self) -> str:
+        """What the inversion depends on."""
+        return key_of(self.tune_key(), self.config.invert)
 
     # -- stages --------------------------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ class Session(Workbench):
 
     def caption(self) -> str:
         """Caption the clip; noted in the run folder."""
-        config, key = self.config, self._caption_key()
+        config, key = self.config, self.caption_key()
         if self.run.done("caption", key):
             return str(self.run.facts("caption")["text"])
         builtin = locate(config.model, self.options.offline).builtin
@@ -145,7 +148,7 @@ class Session(Workbench):
 
     def tune(self) -> Run:
         """Tune unless it is done; resumes a killed tuning."""
-        key, config = self._tune_key(), self.config.tune
+        key, config = self.tune_key(), self.config.tune
         if self.backbone.builtin and self.config.clip_model in ("auto", "builtin"):
             self.warn_of_strange_pictures(self.prompt)
         shift = self.shift(self.prompt)
@@ -202,7 +205,7 @@ class Session(Workbench):
             self.tune()
         if self.config.edit.start == "noise":
             return self.latents[None]
-        key, path = self._invert_key(), self.run.folder / "inversion.safetensors"
+        key, path = self.invert_key(), self.run.folder / "inversion.safetensors"
         if self.run.done("invert", key):
             return load_file(path)["trajectory"].to(self.device)
         config = self.config.invert
@@ -221,9 +224,9 @@ class Session(Workbench):
 
     def edit(self, target: str) -> EditResult:
         """Edit towards a target and write the three files; reused where it is done already."""
-        self._check_target(target)
+        self.check_target(target)
         options = self.options
-        name, key = self._edit_key(target)
+        name, key = self.edit_key(target)
         files = reporting.files_for(options.output or self.run.folder / "edits" / f"{name[5:]}.mp4")
         if self.run.done(name, key) and not options.overwrite:
             return EditResult(target, files, True)
@@ -238,19 +241,22 @@ class Session(Workbench):
         np_path = self.run.folder / "edits" / f"{name[5:]}.safetensors"
         np_path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(np_path, True) as temporary:
-            save_file({"frames": torch.from_numpy(np.ascontiguousarray(frames))}, temporary)
+            tensors = {"frames": torch.from_numpy(np.ascontiguousarray(frames))}
+            if (mask := self.mask()) is not None:
+                tensors["mask"] = torch.from_numpy(np.ascontiguousarray(mask))
+            save_file(tensors, temporary)
         kept = [str(Path(p).resolve()) for p in files.names()] + [f"edits/{np_path.name}"]
         self.run.finish(
             name, key, kept, target=target, video=str(files.video.resolve()), frames=f"edits/{np_path.name}"
         )
         return EditResult(target, files, False)
 
-    def _edit_key(self, target: str) -> tuple[str, str]:
+    def edit_key(self, target: str) -> tuple[str, str]:
         """An edit's stage name and key."""
         config, options = self.config, self.options
         mask_hash = fingerprint(options.mask) if options.mask else None
         key = key_of(
-            self._invert_key(), config.fusion, config.edit, config.seed, target, mask_hash,
+            self.invert_key(), config.fusion, config.edit, config.seed, target, mask_hash,
             options.source_size, options.audio, str(options.output),
         )  # fmt: skip
         return f"edit/{slug(target)}-{key[:6]}", key
@@ -274,10 +280,13 @@ class Session(Workbench):
             frames = np.rint(frames * keep + self.prepared.frames * (1 - keep)).astype(np.uint8)
         return frames
 
-    def evaluate(self, target: str, frames: NDArray[np.uint8]) -> evaluating.Figures:
-        """Figures of edited frames against the target and the source."""
+    def evaluate(self, name: str) -> evaluating.Figures:
+        """Figures of a finished edit stage, by the mask it was made with."""
+        facts = self.run.facts(name)
+        kept = load_file(self.run.folder / facts["frames"])
+        mask = kept["mask"].numpy() if "mask" in kept else None
         return evaluating.evaluate(
-            frames, target, self.scorer, self.prepared.frames, self.prompt, self.mask()
+            kept["frames"].numpy(), facts["target"], self.scorer, self.prepared.frames, self.prompt, mask
         )
 
     def evaluate_run(self) -> list[dict[str, Any]]:
@@ -285,9 +294,7 @@ class Session(Workbench):
         rows = []
         for name in self.run.edits():
             facts = self.run.facts(name)
-            frames = load_file(self.run.folder / facts["frames"])["frames"].numpy()
-            figures = self.evaluate(facts["target"], frames)
-            rows.append({"target": facts["target"], "video": facts["video"], **figures.table()})
+            rows.append({"target": facts["target"], "video": facts["video"], **self.evaluate(name).table()})
         if not rows:
             raise InputError(
                 f"{self.run.folder} has no edits yet", "make one with `ctxedit edit --target TEXT`"
@@ -296,7 +303,8 @@ class Session(Workbench):
 
     # -- what can be said before it goes wrong ---------------------------------------------------------------
 
-    def _check_target(self, target: str) -> None:
+    def check_target(self, target: str) -> None:
+        """Raise InputError for a target, or a source prompt, that the text encoder cannot take whole."""
         if not target.strip():
             raise InputError("the target is empty", "say what the clip shall show")
         self.backbone.words(target)
@@ -352,13 +360,11 @@ def generate(
 def run(session: Session, targets: list[str]) -> list[EditResult]:
     """All stages; one tuning and one inversion serve every target. Targets are checked before any of it."""
     for target in targets:
-        session._check_target(target)
+        session.check_target(target)
     session.tune()
     session.invert()
     results = []
     for target in targets:
         result = session.edit(target)
-        facts = session.run.facts(session._edit_key(target)[0])
-        frames = load_file(session.run.folder / facts["frames"])["frames"].numpy()
-        results.append(replace(result, figures=session.evaluate(target, frames)))
+        results.append(replace(result, figures=session.evaluate(session.edit_key(target)[0])))
     return results

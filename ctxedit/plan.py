@@ -175,7 +175,7 @@ def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str |
     if run is None:
         return None, options.prompt, set()
     known = run.facts("caption").get("text")
-    if options.prompt is None and session._run is None and not run.done("caption", session._caption_key()):
+    if options.prompt is None and session._run is None and not run.done("caption", session.caption_key()):
         known = None
     prompt = options.prompt or known
     if prompt is None:
@@ -184,12 +184,12 @@ def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str |
     peek = Session(session.clip, config, session.preset, options, None, run)
     peek.prompt = str(prompt)
     done = {"caption"}
-    if run.done("tune", peek._tune_key()):
+    if run.done("tune", peek.tune_key()):
         done.add("tune")
-    if config.edit.start == "noise" or run.done("invert", peek._invert_key()):
+    if config.edit.start == "noise" or run.done("invert", peek.invert_key()):
         done.add("invert")
     for target in targets:
-        name, key = peek._edit_key(target)
+        name, key = peek.edit_key(target)
         if run.done(name, key) and not options.overwrite:
             done.add(f"edit “{target}”")
     return run, str(prompt), done

@@ -24,7 +24,9 @@ def make(tmp_path, clip, identity="0123456789abcdef", preset="contextdiff", conf
 
 class TestCreateAndFind:
     def test_a_new_run_says_all_about_itself(self, tmp_path, clip):
-        config = merge(Config(), {"seed": 3, "tune": {"train": ["adapter"]}, "fusion": {"words": {"cat": 2.0}}})
+        config = merge(
+            Config(), {"seed": 3, "tune": {"train": ["adapter"]}, "fusion": {"words": {"cat": 2.0}}}
+        )
         run = make(tmp_path, clip, config=config)
         assert run.folder.parent == tmp_path / "runs"
         assert run.folder.name.startswith("my-clip-1-contextdiff-")
@@ -129,7 +131,13 @@ class TestStages:
 
     def test_missing_and_odd_figures(self, tmp_path, clip):
         run = make(tmp_path, clip)
-        facts = {"psnr": math.inf, "ssim": math.nan, "outside": None, "text": 'ü "quoted"\n', "rows": [{"a": None}]}
+        facts = {
+            "psnr": math.inf,
+            "ssim": math.nan,
+            "outside": None,
+            "text": 'ü "quoted"\n',
+            "rows": [{"a": None}],
+        }
         run.finish("eval", "k", [], **facts)
         got = Run(run.folder).facts("eval")
         assert got["psnr"] == math.inf
@@ -274,11 +282,18 @@ class TestNamesAndKeys:
     def test_a_key_changes_with_every_part_and_only_then(self):
         a = key_of("x", AdapterConfig(), [1, None])
         assert a == key_of("x", AdapterConfig(), [1, None])
-        assert len({a, key_of("x", AdapterConfig(bound=0.1), [1, None]), key_of("x", AdapterConfig(), [2, None])}) == 3
+        assert (
+            len(
+                {a, key_of("x", AdapterConfig(bound=0.1), [1, None]), key_of("x", AdapterConfig(), [2, None])}
+            )
+            == 3
+        )
         assert key_of("a", "b") != key_of("b", "a") != key_of("ab")
 
     def test_a_key_survives_the_disk(self, tmp_path, clip):
-        config = merge(Config(), {"tune": {"lr": 0.1 + 0.2, "train": ["adapter"]}, "fusion": {"words": {"b": 1, "a": 2}}})
+        config = merge(
+            Config(), {"tune": {"lr": 0.1 + 0.2, "train": ["adapter"]}, "fusion": {"words": {"b": 1, "a": 2}}}
+        )
         run = make(tmp_path, clip, config=config)
         again = Run(run.folder).config
         assert key_of(again) == key_of(config)

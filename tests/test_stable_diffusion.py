@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Stable Diffusion 1.4's own configuration, in diffusers' classes, as a pipeline folder (half precision)."""
+    """Stable Diffusion 1.4's own configuration, in diffusers' classes, as a folder (half precision)."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -37,7 +37,10 @@ def folder(tmp_path_factory):
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,
     )
     vae = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),

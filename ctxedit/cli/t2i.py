@@ -11,11 +11,18 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
 from ctxedit.cli.output import Screen
+from ctxedit.errors import InputError
 
 Text = Annotated[str, typer.Argument(help="What the picture shall show.", show_default=False)]
 Image = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="png, jpg or webp. (TEXT as a file name, .png)", show_default=False),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter", help="A context adapter: adapter.safetensors of a run's tune folder.", show_default=False
+    ),
 ]
 
 
@@ -28,10 +35,13 @@ def t2i(
     dry: Dry,
     talk: Talk,
     output: Image = None,
+    adapter: Adapter = None,
 ) -> None:
     """Make a picture of a text; prints the picture's path."""
     screen = Screen(talk.quiet, talk.json)
     asked.not_empty(text, "text")
+    if adapter is not None and not adapter.is_file():
+        raise InputError(f"no file {adapter}", "an adapter lies in a run folder: tune/adapter.safetensors")
     config = asked.settings(base, screen, size, sampling)
 
     from ctxedit import pipeline, plan
@@ -54,6 +64,6 @@ def t2i(
     screen.say(f"seed {config.seed}")
     with resumable(None):
         options = pipeline.Options(offline=base.offline)
-        picture = pipeline.generate(text, config, options, told)[0]
+        picture = pipeline.generate(text, config, options, told, adapter=adapter)[0]
         write_image(path, picture, overwrite=overwrite.yes)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

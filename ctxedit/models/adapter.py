@@ -126,12 +126,12 @@ class ContextAdapter(nn.Module):
         # A latent side that is no multiple of the patch is continued at its edge and cut off again.
         padded = F.pad(x0, (0, -w % patch, 0, -h % patch), mode="replicate")
         image = self.patches(padded)
-        grid = image.shape[-2:]
+        rows, columns = image.shape[-2:]
         image = image.flatten(2).transpose(1, 2)
         clips = x0.shape[0] // frames
         steps = torch.as_tensor(timestep, device=x0.device).expand(clips)
         time = self.time_in(_sinusoids(steps, self.config.width).to(x0)).repeat_interleave(frames, 0)[:, None]
-        image = image + _positions(*grid, self.config.width, x0) + time
+        image = image + _positions(rows, columns, self.config.width, x0) + time
         text = self.text_in(context.to(x0)).repeat_interleave(frames, 0) + time
         if self.image_in is not None:
             if image_tokens is None:
@@ -140,7 +140,7 @@ class ContextAdapter(nn.Module):
         causal = causal_mask(frames, self.config.window, x0.device)
         for block in self.blocks:
             image, text = block(image, text, frames, causal)
-        out = self.out(self.norm(image)).transpose(1, 2).unflatten(2, grid)
+        out = self.out(self.norm(image)).transpose(1, 2).unflatten(2, (rows, columns))
         out = F.pixel_shuffle(out, patch)[..., :h, :w]
         bound = self.config.bound
         return bound * torch.tanh(out / bound) if bound else out

@@ -57,10 +57,12 @@ def edit(
         progress: told (done, total) steps.
 
     Raises:
-        InputError: the target is longer than the text encoder takes.
+        InputError: the target or the negative prompt is longer than the text encoder takes.
         NumericsError: NaN or infinity appeared.
     """
     backbone, levels = scene.backbone, scene.levels
+    for prompt in (target, config.edit.negative_prompt):
+        backbone.words(prompt)  # refuses one that is too long
     context = backbone.embed([config.edit.negative_prompt, target])
     generator = torch.Generator().manual_seed(config.seed)
     if config.edit.start == "noise":

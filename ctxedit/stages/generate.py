@@ -43,7 +43,8 @@ def generate(
     # Images do not see each other.
     view = FrameView(seen_frames(AttentionConfig(frames="none"), count), side)
     how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
-    backbone.words(text)  # refuses a prompt that is too long
+    for prompt in (text, config.edit.negative_prompt):
+        backbone.words(prompt)  # refuses one that is too long
     context = backbone.embed([config.edit.negative_prompt, text])
     with backbone.attention(config.attention):
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

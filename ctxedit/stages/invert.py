@@ -95,6 +95,7 @@ def _step_up(
     if shift is not None:
         for _ in range(passes):
             b, b_up = shift.at(x0, levels, low), shift.at(x0, levels, high)
+            assert b_up is not None  # only level 0 has none
             plain = eps - b_up / float(s_up)
             x0 = to_x0(plain, x if b is None else x - b, a, s, "epsilon")
         eps = plain

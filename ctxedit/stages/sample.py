@@ -98,7 +98,9 @@ class Sampling:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
         if self.source is None:
             return False, False
-        return step < int(steps * self.fusion.self_share + 1e-9), step < int(steps * self.fusion.cross_share + 1e-9)
+        # 0.29 of 100 is 29 steps, though 0.29 · 100 is a little less in floating point.
+        own, cross = (int(steps * s + 1e-9) for s in (self.fusion.self_share, self.fusion.cross_share))
+        return step < own, step < cross
 
     @property
     def blends(self) -> str:

@@ -44,7 +44,7 @@ def trainable(
     """The parameters that tuning moves, by name: ``unet.…``, ``adapter.…``, ``temporal.…``.
 
     Raises:
-        ConfigError: a name in ``tune.train`` matches nothing.
+        ConfigError: a name in ``tune.train`` matches nothing, or nothing is named.
     """
     found: dict[str, nn.Parameter] = {}
     for name in config.train:
@@ -61,6 +61,8 @@ def trainable(
                 f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
             )
         found |= here
+    if not found:
+        raise ConfigError("tune.train names nothing that there is to tune", "or set tune.steps = 0")
     return found
 
 
@@ -96,7 +98,7 @@ def tune(
         The tuned tensors by name, on the CPU.
 
     Raises:
-        NumericsError: the loss is not finite; what was saved before stays.
+        NumericsError: the loss or a weight is not finite; what was saved before stays.
     """
     parameters = trainable(backbone, config, shift, temporal)
     underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
@@ -130,6 +132,7 @@ def tune(
             _log(folder, row)
             report(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                _check_finite(parameters, step)
                 _save(folder, step + 1, parameters, optimizer, scaler)
     return {k: v.detach().cpu().clone() for k, v in parameters.items()}
 
@@ -189,6 +192,7 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
 def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> int:
     file = folder / "state.pt"
     if not file.exists():
+        (folder / "log.jsonl").unlink(missing_ok=True)
         return 0
     state = torch.load(file, map_location="cpu", weights_only=True)
     load_tensors(parameters, state["parameters"])
@@ -197,9 +201,19 @@ def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, s
     done = int(state["step"])
     log = folder / "log.jsonl"
     if log.exists():  # rows of steps after the last save are of a lost future
-        rows = log.read_text().splitlines()
-        log.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= done))
+        rows = log.read_text().splitlines()[:done]
+        log.write_text("".join(f"{row}\n" for row in rows))
     return done
+
+
+def _check_finite(parameters: dict[str, nn.Parameter], step: int) -> None:
+    """A gradient may break where its loss did not: what is not finite is not saved."""
+    for name, value in parameters.items():
+        if not bool(value.isfinite().all()):
+            raise NumericsError(
+                f"tuning: NaN or infinity in {name} after step {step}",
+                "try a lower tune.lr, or --dtype float32",
+            )
 
 
 def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> None:
@@ -222,9 +236,10 @@ def _log(folder: Path, row: TuneStep) -> None:
 
 @torch.no_grad()
 def load_tensors(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    """Copy tuned tensors into place; raises ConfigError when the names do not agree."""
-    if set(parameters) != set(tensors):
-        odd = sorted(set(parameters) ^ set(tensors))[:3]
+    """Copy tuned tensors into place; raises ConfigError when names or shapes do not agree."""
+    here, there = ({(k, tuple(v.shape)) for k, v in x.items()} for x in (parameters, tensors))
+    if here != there:
+        odd = sorted({k for k, _ in here ^ there})[:3]
         raise ConfigError(f"the tuned weights do not fit this model: {', '.join(odd)}", "tune again")
     for name, value in tensors.items():
         parameters[name].copy_(value)

@@ -50,7 +50,9 @@ class TestOutput:
 
     def test_only_the_last_projection_makes_it_zero(self, inputs):
         adapter = make(zero=True)
-        assert {n for n, p in adapter.named_parameters() if not p.any() and ".bias" not in n} == {"out.weight"}
+        assert {n for n, p in adapter.named_parameters() if not p.any() and ".bias" not in n} == {
+            "out.weight"
+        }
         torch.nn.init.normal_(adapter.out.weight)
         assert adapter(*inputs, 500, FRAMES).abs().min() > 0
 
@@ -92,7 +94,9 @@ class TestOutput:
 
     def test_a_first_frame_alone_is_the_first_frame_of_a_clip(self, inputs):
         x0, text = inputs
-        torch.testing.assert_close(make()(x0, text, 9, FRAMES)[:1], make()(x0[:1], text, 9, 1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            make()(x0, text, 9, FRAMES)[:1], make()(x0[:1], text, 9, 1), rtol=0, atol=1e-12
+        )
 
     def test_frames_of_one_content_differ_by_nothing(self, inputs):
         """Frames have no numbers: a still clip gets a still shift."""
@@ -157,7 +161,9 @@ def test_gradient_reaches_every_parameter_through_the_output(inputs):
     # The text of the last block is not read again; everything before it is.
     last = f"blocks.{SMALL.blocks - 1}."
     unread = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()}
-    assert all(n.startswith((f"{last}from_image", f"{last}text_mlp")) or ".kv.bias" in n for n in unread), unread
+    assert all(n.startswith((f"{last}from_image", f"{last}text_mlp")) or ".kv.bias" in n for n in unread), (
+        unread
+    )
 
 
 def test_at_the_papers_scale_it_has_about_188_million_parameters_with_clip():

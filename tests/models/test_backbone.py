@@ -213,7 +213,17 @@ class TestWords:
             shared.words("qz" * 200)
 
     def test_split(self):
-        assert split_words("A cat’s  hat, e.g. this") == ["A", "cat’s", "hat", ",", "e", ".", "g", ".", "this"]
+        assert split_words("A cat’s  hat, e.g. this") == [
+            "A",
+            "cat’s",
+            "hat",
+            ",",
+            "e",
+            ".",
+            "g",
+            ".",
+            "this",
+        ]
 
 
 def squeezed(text):

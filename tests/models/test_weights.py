@@ -89,7 +89,9 @@ class TestLocate:
 
         asked = {}
         monkeypatch.setattr(
-            huggingface_hub, "snapshot_download", lambda hub_id, **kw: asked.update(kw) or str(stable_diffusion)
+            huggingface_hub,
+            "snapshot_download",
+            lambda hub_id, **kw: asked.update(kw) or str(stable_diffusion),
         )
         locate("CompVis/stable-diffusion-v1-4")
 
@@ -110,7 +112,9 @@ class TestLocate:
         ):
             assert not taken(name)
 
-    @pytest.mark.parametrize("name", ["sd16", "./no/such", "/no/such", "~/no/such", "a/b/c", "stable diffusion"])
+    @pytest.mark.parametrize(
+        "name", ["sd16", "./no/such", "/no/such", "~/no/such", "a/b/c", "stable diffusion"]
+    )
     def test_unknown_names(self, name):
         with pytest.raises(WeightsError, match="no model named") as error:
             locate(name)
@@ -204,7 +208,9 @@ class TestParts:
             file.rename(file.with_name("other.safetensors"))
         refused(copy, "cannot be loaded")
 
-    @pytest.mark.parametrize("file", ["unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json"])
+    @pytest.mark.parametrize(
+        "file", ["unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json"]
+    )
     def test_broken_settings(self, copy, file):
         (copy / file).write_text("{ not json")
         refused(copy, "cannot be loaded")

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ctxedit.config import AdapterConfig, AttentionConfig, Config, FusionConfig, merge
-from ctxedit.errors import ConfigError, NumericsError
+from ctxedit.errors import ConfigError, InputError, NumericsError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, seen_frames
@@ -408,6 +408,13 @@ class TestEdit:
         config = self.config(fusion={"cross": "replace"})
         with pytest.raises(ConfigError, match="as many words"):
             edit(self.scene(net, trajectory), "a panda", config)
+
+    @pytest.mark.parametrize("start", ["inversion", "noise"])
+    def test_prompts_that_are_too_long_are_refused(self, net, trajectory, start):
+        for target, negative in (("cat " * 99, ""), (NEW, "cat " * 99)):
+            config = self.config(edit={"negative_prompt": negative, "start": start})
+            with pytest.raises(InputError, match="tokens"):
+                edit(self.scene(net, trajectory), target, config)
 
     def test_inverted_with_the_empty_prompt_the_source_lane_has_it(self, net, trajectory):
         seen = []
