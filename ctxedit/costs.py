@@ -14,6 +14,7 @@ from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.stages.caption import BLIP2
 from ctxedit.stages.evaluate import CLIP
+from ctxedit.stages.sample import fused_steps
 from ctxedit.stages.tune import ADAPTER, TEMPORAL
 
 
@@ -110,7 +111,7 @@ def edit_evaluations(config: Config) -> int:
     lanes = 1 if edit.guidance == 1 else 2
     if edit.start == "noise":
         return lanes * max(1, round(edit.steps * edit.strength))
-    own, cross = int(edit.steps * fusion.self_share), int(edit.steps * fusion.cross_share)
+    own, cross = (fused_steps(edit.steps, share) for share in (fusion.self_share, fusion.cross_share))
     beside = edit.steps if fusion.blend == "latent" else max(own, cross)
     return lanes * edit.steps + beside + (own if fusion.blend == "self" else 0)
 

@@ -184,7 +184,8 @@ def adapter_parameters(config: AdapterConfig, channels: int, context_width: int,
     feed_forward = 8 * w * w + 7 * w
     ends = (cells + 1) * w + (context_width + 1) * w + 2 * w + (w + 1) * cells + 2 * (w + 1) * w
     image = (image_width + 1) * w if image_width else 0
-    return config.blocks * (4 * attention + 2 * feed_forward) + ends + image
+    blocks = config.blocks * (4 * attention + 2 * feed_forward) - attention - feed_forward  # the last's text
+    return blocks + ends + image
 
 
 def forward_bytes(a: Anatomy, side: tuple[int, int], images: int, window: int, width: int) -> int:

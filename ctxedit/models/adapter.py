@@ -49,16 +49,19 @@ def _feed_forward(width: int) -> nn.Sequential:
 
 
 class _Block(nn.Module):
-    """Space, time, text → image, image → text, and a feed-forward on either side."""
+    """Space, time, text → image, image → text, and a feed-forward on either side.
 
-    def __init__(self, width: int, heads: int) -> None:
+    The ``last`` block's text would be read by nothing: it has no text side.
+    """
+
+    def __init__(self, width: int, heads: int, last: bool) -> None:
         super().__init__()
         self.space = _Attention(width, heads)
         self.time = _Attention(width, heads)
         self.from_text = _Attention(width, heads)
-        self.from_image = _Attention(width, heads)
         self.image_mlp = _feed_forward(width)
-        self.text_mlp = _feed_forward(width)
+        self.from_image = None if last else _Attention(width, heads)
+        self.text_mlp = None if last else _feed_forward(width)
 
     def forward(self, image: Tensor, text: Tensor, frames: int, causal: Tensor) -> tuple[Tensor, Tensor]:
         """image (B·F, N, width), text (B·F, L, width); ``causal`` (F, F) says which frames are seen."""
@@ -69,8 +72,10 @@ class _Block(nn.Module):
         image = line.unflatten(0, (clips, tokens)).transpose(1, 2).flatten(0, 1)
         before = image
         image = self.from_text(image, text)
-        text = self.from_image(text, before)
-        return image + self.image_mlp(image), text + self.text_mlp(text)
+        if self.from_image is not None and self.text_mlp is not None:
+            text = self.from_image(text, before)
+            text = text + self.text_mlp(text)
+        return image + self.image_mlp(image), text
 
 
 class ContextAdapter(nn.Module):
@@ -94,7 +99,9 @@ class ContextAdapter(nn.Module):
         self.text_in = nn.Linear(context_width, width)
         self.image_in = nn.Linear(image_width, width) if image_width else None
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(
+            _Block(width, config.heads, i == config.blocks - 1) for i in range(config.blocks)
+        )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels * patch * patch)
         # Zero: an untuned adapter changes nothing.

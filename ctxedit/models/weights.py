@@ -34,6 +34,7 @@ class Checkpoint:
     name: str
     path: Path
     form: Literal["folder", "file"]
+    offline: bool = False
 
     @property
     def builtin(self) -> bool:
@@ -63,7 +64,7 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise WeightsError(f"no file {model}")
-        return Checkpoint(path.stem, path, "file")
+        return Checkpoint(path.stem, path, "file", offline)
     if path.is_dir():
         return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
     hub_id = SHORT_NAMES.get(model, model)
@@ -139,7 +140,10 @@ def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
     path = checkpoint.path
     try:
         if checkpoint.form == "file":
-            pipe = StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
+            # The file holds weights alone: diffusers fetches the configuration that fits them.
+            pipe = StableDiffusionPipeline.from_single_file(
+                str(path), torch_dtype=dtype, safety_checker=None, local_files_only=checkpoint.offline
+            )
             out = {name: getattr(pipe, name) for name in _PARTS}
             out["scheduler"] = DDIMScheduler.from_config(out["scheduler"].config)
         else:

@@ -74,6 +74,11 @@ def word_mask(heat: Tensor, threshold: float) -> Tensor:
     return (heat / heat.amax((1, 2, 3), keepdim=True).clamp(min=1e-8) > threshold).float()
 
 
+def fused_steps(steps: int, share: float) -> int:
+    """How many steps a share is. 0.29 of 100 is 29, though 0.29 · 100 is a little less in floating point."""
+    return int(steps * share + 1e-9)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """One sampling run.
@@ -98,9 +103,8 @@ class Sampling:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
         if self.source is None:
             return False, False
-        # 0.29 of 100 is 29 steps, though 0.29 · 100 is a little less in floating point.
-        own, cross = (int(steps * s + 1e-9) for s in (self.fusion.self_share, self.fusion.cross_share))
-        return step < own, step < cross
+        fusion = self.fusion
+        return step < fused_steps(steps, fusion.self_share), step < fused_steps(steps, fusion.cross_share)
 
     @property
     def blends(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from ctxedit.config import TuneConfig
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import loss_weight
-from ctxedit.errors import ConfigError, NumericsError
+from ctxedit.errors import ConfigError, NumericsError, OutputError
+from ctxedit.media.temporary import atomic
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.shift import ContextShift
@@ -224,8 +224,13 @@ def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimize
         "scaler": scaler.state_dict(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(blob, folder / "state.tmp")
-    os.replace(folder / "state.tmp", folder / "state.pt")
+    with atomic(folder / "state.pt", True) as temporary:
+        try:
+            torch.save(blob, temporary)
+        except RuntimeError as error:  # torch's own words for a write that failed
+            raise OutputError(
+                f"{folder}: the tuning's state cannot be written", "is the disk full?"
+            ) from error
 
 
 def _log(folder: Path, row: TuneStep) -> None:

@@ -79,7 +79,7 @@ class TestLocate:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        with pytest.raises(WeightsError, match="could not be fetched: no connection$"):
+        with pytest.raises(WeightsError, match=r"could not be fetched: no connection$"):
             locate("someone/some-model")
 
     def test_only_what_is_needed_is_fetched(self, stable_diffusion, monkeypatch):

@@ -17,7 +17,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, sample
 
-F, SIDE, STEPS = 3, (8, 8), 6
+F, SIDE, STEPS = 2, (8, 8), 6
 VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
 PROMPT = "a tiger walking on the beach"
 
