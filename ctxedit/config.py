@@ -125,6 +125,8 @@ class FusionConfig:
         blend: ``none``; ``self`` (FateZero: self-attention of the source outside the changed words' mask);
             ``latent`` (prompt-to-prompt's local blend: the source's latents outside it).
         threshold: the mask's, after division by each frame's maximum.
+        mask_layers: which cross-attention layers make the mask, as a share of the latent's side (0.25: the
+            16² of a 64² latent, as FateZero and prompt-to-prompt).
         finest: fuse layers up to this share of the latent's side (0.5: not the finest of 64×64).
         words: weight of a word of the target prompt, as ``{"watercolor" = 10.0}``.
     """
@@ -134,6 +136,7 @@ class FusionConfig:
     cross: Literal["auto", "replace", "refine"] = "auto"
     blend: Literal["none", "self", "latent"] = "none"
     threshold: float = 0.3
+    mask_layers: float = 0.25
     finest: float = 1.0
     words: dict[str, float] = field(default_factory=dict)
 
@@ -352,6 +355,12 @@ def validated(config: Config) -> Config:
         (0 < config.edit.strength <= 1, "edit.strength", config.edit.strength, "above 0, up to 1"),
         (0 <= config.fusion.self_share <= 1, "fusion.self_share", config.fusion.self_share, "0 to 1"),
         (0 <= config.fusion.cross_share <= 1, "fusion.cross_share", config.fusion.cross_share, "0 to 1"),
+        (
+            0 < config.fusion.mask_layers <= 1,
+            "fusion.mask_layers",
+            config.fusion.mask_layers,
+            "above 0, up to 1",
+        ),
         (0 < config.fusion.finest <= 1, "fusion.finest", config.fusion.finest, "above 0, up to 1"),
         (0 <= config.fusion.threshold < 1, "fusion.threshold", config.fusion.threshold, "0 to 1"),
     ]

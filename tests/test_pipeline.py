@@ -175,6 +175,7 @@ def test_every_preset_runs(preset, clip, stable_diffusion, tmp_path):
         "adapter": {"width": 32, "heads": 4, "blocks": 1},
         "invert": {"steps": 3},
         "edit": {"steps": 3},
+        "fusion": {"mask_layers": 1.0},
     }
     settings = config.load(preset, flags=flags, environ={})
     settings = replace(settings, tune=replace(settings.tune, steps=min(2, settings.tune.steps)))

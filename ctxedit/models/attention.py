@@ -134,6 +134,14 @@ class FrameView:
     def frames(self) -> int:
         return len(self.seen)
 
+    def tokens_at(self, share: float) -> int:
+        """Positions of the finest layer whose side is at most this share of the latent's."""
+        h, w = self.side
+        size = 1.0
+        while size > share * (1 + 1e-6) and h * w > 1:
+            h, w, size = (h + 1) // 2, (w + 1) // 2, size / 2
+        return h * w
+
     def layer_side(self, tokens: int) -> tuple[int, int]:
         """(h, w) of a layer with that many positions: the latent halved, rounding up, until it fits."""
         h, w = self.side

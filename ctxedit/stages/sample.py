@@ -200,15 +200,14 @@ def _predict(
         parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
         return guide(parts[0], parts[1], how.guidance) if guided else parts[0]
     assert source is not None
-    side = view.side
-    finest = int(side[0] * how.fusion.finest + 0.5) * int(side[1] * how.fusion.finest + 0.5)
+    finest = view.tokens_at(how.fusion.finest)
     target = len(words)
     mask = None
     if fuse_self and how.blends == "self":
-        mask = _mask_of_step(backbone, source, levels, level, view, finest, how.fusion.threshold)
+        mask = _mask_of_step(backbone, source, levels, level, view, how.fusion)
     heats: tuple[HeatMap, ...] = ()
     if how.blends == "latent":
-        heats = _heat_maps(source, backbone.context_length, side, finest, target)
+        heats = _heat_maps(source, backbone.context_length, view, how.fusion, target)
     fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
     lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=heats, weight=weight)
     batch = torch.cat([source.latent(level), *[x] * len(words)])
@@ -220,13 +219,16 @@ def _predict(
 
 
 def _heat_maps(
-    source: Source, length: int, side: tuple[int, int], finest: int, target: int
+    source: Source, length: int, view: FrameView, fusion: FusionConfig, target: int
 ) -> tuple[HeatMap, ...]:
     """Heat of the words that changed: the source's in its lane, the target's in its."""
     lanes = ((source.changed[0], 0), (source.changed[1], target))
-    return tuple(
-        HeatMap(columns(words, length), lane, side, finest, finest // 16) for words, lane in lanes if words
-    )
+    return tuple(_heat(words, length, lane, view, fusion) for words, lane in lanes if words)
+
+
+def _heat(words: Sequence[Word], length: int, lane: int, view: FrameView, fusion: FusionConfig) -> HeatMap:
+    tokens = view.tokens_at(fusion.mask_layers)
+    return HeatMap(columns(words, length), lane, view.side, finest=tokens, coarsest=tokens)
 
 
 def _mask_of_step(
@@ -235,8 +237,7 @@ def _mask_of_step(
     levels: Levels,
     level: int,
     view: FrameView,
-    finest: int,
-    threshold: float,
+    fusion: FusionConfig,
 ) -> Tensor:
     """FateZero's mask of one step, from the source's cross-attention at that very step.
 
@@ -247,6 +248,6 @@ def _mask_of_step(
     words = source.changed[0]
     if not words:
         return torch.zeros(view.frames, 1, *view.side)
-    heat = HeatMap(columns(words, backbone.context_length), 0, view.side, finest, finest // 16)
+    heat = _heat(words, backbone.context_length, 0, view, fusion)
     backbone.raw(source.latent(level), levels.timestep(level), source.context, replace(view, heats=(heat,)))
-    return word_mask(heat.mean(), threshold)
+    return word_mask(heat.mean(), fusion.threshold)

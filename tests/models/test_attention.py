@@ -204,6 +204,14 @@ def test_heat_map_is_the_mean_of_the_words_columns(backbone):
     torch.testing.assert_close(heat.mean().double(), want, rtol=0, atol=1e-6)
 
 
+def test_tokens_at_a_share_of_the_latents_side():
+    seen = ((0,),)
+    square = FrameView(seen, (64, 64))
+    assert [square.tokens_at(s) for s in (1.0, 0.5, 0.25, 0.3, 0.125)] == [64**2, 32**2, 16**2, 16**2, 8**2]
+    # A side that is no power of two halves as the UNet halves it, rounding up.
+    assert FrameView(seen, (9, 16)).tokens_at(0.5) == 5 * 8
+
+
 def test_attention_is_put_back(backbone):
     before = {k: type(p) for k, p in backbone.unet.attn_processors.items()}
     with pytest.raises(RuntimeError, match="inside"), frame_attention(backbone.unet):

@@ -178,8 +178,8 @@ class TestWhichStepsAreFused:
             (5.0, {"self_share": 0.0}, [3, 3, 3, 2, 2, 2]),
             (5.0, {"self_share": 0.34, "cross_share": 0.67}, [3, 3, 3, 3, 2, 2]),
             # FateZero's mask wants the source's lane once by itself, prompt-to-prompt's wants it always.
-            (5.0, {"blend": "self"}, [1, 3, 1, 3, 1, 3, 2, 2, 2]),
-            (5.0, {"blend": "latent"}, [3] * 6),
+            (5.0, {"blend": "self", "mask_layers": 1.0}, [1, 3, 1, 3, 1, 3, 2, 2, 2]),
+            (5.0, {"blend": "latent", "mask_layers": 1.0}, [3] * 6),
         ],
     )
     def test_lanes(self, net, trajectory, guidance, fusion, lanes):
@@ -229,7 +229,9 @@ class TestFusion:
     @pytest.mark.parametrize("blend", ["none", "self", "latent"])
     def test_the_source_prompt_gives_the_source_back(self, net, trajectory, blend):
         """Reconstruction, in latents: at guidance 1 the fused maps are the target's own."""
-        how = Sampling(1.0, fusion=FusionConfig(blend=blend), source=source(net, trajectory, OLD))
+        how = Sampling(
+            1.0, fusion=FusionConfig(blend=blend, mask_layers=1.0), source=source(net, trajectory, OLD)
+        )
         figure = psnr(run(net, trajectory[-1], OLD, how), trajectory[0])
         print(f"source prompt, exact inversion, blend {blend}: {figure:.0f} dB in latents")
         assert figure > 60
@@ -270,7 +272,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("blend", ["none", "self", "latent"])
     def test_outside_a_mask_the_latents_are_the_sources_exactly(self, net, trajectory, blend):
-        fusion = FusionConfig(blend=blend)
+        fusion = FusionConfig(blend=blend, mask_layers=1.0)
         how = Sampling(5.0, fusion=fusion, source=source(net, trajectory), mask=self.mask)
         out = run(net, trajectory[-1], how=how)
         outside = (self.mask == 0).expand_as(out)
@@ -285,7 +287,7 @@ class TestMasks:
         assert torch.equal(*outs)
 
     def test_blend_latent_keeps_the_source_outside_the_words(self, net, trajectory):
-        fusion = FusionConfig(blend="latent", threshold=0.9)
+        fusion = FusionConfig(blend="latent", threshold=0.9, mask_layers=1.0)
         out = run(net, trajectory[-1], how=Sampling(5.0, fusion=fusion, source=source(net, trajectory)))
         kept = (out == trajectory[0]).all(1)
         assert 0.05 < kept.double().mean() < 0.95
@@ -295,7 +297,11 @@ class TestMasks:
             run(
                 net,
                 trajectory[-1],
-                how=Sampling(5.0, fusion=FusionConfig(blend=b, threshold=t), source=source(net, trajectory)),
+                how=Sampling(
+                    5.0,
+                    fusion=FusionConfig(blend=b, threshold=t, mask_layers=1.0),
+                    source=source(net, trajectory),
+                ),
             )
             for b, t in (("none", 0.9), ("self", 0.9), ("self", 0.0))
         ]
@@ -305,14 +311,18 @@ class TestMasks:
     def test_a_mask_everywhere_is_no_self_fusion(self, net, trajectory):
         """At threshold 0 every place belongs to the changed words: self-attention stays the target's own."""
         src = source(net, trajectory)
-        everywhere = Sampling(5.0, fusion=FusionConfig(blend="self", threshold=0.0), source=src)
+        everywhere = Sampling(
+            5.0, fusion=FusionConfig(blend="self", threshold=0.0, mask_layers=1.0), source=src
+        )
         without = Sampling(5.0, fusion=FusionConfig(self_share=0.0), source=src)
         a, b = (run(net, trajectory[-1], how=how) for how in (everywhere, without))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
     def test_no_changed_words_nothing_to_blend_by(self, net, trajectory):
         assert (
-            Sampling(1.0, fusion=FusionConfig(blend="self"), source=source(net, trajectory, OLD)).blends
+            Sampling(
+                1.0, fusion=FusionConfig(blend="self", mask_layers=1.0), source=source(net, trajectory, OLD)
+            ).blends
             == "none"
         )
 
@@ -347,7 +357,7 @@ def peak(call):
 
 
 def test_peak_memory_of_a_fused_edit_does_not_grow_with_the_steps(net):
-    fusion = FusionConfig(self_share=1.0, cross_share=1.0, blend="self")
+    fusion = FusionConfig(self_share=1.0, cross_share=1.0, blend="self", mask_layers=1.0)
 
     def fused(steps, keep=None):
         trajectory = inverted(net, steps)
