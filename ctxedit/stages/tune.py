@@ -103,13 +103,7 @@ def tune(
     parameters = trainable(backbone, config, shift, temporal)
     underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
     with _training(backbone, parameters, config) as autocast:
-        adapter = [p for k, p in parameters.items() if k.startswith("adapter.")]
-        rest = [p for k, p in parameters.items() if not k.startswith("adapter.")]
-        groups = [
-            {"params": rest, "lr": config.lr},
-            {"params": adapter, "lr": config.adapter_lr or config.lr},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+        optimizer = _optimizer(parameters, config)
         scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
         done = _resume(folder, parameters, optimizer, scaler)
         began = time.monotonic()
@@ -135,6 +129,17 @@ def tune(
                 _check_finite(parameters, step)
                 _save(folder, step + 1, parameters, optimizer, scaler)
     return {k: v.detach().cpu().clone() for k, v in parameters.items()}
+
+
+def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch.optim.Optimizer:
+    """AdamW; the adapter, which starts from nothing, may have a rate of its own."""
+    adapter = [p for k, p in parameters.items() if k.startswith("adapter.")]
+    rest = [p for k, p in parameters.items() if not k.startswith("adapter.")]
+    groups = [
+        {"params": rest, "lr": config.lr},
+        {"params": adapter, "lr": config.adapter_lr or config.lr},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
 
 
 def _loss(

@@ -103,8 +103,8 @@ def train(
     state.mkdir(parents=True, exist_ok=True)
     start = _load(state / "state.pt", model, average, optimizer)
     end = min(schedule.steps, stop_after or schedule.steps)
-    saved = told = time.monotonic()
-    began, sums, count = time.monotonic(), {}, 0
+    saved = time.monotonic()
+    meter = _Meter(state / "metrics.jsonl", start, end, schedule.batch * schedule.accumulate, report)
     for step, batches in zip(range(start, end), _batches(task, schedule, start, end), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, schedule)
@@ -120,24 +120,42 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _average(average, accelerator.unwrap_model(model), min(schedule.ema, (step + 1) / (step + 10)))
-        for key, value in row.items():
-            sums[key] = sums.get(key, 0.0) + value
-        count += 1
+        meter.add(step, row)
         now = time.monotonic()
-        if now - told > 2 or step + 1 == end:
-            speed = (step + 1 - start) / (now - began)
-            line = {key: value / count for key, value in sums.items()}
-            line |= {"step": step + 1, "images_per_second": speed * schedule.batch * schedule.accumulate}
-            line |= {"seconds_left": (end - step - 1) / speed}
-            with (state / "metrics.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            report(line)
-            told, sums, count = now, {}, 0
         if now - saved > schedule.save_seconds or step + 1 == end:
             _save(state / "state.pt", step + 1, accelerator.unwrap_model(model), average, optimizer)
             task.export(average, weights)
             saved = now
     return average
+
+
+class _Meter:
+    """Means of what a task reports, written and told about every two seconds."""
+
+    def __init__(
+        self, log: Path, start: int, end: int, images: int, report: Callable[[dict[str, float]], None]
+    ) -> None:
+        self.log, self.start, self.end, self.images, self.report = log, start, end, images, report
+        self.began = self.told = time.monotonic()
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, step: int, row: dict[str, float]) -> None:
+        """Take one step's figures."""
+        for key, value in row.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        self.count += 1
+        now = time.monotonic()
+        if now - self.told <= 2 and step + 1 < self.end:
+            return
+        speed = (step + 1 - self.start) / (now - self.began)
+        line = {key: value / self.count for key, value in self.sums.items()}
+        line |= {"step": step + 1, "images_per_second": speed * self.images}
+        line |= {"seconds_left": (self.end - step - 1) / speed}
+        with self.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.report(line)
+        self.told, self.sums, self.count = now, {}, 0
 
 
 def _batches(task: Task, schedule: Schedule, start: int, end: int) -> Iterator[list[Any]]:
