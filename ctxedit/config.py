@@ -26,6 +26,8 @@ else:
     import tomli as tomllib
 
 BUILTIN = "builtin"
+#: In ``edit.negative_prompt`` this stands for the source prompt.
+SOURCE = "{source}"
 #: Presets travel inside the wheel; in a checkout they are the top-level folder.
 PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[1] / "presets")
 
@@ -143,7 +145,18 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class EditConfig:
-    """Sampling. ``start`` < 1 starts from a noised clip instead of the inversion (SDEdit's strength)."""
+    """Sampling.
+
+    Attributes:
+        steps: DDIM steps; from an inversion as many as its own.
+        guidance: classifier-free guidance scale; 1 is none.
+        negative_prompt: what guidance leads away from. ``{source}`` in it stands for the source prompt:
+            guidance then follows the difference between target and source alone, and the source prompt as
+            target gives the inversion back (negative-prompt inversion, Miyake et al. 2023).
+        eta: 0 deterministic, 1 ancestral.
+        start: ``inversion``, or ``noise``: the clip noised to ``strength`` of the levels (SDEdit).
+        strength: above 0, up to 1; for ``noise``.
+    """
 
     steps: int = 20
     guidance: float = 7.5
@@ -155,12 +168,13 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run."""
+    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls."""
 
     model: str = BUILTIN
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    offload: bool = False
     captioner: str = "auto"
     clip_model: str = "auto"
     clip: ClipConfig = field(default_factory=ClipConfig)

@@ -336,7 +336,9 @@ def generate(
     if not text.strip():
         raise InputError("the text is empty", "say what the picture shall show")
     device = pick_device(config.device)
-    backbone = Backbone.load(config.model, device, pick_dtype(config.dtype, device), options.offline)
+    backbone = Backbone(
+        locate(config.model, options.offline), device, pick_dtype(config.dtype, device), config.offload
+    )
     warn_of_unknown_words(backbone, text, reporter)
     size = config.clip.size
     if size and size % backbone.multiple:

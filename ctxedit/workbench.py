@@ -124,7 +124,7 @@ class Workbench:
         checkpoint = locate(self.config.model, self.options.offline)
         dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = Backbone(checkpoint, self.device, dtype)
+        backbone = Backbone(checkpoint, self.device, dtype, self.config.offload)
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 

@@ -31,6 +31,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "device": ("device",),
     "dtype": ("dtype",),
+    "offload": ("offload",),
     "captioner": ("captioner",),
     "clip_model": ("clip_model",),
     "frames": ("clip.frames",),

@@ -71,6 +71,12 @@ class Base:
         Literal["auto", "float32", "float16", "bfloat16"] | None,
         _option("--dtype", panel=_SETTINGS, help="Precision."),
     ] = None
+    offload: Annotated[
+        bool | None,
+        _option(
+            "--offload/--no-offload", panel=_SETTINGS, help="Autoencoder and text encoder wait off the GPU."
+        ),
+    ] = None
     offline: Annotated[
         bool,
         _option("--offline", panel=_SETTINGS, envvar="CTXEDIT_OFFLINE", help="Fetch nothing from the hub."),

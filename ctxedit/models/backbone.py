@@ -46,10 +46,14 @@ class Backbone:
         unet, vae, text_encoder: the stock networks.
         resolution: pixels of the side it was trained on.
         multiple: frame sides must be multiples of this.
+        offload: autoencoder and text encoder wait in main memory and visit the device when they are called.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        loaded = parts(checkpoint, device, dtype)
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, offload: bool = False
+    ) -> None:
+        self.offload = offload
+        loaded = parts(checkpoint, device, dtype, waiting=("vae", "text_encoder") if offload else ())
         self.name, self.builtin, self.path = checkpoint.name, checkpoint.builtin, checkpoint.path
         self.unet, self.vae = loaded["unet"], loaded["vae"]
         self.text_encoder, self.tokenizer = loaded["text_encoder"], loaded["tokenizer"]
@@ -93,14 +97,16 @@ class Backbone:
     def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
         """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f): the posterior's mean, in slices."""
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
-        means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
+        with self._visiting(self.vae):
+            means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
         return torch.cat(means) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
         """Scaled latents (F, C, h, w) to RGB uint8 (F, H, W, 3), in slices."""
         scaled = (latents / self.vae.config.scaling_factor).to(self.device, self.dtype)
-        pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(chunk)])
+        with self._visiting(self.vae):
+            pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(chunk)])
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -114,7 +120,19 @@ class Backbone:
             max_length=self.context_length,
             return_tensors="pt",
         ).input_ids.to(self.device)
-        return self.text_encoder(ids).last_hidden_state
+        with self._visiting(self.text_encoder):
+            return self.text_encoder(ids).last_hidden_state
+
+    @contextmanager
+    def _visiting(self, module: nn.Module) -> Iterator[None]:
+        """A module on the device for as long as it is needed, where the settings offload."""
+        if self.offload:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offload:
+                module.to("cpu")
 
     def words(self, text: str) -> list[Word]:
         """The prompt's words and their tokens' positions (position 0 is the start token).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +128,12 @@ def _diffusers_folder(path: Path) -> Path:
     return path
 
 
-def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def parts(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, waiting: Sequence[str] = ()
+) -> dict[str, Any]:
     """Load ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``; frozen, in eval mode.
+
+    Those named in ``waiting`` stay in main memory.
 
     Raises:
         WeightsError: broken files, weights missing, NaN in weights.
@@ -150,7 +155,7 @@ def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
             out = {
                 "vae": _network(AutoencoderKL, path, "vae", dtype),
                 "unet": _network(UNet2DConditionModel, path, "unet", dtype),
-                "text_encoder": load_model(CLIPTextModel, path / "text_encoder", device, dtype),
+                "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
                 "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
                 "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
             }
@@ -164,7 +169,8 @@ def parts(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> d
         line = str(error).strip().split("\n")[0][:200]
         raise WeightsError(f"{checkpoint.name} cannot be loaded: {line}", "fetch or save it again") from error
     for name in ("vae", "unet", "text_encoder"):
-        out[name] = out[name].to(device).eval().requires_grad_(False)
+        place = torch.device("cpu") if name in waiting else device
+        out[name] = out[name].to(place).eval().requires_grad_(False)
         check_finite(out[name], f"{checkpoint.name}/{name}")
     return out
 

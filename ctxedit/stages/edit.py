@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import SOURCE, Config
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
@@ -61,9 +61,10 @@ def edit(
         NumericsError: NaN or infinity appeared.
     """
     backbone, levels = scene.backbone, scene.levels
-    for prompt in (target, config.edit.negative_prompt):
+    negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
+    for prompt in (target, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.embed([config.edit.negative_prompt, target])
+    context = backbone.embed([negative, target])
     generator = torch.Generator().manual_seed(config.seed)
     if config.edit.start == "noise":
         start = max(1, round(levels.steps * config.edit.strength))

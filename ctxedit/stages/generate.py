@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctxedit.config import AttentionConfig, Config
+from ctxedit.config import SOURCE, AttentionConfig, Config
 from ctxedit.models.attention import FrameView, seen_frames
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.shift import ContextShift
@@ -43,8 +43,9 @@ def generate(
     # Images do not see each other.
     view = FrameView(seen_frames(AttentionConfig(frames="none"), count), side)
     how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
-    for prompt in (text, config.edit.negative_prompt):
+    negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
+    for prompt in (text, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.embed([config.edit.negative_prompt, text])
+    context = backbone.embed([negative, text])
     with backbone.attention(config.attention):
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

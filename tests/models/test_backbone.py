@@ -287,3 +287,23 @@ def test_vocabulary(tmp_path):
     assert builtin_vocabulary(tmp_path) is None
     (tmp_path / "vocabulary.json").write_text('["cat", "dog"]')
     assert builtin_vocabulary(tmp_path) == {"cat", "dog"}
+
+
+def test_offloaded_parts_visit_the_device_only_while_they_are_called(stable_diffusion, monkeypatch):
+    from ctxedit.models.weights import locate
+
+    place = torch.device("cpu")
+    plain = Backbone.load(str(stable_diffusion), place, torch.float32)
+    offloaded = Backbone(locate(str(stable_diffusion)), place, torch.float32, offload=True)
+    moves = []
+    for name in ("vae", "text_encoder"):
+        module = getattr(offloaded, name)
+        monkeypatch.setattr(module, "to", lambda where, name=name: moves.append((name, str(where))))
+    frames = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    latents = offloaded.encode(frames)
+    assert torch.equal(latents, plain.encode(frames))
+    assert np.array_equal(offloaded.decode(latents), plain.decode(latents))
+    assert torch.equal(offloaded.embed(["a tiger"]), plain.embed(["a tiger"]))
+    visit = [("vae", "cpu"), ("vae", "cpu")]
+    # There and back for each call (device and main memory are both the CPU here).
+    assert moves == [*visit, *visit, ("text_encoder", "cpu"), ("text_encoder", "cpu")]
