@@ -112,6 +112,25 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     assert list((weights / "out").glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("part", recipe.ORDER)
+def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
+    chosen = recipe.load(recipe.RECIPES / f"{part}.toml")
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for folder in ("vae", "clip"):
+        if part != "clip":
+            (weights / folder).symlink_to(BUILTIN_FOLDER / folder)
+    torch.manual_seed(1)
+    model = recipe.make_task(chosen, weights).model
+    before = torch.cat([p.flatten() for p in model.parameters()])
+    recipe.warm_start(model, BUILTIN_FOLDER / recipe.FOLDERS[part])
+    after = torch.cat([p.flatten() for p in model.parameters()])
+    assert (before != after).float().mean() > 0.9
+    assert torch.equal(after, after.half().float()), "the shipped weights are half precision"
+    with pytest.raises(ConfigError, match="does not fit"):
+        recipe.warm_start(torch.nn.Linear(2, 2), BUILTIN_FOLDER / recipe.FOLDERS[part])
+
+
 def test_bad_recipes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no recipe"):
         recipe.load(tmp_path / "none.toml")

@@ -55,6 +55,7 @@ def test_evaluations_are_those_that_are_made(preset, guidance, clip, stable_diff
     flags = {
         "model": str(stable_diffusion), "clip": {"frames": 2, "stride": 1}, "tune": {"steps": 0},
         "adapter": {"enabled": False}, "invert": {"steps": 5}, "edit": {"steps": 5, "guidance": guidance},
+        "fusion": {"mask_layers": 1.0},
     }  # fmt: skip
     config = load(preset, flags=flags, environ={})
     lanes = []

@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=list(recipe.ORDER), help="parts to train, in order")
     parser.add_argument("--state", type=Path, default=Path(".train"), help="where the resumable state lies")
     parser.add_argument("--weights", type=Path, default=BUILTIN_FOLDER)
+    parser.add_argument("--warm", action="store_true", help="with no state, start from the weights there are")
     parser.add_argument("--check", action="store_true", help="measure instead of training")
     parser.add_argument("--count", type=int, default=100, help="held-out scenes for --check")
     args = parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> None:
         def report(row: dict[str, float], part: str = part) -> None:
             print(part, " ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
 
-        recipe.run(chosen, args.state, args.weights, report)
+        recipe.run(chosen, args.state, args.weights, report, args.warm)
 
 
 def print_check(count: int, weights: Path) -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import nn
+
 from ctxedit.bundled.training.loop import Schedule, Task, train
 from ctxedit.errors import ConfigError
 
@@ -77,13 +80,39 @@ def make_task(recipe: Recipe, weights: Path) -> Task:
     raise ConfigError(f"recipe: no part named {recipe.part!r}", f"parts are: {', '.join(ORDER)}")
 
 
-def run(recipe: Recipe, state: Path, weights: Path, report: Callable[[dict[str, float]], None]) -> None:
+def warm_start(model: nn.Module, folder: Path) -> None:
+    """Put trained weights into a fresh model; raises ConfigError when they are not of its shape."""
+    tensors = {
+        k: v.float() for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
+    }
+    try:
+        missing, unknown = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{folder} does not fit the recipe", "train anew, without --warm") from error
+    # Weights that are tied are saved once: what is missing must be another name of what is there.
+    known = {p.data_ptr() for name, p in model.named_parameters() if name in tensors}
+    if unknown or any(
+        p.data_ptr() not in known for n, p in model.named_parameters(remove_duplicate=False) if n in missing
+    ):
+        raise ConfigError(f"{folder} does not fit the recipe", "train anew, without --warm")
+
+
+def run(
+    recipe: Recipe,
+    state: Path,
+    weights: Path,
+    report: Callable[[dict[str, float]], None],
+    warm: bool = False,
+) -> None:
     """Train one part into ``weights/<part>``, resumable from ``state/<part>``.
 
-    The task is built from the recipe's seed, so that its first weights are part of the recipe.
+    The task is built from the recipe's seed, so that its first weights are part of the recipe; with ``warm``,
+    and no state to resume, it starts from what lies in ``weights`` already.
     """
     import torch
 
     torch.manual_seed(recipe.schedule.seed)
     task = make_task(recipe, weights)
+    if warm and not (state / recipe.part / "state.pt").exists():
+        warm_start(task.model, weights / FOLDERS[recipe.part])
     train(task, recipe.schedule, state / recipe.part, weights / FOLDERS[recipe.part], report=report)
