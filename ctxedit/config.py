@@ -391,9 +391,4 @@ def validated(config: Config) -> Config:
 
 def to_table(config: Any) -> dict[str, Any]:
     """Settings as nested plain tables, ready for TOML or JSON."""
-    out = dataclasses.asdict(config)
-    return (
-        {k: (list(v) if isinstance(v, tuple) else v) for k, v in out.items()}
-        if isinstance(out, dict)
-        else out
-    )
+    return {k: (list(v) if isinstance(v, tuple) else v) for k, v in dataclasses.asdict(config).items()}
