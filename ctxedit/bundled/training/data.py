@@ -14,7 +14,7 @@ from ctxedit.bundled.world.vocabulary import GREY_STYLES
 
 
 class Scenes(Dataset[dict[str, Any]]):
-    """Frames of drawn scenes with a caption, and on request a caption that is wrong in one word.
+    """Frames of drawn scenes with a caption and the objects' mask, and on request a caption that is wrong in one word.
 
     Args:
         seed: of the whole set.
@@ -32,8 +32,12 @@ class Scenes(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index, int(self.test)))
         scene = scenes.draw_scene(rng, test=self.test)
-        frame, _ = scenes.render_frame(scene, float(rng.random()), self.size)
-        item: dict[str, Any] = {"image": to_tensor(frame), "caption": scenes.caption(scene, rng)}
+        frame, mask = scenes.render_frame(scene, float(rng.random()), self.size)
+        item: dict[str, Any] = {
+            "image": to_tensor(frame),
+            "mask": torch.from_numpy(mask),
+            "caption": scenes.caption(scene, rng),
+        }
         if self.wrong:
             state = rng.bit_generator.state
             part = one_part(scene, rng)

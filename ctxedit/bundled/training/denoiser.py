@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,9 +20,13 @@ from ctxedit.bundled.world import scenes
 
 
 class DenoiserTask:
-    """Velocity prediction, every level alike; a tenth of the captions empty, for guidance.
+    """Velocity prediction; a tenth of the captions empty, for guidance.
 
-    min-SNR weights were left out: they all but ignore the noisy levels, where the words decide what there is.
+    Where a scene's mask is known, the loss inside it counts ``focus`` times: an object is a quarter of the
+    picture and by far the hardest quarter. Half of the times are drawn uniformly and half around the middle
+    of the chain, where the words decide what there is (logit-normal, Esser et al. 2024). Each picture is noised
+    ``draws`` times a step, since drawing and encoding it costs as much as a fifth of a pass. min-SNR weights
+    were left out: they all but ignore the noisy levels.
     """
 
     def __init__(
@@ -35,8 +40,10 @@ class DenoiserTask:
         attend: list[bool],
         empty: float = 0.1,
         size: int = 64,
+        focus: float = 1.0,
+        draws: int = 1,
     ) -> None:
-        self.size, self.empty = size, empty
+        self.size, self.empty, self.focus, self.draws = size, empty, focus, draws
         self.vae = (
             AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
         )
@@ -77,19 +84,35 @@ class DenoiserTask:
                 device
             )
             words = self.text(tokens.input_ids).last_hidden_state
-        t = torch.randint(0, 1000, (n,), generator=generator).to(device)
+        latents, words = latents.repeat(self.draws, 1, 1, 1), words.repeat(self.draws, 1, 1)
+        t = times(len(latents), generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy = self.scheduler.add_noise(latents, noise, t)
-        target = self.scheduler.get_velocity(latents, noise, t)
-        out = model(noisy, t, words).sample
-        loss = ((out - target) ** 2).mean()
-        return loss, {"loss": loss.item()}
+        error = (model(noisy, t, words).sample - self.scheduler.get_velocity(latents, noise, t)) ** 2
+        weight = self._weight(batch.get("mask"), latents)
+        loss = (weight * error).mean()
+        return loss, {"loss": loss.item(), "plain": error.mean().item()}
+
+    def _weight(self, mask: Tensor | None, latents: Tensor) -> Tensor:
+        """Loss weights with mean 1, (N, 1, h, w): ``focus`` inside the mask (N, H, W) to 1 outside."""
+        if mask is None:
+            return torch.ones_like(latents[:, :1])
+        inside = F.adaptive_avg_pool2d(mask[:, None], latents.shape[-2:]).repeat(self.draws, 1, 1, 1)
+        weight = 1 + (self.focus - 1) * inside
+        return weight / weight.mean()
 
     def export(self, model: nn.Module, folder: Path) -> None:
         half = UNet2DConditionModel.from_config(model.config)
         half.load_state_dict(model.state_dict())
         half.half().save_pretrained(folder)
         write_layout(folder.parent)
+
+
+def times(n: int, generator: torch.Generator) -> Tensor:
+    """Times in [0, 1000): uniform for the first half, logit-normal for the rest."""
+    middle = torch.sigmoid(torch.randn(n, generator=generator)) * 1000
+    even = torch.rand(n, generator=generator) * 1000
+    return torch.where(torch.arange(n) < n // 2, even, middle).long().clamp(0, 999)
 
 
 def freeze_text_encoder(clip: Path, weights: Path) -> None:
