@@ -14,7 +14,7 @@ from ctxedit.bundled.world.vocabulary import GREY_STYLES
 
 
 class Scenes(Dataset[dict[str, Any]]):
-    """Frames of drawn scenes with a caption and the objects' mask, and on request a caption that is wrong in one word.
+    """Frames of drawn scenes with captions and the objects' masks; on request captions wrong in one word.
 
     Args:
         seed: of the whole set.

@@ -24,9 +24,9 @@ class DenoiserTask:
 
     Where a scene's mask is known, the loss inside it counts ``focus`` times: an object is a quarter of the
     picture and by far the hardest quarter. Half of the times are drawn uniformly and half around the middle
-    of the chain, where the words decide what there is (logit-normal, Esser et al. 2024). Each picture is noised
-    ``draws`` times a step, since drawing and encoding it costs as much as a fifth of a pass. min-SNR weights
-    were left out: they all but ignore the noisy levels.
+    of the chain, where the words decide what there is (logit-normal, Esser et al. 2024). Each picture is
+    noised ``draws`` times a step, since drawing and encoding it costs as much as a fifth of a pass. min-SNR
+    weights were left out: they all but ignore the noisy levels.
     """
 
     def __init__(
