@@ -93,7 +93,7 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     chosen = recipe.load(recipe.RECIPES / f"{part}.toml")
     weights = tmp_path / "weights"
     weights.mkdir()
-    for folder in ("vae", "clip"):
+    for folder in ("vae", "clip", "unet"):
         (weights / folder).symlink_to(BUILTIN_FOLDER / folder) if part != "clip" else None
     torch.manual_seed(0)
     task = recipe.make_task(chosen, weights)
@@ -114,10 +114,12 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
 
 @pytest.mark.parametrize("part", recipe.ORDER)
 def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
+    if not (BUILTIN_FOLDER / recipe.FOLDERS[part]).is_dir():
+        pytest.skip(f"the package carries no weights of the {part} yet")
     chosen = recipe.load(recipe.RECIPES / f"{part}.toml")
     weights = tmp_path / "weights"
     weights.mkdir()
-    for folder in ("vae", "clip"):
+    for folder in ("vae", "clip", "unet"):
         if part != "clip":
             (weights / folder).symlink_to(BUILTIN_FOLDER / folder)
     torch.manual_seed(1)

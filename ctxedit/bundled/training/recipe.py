@@ -1,17 +1,23 @@
-"""Recipes: TOML files that name a part, its task's settings and its schedule."""
+"""Recipes: TOML files that name a part, its task's settings, its data and its schedule; and running them."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from safetensors.torch import load_file
 from torch import nn
 
-from ctxedit.bundled.training.loop import Schedule, Task, train
+from ctxedit.bundled.training import record
+from ctxedit.bundled.training.data import DataConfig
+from ctxedit.bundled.training.loop import Done, Schedule, Task, clear, make_accelerator, read_state, train
+from ctxedit.bundled.training.parts import borrow, find
+from ctxedit.config import merge
 from ctxedit.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -21,63 +27,165 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 #: The order in which each part finds what it needs of the others.
-ORDER = ("autoencoder", "clip", "captioner", "denoiser", "judge")
+ORDER = ("autoencoder", "clip", "captioner", "denoiser", "control", "adapter", "judge")
 #: Folders in diffusers' layout.
 FOLDERS = {
     "autoencoder": "vae",
     "clip": "clip",
     "captioner": "captioner",
     "denoiser": "unet",
+    "control": "controlnet",
+    "adapter": "adapter",
     "judge": "judge",
 }
+#: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
+_FREE = ("steps", "save_seconds", "workers", "precision")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One part's training: ``part`` names the task, ``task`` its settings, ``schedule`` the loop's."""
+    """One part's training: ``part`` names the task, ``task`` its settings, ``schedule`` the loop's.
+
+    Attributes:
+        name: the file's, without suffix.
+        about: what it trains, in a line.
+        licence: of the weights that come of it; empty where the recipe does not say.
+        text: the TOML that it was read from, or that it comes to with what was changed since.
+    """
 
     part: str
     task: dict[str, Any]
     schedule: Schedule
+    data: DataConfig = field(default_factory=DataConfig)
+    name: str = ""
+    about: str = ""
+    licence: str = ""
+    text: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Of ``text``."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        """Where its weights lie within a folder of models."""
+        return FOLDERS[self.part]
+
+    def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
+        """A copy with other settings; its text becomes that of the whole."""
+        if not schedule and not data:
+            return self
+        new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
+        table = {
+            "part": new.part, "about": new.about, "licence": new.licence, "task": new.task,
+            "data": asdict(new.data), "schedule": asdict(new.schedule),
+        }  # fmt: skip
+        return replace(new, text=tomli_w.dumps(table))
+
+
+def names() -> list[str]:
+    """The built-in recipes, in their order; what the order does not know comes last."""
+    found = [p.stem for p in RECIPES.glob("*.toml")]
+    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def resolve(name: str) -> Recipe:
+    """A recipe by a built-in one's name, or by the path of a TOML file."""
+    path = Path(name)
+    return load(path if path.suffix == ".toml" else RECIPES / f"{name}.toml")
 
 
 def load(path: Path) -> Recipe:
     """Read a recipe; raises :class:`ConfigError` for what does not fit."""
     try:
-        blob = tomllib.loads(path.read_text())
-        return Recipe(blob["part"], blob["task"], Schedule(**blob["schedule"]))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no recipe {path}", f"the built-in ones are: {', '.join(ORDER)}") from error
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        text = path.read_text()
+        blob = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"no recipe {path}", f"the built-in ones are: {', '.join(names())}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path}: {error}") from error
+    try:
+        return _parse(blob, path, text)
+    except KeyError as error:
+        raise ConfigError(f"recipe {path} lacks {error}", "it has part, [task] and [schedule]") from error
+    except TypeError as error:
+        raise ConfigError(f"recipe {path}: {error}".replace("Schedule.__init__() ", "")) from error
+    except ConfigError as error:
+        raise ConfigError(f"recipe {path}: {error.message}", error.hint) from error
+
+
+def _parse(blob: dict[str, Any], path: Path, text: str) -> Recipe:
+    known = {"part", "task", "schedule", "data", "about", "licence"}
+    if unknown := sorted(set(blob) - known):
+        raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(known))}")
+    if blob["part"] not in FOLDERS:
+        raise ConfigError(f"no part named {blob['part']!r}", f"parts are: {', '.join(ORDER)}")
+    data = merge(DataConfig(), blob.get("data", {}), "data.")
+    if data.path and not Path(data.path).expanduser().is_absolute():
+        data = replace(data, path=str(path.parent / data.path))
+    schedule = Schedule(**{k: blob["schedule"][k] for k in ("steps", "batch", "lr")})
+    schedule = merge(schedule, blob["schedule"], "schedule.")
+    for name in ("steps", "batch", "accumulate"):
+        if getattr(schedule, name) < 1:
+            raise ConfigError(f"schedule.{name} = {getattr(schedule, name)}", "at least 1")
+    return Recipe(
+        blob["part"], dict(blob["task"]), schedule, data,
+        path.stem, str(blob.get("about", "")), str(blob.get("licence", "")), text,
+    )  # fmt: skip
 
 
 def make_task(recipe: Recipe, weights: Path) -> Task:
-    """Build the part's task; ``weights`` is the folder of the parts that were trained before it."""
-    if recipe.part == "autoencoder":
+    """Build the part's task. ``weights`` is the folder of the parts that were trained before it.
+
+    Parts that it lacks are the built-in ones; what a pipeline needs of them is copied there.
+
+    Raises:
+        ConfigError: settings that the task does not take.
+    """
+    try:
+        return _make_task(recipe.part, {"data": recipe.data, **recipe.task}, recipe.data, weights)
+    except TypeError as error:
+        if "__init__" not in str(error):
+            raise
+        line = str(error).split("__init__() ", 1)[-1]
+        raise ConfigError(f"recipe {recipe.name or recipe.part}, [task]: {line}") from error
+
+
+def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: Path) -> Task:
+    if part == "autoencoder":
         from ctxedit.bundled.training.autoencoder import AutoencoderTask
 
-        return AutoencoderTask(**recipe.task)
-    if recipe.part == "clip":
-        from ctxedit.bundled.training import tokenizer
+        return AutoencoderTask(**settings)
+    if part == "clip":
         from ctxedit.bundled.training.clip import ClipTask
 
-        tokenizer.build(weights / "clip")
-        return ClipTask(weights / "clip", **recipe.task)
-    if recipe.part == "captioner":
+        return ClipTask(**settings)
+    if part == "captioner":
         from ctxedit.bundled.training.captioner import CaptionerTask
 
-        return CaptionerTask(weights / "clip", **recipe.task)
-    if recipe.part == "denoiser":
-        from ctxedit.bundled.training.denoiser import DenoiserTask, freeze_text_encoder
+        return CaptionerTask(find(weights, "clip"), **settings)
+    if part == "denoiser":
+        from ctxedit.bundled.training.denoiser import DenoiserTask
 
-        freeze_text_encoder(weights / "clip", weights)
-        return DenoiserTask(weights / "vae", weights / "text_encoder", weights / "tokenizer", **recipe.task)
-    if recipe.part == "judge":
-        from ctxedit.bundled.training.judge import JudgeTask
+        borrow(weights, "vae", "text_encoder", "tokenizer")
+        return DenoiserTask(weights / "vae", weights / "text_encoder", weights / "tokenizer", **settings)
+    if part == "control":
+        from ctxedit.bundled.training.control import ControlTask, finished_denoiser
 
-        return JudgeTask(**recipe.task)
-    raise ConfigError(f"recipe: no part named {recipe.part!r}", f"parts are: {', '.join(ORDER)}")
+        borrow(weights, "vae", "text_encoder", "tokenizer", "unet")
+        own = {k: settings.pop(k) for k in ("embedding", "low", "high") if k in settings}
+        return ControlTask(finished_denoiser(weights, **settings), **own)
+    if part == "adapter":
+        from ctxedit.bundled.training.adapter import AdapterTask
+
+        if settings.get("train"):  # then the pipeline is another one
+            borrow(weights, "vae", "text_encoder", "tokenizer")
+        needed = ("unet", "vae", "text_encoder", "tokenizer")
+        return AdapterTask(*(find(weights, name) for name in needed), **settings)
+    from ctxedit.bundled.training.judge import JudgeTask
+
+    return JudgeTask(**settings)
 
 
 def warm_start(model: nn.Module, folder: Path) -> None:
@@ -97,22 +205,113 @@ def warm_start(model: nn.Module, folder: Path) -> None:
         raise ConfigError(f"{folder} does not fit the recipe", "train anew, without --warm")
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a training is run.
+
+    Attributes:
+        warm: with no state to resume, start from the weights there are (or the built-in ones).
+        anew: forget the state there is.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        tensorboard: folder for event files, or None.
+    """
+
+    warm: bool = False
+    anew: bool = False
+    device: str = "auto"
+    tensorboard: Path | None = None
+
+
 def run(
     recipe: Recipe,
     state: Path,
     weights: Path,
-    report: Callable[[dict[str, float]], None],
-    warm: bool = False,
-) -> None:
-    """Train one part into ``weights/<part>``, resumable from ``state/<part>``.
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+    options: Options | None = None,
+) -> Done:
+    """Train one part into ``weights/<folder>``, resumable from ``state/<part>``; a record is left beside it.
 
-    The task is built from the recipe's seed, so that its first weights are part of the recipe; with ``warm``,
-    and no state to resume, it starts from what lies in ``weights`` already.
+    The task is built from the recipe's seed, so that its first weights are part of the recipe.
+
+    Returns:
+        What has been done in all.
+
+    Raises:
+        ConfigError: the state is of another recipe; and as :func:`ctxedit.bundled.training.loop.train`.
     """
     import torch
 
-    torch.manual_seed(recipe.schedule.seed)
-    task = make_task(recipe, weights)
-    if warm and not (state / recipe.part / "state.pt").exists():
-        warm_start(task.model, weights / FOLDERS[recipe.part])
-    train(task, recipe.schedule, state / recipe.part, weights / FOLDERS[recipe.part], report=report)
+    options = options or Options()
+    place, folder = state / recipe.part, weights / recipe.folder
+    accelerator = make_accelerator(recipe.schedule, options.device)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            if options.anew:
+                clear(place)
+            check_same(recipe, place)
+        torch.manual_seed(recipe.schedule.seed)
+        task = make_task(recipe, weights)
+    started = None
+    if options.warm and not (place / "state.pt").exists():
+        origin = find(weights, recipe.folder)
+        network = task.model["adapter"] if recipe.part == "adapter" else task.model  # type: ignore[index]
+        warm_start(network, origin)
+        started = record.hashes(origin)
+    # Nobody may save a state before everyone has looked for one.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        remember(recipe, place, started)
+    last = Done()
+
+    def exported(done: Done) -> None:
+        nonlocal last
+        last = done
+        facts = record.Facts(
+            done.step, done.seconds, len(done.bad), str(accelerator.device), accelerator.num_processes
+        )
+        record.write(recipe, facts, weights, started_from(place))
+
+    train(
+        task, recipe.schedule, place, folder, report=report,
+        accelerator=accelerator, exported=exported, tensorboard=options.tensorboard,
+    )  # fmt: skip
+    if last.step == 0 and (blob := read_state(place / "state.pt")):
+        last = Done(int(blob["step"]), float(blob.get("seconds", 0.0)), dict(blob.get("bad", {})))
+    return last
+
+
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """What may not change while a training goes on."""
+    schedule = {k: v for k, v in asdict(recipe.schedule).items() if k not in _FREE}
+    data = {k: v for k, v in asdict(recipe.data).items() if k != "on_error"}
+    return {"part": recipe.part, "task": recipe.task, "data": data, "schedule": schedule}
+
+
+def check_same(recipe: Recipe, place: Path) -> None:
+    """Raise ConfigError when ``place`` holds the state of a training by another recipe."""
+    file = place / "begun.toml"
+    if not (place / "state.pt").exists() or not file.is_file():
+        return
+    before, now = tomllib.loads(file.read_text()), _fixed(recipe)
+    for table, value in now.items():
+        if before.get(table) != value:
+            keys = [k for k in value if value[k] != before.get(table, {}).get(k)] if table != "part" else []
+            raise ConfigError(
+                f"the training in {place} was begun with another {'.'.join([table, *keys[:1]])}",
+                "give another --state, or -y to begin anew",
+            )
+
+
+def remember(recipe: Recipe, place: Path, started: dict[str, str] | None) -> None:
+    """Note in the state's folder with what a training began."""
+    file = place / "begun.toml"
+    if file.is_file() and (place / "state.pt").exists():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    file.write_text(tomli_w.dumps({**_fixed(recipe), "warm": started or {}}))
+
+
+def started_from(place: Path) -> dict[str, str]:
+    """Hashes of the weights that a warm training began with; none for one from scratch."""
+    file = place / "begun.toml"
+    return dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
