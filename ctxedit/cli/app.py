@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import caption, edit, env, eval, models, presets, t2i, tune
+from ctxedit.cli import caption, edit, env, eval, models, presets, t2i, train, tune
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
@@ -41,7 +41,7 @@ def root(
 
 _VERBS = (
     ("run", run_command.run), ("caption", caption.caption), ("tune", tune.tune), ("edit", edit.edit),
-    ("t2i", t2i.t2i), ("eval", eval.evaluate), ("env", env.env),
+    ("t2i", t2i.t2i), ("train", train.train), ("eval", eval.evaluate), ("env", env.env),
 )  # fmt: skip
 for _name, _verb in _VERBS:
     app.command(_name)(spread(_verb))

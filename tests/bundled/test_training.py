@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ctxedit.bundled.training import recipe, tokenizer
 from ctxedit.bundled.training.data import Scenes
 from ctxedit.bundled.training.loop import Schedule, learning_rate, train
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, NumericsError
 from ctxedit.models.weights import BUILTIN_FOLDER
 
 
@@ -69,7 +69,7 @@ def test_nan_stops_and_keeps_the_last_state(tmp_path):
     before = (tmp_path / "s" / "state.pt").read_bytes()
     broken = LineTask()
     broken.loss = lambda model, batch, generator: (model(batch["x"]).sum() * float("nan"), {"loss": 0.0})
-    with pytest.raises(FloatingPointError, match="step 10"):
+    with pytest.raises(NumericsError, match="step 10"):
         train(broken, LINE, tmp_path / "s", tmp_path / "w")
     assert (tmp_path / "s" / "state.pt").read_bytes() == before
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ctxedit.bundled.training.data import Scenes
+from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 
 
 class AutoencoderTask:
@@ -20,8 +20,11 @@ class AutoencoderTask:
     The differences count because edges are few pixels but most of what the eye sees of a sprite.
     """
 
-    def __init__(self, channels: list[int], layers: int, kl: float, edges: float, size: int = 64) -> None:
-        self.kl, self.edges, self.size = kl, edges, size
+    def __init__(
+        self, channels: list[int], layers: int, kl: float, edges: float, data: DataConfig | None = None
+    ) -> None:
+        self.data = Data(data or DataConfig(), Scenes, captions=False)
+        self.kl, self.edges, self.size = kl, edges, self.data.config.size
         self.model: nn.Module = AutoencoderKL(
             in_channels=3,
             out_channels=3,
@@ -31,13 +34,13 @@ class AutoencoderTask:
             block_out_channels=channels,
             layers_per_block=layers,
             norm_num_groups=8,
-            sample_size=size,
+            sample_size=self.size,
             mid_block_add_attention=False,
             scaling_factor=1.0,
         )
 
     def dataset(self, seed: int) -> Dataset[Any]:
-        return Scenes(seed, self.size)
+        return self.data.dataset(seed)
 
     def loss(
         self, model: nn.Module, batch: Any, generator: torch.Generator
@@ -60,7 +63,8 @@ class AutoencoderTask:
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:
         """Save in fp16 with the scaling factor that gives the latents unit variance."""
-        images = torch.stack([self.dataset(1)[i]["image"] for i in range(128)])
+        seen = self.dataset(1)
+        images = torch.stack([seen[i]["image"] for i in range(128)])
         latents = torch.cat([model.encode(part).latent_dist.mean for part in images.split(32)])
         half = AutoencoderKL.from_config({**model.config, "scaling_factor": 1 / float(latents.std())})
         half.load_state_dict(model.state_dict())

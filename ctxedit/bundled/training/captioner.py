@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from ctxedit.bundled.training.clip import write_preprocessor
-from ctxedit.bundled.training.data import to_tensor
+from ctxedit.bundled.training.data import Data, DataConfig, to_tensor
+from ctxedit.bundled.training.tokenizer import LENGTH
 from ctxedit.bundled.world import scenes
 
 _IMAGE = "<image>"
@@ -45,8 +46,11 @@ class Captions(Dataset[dict[str, Any]]):
 class CaptionerTask:
     """Next-word prediction behind the query tokens."""
 
-    def __init__(self, tokenizer: Path, width: int, layers: int, size: int = 64, patch: int = 8) -> None:
-        self.size = size
+    def __init__(
+        self, tokenizer: Path, width: int, layers: int, patch: int = 8, data: DataConfig | None = None
+    ) -> None:
+        self.data = Data(data or DataConfig(), Captions)
+        self.size = self.data.config.size
         self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
         self.tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
         self.image_token = self.tokenizer.convert_tokens_to_ids(_IMAGE)
@@ -63,7 +67,11 @@ class CaptionerTask:
             **sizes,
         )
         vision = Blip2VisionConfig(
-            image_size=size, patch_size=patch, intermediate_size=4 * width, attention_dropout=0.0, **sizes
+            image_size=self.size,
+            patch_size=patch,
+            intermediate_size=4 * width,
+            attention_dropout=0.0,
+            **sizes,
         )
         queries = Blip2QFormerConfig(
             vocab_size=len(self.tokenizer),
@@ -87,13 +95,15 @@ class CaptionerTask:
         nn.init.normal_(self.model.query_tokens, std=0.02)
 
     def dataset(self, seed: int) -> Dataset[Any]:
-        return Captions(seed, self.size)
+        return self.data.dataset(seed)
 
     def loss(
         self, model: nn.Module, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         device = batch["image"].device
-        tokens = self.tokenizer(batch["caption"], padding=True, return_tensors="pt").to(device)
+        tokens = self.tokenizer(
+            batch["caption"], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+        ).to(device)
         head = torch.full((len(batch["caption"]), _QUERIES), self.image_token, device=device)
         ids = torch.cat([head, tokens.input_ids], 1)
         seen = torch.cat([torch.ones_like(head), tokens.attention_mask], 1)

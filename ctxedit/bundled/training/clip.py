@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from ctxedit.bundled.training.data import Scenes
+from ctxedit.bundled.training import tokenizer
+from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.tokenizer import LENGTH
 
 
 class ClipTask:
-    """Images against the batch's captions and their one-word-wrong twins (hard negatives)."""
+    """Images against the batch's captions and, where there are, their one-word-wrong twins (hard negatives).
+
+    The tokenizer is learned from the data's captions, or from the drawn world's.
+    """
 
     def __init__(
-        self, tokenizer: Path, width: int, layers: int, heads: int, patch: int, size: int = 64
+        self, width: int, layers: int, heads: int, patch: int, data: DataConfig | None = None
     ) -> None:
-        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
-        self.size, self.patch = size, patch
+        self.data = Data(data or DataConfig(), partial(Scenes, wrong=True))
+        self.tokenizer = tokenizer.learn(self.data.captions)
+        self.size, self.patch = self.data.config.size, patch
         sizes = {
             "hidden_size": width,
             "intermediate_size": 4 * width,
@@ -38,17 +44,18 @@ class ClipTask:
             pad_token_id=self.tokenizer.pad_token_id,
             **sizes,
         )
-        vision = CLIPVisionConfig(image_size=size, patch_size=patch, **sizes)
+        vision = CLIPVisionConfig(image_size=self.size, patch_size=patch, **sizes)
         config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
         self.model: nn.Module = CLIPModel(config)
 
     def dataset(self, seed: int) -> Dataset[Any]:
-        return Scenes(seed, self.size, wrong=True)
+        return self.data.dataset(seed)
 
     def loss(
         self, model: nn.Module, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        texts = [*batch["caption"], *batch["wrong"]]
+        twins = batch.get("wrong", [])
+        texts = [*batch["caption"], *twins]
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(
             batch["image"].device
         )
@@ -62,11 +69,13 @@ class ClipTask:
         same[right, right] = False
         to_text = F.cross_entropy(logits.masked_fill(same, -1e4), right)
         to_image = F.cross_entropy(logits[:, :n].masked_fill(same[:, :n], -1e4).T, right)
-        twin = F.softplus(logits[right, right + n] - logits[right, right]).mean()
-        loss = to_text + 0.5 * to_image + twin
-        found = (logits.argmax(1) == right).float().mean()
-        beaten = (logits[right, right] > logits[right, right + n]).float().mean()
-        return loss, {"loss": loss.item(), "found": found.item(), "one_word": beaten.item()}
+        loss = to_text + 0.5 * to_image
+        row = {"found": (logits.argmax(1) == right).float().mean().item()}
+        if len(twins):
+            ahead = logits[right, right] - logits[right, right + n]
+            loss = loss + F.softplus(-ahead).mean()
+            row["one_word"] = (ahead > 0).float().mean().item()
+        return loss, {"loss": loss.item(), **row}
 
     def export(self, model: nn.Module, folder: Path) -> None:
         half = CLIPModel(model.config)

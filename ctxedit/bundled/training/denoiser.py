@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ctxedit.bundled.training.data import Scenes
+from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.world import scenes
 
 
@@ -39,11 +40,12 @@ class DenoiserTask:
         head: int,
         attend: list[bool],
         empty: float = 0.1,
-        size: int = 64,
         focus: float = 1.0,
         draws: int = 1,
+        data: DataConfig | None = None,
     ) -> None:
-        self.size, self.empty, self.focus, self.draws = size, empty, focus, draws
+        self.data = Data(data or DataConfig(), Scenes)
+        self.empty, self.focus, self.draws = empty, focus, draws
         self.vae = (
             AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
         )
@@ -55,7 +57,7 @@ class DenoiserTask:
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
         self.model: nn.Module = UNet2DConditionModel(
-            sample_size=size // 4,
+            sample_size=self.data.config.size // 2 ** (len(self.vae.config.block_out_channels) - 1),
             in_channels=4,
             out_channels=4,
             down_block_types=down,
@@ -69,7 +71,7 @@ class DenoiserTask:
         )
 
     def dataset(self, seed: int) -> Dataset[Any]:
-        return Scenes(seed, self.size)
+        return self.data.dataset(seed)
 
     def loss(
         self, model: nn.Module, batch: Any, generator: torch.Generator
@@ -105,7 +107,7 @@ class DenoiserTask:
         half = UNet2DConditionModel.from_config(model.config)
         half.load_state_dict(model.state_dict())
         half.half().save_pretrained(folder)
-        write_layout(folder.parent)
+        write_layout(folder.parent, self.data.captions)
 
 
 def times(n: int, generator: torch.Generator) -> Tensor:
@@ -115,16 +117,11 @@ def times(n: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.arange(n) < n // 2, even, middle).long().clamp(0, 999)
 
 
-def freeze_text_encoder(clip: Path, weights: Path) -> None:
-    """Give the denoiser a text encoder of its own, once: CLIP may be trained further, this may not move."""
-    if (weights / "text_encoder" / "config.json").is_file():
-        return
-    CLIPTextModel.from_pretrained(clip, dtype=torch.float16).save_pretrained(weights / "text_encoder")
-    CLIPTokenizer.from_pretrained(clip).save_pretrained(weights / "tokenizer")
+def write_layout(folder: Path, captions: list[str] | None = None) -> None:
+    """The rest of a diffusers Stable Diffusion folder: scheduler, index; and the words that were taught.
 
-
-def write_layout(folder: Path) -> None:
-    """The rest of a diffusers Stable Diffusion folder: scheduler, index; and the words that were taught."""
+    Those of ``captions``, or of the drawn world.
+    """
     scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -139,13 +136,18 @@ def write_layout(folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "vocabulary.json").write_text(json.dumps(sorted(world_words())) + "\n")
+    words = world_words() if captions is None else _words(captions)
+    (folder / "vocabulary.json").write_text(json.dumps(sorted(words)) + "\n")
 
 
 def world_words() -> set[str]:
     """Every word that a caption of the world can hold."""
     rng = np.random.default_rng(0)
-    return {w for _ in range(20_000) for w in re.findall(r"\w+", scenes.caption(scenes.draw_scene(rng), rng))}
+    return _words(scenes.caption(scenes.draw_scene(rng), rng) for _ in range(20_000))
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in re.findall(r"\w+", text.lower())}
 
 
 def scheduler() -> DDIMScheduler:

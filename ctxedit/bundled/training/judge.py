@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ctxedit.bundled.training.data import to_tensor
+from ctxedit.bundled.training.data import DataConfig, to_tensor
 from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.vocabulary import BACKGROUNDS, BY_NAME, COLOURS, GREY_STYLES, STYLES
+from ctxedit.errors import ConfigError
 
 #: What is judged, and the answers; ``none`` is a colour that cannot be seen.
 ANSWERS: dict[str, list[str]] = {
@@ -77,9 +78,18 @@ def truth(scene: scenes.Scene) -> dict[str, str]:
 
 
 class JudgeTask:
-    """Cross-entropy over the four questions."""
+    """Cross-entropy over the four questions; only drawn scenes come with answers.
 
-    def __init__(self, width: int) -> None:
+    Raises:
+        ConfigError: other data.
+    """
+
+    def __init__(self, width: int, data: DataConfig | None = None) -> None:
+        if data is not None and (data.source != "scenes" or data.size != 64):
+            raise ConfigError(
+                "the judge learns from drawn scenes of 64 pixels alone: pictures have no labels",
+                'leave [data] out of the recipe, or data.source = "scenes"',
+            )
         self.width = width
         self.model: nn.Module = Judge(width)
 

@@ -181,8 +181,9 @@ def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: P
 
         if settings.get("train"):  # then the pipeline is another one
             borrow(weights, "vae", "text_encoder", "tokenizer")
-        needed = ("unet", "vae", "text_encoder", "tokenizer")
-        return AdapterTask(*(find(weights, name) for name in needed), **settings)
+        needed = {"autoencoder": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
+        folders = {key: find(weights, name) for key, name in needed.items()}
+        return AdapterTask(find(weights, "unet"), **folders, **settings)
     from ctxedit.bundled.training.judge import JudgeTask
 
     return JudgeTask(**settings)

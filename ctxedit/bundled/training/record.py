@@ -1,0 +1,147 @@
+"""The record beside the weights, ``training.json``: which recipe made them, of what, in how long.
+
+So it can be seen that the recipe made the weights: the recipe's text and hash, each weight file's hash, and
+the hashes of the parts that it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctxedit.bundled.training.loop import read_state
+from ctxedit.bundled.training.meter import read_metrics
+from ctxedit.bundled.training.parts import find
+from ctxedit.errors import InputError
+from ctxedit.media.temporary import atomic
+from ctxedit.runs import versions
+
+if TYPE_CHECKING:
+    from ctxedit.bundled.training.recipe import Recipe
+
+FILE = "training.json"
+#: What each part is trained on.
+_BUILT_ON = {
+    "captioner": ("clip",),
+    "denoiser": ("vae", "text_encoder"),
+    "control": ("vae", "text_encoder", "unet"),
+    "adapter": ("vae", "text_encoder", "unet"),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a training was: steps and seconds in all, bad input left out, where it ran.
+
+    ``seconds`` is None where it is not known.
+    """
+
+    steps: int
+    seconds: float | None
+    bad: int
+    device: str
+    processes: int = 1
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of each weight file in a folder, by name."""
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
+
+
+def write(recipe: Recipe, facts: Facts, weights: Path, warm: Mapping[str, str] | None = None) -> Path:
+    """Write the record of the weights in ``weights/<folder>``; returns its path.
+
+    Args:
+        recipe: what they were made by.
+        facts: of the training.
+        weights: the folder of all parts.
+        warm: hashes of the weights that it began with, where it did.
+
+    Raises:
+        InputError: no weights there.
+    """
+    folder = weights / recipe.folder
+    files = hashes(folder)
+    if not files:
+        raise InputError(f"no weights in {folder}", f"train them first: ctxedit train {recipe.name}")
+    table = {
+        "part": recipe.part,
+        "about": recipe.about,
+        "licence": recipe.licence,
+        "data": describe_data(recipe),
+        "steps": facts.steps,
+        "of": recipe.schedule.steps,
+        "images": facts.steps * recipe.schedule.images,
+        "bad": facts.bad,
+        "seconds": None if facts.seconds is None else round(facts.seconds, 1),
+        "device": facts.device,
+        "processes": facts.processes,
+        "precision": recipe.schedule.precision,
+        "versions": versions(),
+        "files": files,
+        "built_on": {name: hashes(find(weights, name)) for name in _BUILT_ON.get(recipe.part, ())},
+        "began_with": dict(warm or {}),
+        "recipe_sha256": recipe.sha256,
+        "recipe": recipe.text,
+    }
+    path = folder / FILE
+    with atomic(path, True) as temporary:
+        temporary.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def describe_data(recipe: Recipe) -> str:
+    """What a recipe trains on, in a few words; of a path only its last name is said."""
+    data = recipe.data
+    if data.source == "scenes":
+        return f"drawn scenes, {data.size} pixels"
+    return f"{data.source} {Path(data.path).name}, {data.size} pixels"
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """A part's record, or None where there is none or it is broken."""
+    try:
+        table = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return table if isinstance(table, dict) else None
+
+
+def matches(folder: Path) -> bool | None:
+    """Whether a part's weights are those of its record; None without a record."""
+    table = read(folder)
+    return None if table is None else table.get("files") == hashes(folder)
+
+
+def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
+    """Write the record for weights that were trained without one, from the state that they came from.
+
+    Raises:
+        InputError: no state, so nobody knows what was done.
+    """
+    from ctxedit.bundled.training.recipe import started_from
+
+    place = state / recipe.part
+    blob = read_state(place / "state.pt")
+    if blob is None:
+        raise InputError(f"no state in {place}", "name the --state that the weights were trained with")
+    steps = int(blob["step"])
+    seconds = blob.get("seconds") or _seconds(read_metrics(place), steps, recipe.schedule.images)
+    # States of before the record did not say where: they are of this project's CPU.
+    facts = Facts(steps, seconds, len(blob.get("bad", {})), "cpu")
+    return write(recipe, facts, weights, started_from(place))
+
+
+def _seconds(rows: list[dict[str, float]], steps: int, images: int) -> float | None:
+    """Time of a training by its metrics: each row says the speed that its steps were done at."""
+    total, before = 0.0, 0.0
+    for row in rows:
+        step, speed = row.get("step", 0.0), row.get("images_per_second", 0.0)
+        if not before < step <= steps or not speed:
+            continue
+        total, before = total + (step - before) * images / speed, step
+    return total or None

@@ -1,0 +1,233 @@
+"""``ctxedit train``: train one of the models' parts from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Dry, Overwrite, Talk
+from ctxedit.cli.output import Screen, columns
+from ctxedit.errors import ConfigError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from ctxedit.bundled.training.loop import Done
+    from ctxedit.bundled.training.recipe import Recipe
+
+_TRAINING = "Training"
+
+
+def _option(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=_TRAINING, show_default=False, **more)
+
+
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE", help="A built-in recipe, or a TOML file.", show_default=False),
+]
+List = Annotated[bool, _option("--list", help="List the built-in recipes.")]
+Out = Annotated[
+    Path | None, _option("--out", metavar="DIR", help="Folder of models the weights go to. (weights-RECIPE)")
+]
+State = Annotated[
+    Path | None, _option("--state", metavar="DIR", help="Where the resumable state lies. (OUT/.state)")
+]
+Pictures = Annotated[
+    Path | None, _option("--data", metavar="PATH", help="Folder of pictures and captions, or tar shards.")
+]
+Steps = Annotated[int | None, _option("--steps", min=1, help="Steps in all. (the recipe's)")]
+Warm = Annotated[bool, _option("--warm", help="Start from the weights in OUT, or the built-in ones.")]
+Device = Annotated[str, _option("--device", help="auto, cpu, cuda, mps. (auto)")]
+Precision = Annotated[
+    Literal["no", "fp16", "bf16"] | None, _option("--precision", help="Mixed precision. (the recipe's)")
+]
+Board = Annotated[
+    Path | None, _option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files there.")
+]
+Record = Annotated[
+    bool, _option("--record", help="Train nothing; write training.json for weights made from --state.")
+]
+
+
+def train(
+    dry: Dry,
+    overwrite: Overwrite,
+    talk: Talk,
+    name: Name = None,
+    list_: List = False,
+    out: Out = None,
+    state: State = None,
+    data: Pictures = None,
+    steps: Steps = None,
+    warm: Warm = False,
+    device: Device = "auto",
+    precision: Precision = None,
+    tensorboard: Board = None,
+    record_: Record = False,
+) -> None:
+    """Train a part from a recipe, resumable; prints the folder of its weights.
+
+    Several processes: `accelerate launch --num_processes N -m ctxedit train RECIPE`.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    if list_:
+        show_recipes(screen)
+        return
+    if name is None:
+        raise ConfigError("no recipe", "name one of `ctxedit train --list`, or a TOML file")
+
+    from ctxedit.bundled.training import recipe as recipes
+    from ctxedit.bundled.training import record
+
+    chosen = recipes.resolve(name).changed(_schedule(steps, precision), _data(data))
+    out = out or Path(f"weights-{chosen.name}")
+    state = state or out / ".state"
+    if record_:
+        path = record.of_existing(chosen, state, out)
+        screen.result(str(path), {"record": path})
+        return
+    options = recipes.Options(warm, overwrite.yes and not _going_on(chosen, state), device, tensorboard)
+    if tensorboard is not None:
+        from ctxedit.bundled.training.meter import check_tensorboard
+
+        check_tensorboard()
+    if dry.dry_run:
+        table = plan(chosen, state, out)
+        screen.result("\n".join(f"{k:<12}{v}" for k, v in table.items()), table)
+        return
+    _refuse_existing(chosen, state, out, overwrite.yes)
+    with resumable(state):
+        done = _train(chosen, state, out, options, screen)
+    _tell_bad(done, screen)
+    screen.result(
+        str(out / chosen.folder),
+        {
+            "weights": out / chosen.folder, "part": chosen.part, "steps": done.step,
+            "images": done.step * chosen.schedule.images, "seconds": done.seconds, "bad": done.bad,
+        },
+    )  # fmt: skip
+
+
+def _schedule(steps: int | None, precision: str | None) -> dict[str, Any]:
+    asked = {"steps": steps, "precision": precision}
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def _data(path: Path | None) -> dict[str, Any]:
+    """The ``[data]`` table that ``--data`` stands for."""
+    if path is None:
+        return {}
+    shards = path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
+    if not shards and not path.is_dir():
+        raise InputError(f"no folder {path}", "--data is a folder of pictures and captions, or tar shards")
+    return {"source": "webdataset" if shards else "folder", "path": str(path)}
+
+
+def _going_on(recipe: Recipe, state: Path) -> bool:
+    """Whether there is a state of this very recipe, which is gone on with."""
+    from ctxedit.bundled.training.recipe import check_same
+
+    try:
+        check_same(recipe, state / recipe.part)
+    except ConfigError:
+        return False
+    return (state / recipe.part / "state.pt").exists()
+
+
+def _refuse_existing(recipe: Recipe, state: Path, out: Path, yes: bool) -> None:
+    """Weights that are not this training's own are not written over unasked."""
+    folder = out / recipe.folder
+    if yes or (state / recipe.part / "state.pt").exists() or not any(folder.glob("*.safetensors")):
+        return
+    raise OutputError(f"{folder} holds weights already", "name another --out, or pass -y to replace them")
+
+
+def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen) -> Done:
+    from ctxedit.bundled.training import recipe as recipes
+    from ctxedit.bundled.training.loop import read_state
+    from ctxedit.cli.progress import hush, teller
+
+    hush()
+    import os
+
+    if os.environ.get("RANK", "0") != "0":  # one of several processes talks
+        screen = Screen(quiet=True)
+    saved = None if options.anew else read_state(state / recipe.part / "state.pt")
+    start = int(saved["step"]) if saved else 0
+    del saved
+    if start:
+        screen.say(f"{recipe.part}: goes on at step {start} of {recipe.schedule.steps}")
+    total = max(0, recipe.schedule.steps - start)
+    with teller(screen).task(f"train {recipe.part}", total) as progress:
+
+        def report(row: dict[str, float]) -> None:
+            known = {k: v for k, v in row.items() if k not in ("step", "seconds_left", "images_per_second")}
+            note = ", ".join(f"{k} {v:.4g}" for k, v in known.items())
+            progress(int(row["step"]) - start, note)
+
+        return recipes.run(recipe, state, out, report, options)
+
+
+def _tell_bad(done: Done, screen: Screen) -> None:
+    if done.bad:
+        shown = [f"{name} ({why})" for name, why in list(done.bad.items())[:5]]
+        more = ", …" if len(done.bad) > len(shown) else ""
+        screen.warn(f"{len(done.bad)} bad in the data, left out: {', '.join(shown)}{more}")
+
+
+def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
+    """What a training would do. The part is built, nothing is written."""
+    import tempfile
+
+    from ctxedit.bundled.training import recipe as recipes
+    from ctxedit.bundled.training.loop import read_state
+    from ctxedit.bundled.training.parts import view
+    from ctxedit.bundled.training.record import describe_data
+    from ctxedit.cli.progress import hush
+
+    hush()
+    with tempfile.TemporaryDirectory() as folder:
+        task = recipes.make_task(recipe, view(out, Path(folder)))
+    recipes.check_same(recipe, state / recipe.part)
+    saved = read_state(state / recipe.part / "state.pt")
+    listing = getattr(getattr(task, "data", None), "listing", None)
+    table = {
+        "part": recipe.part,
+        "about": recipe.about,
+        "parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
+        "data": describe_data(recipe),
+        "pictures": "endless" if listing is None else len(listing.entries),
+        "bad": 0 if listing is None else len(listing.bad),
+        "steps": recipe.schedule.steps,
+        "begins at": int(saved["step"]) if saved else 0,
+        "images": recipe.schedule.steps * recipe.schedule.images,
+        "weights": str(out / recipe.folder),
+        "state": str(state / recipe.part),
+    }
+    return table
+
+
+def show_recipes(screen: Screen) -> None:
+    """The built-in recipes; the time is of the shipped weights, where their record knows it."""
+    from ctxedit.bundled.training import recipe as recipes
+    from ctxedit.bundled.training import record
+    from ctxedit.models.weights import BUILTIN_FOLDER
+
+    found = []
+    for name in recipes.names():
+        one = recipes.resolve(name)
+        known = record.read(BUILTIN_FOLDER / one.folder) or {}
+        found.append(
+            {
+                "recipe": name, "part": one.part, "about": one.about, "steps": one.schedule.steps,
+                "images": one.schedule.steps * one.schedule.images, "data": record.describe_data(one),
+                "seconds": known.get("seconds"), "device": known.get("device"),
+            }
+        )  # fmt: skip
+    rows = [("recipe", "steps", "images", "took", "data", "trains")]
+    for f in found:
+        took = f"{f['seconds'] / 60:.0f} min, {f['device']}" if f["seconds"] else "?"
+        rows.append((f["recipe"], f"{f['steps']:,}", f"{f['images']:,}", took, f["data"], f["about"]))
+    screen.result(columns(rows), {"recipes": found})
