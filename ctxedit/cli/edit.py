@@ -26,6 +26,13 @@ RunFolder = Annotated[
     Path | None, typer.Option("--run", metavar="DIR", help="A run folder. (the newest)", show_default=False)
 ]
 
+Heatmaps = Annotated[
+    bool,
+    typer.Option(
+        "--heatmaps", help="Also show where each word of the target looks, with and without the adapter."
+    ),
+]
+
 
 def edit(
     target: Target,
@@ -38,13 +45,14 @@ def edit(
     dry: Dry,
     talk: Talk,
     run: RunFolder = None,
+    heatmaps: Heatmaps = False,
 ) -> None:
     """Edit the clip of a run; prints the edited file's path. The run's own settings are the base."""
     screen = Screen(talk.quiet, talk.json)
     asked.not_empty(target, "target")
     changes = asked.for_run(base, screen, sampling, scoring)
 
-    from ctxedit import api
+    from ctxedit import api, looking
     from ctxedit.cli import work
     from ctxedit.cli.progress import teller
     from ctxedit.pipeline import Options, Session
@@ -60,9 +68,13 @@ def edit(
             return
         with resumable(chosen.folder):
             done = session.edit(target)
+            maps = looking.heatmaps(session, target) if heatmaps else None
     if done.reused:
         screen.say("this edit was done already; -y makes it anew")
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
+    if maps is not None:
+        files |= {"heatmaps": maps.sheet, "heatmaps_video": maps.video}
+        screen.say(f"heat maps: {maps.sheet}")
     screen.result(
         str(done.files.video),
         {"run": chosen.folder, "target": target, **files, "reused": done.reused, "seed": config.seed},

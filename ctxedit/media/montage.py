@@ -74,6 +74,32 @@ def contact_sheet(
     return np.asarray(sheet).copy()
 
 
+def labelled_row(clips: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """A clip of several clips beside each other, each under its label.
+
+    Args:
+        clips: label and (F, H, W, 3) uint8 frames, equally many.
+
+    Returns:
+        (F, H, W, 3) uint8 RGB with even sides.
+
+    Raises:
+        ValueError: no clips, or not equally many frames.
+    """
+    if not clips or len({len(frames) for _, frames in clips}) != 1:
+        raise ValueError("a row needs clips of equally many frames")
+    pictures = []
+    for i in range(len(clips[0][1])):
+        tiles = [contact_sheet([(label, frames[i : i + 1])]) for label, frames in clips]
+        height = max(len(tile) for tile in tiles)
+        # Labels may wrap: the pictures stand on one line at the bottom.
+        tiles = [np.pad(t, ((height - len(t), 0), (0, 0), (0, 0)), constant_values=255) for t in tiles]
+        row = np.concatenate(tiles, axis=1)
+        even = [(0, row.shape[0] % 2), (0, row.shape[1] % 2), (0, 0)]
+        pictures.append(np.pad(row, even, constant_values=255))
+    return np.stack(pictures)
+
+
 def _tile_size(frames: np.ndarray, least: int, most: int) -> tuple[int, int]:
     height, width = frames.shape[1:3]
     long = max(height, width)

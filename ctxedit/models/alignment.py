@@ -81,10 +81,15 @@ def changed(source: Sequence[Word], target: Sequence[Word]) -> tuple[list[Word],
     kept_old = {id(a) for a, _ in _common(source, target)}
     kept_new = {id(b) for _, b in _common(source, target)}
 
-    def content(words: Sequence[Word], kept: set[int]) -> list[Word]:
-        return [w for w in words if id(w) not in kept and _is_content(w.text)]
+    return (
+        [w for w in content(source) if id(w) not in kept_old],
+        [w for w in content(target) if id(w) not in kept_new],
+    )
 
-    return content(source, kept_old), content(target, kept_new)
+
+def content(words: Sequence[Word]) -> list[Word]:
+    """The words that say something of what is seen."""
+    return [w for w in words if _is_content(w.text)]
 
 
 def _is_content(text: str) -> bool:

@@ -12,7 +12,7 @@ from ctxedit.config import SOURCE, Config
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
-from ctxedit.models.attention import FrameView
+from ctxedit.models.attention import FrameView, HeatMap
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import Progress, no_progress
@@ -45,6 +45,7 @@ def edit(
     shift: ContextShift | None = None,
     mask: Tensor | None = None,
     progress: Progress = no_progress,
+    watch: HeatMap | None = None,
 ) -> Tensor:
     """Latents (F, C, h, w) of the edited clip.
 
@@ -55,6 +56,7 @@ def edit(
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
         progress: told (done, total) steps.
+        watch: collects the target prompt's cross-attention; or None.
 
     Raises:
         InputError: the target or the negative prompt is longer than the text encoder takes.
@@ -74,11 +76,10 @@ def edit(
         b = None if shift is None else shift.at(clean, levels, start)
         x = marginal(clean, noise, a, s, b)
         # Without an inversion there is no source at the levels between: a mask then acts on the result.
-        how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
+        how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
         return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
-    how = Sampling(
-        config.edit.guidance, config.edit.eta, config.fusion, _source(scene, target, config), mask, generator
-    )
+    source = _source(scene, target, config)
+    how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
     return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
 
 

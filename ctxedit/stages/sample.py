@@ -90,6 +90,7 @@ class Sampling:
         source: the inverted clip, or None.
         mask: (F, 1, h, w) in [0, 1], where latents may differ from the source's; or None.
         generator: draws the noise of eta > 0.
+        watch: collects the conditional lane's cross-attention over all steps, for figures; or None.
     """
 
     guidance: float
@@ -98,6 +99,7 @@ class Sampling:
     source: Source | None = None
     mask: Tensor | None = None
     generator: torch.Generator | None = None
+    watch: HeatMap | None = None
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
@@ -105,6 +107,13 @@ class Sampling:
             return False, False
         fusion = self.fusion
         return step < fused_steps(steps, fusion.self_share), step < fused_steps(steps, fusion.cross_share)
+
+    def watching(self, lane: int) -> tuple[HeatMap, ...]:
+        """The heat map to collect, if any, from the lane that is conditional in this step."""
+        if self.watch is None:
+            return ()
+        self.watch.lane = lane
+        return (self.watch,)
 
     @property
     def blends(self) -> str:
@@ -196,7 +205,7 @@ def _predict(
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
     weight = None if source is None else source.alignment.weight
     if not with_source:
-        lanes = replace(view, lanes=len(words), weight=weight)
+        lanes = replace(view, lanes=len(words), weight=weight, heats=how.watching(len(words) - 1))
         parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
         return guide(parts[0], parts[1], how.guidance) if guided else parts[0]
     assert source is not None
@@ -209,7 +218,8 @@ def _predict(
     if how.blends == "latent":
         heats = _heat_maps(source, backbone.context_length, view, how.fusion, target)
     fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
-    lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=heats, weight=weight)
+    watched = (*heats, *how.watching(target))
+    lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=watched, weight=weight)
     batch = torch.cat([source.latent(level), *[x] * len(words)])
     both = torch.cat([source.context, words])
     parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))

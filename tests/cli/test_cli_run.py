@@ -135,6 +135,18 @@ def test_mask_and_source_size(ctxedit, made, run_folder, clip, tmp_path, frames_
     assert changed[:40].mean() < 0.3 * changed[56:].mean()
 
 
+def test_heat_maps_come_with_and_without_the_shift_and_once(ctxedit, made, run_folder):
+    arguments = ("edit", "--run", run_folder, "--target", TARGET, "--steps", 4, "--heatmaps", "--json")
+    first = ctxedit(*arguments)
+    assert first.code == 0 and first.table["reused"], first.err
+    sheet = Image.open(first.table["heatmaps"])
+    video = probe(first.table["heatmaps_video"])
+    # Source; edit and three words; the same with the shift off: nine columns of video, rows of the sheet.
+    assert video.frames == 4 and video.width > 9 * 128 and sheet.height > 9 * 128
+    assert first.err.count("heat maps “") >= 2
+    assert "heat maps “" not in ctxedit(*arguments).err
+
+
 def test_tune_prints_the_run_folder_and_takes_a_prompt(ctxedit, clip, tmp_path):
     arguments = ("tune", clip, "--prompt", "a tiger", "--tune-steps", 1, *FEW[:4], "--no-adapter")
     answer = ctxedit(*arguments, "--runs", tmp_path, "--seed", 4)

@@ -1,0 +1,105 @@
+"""Where each word of the target looks: cross-attention over an edit, as the paper's figures 8 and 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctxedit.config import Config
+from ctxedit.errors import InputError
+from ctxedit.media.montage import contact_sheet, labelled_row
+from ctxedit.media.write import write_clip, write_image
+from ctxedit.models.alignment import columns, content
+from ctxedit.models.attention import HeatMap
+from ctxedit.models.shift import ContextShift
+from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.invert import Progress, no_progress
+
+#: Weight of the colours over the frame.
+_OPACITY = 0.6
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the maps lie: a picture with a row for each word, and a video with the words in a row."""
+
+    sheet: Path
+    video: Path
+
+
+def files_for(video: Path) -> Files:
+    """Beside the edited video, under its name."""
+    stem = video.with_suffix("") if video.suffix else video
+    return Files(stem.with_name(f"{stem.name}-heatmaps.png"), stem.with_name(f"{stem.name}-heatmaps.mp4"))
+
+
+def watched_edit(
+    scene: Scene,
+    target: str,
+    config: Config,
+    shift: ContextShift | None = None,
+    mask: Tensor | None = None,
+    progress: Progress = no_progress,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Edit, and note where each content word of the target attends to.
+
+    A map is the mean over the conditional lane's heads, all steps, and the layers that also make masks
+    (``fusion.mask_layers``): others place words less exactly. In a fused step it is what the target's own
+    queries and keys say, not the map of the source that serves in its place.
+
+    Args:
+        scene, target, config, shift, mask, progress: as for :func:`ctxedit.stages.edit.edit`.
+
+    Returns:
+        Latents (F, C, h, w), and for each word (F, h, w): attention probabilities, at latent size. A word
+        that stands twice has a number behind it.
+
+    Raises:
+        InputError: the target has no word to look for.
+    """
+    words = content(scene.backbone.words(target))
+    if not words:
+        raise InputError(f"{target!r} has no word to look for", "name what the clip shall show")
+    tokens = scene.view.tokens_at(config.fusion.mask_layers)
+    table = columns(words, scene.backbone.context_length)
+    watch = HeatMap(table, 0, scene.view.side, finest=tokens, coarsest=tokens)
+    latents = edit(scene, target, config, shift, mask, progress, watch)
+    maps: dict[str, Tensor] = {}
+    for i, word in enumerate(words):
+        name, n = word.text, 2
+        while name in maps:
+            name, n = f"{word.text} ({n})", n + 1
+        maps[name] = watch.mean()[:, i].cpu()
+    return latents, maps
+
+
+def overlay(frames: NDArray[np.uint8], heat: Tensor) -> NDArray[np.uint8]:
+    """Colours over frames, from black (none) to yellow (the clip's most).
+
+    Args:
+        frames: RGB uint8 (F, H, W, 3), of the size that the latents decode to.
+        heat: (F, h, w), not negative.
+    """
+    large = F.interpolate(heat[:, None], frames.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
+    share = (large / large.max().clamp(min=1e-12)).numpy()
+    out = np.empty_like(frames)
+    for i, frame in enumerate(frames):
+        colours = cv2.applyColorMap((share[i] * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+        out[i] = np.rint(_OPACITY * colours + (1 - _OPACITY) * frame).astype(np.uint8)
+    return out
+
+
+def write(
+    rows: Sequence[tuple[str, NDArray[np.uint8]]], files: Files, fps: Fraction, overwrite: bool
+) -> None:
+    """Write the sheet and the video of labelled rows of frames (F, h, w, 3)."""
+    write_image(files.sheet, contact_sheet(rows), overwrite=overwrite)
+    write_clip(files.video, labelled_row(rows), fps, overwrite=overwrite)
