@@ -91,6 +91,18 @@ class ClipScorer:
         pixels = self._prepare(list(frames)).to(self.device, self.dtype)
         return self._model.vision_model(pixel_values=pixels).last_hidden_state
 
+    def image_keys(self, frames: np.ndarray) -> Tensor:
+        """Frames ``(F, H, W, 3)`` uint8 RGB to the last layer's keys ``(F, M, D)``, on CPU."""
+        keys: list[Tensor] = []
+        layer = self._model.vision_model.encoder.layers[-1].self_attn.k_proj
+        hook = layer.register_forward_hook(lambda module, args, out: keys.append(out.float().cpu()))
+        try:
+            for start in range(0, len(frames), _BATCH):
+                self.image_tokens(frames[start : start + _BATCH])
+        finally:
+            hook.remove()
+        return torch.cat(keys)
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """``N`` texts to ``(N, D)`` float32 on CPU, each row of length 1. See :meth:`cut` for long ones."""

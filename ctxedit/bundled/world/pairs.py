@@ -1,8 +1,8 @@
 """Clip–target pairs of held-out combinations: what the comparison and the check of edits are measured on.
 
-The clip's combination is one that no part of the built-in models was trained on; the target's is any other in
-which one part differs (of 124 held-out combinations only 12 have held-out neighbours of every kind). The target
-is drawn as well: it is the ideal edit.
+The clip's combination is one that no part of the built-in models was trained on; the target's is any other
+in which one part differs (of 124 held-out combinations only 12 have held-out neighbours of every kind). The
+target is drawn as well: it is the ideal edit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ctxedit.bundled.world.vocabulary import GREY_STYLES
 KINDS = ("object", "background", "style")
 COLOUR = "colour"
 #: Draws before it is said that the held-out combinations do not suffice.
-_DRAWS = 20_000
+_DRAWS = 3000
 
 
 @dataclass(frozen=True)
