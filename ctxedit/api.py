@@ -36,7 +36,7 @@ PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
 
 #: What tuning depends on: an edit cannot change it.
-_FIXED = ("model", "dtype", "clip", "attention", "adapter", "tune")
+_FIXED = ("model", "dtype", "clip", "attention", "adapter", "control", "tune")
 #: Pixels of a clip to be scored that are held at once: 2 GiB.
 _MOST_BYTES = 2 << 30
 

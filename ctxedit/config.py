@@ -8,6 +8,7 @@ Stable Diffusion, the small models need other lengths and rates.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ctxedit.errors import ConfigError
+from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
+from ctxedit.tables import preset_names as preset_names
+from ctxedit.tables import preset_path as preset_path
+from ctxedit.tables import preset_table, read_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,8 +33,6 @@ else:
 BUILTIN = "builtin"
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
-#: Presets travel inside the wheel; in a checkout they are the top-level folder.
-PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[1] / "presets")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class AttentionConfig:
             previous), ``key-frame`` (frame ``key``, negative: the middle one), ``none`` (itself).
         window: frames seen by ``causal``.
         key: the key frame's index.
-        temporal: temporal attention layers after every transformer block, zero-initialised.
+        temporal: temporal attention layers, one for each transformer block, that do nothing until tuned.
+        temporal_init: ``zero``: after the block's feed-forward, weights of their own (Tune-A-Video);
+            ``copy``: beside self-attention and on its input, with its weights, behind a zero projection, and
+            not in the middle block (ControlVideo).
         backend: ``sdpa`` (PyTorch) or ``xformers``.
     """
 
@@ -59,6 +65,7 @@ class AttentionConfig:
     window: int = 3
     key: int = 0
     temporal: bool = False
+    temporal_init: Literal["zero", "copy"] = "zero"
     backend: Literal["sdpa", "xformers"] = "sdpa"
 
 
@@ -91,8 +98,34 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class ControlConfig:
+    """A ControlNet beside the denoiser (Zhang et al. 2023), in tuning, inversion and sampling alike.
+
+    Its attention sees the frames that the denoiser's sees, as ControlVideo's does.
+
+    Attributes:
+        kind: ``none``; ``canny`` (edges computed from the clip); ``video`` (``map``, brought by the person).
+        map: with ``video``: a video, image or folder of depth, pose, edges, … beside the clip.
+        model: hub id or folder of a diffusers ControlNet; ``auto`` is the one on Canny edges that belongs to
+            the denoiser: the built-in one, or ``lllyasviel/sd-controlnet-canny`` for Stable Diffusion 1.x.
+        scale: of what it adds to the denoiser's activations; 0 adds nothing.
+        low, high: Canny's thresholds, on OpenCV's scale.
+    """
+
+    kind: Literal["none", "canny", "video"] = "none"
+    map: str = ""
+    model: str = "auto"
+    scale: float = 1.0
+    low: int = 100
+    high: int = 200
+
+
+@dataclass(frozen=True)
 class TuneConfig:
-    """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``temporal``, ``adapter``, …"""
+    """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``temporal``, ``adapter``, …
+
+    ``controlnet.attn1.to_out`` is that of the ControlNet.
+    """
 
     steps: int = 200
     lr: float = 1e-5
@@ -180,6 +213,7 @@ class Config:
     clip: ClipConfig = field(default_factory=ClipConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     invert: InvertConfig = field(default_factory=InvertConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -227,36 +261,6 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where} = {value!r}", f"it takes a {name}")
 
 
-def preset_path(name: str) -> Path:
-    """The preset's file; raises ConfigError when there is none of that name."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        if path.is_file():
-            return path
-        raise ConfigError(f"no file {name}")
-    for folder in PRESET_FOLDERS:
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    raise ConfigError(f"no preset named {name!r}", f"there are: {', '.join(preset_names())}")
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship, sorted."""
-    return sorted({p.stem for folder in PRESET_FOLDERS if folder.is_dir() for p in folder.glob("*.toml")})
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file as a table; raises ConfigError when it is missing or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no file {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`"
-        ) from error
-
-
 def load(
     preset: str = "contextdiff",
     file: Path | None = None,
@@ -274,7 +278,7 @@ def load(
     Raises:
         ConfigError: unknown preset, key or value.
     """
-    tables = [read_table(preset_path(preset))] + ([read_table(file)] if file else [])
+    tables = [preset_table(preset)] + ([read_table(file)] if file else [])
     tables += [environment(os.environ if environ is None else environ), dict(flags or {})]
     model = next((t["model"] for t in reversed(tables) if "model" in t), BUILTIN)
     config = Config()
@@ -327,60 +331,53 @@ def _from_text(environ: Mapping[str, str], name: str, old: Any, out: dict[str, A
 def validated(config: Config) -> Config:
     """The config itself, or ConfigError for a value out of range."""
     checks = [
-        (config.clip.frames >= 1, "clip.frames", config.clip.frames, "at least 1"),
-        (config.clip.stride >= 1, "clip.stride", config.clip.stride, "at least 1"),
-        (config.clip.start >= 0, "clip.start", config.clip.start, "0 or more"),
-        (config.clip.size >= 0, "clip.size", config.clip.size, "0 (the model's) or pixels"),
-        (config.attention.window >= 1, "attention.window", config.attention.window, "at least 1"),
-        (config.adapter.heads >= 1, "adapter.heads", config.adapter.heads, "at least 1"),
+        (config.clip.frames >= 1, "clip.frames", "at least 1"),
+        (config.clip.stride >= 1, "clip.stride", "at least 1"),
+        (config.clip.start >= 0, "clip.start", "0 or more"),
+        (config.clip.size >= 0, "clip.size", "0 (the model's) or pixels"),
+        (config.attention.window >= 1, "attention.window", "at least 1"),
+        (config.adapter.heads >= 1, "adapter.heads", "at least 1"),
         (
             # Rows and columns have sines and cosines each: a width is a multiple of 4.
             config.adapter.width > 0
             and config.adapter.width % math.lcm(max(1, config.adapter.heads), 4) == 0,
             "adapter.width",
-            config.adapter.width,
             "a multiple of adapter.heads and of 4",
         ),
-        (config.adapter.blocks >= 1, "adapter.blocks", config.adapter.blocks, "at least 1"),
-        (config.adapter.patch >= 1, "adapter.patch", config.adapter.patch, "at least 1"),
-        (config.adapter.window >= 1, "adapter.window", config.adapter.window, "at least 1"),
-        (config.adapter.bound >= 0, "adapter.bound", config.adapter.bound, "0 (free) or more"),
-        (config.tune.steps >= 0, "tune.steps", config.tune.steps, "0 or more"),
-        (0 < config.tune.lr < math.inf, "tune.lr", config.tune.lr, "above 0"),
-        (
-            0 <= config.tune.adapter_lr < math.inf,
-            "tune.adapter_lr",
-            config.tune.adapter_lr,
-            "0 (as tune.lr) or more",
-        ),
-        (
-            0 <= config.tune.weight_decay < math.inf,
-            "tune.weight_decay",
-            config.tune.weight_decay,
-            "0 or more",
-        ),
-        (config.tune.clip_norm >= 0, "tune.clip_norm", config.tune.clip_norm, "0 (off) or more"),
-        (config.tune.save_every >= 1, "tune.save_every", config.tune.save_every, "at least 1"),
-        (1 <= config.edit.steps <= 1000, "edit.steps", config.edit.steps, "1 to 1000"),
-        (1 <= config.invert.steps <= 1000, "invert.steps", config.invert.steps, "1 to 1000"),
-        (config.invert.refinements >= 0, "invert.refinements", config.invert.refinements, "0 or more"),
-        (0 <= config.edit.guidance < math.inf, "edit.guidance", config.edit.guidance, "0 or more"),
-        (0 <= config.edit.eta <= 1, "edit.eta", config.edit.eta, "0 to 1"),
-        (0 < config.edit.strength <= 1, "edit.strength", config.edit.strength, "above 0, up to 1"),
-        (0 <= config.fusion.self_share <= 1, "fusion.self_share", config.fusion.self_share, "0 to 1"),
-        (0 <= config.fusion.cross_share <= 1, "fusion.cross_share", config.fusion.cross_share, "0 to 1"),
-        (
-            0 < config.fusion.mask_layers <= 1,
-            "fusion.mask_layers",
-            config.fusion.mask_layers,
-            "above 0, up to 1",
-        ),
-        (0 < config.fusion.finest <= 1, "fusion.finest", config.fusion.finest, "above 0, up to 1"),
-        (0 <= config.fusion.threshold < 1, "fusion.threshold", config.fusion.threshold, "0 to 1"),
+        (config.adapter.blocks >= 1, "adapter.blocks", "at least 1"),
+        (config.adapter.patch >= 1, "adapter.patch", "at least 1"),
+        (config.adapter.window >= 1, "adapter.window", "at least 1"),
+        (config.adapter.bound >= 0, "adapter.bound", "0 (free) or more"),
+        (0 <= config.control.scale < math.inf, "control.scale", "0 or more"),
+        (config.control.low >= 0, "control.low", "0 or more"),
+        (config.control.low <= config.control.high, "control.high", "control.low or more"),
+        (config.tune.steps >= 0, "tune.steps", "0 or more"),
+        (0 < config.tune.lr < math.inf, "tune.lr", "above 0"),
+        (0 <= config.tune.adapter_lr < math.inf, "tune.adapter_lr", "0 (as tune.lr) or more"),
+        (0 <= config.tune.weight_decay < math.inf, "tune.weight_decay", "0 or more"),
+        (config.tune.clip_norm >= 0, "tune.clip_norm", "0 (off) or more"),
+        (config.tune.save_every >= 1, "tune.save_every", "at least 1"),
+        (1 <= config.edit.steps <= 1000, "edit.steps", "1 to 1000"),
+        (1 <= config.invert.steps <= 1000, "invert.steps", "1 to 1000"),
+        (config.invert.refinements >= 0, "invert.refinements", "0 or more"),
+        (0 <= config.edit.guidance < math.inf, "edit.guidance", "0 or more"),
+        (0 <= config.edit.eta <= 1, "edit.eta", "0 to 1"),
+        (0 < config.edit.strength <= 1, "edit.strength", "above 0, up to 1"),
+        (0 <= config.fusion.self_share <= 1, "fusion.self_share", "0 to 1"),
+        (0 <= config.fusion.cross_share <= 1, "fusion.cross_share", "0 to 1"),
+        (0 < config.fusion.mask_layers <= 1, "fusion.mask_layers", "above 0, up to 1"),
+        (0 < config.fusion.finest <= 1, "fusion.finest", "above 0, up to 1"),
+        (0 <= config.fusion.threshold < 1, "fusion.threshold", "0 to 1"),
     ]
-    for good, name, value, expected in checks:
+    for good, name, expected in checks:
         if not good:
+            value = functools.reduce(getattr, name.split("."), config)
             raise ConfigError(f"{name} = {value}", f"it must be {expected}")
+    if config.control.map and config.control.kind != "video":
+        raise ConfigError(
+            f"control.map is given, but control.kind is {config.control.kind!r}",
+            'a map that you bring is of kind "video"',
+        )
     if config.edit.start == "inversion" and config.edit.steps != config.invert.steps:
         raise ConfigError(
             f"edit.steps = {config.edit.steps} but invert.steps = {config.invert.steps}",

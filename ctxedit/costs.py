@@ -15,17 +15,26 @@ from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.stages.caption import BLIP2
 from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.sample import fused_steps
-from ctxedit.stages.tune import ADAPTER, TEMPORAL
+from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
+
+_NOTHING = Weight()
 
 
 class Costs:
     """Passes, bytes of memory and bytes of disk of each stage of one session."""
 
     def __init__(
-        self, config: Config, offline: bool, builtin: bool, body: Anatomy, fit: Fit, dtype: torch.dtype
+        self,
+        config: Config,
+        offline: bool,
+        builtin: bool,
+        body: Anatomy,
+        fit: Fit,
+        dtype: torch.dtype,
+        control: Weight = _NOTHING,
     ) -> None:
         self.config, self.offline = config, offline
-        self.body, self.builtin = body, builtin
+        self.body, self.builtin, self.control = body, builtin, control
         self.width = dtype.itemsize
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
@@ -45,7 +54,7 @@ class Costs:
     def peak(self, stage: str, reused: bool = False) -> int:
         """Bytes at the stage's peak, all that is loaded by then included."""
         body, width = self.body, self.width
-        weights = body.parameters * width + self._adapter * 4
+        weights = (body.parameters + self.control.parameters) * width + self._adapter * 4
         chunk = footprint.autoencoder_bytes(body, self.side, min(4, self.frames), width)
         if stage == "caption":
             return (
@@ -55,15 +64,20 @@ class Costs:
             )
         if stage == "tune" and not reused and self.config.tune.steps:
             # Float32 masters of the whole UNet; gradient and two moments of what is trained.
-            masters = body.unet.parameters * (4 - width) if width < 4 else 0
+            networks = body.unet.parameters + self.control.parameters
+            masters = networks * (4 - width) if width < 4 else 0
             kept = footprint.backward_bytes(
                 body, self.side, self.frames, self.window, width, self.config.tune.checkpointing
             )
+            if self.control.parameters:  # the way down a second time
+                kept = kept * 3 // 2
             return weights + masters + self._trained * 12 + kept + self._shifting(True)
         if stage == "evaluate":
             return weights + clip_weight(self.config, self.builtin, self.offline).parameters * 4
         lanes = {"edit": 3 if self._fuses else 2, "invert": 1}.get(stage, 1)
         passing = footprint.forward_bytes(body, self.side, self.frames * lanes, self.window, width)
+        if self.control.parameters:  # what it hands over waits beside the denoiser's own
+            passing += footprint.skip_bytes(body, self.side, self.frames * lanes, width)
         return weights + max(passing, self._shifting(False), chunk)
 
     def disk(self, stages: Sequence[str]) -> int:
@@ -100,8 +114,11 @@ class Costs:
     def _trained(self) -> int:
         """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
         names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL)]
+        beside = [n for n in names if n.startswith(CONTROL)]
+        names = [n for n in names if n not in beside]
         moved = self._adapter if ADAPTER in self.config.tune.train else 0
         temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.train else 0
+        moved += min(1, len(beside)) * self.control.parameters // 20
         return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
 
 

@@ -195,9 +195,16 @@ def forward_bytes(a: Anatomy, side: tuple[int, int], images: int, window: int, w
     feed-forward's hidden halves, keys and values of ``window`` frames, convolutions' copies.
     """
     levels = list(zip(a.channels, a.attends, _sides(side, len(a.channels)), strict=True))
-    skips = sum((a.layers + 1) * c * h * w for c, _, (h, w) in levels)
     peak = max(c * h * w * (max(60, 24 + 8 * window) if attends else 30) for c, attends, (h, w) in levels)
-    return images * (skips + peak) * width
+    return images * peak * width + skip_bytes(a, side, images, width)
+
+
+def skip_bytes(a: Anatomy, side: tuple[int, int], images: int, width: int) -> int:
+    """What the way down keeps for the way up; a ControlNet hands over as much."""
+    sides = _sides(side, len(a.channels))
+    return (
+        images * width * sum((a.layers + 1) * c * h * w for c, (h, w) in zip(a.channels, sides, strict=True))
+    )
 
 
 def backward_bytes(

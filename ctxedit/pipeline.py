@@ -98,7 +98,12 @@ class Session(Workbench):
     def _shared_settings(self) -> list[Any]:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
         c = self.config
-        return [c.model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        shared = [c.model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        if c.control.kind != "none":
+            # A map is known by what is in it: it may move, and it may be drawn anew under its name.
+            drawn = fingerprint(Path(c.control.map)) if c.control.map else None
+            shared += [replace(c.control, map=""), drawn]
+        return shared
 
     def caption_key(self) -> str:
         """What the caption depends on."""

@@ -18,13 +18,16 @@ from ctxedit import footprint
 from ctxedit.config import BUILTIN, Config
 from ctxedit.costs import Costs, captioner_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
-from ctxedit.media.geometry import plan_fit
+from ctxedit.footprint import Anatomy, Weight
+from ctxedit.media.beside import read_beside
+from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
+from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import locate
+from ctxedit.models.weights import Checkpoint, locate
 from ctxedit.pipeline import Session
 from ctxedit.runs import Run
 from ctxedit.stages.report import files_for
@@ -36,17 +39,24 @@ _LESS = "try fewer --frames, a smaller --size, --dtype bfloat16, or --set tune.c
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: whether it was done before, passes of the network over the clip, peak memory (estimated)."""
+    """One stage: whether it was done before, passes of the network over the clip, peak memory (estimated).
+
+    ``control_evaluations`` are passes of the ControlNet beside it.
+    """
 
     name: str
     reused: bool
     evaluations: int
     peak_bytes: int
+    control_evaluations: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes are (width, height) in pixels; ``run`` is None while there is no run folder yet."""
+    """Sizes are (width, height) in pixels; ``run`` is None while there is no run folder yet.
+
+    ``control`` says what the ControlNet is shown, and which one it is; None without one.
+    """
 
     clip: str
     model: str
@@ -66,6 +76,7 @@ class Plan:
     memory_available: int
     disk_free: int
     disk_needed: int
+    control: str | None = None
 
     def table(self) -> dict[str, Any]:
         """As plain values for JSON; the frame rate is a fraction in text."""
@@ -101,6 +112,7 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     for target in targets:
         if not target.strip():
             raise InputError("the target is empty", "say what the clip shall show")
+    check_settings(config.control, config.model == BUILTIN)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
@@ -114,6 +126,7 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     fit = plan_fit(width, height, config.clip.size or body.resolution, body.multiple)
     if options.mask is not None:
         read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
+    told, control = _control(config, checkpoint, body, fit, options.offline)
     if checkpoint.form == "folder":
         texts = [*targets, config.edit.negative_prompt, options.prompt or ""]
         check_length(checkpoint.path / "tokenizer", texts, body.context_length)
@@ -121,19 +134,42 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     names = STAGES[: STAGES.index(last) + 1]
     if options.prompt is not None and "caption" in names:
         names = names[1:]
-    costs = Costs(config, options.offline, checkpoint.builtin, body, fit, dtype)
+    costs = Costs(config, options.offline, checkpoint.builtin, body, fit, dtype, control)
     stages = []
     for name in names:
         for label in [f"edit “{t}”" for t in targets] if name == "edit" else [name]:
             done = label in reused
-            stages.append(Stage(label, done, 0 if done else costs.evaluations(name), costs.peak(name, done)))
+            passes = 0 if done else costs.evaluations(name)
+            beside = passes if control.parameters else 0
+            stages.append(Stage(label, done, passes, costs.peak(name, done), beside))
     root = run.folder if run else options.runs
     return Plan(
         str(session.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, prompt, tuple(targets), config.clip.frames, clip.fps,
         (width, height), (fit.width, fit.height), (fit.padded_width, fit.padded_height), tuple(stages),
         memory_available(device), disk_free(root), costs.disk([s.name for s in stages if not s.reused]),
+        told,
     )  # fmt: skip
+
+
+def _control(
+    config: Config, checkpoint: Checkpoint, body: Anatomy, fit: Fit, offline: bool
+) -> tuple[str | None, Weight]:
+    """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
+    control = config.control
+    if control.kind == "none":
+        return None, Weight()
+    span = config.clip
+    if control.kind == "video":
+        read_beside(control.map, "control map", span.frames, span.start, span.stride, fit)
+    denoiser = Denoiser(
+        checkpoint.name, checkpoint.builtin, body.channels, body.layers, body.latent_channels,
+        body.context_width, body.factor,
+    )  # fmt: skip
+    weight = footprint.weigh(locate_control(control, denoiser, offline))
+    name = "built-in" if control.model == "auto" and checkpoint.builtin else control.model
+    shown = control.map or f"Canny edges ({control.low}, {control.high})"
+    return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
 
 
 def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> None:

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
-from ctxedit.media.geometry import pad
+from ctxedit.media.beside import read_beside
+from ctxedit.media.edges import canny
+from ctxedit.media.geometry import pad, resize
 from ctxedit.media.mask import read_mask
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
 from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
 from ctxedit.models.clip import ClipScorer
+from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
@@ -121,10 +124,14 @@ class Workbench:
 
     @cached_property
     def backbone(self) -> Backbone:
-        checkpoint = locate(self.config.model, self.options.offline)
+        checkpoint, control = locate(self.config.model, self.options.offline), self.config.control
+        check_settings(control, checkpoint.builtin)  # before minutes of loading
         dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         backbone = Backbone(checkpoint, self.device, dtype, self.config.offload)
+        if control.kind != "none":
+            folder = locate_control(control, backbone.denoiser, self.options.offline)
+            backbone.control = Control.load(folder, control.scale, self.device, dtype)
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 
@@ -144,7 +151,21 @@ class Workbench:
         frames = len(self.prepared.frames)
         height, width = self.prepared.padded.shape[1:3]
         side = (height // self.backbone.factor, width // self.backbone.factor)
-        return FrameView(seen_frames(self.config.attention, frames), side)
+        return FrameView(seen_frames(self.config.attention, frames), side, control=self.condition)
+
+    @cached_property
+    def condition(self) -> Tensor | None:
+        """What the ControlNet is shown, (F, 3, H, W) in [0, 1] at padded size; None without one."""
+        config, clip = self.config.control, self.config.clip
+        if config.kind == "none":
+            return None
+        if config.kind == "canny":
+            pictures = canny(self.prepared.padded, config.low, config.high)
+        else:
+            fit = self.prepared.fit
+            brought = read_beside(config.map, "control map", clip.frames, clip.start, clip.stride, fit)
+            pictures = pad(resize(brought, fit.width, fit.height), fit)
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
 
     def shift(self, prompt: str) -> ContextShift | None:
         """The adapter bound to a prompt; the same adapter for every prompt."""
@@ -170,7 +191,8 @@ class Workbench:
         """Temporal attention, hooked into the UNet, where the settings ask for it."""
         if not self.config.attention.temporal:
             return None
-        layers = self.backbone.temporal_layers(self.tuning_seed).eval().requires_grad_(False)
+        init = self.config.attention.temporal_init
+        layers = self.backbone.temporal_layers(self.tuning_seed, init).eval().requires_grad_(False)
         self._stack.callback(layers.remove)
         return layers
 

@@ -81,6 +81,29 @@ def stable_diffusion_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_stable_diffusion(tmp_path_factory.mktemp("sd2"), "v_prediction")
 
 
+def make_controlnet(folder: Path, stable_diffusion: Path, zero: bool = False) -> Path:
+    """A ControlNet folder of the pipeline's sizes; its zero convolutions are random unless ``zero``."""
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))
+        if not zero:
+            closed = (net.controlnet_cond_embedding.conv_out, net.controlnet_mid_block)
+            for layer in (*closed, *net.controlnet_down_blocks):
+                torch.nn.init.normal_(layer.weight, std=0.3)
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def controlnet(tmp_path_factory: pytest.TempPathFactory, stable_diffusion: Path) -> Path:
+    """A tiny random ControlNet folder for ``stable_diffusion``, which changes what the denoiser says."""
+    return make_controlnet(tmp_path_factory.mktemp("control") / "net", stable_diffusion)
+
+
 @pytest.fixture()
 def backbone(stable_diffusion: Path):
     """The tiny checkpoint, loaded in float64 so that equalities are exact."""

@@ -240,6 +240,7 @@ def changed_everywhere():
             "clip": {"frames": 24},
             "attention": {"temporal": True},
             "adapter": {"bound": 0.25},
+            "control": {"kind": "video", "map": "depth.mp4", "scale": 0.5},
             "tune": {"train": ["temporal", "attn1.to_q"]},
             "invert": {"refinements": 2},
             "fusion": {"words": {"cat": 3.0, "x.y z": 0.5}},

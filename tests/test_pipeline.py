@@ -166,10 +166,11 @@ def test_strange_pictures_and_unknown_words_are_said(clip, tmp_path):
 
 
 @pytest.mark.parametrize("preset", config.preset_names())
-def test_every_preset_runs(preset, clip, stable_diffusion, tmp_path):
+def test_every_preset_runs(preset, clip, stable_diffusion, controlnet, tmp_path):
     flags = {
         "model": str(stable_diffusion),
         "clip_model": "builtin",
+        "control": {"model": str(controlnet)},
         "clip": {"frames": 3},
         "tune": {"save_every": 1},
         "adapter": {"width": 32, "heads": 4, "blocks": 1},

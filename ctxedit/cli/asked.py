@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ctxedit.cli.options import Base
 from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.tables import lay
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,6 +40,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "stride": ("clip.stride",),
     "size": ("clip.size",),
     "adapter": ("adapter.enabled",),
+    "control": ("control.map",),
     "tune_steps": ("tune.steps",),
     "steps": ("edit.steps", "invert.steps"),
     "guidance": ("edit.guidance",),
@@ -57,10 +59,14 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
         for option in fields(group):
             value = getattr(group, option.name)
             if value is not None:
+                if isinstance(value, Path):  # a setting outlives the folder that it was said in
+                    value = str(value.expanduser().absolute())
                 for key in _KEYS.get(option.name, ()):
-                    _lay(out, _nested(key.split("."), value))
+                    lay(out, _nested(key.split("."), value))
+                if option.name == "control":
+                    lay(out, {"control": {"kind": "video"}})
     for text in base.set or []:
-        _lay(out, assignment(text))
+        lay(out, assignment(text))
     return out
 
 
@@ -85,15 +91,6 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay a nested table over another, in place."""
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(under.get(key), dict):
-            _lay(under[key], value)
-        else:
-            under[key] = dict(value) if isinstance(value, Mapping) else value
-
-
 def settings(base: Base, screen: Screen, *groups: Any) -> Config:
     """Settings of a new run: flag, variable, --config, preset, default."""
     warn_of_variables(screen)
@@ -113,8 +110,8 @@ def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
         )
     warn_of_variables(screen)
     out: dict[str, Any] = configuration.read_table(base.config) if base.config else {}
-    _lay(out, configuration.environment(os.environ))
-    _lay(out, table(base, *groups))
+    lay(out, configuration.environment(os.environ))
+    lay(out, table(base, *groups))
     return out
 
 

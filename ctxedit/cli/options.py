@@ -132,6 +132,15 @@ class Tuning:
         bool | None,
         _option("--adapter/--no-adapter", panel=_METHOD, help="With or without the context adapter."),
     ] = None
+    control: Annotated[
+        Path | None,
+        _option(
+            "--control",
+            panel=_METHOD,
+            metavar="FILE",
+            help="A map for a ControlNet: video, image or folder of depth, pose, edges.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

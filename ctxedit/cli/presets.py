@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 
 from ctxedit import config
 from ctxedit.cli.options import Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
+from ctxedit.tables import BASE, preset_table
 
 app = typer.Typer(help="The presets: list them, print one, copy one to edit.")
 Name = Annotated[str, typer.Argument(help="A preset's name.", show_default=False)]
@@ -24,7 +26,7 @@ app.callback(invoke_without_command=True)(help_unless_called)
 @spread
 def ls(talk: Talk) -> None:
     """List the presets."""
-    tables = {name: config.read_table(config.preset_path(name)) for name in config.preset_names()}
+    tables = {name: preset_table(name) for name in config.preset_names()}
     about = {name: str(table.get("about", "")) for name, table in tables.items()}
     Screen(talk.quiet, talk.json).result(
         columns([(name, text) for name, text in about.items()]),
@@ -35,11 +37,14 @@ def ls(talk: Talk) -> None:
 @app.command("show")
 @spread
 def show(name: Name, talk: Talk) -> None:
-    """Print a preset's TOML."""
-    path = config.preset_path(name)
-    text = path.read_text(encoding="utf-8")
+    """Print a preset's TOML; one that changes another preset is printed with all that it takes from it."""
+    path, whole = config.preset_path(name), preset_table(name)
+    text, own = path.read_text(encoding="utf-8"), config.read_table(path)
+    if BASE in own:
+        said = f"# {path.name} changes the preset {own[BASE]}; both together:\n"
+        text = said + tomli_w.dumps(whole)
     Screen(talk.quiet, talk.json).result(
-        text.rstrip("\n"), {"name": name, "path": path, "toml": text, "table": config.read_table(path)}
+        text.rstrip("\n"), {"name": name, "path": path, "toml": text, "table": whole}
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ctxedit.pipeline import Session
-    from ctxedit.plan import Plan
+    from ctxedit.plan import Plan, Stage
 
 
 def checked(
@@ -47,6 +47,7 @@ def describe(plan: Plan) -> str:
         ("clip", f"{plan.clip}: {plan.frames} frames, {_rate(plan.fps)} a second, {_size(plan.source_size)}"),
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
+        *([("control", plan.control)] if plan.control else []),
         ("run", plan.run or "a new one"),
         ("prompt", plan.prompt or "by the captioner"),
         ("seed", str(plan.seed)),
@@ -60,12 +61,19 @@ def describe(plan: Plan) -> str:
         (
             stage.name,
             "reused" if stage.reused else "runs",
-            "-" if stage.reused or not stage.evaluations else f"{stage.evaluations} × {plan.frames} frames",
+            _passes(stage, plan.frames),
             "-" if stage.reused else gib(stage.peak_bytes),
         )
         for stage in plan.stages
     ]
     return "\n".join([*lines, "", columns(rows)])
+
+
+def _passes(stage: Stage, frames: int) -> str:
+    if stage.reused or not stage.evaluations:
+        return "-"
+    beside = ", and the ControlNet as many" if stage.control_evaluations else ""
+    return f"{stage.evaluations} × {frames} frames{beside}"
 
 
 def gib(count: int) -> str:

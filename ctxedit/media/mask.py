@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import InputError
+from ctxedit.media.beside import read_beside
 from ctxedit.media.geometry import Fit
-from ctxedit.media.probe import probe
-from ctxedit.media.read import read_frames
 
 # Levels that a lossy video makes of black and of white.
 _BLACK, _WHITE = 8, 247
@@ -29,20 +28,7 @@ def read_mask(path: str | Path, frames: int, start: int, stride: int, size: Fit)
     Raises:
         InputError: not readable, of another shape than the source, too short, or black all over.
     """
-    info = probe(path)
-    error_in_pixels = abs(info.width * size.source_height - info.height * size.source_width)
-    if error_in_pixels > max(size.source_width, size.source_height, info.width, info.height):
-        raise InputError(
-            f"the mask {path} is {info.width}x{info.height}, of another shape than the clip's "
-            f"{size.source_width}x{size.source_height}",
-            "draw the mask on a frame of the clip, at its size or scaled with its aspect ratio",
-        )
-    if info.frames == 1:
-        pictures = np.repeat(read_frames(path, frames=1, background=0).frames, frames, axis=0)
-    elif info.frames == frames:
-        pictures = read_frames(path, frames=frames, background=0).frames
-    else:
-        pictures = read_frames(path, frames=frames, start=start, stride=stride, background=0).frames
+    pictures = read_beside(path, "mask", frames, start, stride, size)
     mask = np.stack([_working(picture, size) for picture in pictures])
     if not mask.any():
         raise InputError(

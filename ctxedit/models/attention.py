@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
@@ -121,7 +121,10 @@ class Fusion:
 
 @dataclass(frozen=True)
 class FrameView:
-    """One call's batch: ``lanes × frames``, and (height, width) of the latent."""
+    """One call's batch: ``lanes × frames``, and (height, width) of the latent.
+
+    ``control`` is what a ControlNet is shown, (frames, 3, H, W) in [0, 1], the same for every lane.
+    """
 
     seen: tuple[tuple[int, ...], ...]
     side: tuple[int, int]
@@ -129,6 +132,7 @@ class FrameView:
     fusion: Fusion | None = None
     heats: tuple[HeatMap, ...] = ()
     weight: Tensor | None = None
+    control: Tensor | None = None
 
     @property
     def frames(self) -> int:
@@ -286,7 +290,7 @@ class FrameAttention:
 
 
 @contextmanager
-def frame_attention(unet: UNet2DConditionModel, backend: str = "sdpa") -> Iterator[None]:
+def frame_attention(unet: UNet2DConditionModel | ControlNetModel, backend: str = "sdpa") -> Iterator[None]:
     """Install :class:`FrameAttention` in every attention layer; what was there comes back on leaving.
 
     Raises:

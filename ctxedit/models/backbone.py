@@ -10,13 +10,14 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from ctxedit.diffusion import schedule
 from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.models.attention import FrameView, frame_attention
+from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, locate, parts
 
@@ -47,6 +49,7 @@ class Backbone:
         resolution: pixels of the side it was trained on.
         multiple: frame sides must be multiples of this.
         offload: autoencoder and text encoder wait in main memory and visit the device when they are called.
+        control: the ControlNet beside the UNet, or None.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Backbone:
         self.unet, self.vae = loaded["unet"], loaded["vae"]
         self.text_encoder, self.tokenizer = loaded["text_encoder"], loaded["tokenizer"]
         self.device, self.dtype = device, dtype
+        self.control: Control | None = None
         self._scheduler = loaded["scheduler"].config
         self._set_up()
 
@@ -176,30 +180,59 @@ class Backbone:
 
     def raw(self, x: Tensor, timestep: int | Tensor, context: Tensor, view: FrameView) -> Tensor:
         """The network's own output (noise or velocity), float32 for half-precision networks."""
-        words = context.repeat_interleave(view.frames, dim=0)
-        kwargs = {"view": view}
-        out = self.unet(
-            x.to(self.dtype), timestep, words.to(self.dtype), cross_attention_kwargs=kwargs
-        ).sample
+        words = context.repeat_interleave(view.frames, dim=0).to(self.dtype)
+        noisy = x.to(self.dtype)
+        added = {} if self.control is None else self.control(noisy, timestep, words, view)
+        out = self.unet(noisy, timestep, words, cross_attention_kwargs={"view": view}, **added).sample
         return out.to(x.dtype)
 
     @contextmanager
     def attention(self, config: AttentionConfig) -> Iterator[None]:
-        """Clip attention in the UNet, for as long as the block lasts."""
-        with frame_attention(self.unet, config.backend):
+        """Clip attention in the UNet, and in the ControlNet, for as long as the block lasts."""
+        with ExitStack() as stack:
+            for net in self.networks:
+                stack.enter_context(frame_attention(net, config.backend))
             yield
 
-    def temporal_layers(self, seed: int = 0) -> TemporalLayers:
+    @property
+    def networks(self) -> tuple[UNet2DConditionModel | ControlNetModel, ...]:
+        """What is asked at every step, and what tuning may move: the UNet, and the ControlNet if any."""
+        return (self.unet,) if self.control is None else (self.unet, self.control.net)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The sizes that a ControlNet must fit."""
+        config = self.unet.config
+        layers = config.layers_per_block
+        return Denoiser(
+            self.name,
+            self.builtin,
+            tuple(config.block_out_channels),
+            layers if isinstance(layers, int) else max(layers),
+            self.latent_channels,
+            self.context_width,
+            self.factor,
+        )
+
+    def temporal_layers(self, seed: int = 0, init: Literal["zero", "copy"] = "zero") -> TemporalLayers:
         """Fresh temporal layers, hooked into the UNet; they do nothing until trained."""
-        return TemporalLayers(self.unet, seed).to(self.device)
+        return TemporalLayers(self.unet, seed, init).to(self.device)
 
     def select(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
         """The UNet's parameters whose path contains one of the names, e.g. ``attn1.to_q``."""
-        return {
-            key: value
-            for key, value in self.unet.named_parameters()
-            if any(f".{name}." in f".{key}." for name in names)
-        }
+        return _select(self.unet, names)
+
+    def select_control(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """The ControlNet's parameters whose path contains one of the names; none without a ControlNet."""
+        return {} if self.control is None else _select(self.control.net, names)
+
+
+def _select(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    return {
+        key: value
+        for key, value in net.named_parameters()
+        if any(f".{name}." in f".{key}." for name in names)
+    }
 
 
 #: A word, with what an apostrophe or a hyphen joins to it, or one mark.

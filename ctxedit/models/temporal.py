@@ -1,17 +1,34 @@
-"""Temporal attention: each position attends over the frames. Zero-initialised, so it starts as nothing."""
+"""Temporal attention: each position attends over the frames. Behind zeros, so it starts as nothing."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
+
+
+def over_frames(x: Tensor, frames: int) -> Tensor:
+    """(lanes·frames, tokens, channels) to (lanes·tokens, frames, channels)."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
+
+
+def over_tokens(x: Tensor, tokens: int) -> Tensor:
+    """(lanes·tokens, frames, channels) to (lanes·frames, tokens, channels): ``over_frames`` undone."""
+    return x.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
+
+
+def _attend(x: Tensor, to_q: nn.Module, to_k: nn.Module, to_v: nn.Module, heads: int) -> Tensor:
+    q, k, v = (f(x).unflatten(-1, (heads, -1)).transpose(1, 2) for f in (to_q, to_k, to_v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class TemporalAttention(nn.Module):
@@ -33,39 +50,85 @@ class TemporalAttention(nn.Module):
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
         """(lanes·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
-        lanes, tokens = hidden.shape[0] // frames, hidden.shape[1]
-        x = self.norm(hidden.to(self.norm.weight.dtype))
-        x = x.unflatten(0, (lanes, frames)).transpose(1, 2).flatten(0, 1)
-        q, k, v = (
-            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
+        x = over_frames(self.norm(hidden.to(self.norm.weight.dtype)), frames)
+        x = self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads))
+        return hidden + over_tokens(x, hidden.shape[1]).to(hidden.dtype)
+
+
+class ParallelAttention(nn.Module):
+    """Attention over frames beside a block's self-attention, which it is copied from (ControlVideo).
+
+    It takes self-attention's own, normalised, input and adds to its output through a 1×1 convolution (here a
+    linear layer over tokens) whose weight and bias are zero at the start.
+    """
+
+    def __init__(self, beside: Attention) -> None:
+        super().__init__()
+        self.heads = beside.heads
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            # Float32 whatever the network's: these are tuned.
+            copy.deepcopy(layer).float().requires_grad_(True)
+            for layer in (beside.to_q, beside.to_k, beside.to_v, beside.to_out[0])
         )
-        x = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return hidden + x.to(hidden.dtype).unflatten(0, (lanes, tokens)).transpose(1, 2).flatten(0, 1)
+        self.zero = nn.Linear(beside.out_dim, beside.out_dim)
+        nn.init.zeros_(self.zero.weight)
+        nn.init.zeros_(self.zero.bias)
+
+    def forward(self, normed: Tensor, frames: int) -> Tensor:
+        """What is added: (lanes·frames, tokens, channels) to the same, in its input's precision."""
+        x = over_frames(normed.to(self.zero.weight.dtype), frames)
+        x = self.zero(self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads)))
+        return over_tokens(x, normed.shape[1]).to(normed.dtype)
 
 
 class TemporalLayers(nn.ModuleDict):
-    """One :class:`TemporalAttention` for every transformer block of a stock UNet, hooked behind it."""
+    """Temporal attention for the transformer blocks of a stock UNet, hooked in; they are not part of it.
 
-    def __init__(self, unet: UNet2DConditionModel, seed: int = 0) -> None:
+    Args:
+        unet: any; its blocks get hooks until ``remove``.
+        seed: of the layers' first weights.
+        init: ``zero``: a :class:`TemporalAttention` behind every block; ``copy``: a
+            :class:`ParallelAttention` beside every self-attention outside the middle block.
+
+    Raises:
+        ConfigError: the network has no such blocks.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, seed: int = 0, init: Literal["zero", "copy"] = "zero"
+    ) -> None:
         super().__init__()
+        self.init = init
         blocks = {n: m for n, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
+        if init == "copy":
+            blocks = {n: m for n, m in blocks.items() if not n.startswith("mid_block.")}
         if not blocks:
             raise ConfigError("the network has no transformer blocks to put temporal attention behind")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, block in blocks.items():
-                self[name.replace(".", "/")] = TemporalAttention(block.attn1.query_dim, block.attn1.heads)
+                self[name.replace(".", "/")] = (
+                    ParallelAttention(block.attn1)
+                    if init == "copy"
+                    else TemporalAttention(block.attn1.query_dim, block.attn1.heads)
+                )
         self._handles = [
-            block.register_forward_hook(self._hook(name), with_kwargs=True) for name, block in blocks.items()
+            (block.attn1 if init == "copy" else block).register_forward_hook(
+                self._hook(name), with_kwargs=True
+            )
+            for name, block in blocks.items()
         ]
 
     def _hook(self, name: str) -> Any:
         layer = self[name.replace(".", "/")]
 
-        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        def behind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
             return layer(out, _view(args, kwargs).frames)
 
-        return hook
+        def beside(attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+            return out + layer(args[0], _view(args, kwargs).frames)
+
+        return beside if self.init == "copy" else behind
 
     def remove(self) -> None:
         """Take the hooks off again."""
@@ -76,6 +139,8 @@ class TemporalLayers(nn.ModuleDict):
 
 def _view(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameView:
     """The call's view among a block's arguments: by name, or by place under gradient checkpointing."""
+    if isinstance(kwargs.get("view"), FrameView):  # as an attention layer gets it
+        return kwargs["view"]
     for value in (kwargs.get("cross_attention_kwargs"), *args):
         if isinstance(value, dict) and isinstance(value.get("view"), FrameView):
             return value["view"]

@@ -153,8 +153,8 @@ def parts(
             out["scheduler"] = DDIMScheduler.from_config(out["scheduler"].config)
         else:
             out = {
-                "vae": _network(AutoencoderKL, path, "vae", dtype),
-                "unet": _network(UNet2DConditionModel, path, "unet", dtype),
+                "vae": network(AutoencoderKL, path, "vae", dtype),
+                "unet": network(UNet2DConditionModel, path, "unet", dtype),
                 "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
                 "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
                 "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
@@ -175,7 +175,7 @@ def parts(
     return out
 
 
-def _network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> nn.Module:
+def network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
     """One of diffusers' networks, from safetensors and nothing else, with no weight left to chance."""
     network, report = cls.from_pretrained(
         path, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -24,7 +24,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 
 #: Names in ``tune.train`` that are not paths in the UNet.
-ADAPTER, TEMPORAL = "adapter", "temporal"
+ADAPTER, TEMPORAL, CONTROL = "adapter", "temporal", "controlnet."
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TuneStep:
 def trainable(
     backbone: Backbone, config: TuneConfig, shift: ContextShift | None, temporal: TemporalLayers | None
 ) -> dict[str, nn.Parameter]:
-    """The parameters that tuning moves, by name: ``unet.…``, ``adapter.…``, ``temporal.…``.
+    """The parameters that tuning moves, by name: ``unet.…``, ``adapter.…``, ``temporal.…``, ``controlnet.…``.
 
     Raises:
         ConfigError: a name in ``tune.train`` matches nothing, or nothing is named.
@@ -58,6 +58,11 @@ def trainable(
             here = {f"unet.{k}": v for k, v in backbone.select([name]).items()}
         if not here:
             raise ConfigError(
+        elif name.startswith(CONTROL):
+            if backbone.control is None:
+                continue  # likewise
+            found_there = backbone.select_control([name.removeprefix(CONTROL)])
+            here = {f"{CONTROL}{k}": v for k, v in found_there.items()}
                 f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
             )
         found |= here
@@ -172,14 +177,14 @@ def _loss(
 @contextmanager
 def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: TuneConfig) -> Iterator[Any]:
     """Master weights in float32, gradients on for what moves, checkpointing; all put back afterwards."""
-    unet = backbone.unet
     dtype = backbone.dtype
-    if dtype != torch.float32:
-        unet.float()
+    for net in backbone.networks:
+        if dtype != torch.float32:
+            net.float()
+        if config.checkpointing:
+            net.enable_gradient_checkpointing()
     for p in parameters.values():
         p.requires_grad_(True)
-    if config.checkpointing:
-        unet.enable_gradient_checkpointing()
     half = dtype != torch.float32
     backbone.dtype = torch.float32
     try:
@@ -187,11 +192,12 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
         yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
     finally:
         backbone.dtype = dtype
-        unet.disable_gradient_checkpointing()
         for p in parameters.values():
             p.requires_grad_(False)
-        if dtype != torch.float32:
-            unet.to(dtype)
+        for net in backbone.networks:
+            net.disable_gradient_checkpointing()
+            if dtype != torch.float32:
+                net.to(dtype)
 
 
 def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> int:

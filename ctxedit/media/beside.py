@@ -1,0 +1,48 @@
+"""Pictures that lie beside a clip, one to each of its frames: masks, and maps for a ControlNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxedit.errors import InputError
+from ctxedit.media.geometry import Fit
+from ctxedit.media.probe import probe
+from ctxedit.media.read import read_frames
+
+
+def read_beside(
+    path: str | Path, what: str, frames: int, start: int, stride: int, size: Fit
+) -> NDArray[np.uint8]:
+    """Read a picture for each of `frames` frames of a clip that is read with the same `start` and `stride`.
+
+    One image serves every frame. A video or folder of exactly `frames` pictures gives one to each frame; a
+    longer one runs beside the source and is read at the source's indices. What is transparent is black.
+
+    Args:
+        path: image, video or folder.
+        what: what it is called in errors.
+        frames, start, stride: as for ``read_frames``.
+        size: of the clip; the pictures must have the source's shape, at any scale.
+
+    Returns:
+        RGB uint8 (F, H, W, 3), of the file's own size.
+
+    Raises:
+        InputError: not readable, of another shape than the source, or too short.
+    """
+    info = probe(path)
+    error_in_pixels = abs(info.width * size.source_height - info.height * size.source_width)
+    if error_in_pixels > max(size.source_width, size.source_height, info.width, info.height):
+        raise InputError(
+            f"the {what} {path} is {info.width}x{info.height}, of another shape than the clip's "
+            f"{size.source_width}x{size.source_height}",
+            f"draw the {what} on a frame of the clip, at its size or scaled with its aspect ratio",
+        )
+    if info.frames == 1:
+        return np.repeat(read_frames(path, frames=1, background=0).frames, frames, axis=0)
+    if info.frames == frames:
+        return read_frames(path, frames=frames, background=0).frames
+    return read_frames(path, frames=frames, start=start, stride=stride, background=0).frames

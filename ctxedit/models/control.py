@@ -1,0 +1,173 @@
+"""A ControlNet beside the denoiser (Zhang et al. 2023): found, checked, loaded, asked.
+
+ControlVideo (Zhao et al. 2023) asks it in tuning, inversion and sampling alike, for the unconditional lane of
+guidance as for the conditional one; here also for the source's lane of a fused step. Its attention sees the
+frames that the denoiser's sees; fusion, heat maps and word weights are the denoiser's alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor
+
+from ctxedit.config import ControlConfig
+from ctxedit.errors import ConfigError, ResourceError, WeightsError
+from ctxedit.models.attention import FrameView
+from ctxedit.models.clip import checkpoint_folder
+from ctxedit.models.weights import BUILTIN_FOLDER, check_finite, network
+
+#: The one on Canny edges for Stable Diffusion 1.x, whose text encoder is so wide.
+CANNY_SD1 = "lllyasviel/sd-controlnet-canny"
+_SD1_WIDTH = 768
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What a ControlNet must fit.
+
+    Attributes:
+        name: for errors.
+        builtin: whether it is the one in the package.
+        channels: of the UNet, finest level first.
+        layers: residual blocks at each level on the way down.
+        latent_channels: that it takes.
+        context_width: of the text encoder.
+        factor: pixels a latent, in each direction.
+    """
+
+    name: str
+    builtin: bool
+    channels: tuple[int, ...]
+    layers: int
+    latent_channels: int
+    context_width: int
+    factor: int
+
+
+def check_settings(config: ControlConfig, builtin: bool) -> None:
+    """Raise ConfigError for a control that lacks its map, or a map without its ControlNet."""
+    if config.kind != "video":
+        return
+    if not config.map:
+        raise ConfigError(
+            "the settings ask for a control map, and there is none",
+            "bring it with --control FILE (depth, pose, edges of each frame), or use edges of the clip: "
+            "--set control.kind=canny",
+        )
+    if config.model == "auto" and not builtin:
+        raise ConfigError(
+            "which ControlNet belongs to the control map is not said",
+            "name the one for its kind, e.g. --set control.model=lllyasviel/sd-controlnet-depth",
+        )
+
+
+def locate_control(config: ControlConfig, denoiser: Denoiser, offline: bool = False) -> Path:
+    """The folder of the settings' ControlNet, checked to fit; a hub id is fetched into the cache.
+
+    Raises:
+        ConfigError: no ControlNet is known for the denoiser, or this one does not fit it.
+        WeightsError: nothing there, weights that are not safetensors, a broken config.
+    """
+    check_settings(config, denoiser.builtin)
+    if config.model == "auto" and denoiser.builtin:
+        folder = BUILTIN_FOLDER / "controlnet"
+        if not any(folder.glob("*.safetensors")):
+            raise WeightsError(
+                "the built-in ControlNet is not installed",
+                "`ctxedit train control` makes it; or name one with --set control.model=FOLDER",
+            )
+    elif config.model == "auto" and denoiser.context_width != _SD1_WIDTH:
+        raise ConfigError(
+            f"no ControlNet is known for {denoiser.name}",
+            "name one that was trained with it: --set control.model=ID",
+        )
+    else:
+        folder = checkpoint_folder(CANNY_SD1 if config.model == "auto" else config.model, offline)
+    check_fit(folder, denoiser)
+    return folder
+
+
+def check_fit(folder: Path, denoiser: Denoiser) -> None:
+    """Raise ConfigError where a ControlNet's sizes are not the denoiser's; reads its config alone."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = str(config.get("_class_name", "model of no name"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{folder}/config.json cannot be read: {error}", "fetch it again") from error
+    if named != "ControlNetModel":
+        raise ConfigError(
+            f"{folder} is a {named}, not a ControlNetModel",
+            "control.model takes a ControlNet for Stable Diffusion in diffusers' format",
+        )
+    steps = len(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1
+    sizes = {
+        "cross-attention width": (config.get("cross_attention_dim", 1280), denoiser.context_width),
+        "channels": (tuple(config.get("block_out_channels", ())), denoiser.channels),
+        "layers": (config.get("layers_per_block", 2), denoiser.layers),
+        "latent channels": (config.get("in_channels", 4), denoiser.latent_channels),
+        "pixels a latent": (2**steps, denoiser.factor),
+        "channels of the map": (config.get("conditioning_channels", 3), 3),
+    }
+    for what, (has, wants) in sizes.items():
+        if has != wants:
+            raise ConfigError(
+                f"the ControlNet {folder} does not fit {denoiser.name}: {what} {has}, not {wants}",
+                "take one that was trained with this model (--set control.model=…), or another --model",
+            )
+
+
+@dataclass
+class Control:
+    """A loaded ControlNet, frozen; ``scale`` multiplies what it adds."""
+
+    net: ControlNetModel
+    scale: float
+
+    @classmethod
+    def load(cls, folder: Path, scale: float, device: torch.device, dtype: torch.dtype) -> Control:
+        """From a checked folder.
+
+        Raises:
+            WeightsError: broken files, weights missing, NaN in weights.
+            ResourceError: not enough memory.
+        """
+        try:
+            net = network(ControlNetModel, folder.parent, folder.name, dtype)
+            net = net.to(device).eval().requires_grad_(False)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise ResourceError(f"not enough memory for {folder}", "take a smaller model or dtype") from error
+        except WeightsError:
+            raise
+        except Exception as error:
+            line = str(error).strip().split("\n")[0][:200]
+            raise WeightsError(f"{folder} cannot be loaded: {line}", "fetch or save it again") from error
+        check_finite(net, str(folder))
+        return cls(net, scale)
+
+    def __call__(self, x: Tensor, timestep: int | Tensor, words: Tensor, view: FrameView) -> dict[str, Any]:
+        """What the denoiser is to add, as its own keyword arguments.
+
+        Args:
+            x: noisy latents (lanes·frames, C, h, w).
+            timestep: as the denoiser is told.
+            words: (lanes·frames, L, D).
+            view: the denoiser's; its ``control`` is shown to every lane.
+        """
+        assert view.control is not None
+        plain = replace(view, fusion=None, heats=(), weight=None)
+        down, middle = self.net(
+            x,
+            timestep,
+            words,
+            view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1),
+            conditioning_scale=self.scale,
+            cross_attention_kwargs={"view": plain},
+            return_dict=False,
+        )
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}

@@ -1,0 +1,93 @@
+"""Settings as files: reading TOML, finding presets, laying one preset over another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctxedit.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: Presets travel inside the wheel; in a checkout they are the top-level folder.
+PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[1] / "presets")
+#: The key by which a preset names the preset that it changes.
+BASE = "base"
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file as a table; raises ConfigError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(
+            f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`"
+        ) from error
+
+
+def lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay a nested table over another, in place."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(under.get(key), dict):
+            lay(under[key], value)
+        else:
+            under[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship, sorted."""
+    return sorted({p.stem for folder in PRESET_FOLDERS if folder.is_dir() for p in folder.glob("*.toml")})
+
+
+def preset_path(name: str) -> Path:
+    """The preset's file; raises ConfigError when there is none of that name."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise ConfigError(f"no file {name}")
+    for folder in PRESET_FOLDERS:
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    raise ConfigError(f"no preset named {name!r}", f"there are: {', '.join(preset_names())}")
+
+
+def preset_table(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A preset's whole table, laid over that of its base, and that over its own, where it names one.
+
+    Tables are merged key by key, ``[builtin]`` tables with each other: an overlay of the base stays above
+    the plain settings of what changes it.
+
+    Args:
+        name: a preset's name or path. A base that is a path is taken from the folder of the file naming it.
+        above: files that led here.
+
+    Raises:
+        ConfigError: no such preset or base, or bases that lead back to themselves.
+    """
+    path = preset_path(name)
+    if path.resolve() in above:
+        chain = " → ".join(p.stem for p in (*above, path.resolve()))
+        raise ConfigError(f"a preset is its own base: {chain}", "take one of the base keys out")
+    table = read_table(path)
+    if BASE not in table:
+        return table
+    base = table.pop(BASE)
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path.name}: base = {base!r}", f"it names a preset: {', '.join(preset_names())}")
+    found = str(path.parent / base) if base.endswith(".toml") else base
+    try:
+        whole = preset_table(found, (*above, path.resolve()))
+    except ConfigError as error:
+        if above:
+            raise
+        raise ConfigError(f"{path.name}: its base: {error}", error.hint) from error
+    lay(whole, table)
+    return whole
