@@ -1,17 +1,23 @@
-"""``ctxedit models``: what is built in, and what lies in the hub's cache."""
+"""``ctxedit models``: what is built in and how good it is, and what lies in the hub's cache."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
 
-app = typer.Typer(help="The models: what is built in and cached.")
-PARTS = ("unet", "vae", "text_encoder", "clip", "captioner")
-LICENCE = "Apache-2.0"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(help="The models: what is built in and cached, and how good it is.")
+#: What a record of the training says of the weights that are there.
+_RECORDED = {True: "as recorded", False: "not those of the record", None: "no record"}
 
 app.callback(invoke_without_command=True)(help_unless_called)
 
@@ -19,34 +25,131 @@ app.callback(invoke_without_command=True)(help_unless_called)
 @app.command("ls")
 @spread
 def ls(talk: Talk) -> None:
-    """List the built-in models, what they know, and the models in the hub's cache."""
+    """List the built-in models, what they know and can do, and the models in the hub's cache."""
     from ctxedit.models.weights import SHORT_NAMES
 
-    parts, known, cache = builtin(), knowledge(), cached()
-    rows = [("part", "parameters", "bytes", "licence")]
-    rows += [(p["part"], f"{p['parameters']:,}", f"{p['bytes']:,}", p["licence"]) for p in parts]
+    parts, known, checked, cache = builtin(), knowledge(), check_results(), cached()
+    rows = [("part", "parameters", "bytes", "trained on", "images", "weights", "licence")]
+    rows += [
+        (
+            p["part"], f"{p['parameters']:,}", f"{p['bytes']:,}", p["trained_on"] or "?",
+            f"{p['images']:,}" if p["images"] else "?", _RECORDED[p["recorded"]], p["licence"],
+        )
+        for p in parts
+    ]  # fmt: skip
     words = [f"{name}: {', '.join(values)}" for name, values in known.items()]
-    lines = ["builtin", columns(rows), "", "The built-in models know:", *words, "", "In the hub's cache:"]
+    lines = ["builtin", columns(rows), "", "The built-in models know:", *words, ""]
+    lines += ["On held-out combinations (ctxedit models check):"]
+    lines += [check_table(checked)] if checked else ["not checked"]
+    lines += ["", "In the hub's cache:"]
     lines += [f"{c['id']}  {c['bytes'] / 2**30:.2f} GiB" for c in cache] or ["nothing"]
     lines += ["", "Short names: " + ", ".join(f"{k} = {v}" for k, v in SHORT_NAMES.items())]
-    table = {"builtin": parts, "knows": known, "cached": cache, "short_names": SHORT_NAMES}
-    Screen(talk.quiet, talk.json).result("\n".join(lines), table)
+    table = {"builtin": parts, "knows": known, "checked": checked, "cached": cache}
+    Screen(talk.quiet, talk.json).result("\n".join(lines), table | {"short_names": SHORT_NAMES})
+
+
+@app.command("check")
+@spread
+def check(
+    talk: Talk,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--part", show_default=False,
+            help="autoencoder, clip, captioner, text-to-image, editing. Repeatable. (all)",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes for each part.")] = 100,
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=1, help="Clips to edit, three ways each; each is tuned on.")
+    ] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Of scenes and noise.")] = 7,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Folder of models. (the built-in ones)", show_default=False),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work", show_default=False,
+            help="Keep the edits' clips and runs there; an interrupted check goes on. (a temporary folder)",
+        ),
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Write check.json beside the weights.")] = False,
+) -> None:  # fmt: skip
+    """Measure the models on held-out combinations of the drawn world, and print the table."""
+    import tempfile
+
+    from ctxedit.bundled.training import results
+    from ctxedit.bundled.training.check import Checked
+    from ctxedit.bundled.training.check import check as measure
+    from ctxedit.cli.progress import teller
+    from ctxedit.errors import WeightsError
+    from ctxedit.models.weights import BUILTIN_FOLDER
+
+    screen = Screen(talk.quiet, talk.json)
+    if weights is not None and not weights.is_dir():
+        raise WeightsError(f"no folder {weights}", "--weights is a folder that `ctxedit train --out` wrote")
+    with resumable(work), tempfile.TemporaryDirectory() as temporary:
+        what = Checked(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
+        rows = list(measure(what, part or list(results.FOLDERS), teller(screen)))
+    if save:
+        screen.say(f"saved: {results.save(rows, what)}")
+    table = [{**vars(row), "reached": row.value >= row.wanted} for row in rows]
+    screen.result(check_table(table), {"weights": what.weights, "checked": table})
+
+
+def check_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A check's rows as a Markdown table; figures of other weights than those there are marked."""
+    lines = ["| part | figure | reached | wanted | on |", "|---|---|---|---|---|"]
+    for row in rows:
+        old = " (of earlier weights)" if row.get("current") is False else ""
+        figures = f"{row['value']:.3g} | {row['wanted']:g} | {row['count']}"
+        lines.append(f"| {row['part']} | {row['figure']}{old} | {figures} |")
+    return "\n".join(lines)
+
+
+def check_results() -> list[dict[str, Any]]:
+    """The saved check of the built-in models; ``current``: whether it is of the weights that are there."""
+    from ctxedit.bundled.training import record, results
+    from ctxedit.models.weights import BUILTIN_FOLDER
+
+    now = {part: record.hashes(BUILTIN_FOLDER / name) for part, name in results.FOLDERS.items()}
+    keys = ("part", "figure", "value", "wanted", "count", "seed")
+    return [
+        {**{k: row.get(k) for k in keys}, "current": row.get("files") == now.get(row["part"])}
+        for row in results.load(BUILTIN_FOLDER)
+    ]
 
 
 def builtin() -> list[dict[str, Any]]:
-    """The built-in parts with their sizes; raises WeightsError when they are not there or are broken."""
+    """The built-in parts with sizes and origin; raises WeightsError when they are not there or are broken."""
     from ctxedit import footprint
+    from ctxedit.bundled.training import record
     from ctxedit.config import BUILTIN
     from ctxedit.models.weights import locate
 
     folder = locate(BUILTIN).path
     found = []
-    for part in PARTS:
-        weight = footprint.weigh(folder / part)
+    for part in sorted({file.parent.name for file in folder.glob("*/*.safetensors")}):
+        weight, known = footprint.weigh(folder / part), record.read(folder / part) or {}
         found.append(
-            {"part": part, "parameters": weight.parameters, "bytes": weight.bytes, "licence": LICENCE}
-        )
+            {
+                "part": part, "parameters": weight.parameters, "bytes": weight.bytes,
+                "trained_on": known.get("data", ""), "images": known.get("images"),
+                "steps": known.get("steps"), "seconds": known.get("seconds"),
+                "recorded": record.matches(folder, part),
+                "licence": known.get("licence") or _licence(folder / "MODEL_CARD.md"),
+            }
+        )  # fmt: skip
     return found
+
+
+def _licence(card: Path) -> str:
+    """What the model card says, for parts without a record."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"\*\*Licence:\*\* ([^\s,]+)", text)
+    return found.group(1) if found else "?"
 
 
 def knowledge() -> dict[str, list[str]]:

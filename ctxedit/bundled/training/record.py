@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxedit.bundled.training.loop import read_state
-from ctxedit.bundled.training.meter import read_metrics
 from ctxedit.bundled.training.parts import find
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import atomic
@@ -111,10 +109,18 @@ def read(folder: Path) -> dict[str, Any] | None:
     return table if isinstance(table, dict) else None
 
 
-def matches(folder: Path) -> bool | None:
-    """Whether a part's weights are those of its record; None without a record."""
-    table = read(folder)
-    return None if table is None else table.get("files") == hashes(folder)
+def matches(weights: Path, name: str) -> bool | None:
+    """Whether the weights in ``weights/<name>`` are those of their record; None where nothing is recorded.
+
+    A part without a record of its own (the text encoder, a copy of CLIP's text side) may be in the record of
+    one that was trained on it.
+    """
+    now, own = hashes(weights / name), read(weights / name)
+    if own is not None:
+        return own.get("files") == now
+    others = [read(file.parent) or {} for file in sorted(weights.glob(f"*/{FILE}"))]
+    known = [other["built_on"][name] for other in others if name in other.get("built_on", {})]
+    return all(files == now for files in known) if known else None
 
 
 def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
@@ -123,6 +129,8 @@ def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
     Raises:
         InputError: no state, so nobody knows what was done.
     """
+    from ctxedit.bundled.training.loop import read_state
+    from ctxedit.bundled.training.meter import read_metrics
     from ctxedit.bundled.training.recipe import started_from
 
     place = state / recipe.part
