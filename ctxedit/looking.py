@@ -1,15 +1,23 @@
-"""Looking inside a run: heat maps of its edits, curves of its tuning."""
+"""Looking inside a run: heat maps of its edits (figures 8 and 9), curves of its tuning (figure 11)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ctxedit.errors import ConfigError
 from ctxedit.models.shift import ContextShift
 from ctxedit.pipeline import Session
+from ctxedit.stages import curve as curves
 from ctxedit.stages import heatmaps as stage
-from ctxedit.stages.edit import Scene
+from ctxedit.stages import metrics
+from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.invert import invert
+from ctxedit.stages.tune import ADAPTER
 
 
 def heatmaps(session: Session, target: str) -> stage.Files:
@@ -50,3 +58,75 @@ def _watched(
             scene, target, config, shift, mask, lambda done, _: progress(done, "")
         )
     return backbone.decode(latents), maps
+
+
+def curve(session: Session, target: str, every: int, compare: bool = False) -> curves.Files:
+    """Tune, and see what comes of it on the way: loss, shift and CLIP-text of an edit over the steps.
+
+    The edits are sampled with the weights as they are then, and change nothing of the tuning. One that is
+    done already is not repeated: its curve has the samples that were taken while it ran.
+
+    Args:
+        session: the clip, its prompt and settings.
+        target: what the sampled edits shall show.
+        every: sample after so many steps, and after the last.
+        compare: tune once more with the adapter switched over, in a run of its own, and draw both.
+
+    Returns:
+        ``curve.csv`` and ``curve.png`` in the run's ``tune`` folder.
+    """
+    logs: dict[str, list[dict[str, Any]]] = {}
+    if compare:
+        if ADAPTER not in session.config.tune.train:
+            raise ConfigError(
+                "the comparison needs an adapter that is trained: tune.train does not name it",
+                "choose a preset with +adapter",
+            )
+        adapter = replace(session.config.adapter, enabled=not session.config.adapter.enabled)
+        options = replace(session.options, prompt=session.prompt)
+        config = replace(session.config, adapter=adapter)
+        # First, and closed again: two networks need not be in memory at once.
+        with Session(session.clip, config, session.preset, options, session.reporter) as other:
+            logs[_label(other)] = _tuned_while_sampling(other, target, every)
+    logs[_label(session)] = _tuned_while_sampling(session, target, every)
+    return curves.write(dict(sorted(logs.items())), session.run.folder / "tune")
+
+
+def _label(session: Session) -> str:
+    return "with the adapter" if session.config.adapter.enabled else "without"
+
+
+def _tuned_while_sampling(session: Session, target: str, every: int) -> list[dict[str, Any]]:
+    """Tune; returns the log's rows."""
+    session.check_target(target)
+    steps = session.config.tune.steps
+
+    def probe(step: int) -> float | None:
+        if step % every and step != steps:
+            return None
+        return _clip_text_now(session, target)
+
+    session.probe = probe
+    rows = curves.read_log(session.tune().folder / "tune" / "log.jsonl")
+    if steps and not any(row.get("clip_text") is not None for row in rows):
+        session.reporter.warn(
+            f"{session.run.folder} was tuned before, without samples: tune with another --seed, or remove it"
+        )
+    return rows
+
+
+def _clip_text_now(session: Session, target: str) -> float:
+    """CLIP-text of an edit with the weights as they are: inverted, sampled and decoded, nothing kept."""
+    config, backbone = session.config, session.backbone
+    trajectory = session.latents[None]
+    if config.edit.start == "inversion":
+        prompt = session.prompt if config.invert.prompt == "source" else ""
+        trajectory = invert(
+            backbone, session.latents, backbone.embed([prompt]), backbone.levels(config.invert.steps),
+            session.view, session.shift(prompt), config.invert.refinements,
+        )  # fmt: skip
+    levels = backbone.levels(config.edit.steps)
+    scene = Scene(backbone, session.prompt, trajectory, levels, session.view)
+    frames = backbone.decode(edit(scene, target, config, session.shift(target)))
+    images = session.scorer.embed_images(session.prepared.unpad(frames))
+    return metrics.clip_text(images, session.scorer.embed_texts([target]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,8 @@ class Session(Workbench):
         seed = config.seed if run is None else run.config.seed
         super().__init__(clip, config, options or Options(), reporter or Reporter(), seed)
         self.preset, self._run, self._tuned = preset, run, False
+        #: Asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
+        self.probe: Callable[[int], float | None] = lambda step: None
 
     @classmethod
     def reopen(
@@ -169,7 +172,7 @@ class Session(Workbench):
 
                 tensors = tuning.tune(
                     self.backbone, self.latents, self.backbone.embed([self.prompt]), self.view, config,
-                    folder, self.tuning_seed, shift, self.temporal, report,
+                    folder, self.tuning_seed, shift, self.temporal, report, self.probe,
                 )  # fmt: skip
             with atomic(tuned, True) as temporary:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"prompt": self.prompt})
@@ -345,6 +348,8 @@ def generate(
         locate(config.model, options.offline), device, pick_dtype(config.dtype, device), config.offload
     )
     warn_of_unknown_words(backbone, text, reporter)
+    if config.control.kind != "none":
+        reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
     size = config.clip.size
     if size and size % backbone.multiple:
         raise ConfigError(f"size {size} is no multiple of {backbone.multiple}", "choose one that is")

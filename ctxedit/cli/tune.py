@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Captioning, Clip, Dry, Place, Size, Span, Talk, Tuning
 from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What to note on the way."""
+
+    curve: Annotated[
+        int | None,
+        typer.Option(
+            "--curve", min=1, metavar="N", help="Every N steps edit towards --target; draw CLIP-text.",
+            rich_help_panel="Looking inside",
+        ),
+    ] = None  # fmt: skip
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="What the curve's edits shall show.", rich_help_panel="Looking inside"),
+    ] = None
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Tune once more with the adapter switched over; draw both curves.",
+            rich_help_panel="Looking inside",
+        ),
+    ] = False
+
+    def check(self) -> None:
+        """Raise ConfigError for options that mean something only together."""
+        asked.not_empty(self.target, "target")
+        if self.curve is None and (self.target is not None or self.compare):
+            raise ConfigError("--target and --compare belong to --curve", "add --curve 20, or leave them out")
+        if self.curve is not None and self.target is None:
+            raise ConfigError("--curve needs a --target", "say what the edits on the way shall show")
 
 
 def tune(
@@ -18,14 +57,17 @@ def tune(
     place: Place,
     dry: Dry,
     talk: Talk,
+    looking: Looking,
 ) -> None:
     """Tune on one clip, for any number of edits; prints the run folder."""
     screen = Screen(talk.quiet, talk.json)
     config = asked.settings(base, screen, span, size, captioning, tuning)
     asked.existing(clip)
+    looking.check()
 
     from ctxedit.cli import work
     from ctxedit.cli.progress import teller
+    from ctxedit.looking import curve
     from ctxedit.pipeline import Options, Session
 
     options = Options(
@@ -37,9 +79,14 @@ def tune(
     with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:
         if not work.checked(session, [], "tune", screen, dry.dry_run):
             return
+        files = {}
         with resumable(session.run.folder):
-            run = session.tune()
-        screen.result(
-            str(run.folder),
-            {"run": run.folder, "prompt": session.prompt, "steps": config.tune.steps, "seed": config.seed},
-        )
+            if looking.curve is not None and looking.target is not None:
+                drawn = curve(session, looking.target, looking.curve, looking.compare)
+                files = {"curve": drawn.picture, "curve_table": drawn.table}
+                screen.say(f"curve: {drawn.picture}")
+            else:
+                session.tune()
+        facts = {"prompt": session.prompt, "steps": config.tune.steps, "seed": config.seed}
+        folder = session.run.folder
+        screen.result(str(folder), {"run": folder, **facts, **files})

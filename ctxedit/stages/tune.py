@@ -29,13 +29,17 @@ ADAPTER, TEMPORAL, CONTROL = "adapter", "temporal", "controlnet."
 
 @dataclass(frozen=True)
 class TuneStep:
-    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, the trap of method.md measured."""
+    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, the trap of method.md measured.
+
+    ``clip_text`` is CLIP-text of an edit sampled after this step; None where none was.
+    """
 
     step: int
     steps: int
     loss: float
     shift: float
     seconds_left: float
+    clip_text: float | None = None
 
 
 def trainable(
@@ -54,15 +58,15 @@ def trainable(
                 continue  # a preset may list it and a flag switch the adapter off
         elif name == TEMPORAL:
             here = {} if temporal is None else {f"temporal.{k}": v for k, v in temporal.named_parameters()}
-        else:
-            here = {f"unet.{k}": v for k, v in backbone.select([name]).items()}
-        if not here:
-            raise ConfigError(
         elif name.startswith(CONTROL):
             if backbone.control is None:
                 continue  # likewise
             found_there = backbone.select_control([name.removeprefix(CONTROL)])
             here = {f"{CONTROL}{k}": v for k, v in found_there.items()}
+        else:
+            here = {f"unet.{k}": v for k, v in backbone.select([name]).items()}
+        if not here:
+            raise ConfigError(
                 f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
             )
         found |= here
@@ -82,6 +86,7 @@ def tune(
     shift: ContextShift | None = None,
     temporal: TemporalLayers | None = None,
     report: Callable[[TuneStep], None] = lambda row: None,
+    probe: Callable[[int], float | None] = lambda step: None,
 ) -> dict[str, Tensor]:
     """Minimise λ_t ‖x̂_0 − x_0‖² over noise levels; the gradient reaches the adapter through x_t.
 
@@ -98,6 +103,8 @@ def tune(
         seed: of noise and levels.
         shift, temporal: the adapter bound to the source prompt, temporal layers; None without.
         report: called every step.
+        probe: called with the number of steps done, after each; may sample with the weights as they are, and
+            returns CLIP-text or None. It must not draw from the global random state.
 
     Returns:
         The tuned tensors by name, on the CPU.
@@ -127,7 +134,7 @@ def tune(
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             left = (time.monotonic() - began) / (step + 1 - done) * (config.steps - step - 1)
-            row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left)
+            row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left, probe(step + 1))
             _log(folder, row)
             report(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -247,7 +254,8 @@ def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimize
 def _log(folder: Path, row: TuneStep) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"step": row.step, "loss": row.loss, "shift": row.shift}) + "\n")
+        line = {"step": row.step, "loss": row.loss, "shift": row.shift, "clip_text": row.clip_text}
+        log.write(json.dumps(line) + "\n")
 
 
 @torch.no_grad()

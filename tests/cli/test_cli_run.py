@@ -159,6 +159,20 @@ def test_tune_prints_the_run_folder_and_takes_a_prompt(ctxedit, clip, tmp_path):
     assert answer.table["run"] == str(run.folder) and answer.err == ""
 
 
+def test_tune_draws_its_curve_on_request(ctxedit, clip, tmp_path):
+    arguments = ("tune", clip, "--prompt", "a tiger", "--tune-steps", 2, *FEW[:4], "--runs", tmp_path)
+    wanted = ("--curve", 1, "--target", "a cat", "--set", "edit.steps=2", "--set", "invert.steps=2")
+    answer = ctxedit(*arguments, *wanted, "--json")
+    assert answer.code == 0, answer.err
+    assert Path(answer.table["curve"]).is_file() and Path(answer.table["curve_table"]).is_file()
+
+
+@pytest.mark.parametrize("wrong", [("--curve", 2), ("--target", "a cat"), ("--compare",), ("--curve", 0)])
+def test_half_a_curve_is_refused(ctxedit, clip, tmp_path, no_weights, wrong):
+    answer = ctxedit("tune", clip, "--prompt", "a tiger", "--runs", tmp_path, *wrong)
+    assert answer.code == 2 and answer.err.count("error:") == 1 and not list(tmp_path.iterdir())
+
+
 def test_caption_says_what_is_there_and_leaves_nothing(ctxedit, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = ctxedit("caption", clip, *FEW[:4])
