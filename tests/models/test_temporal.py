@@ -159,3 +159,42 @@ def test_a_network_without_transformers_is_refused():
     )
     with pytest.raises(ConfigError, match="no transformer blocks"):
         TemporalLayers(unet)
+
+
+def test_a_copy_beside_self_attention_is_it_over_frames(backbone):
+    """With its projection opened to the identity it is the self-attention of each position's frames."""
+    layers = backbone.temporal_layers(init="copy").double().requires_grad_(False)
+    layers.remove()
+    plain = {k.replace("/", "."): v for k, v in layers.items()}
+    unet = dict(backbone.unet.named_modules())
+    assert plain and all(not name.startswith("mid_block") for name in plain)
+    for name, layer in plain.items():
+        attn = unet[f"{name}.attn1"]
+        x = torch.randn(2 * 3, 5, attn.query_dim, dtype=torch.float64)
+        assert not layer(x, 3).any(), "closed at the start"
+        torch.nn.init.eye_(layer.zero.weight)
+        over = x.view(2, 3, 5, -1).transpose(1, 2).reshape(10, 3, -1)
+        wanted = attn(over).view(2, 5, 3, -1).transpose(1, 2).reshape(6, 5, -1)
+        assert torch.allclose(layer(x, 3), wanted, atol=1e-6)  # tuned, so kept, in float32
+
+
+def test_a_copy_opened_adds_to_the_networks_answer_and_closed_does_not(backbone):
+    from ctxedit.config import AttentionConfig
+    from ctxedit.models.attention import FrameView, seen_frames
+
+    view = FrameView(seen_frames(AttentionConfig(frames="none"), 3), (8, 8))
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    context = backbone.embed(["a tiger"])
+
+    def ask():
+        with backbone.attention(AttentionConfig(frames="none")), torch.no_grad():
+            return backbone.raw(x, 500, context, view)
+
+    before = ask()
+    layers = backbone.temporal_layers(init="copy").requires_grad_(False)
+    assert torch.equal(ask(), before)
+    for layer in layers.values():
+        torch.nn.init.eye_(layer.zero.weight)
+    assert (ask() - before).abs().max() > 1e-3
+    layers.remove()
+    assert torch.equal(ask(), before)

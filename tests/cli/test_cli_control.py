@@ -1,0 +1,145 @@
+"""A ControlNet from the command line: the map, what is checked before weights, what depends on it."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from conftest import TARGET
+from PIL import Image
+
+from ctxedit.media.write import write_clip
+
+PROMPT = "a tiger walking on the beach"
+
+
+@pytest.fixture()
+def arguments(clip, stable_diffusion, controlnet, tmp_path):
+    """A short ControlVideo run on the tiny models."""
+    return (
+        clip, "--preset", "controlvideo", "--model", stable_diffusion, "--set", f"control.model={controlnet}",
+        "--prompt", PROMPT, "--tune-steps", 2, "--frames", 4, "--stride", 1, "--set", "invert.steps=4",
+        "--set", "edit.steps=4", "--set", "clip_model=builtin", "--runs", tmp_path / "runs",
+    )  # fmt: skip
+
+
+@pytest.fixture()
+def no_control_weights(no_weights, monkeypatch):
+    import ctxedit.models.control
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the ControlNet was loaded")
+
+    monkeypatch.setattr(ctxedit.models.control, "network", refuse)
+
+
+@pytest.fixture()
+def depth(tmp_path):
+    """A map for each frame of the clip."""
+    frames = np.linspace(0, 255, 8 * 96 * 96).reshape(8, 96, 96).astype(np.uint8)[..., None].repeat(3, -1)
+    return write_clip(tmp_path / "depth.mp4", frames, Fraction(25, 2))
+
+
+def test_a_preset_that_lacks_its_map_says_so_before_any_weight(ctxedit, arguments, no_control_weights):
+    for more in ((), ("--dry-run",)):
+        answer = ctxedit("tune", *arguments, "--set", "control.kind=video", *more)
+        assert answer.code == 2 and "ask for a control map" in answer.err and "--control FILE" in answer.err
+
+
+def test_a_dry_run_names_the_control_and_counts_it(ctxedit, arguments, no_control_weights):
+    answer = ctxedit("run", *arguments, "--target", TARGET, "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "Canny edges (100, 100)" in answer.out and "the ControlNet as many" in answer.out
+    plan = ctxedit("run", *arguments, "--target", TARGET, "--dry-run", "--json").table["plan"]
+    by_name = {stage["name"]: stage for stage in plan["stages"]}
+    assert by_name["tune"]["control_evaluations"] == by_name["tune"]["evaluations"] == 2
+    plain = ctxedit(
+        "run", *arguments, "--target", TARGET, "--dry-run", "--json", "--set", "control.kind=none"
+    ).table["plan"]
+    assert plain["control"] is None
+    for with_it, without in zip(plan["stages"], plain["stages"], strict=True):
+        assert without["control_evaluations"] == 0
+        if with_it["evaluations"]:
+            assert with_it["peak_bytes"] > without["peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    "said, code, wanted",
+    [
+        (("--control", "gone.mp4"), 3, "gone.mp4"),
+        (("--control", "wide.png"), 3, "of another shape"),
+        (("--control", "text.mp4"), 3, "text.mp4"),
+        (("--set", "control.map=x.png"), 2, "control.map is given"),
+        (("--set", "control.model=nobody/none"), 4, "nobody/none"),
+        (("--set", "control.model=auto"), 2, "no ControlNet is known"),
+        (("--set", "control.scale=-1"), 2, "control.scale"),
+        (("--set", "control.high=10"), 2, "control.high"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_hint(
+    ctxedit, arguments, no_control_weights, tmp_path, monkeypatch, said, code, wanted
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 24)).save("wide.png")
+    (tmp_path / "text.mp4").write_text("no video")
+    answer = ctxedit("tune", *arguments, *said)
+    assert answer.code == code and wanted in answer.err
+    assert answer.err.count("error:") == 1 and "Traceback" not in answer.err
+
+
+def test_a_map_of_ones_own_is_shown_to_the_network(ctxedit, arguments, depth, tmp_path, monkeypatch):
+    from ctxedit.models.control import Control
+
+    seen = []
+    ask = Control.__call__
+
+    def spy(self, x, timestep, words, view):
+        seen.append(view.control)
+        return ask(self, x, timestep, words, view)
+
+    monkeypatch.setattr(Control, "__call__", spy)
+    monkeypatch.chdir(depth.parent)
+    answer = ctxedit("run", *arguments, "--target", TARGET, "--control", "depth.mp4", "--json")
+    assert answer.code == 0, answer.err
+    assert len(seen) == 2 + 4 + 4, "in tuning, inversion and sampling"
+    grey = seen[0].mean((1, 2, 3))
+    assert seen[0].shape[0] == 4 and seen[0].min() >= 0 and seen[0].max() <= 1
+    assert (grey[1:] > grey[:-1]).all(), "each frame its own picture"
+    run = answer.table["run"]
+    # Another folder, and the map somewhere else, with the same in it: nothing is done again.
+    monkeypatch.chdir("/")
+    again = ctxedit("edit", "--run", run, "--target", TARGET, "--json", "--dry-run").table["plan"]
+    assert all(stage["reused"] for stage in again["stages"])
+    kept = depth.read_bytes()
+    frames = np.zeros((8, 96, 96, 3), np.uint8)
+    write_clip(depth, frames, Fraction(25, 2), overwrite=True)
+    changed = ctxedit("edit", "--run", run, "--target", TARGET, "--json", "--dry-run").table["plan"]
+    reused = {stage["name"].split()[0]: stage["reused"] for stage in changed["stages"]}
+    assert not reused["tune"] and not reused["invert"] and not reused["edit"]
+    depth.write_bytes(kept)
+    again = ctxedit("edit", "--run", run, "--target", TARGET, "--json", "--dry-run").table["plan"]
+    assert all(stage["reused"] for stage in again["stages"])
+
+
+def test_other_settings_of_the_control_are_another_run(ctxedit, arguments):
+    first = ctxedit("tune", *arguments, "--json").table["run"]
+    assert ctxedit("tune", *arguments, "--json").table["run"] == first
+    assert ctxedit("tune", *arguments, "--set", "control.scale=0.5", "--json").table["run"] != first
+    answer = ctxedit("edit", "--run", first, "--target", TARGET, "--set", "control.scale=0.5")
+    assert answer.code == 2 and "control.scale" in answer.err and "tune again" in answer.err
+
+
+def test_a_picture_from_words_takes_no_control(ctxedit, stable_diffusion, tmp_path):
+    answer = ctxedit(
+        "t2i", PROMPT, "--preset", "controlvideo", "--model", stable_diffusion, "--steps", 2,
+        "-o", tmp_path / "x.png",
+    )  # fmt: skip
+    assert answer.code == 0 and "the ControlNet is left out" in answer.err
+
+
+def test_a_preset_on_a_base_is_shown_whole(ctxedit):
+    from ctxedit.tables import preset_table, tomllib
+
+    answer = ctxedit("presets", "show", "fatezero+adapter")
+    assert answer.out.startswith("# fatezero+adapter.toml changes the preset fatezero")
+    assert tomllib.loads(answer.out) == preset_table("fatezero+adapter")
+    assert "blend" in answer.out and ctxedit("presets", "show", "fatezero+adapter", "--json").code == 0
