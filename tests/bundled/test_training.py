@@ -1,5 +1,11 @@
 """The training loop and every recipe: losses fall, a resumed run is the unbroken run."""
 
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctxedit.bundled.training import recipe, tokenizer
 from ctxedit.bundled.training.data import Scenes
-from ctxedit.bundled.training.loop import Schedule, learning_rate, train
-from ctxedit.errors import ConfigError, NumericsError
+from ctxedit.bundled.training.loop import Schedule, learning_rate, make_accelerator, train
+from ctxedit.errors import ConfigError, NumericsError, OutputError, ResourceError
 from ctxedit.models.weights import BUILTIN_FOLDER
 
 
@@ -74,6 +80,142 @@ def test_nan_stops_and_keeps_the_last_state(tmp_path):
     assert (tmp_path / "s" / "state.pt").read_bytes() == before
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("place", ["s", "w"])
+@pytest.mark.parametrize("words", ["PytorchStreamWriter failed writing file", None], ids=["torch", "errno"])
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, place, words):
+    """The write breaks off half way, at the state or at the weights: what lay there stays whole."""
+    train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
+    before = contents(tmp_path / place)
+    before.pop("metrics.jsonl", None)
+    save = torch.save
+
+    def full(blob, path):
+        if (Path(path).suffix == ".pt") and (("step" in blob) == (place == "s")):
+            Path(path).write_bytes(b"half of it")
+            raise RuntimeError(words) if words else OSError(errno.ENOSPC, "No space left on device")
+        save(blob, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError):
+        train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=20)
+    after = contents(tmp_path / place)
+    after.pop("metrics.jsonl", None)
+    assert after == before, "nothing half written, nothing left over"
+    monkeypatch.undo()
+    ended = train(LineTask(), LINE, tmp_path / "s", tmp_path / "w")
+    whole = train(LineTask(), LINE, tmp_path / "s2", tmp_path / "w2")
+    assert torch.equal(ended.weight, whole.weight)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interrupted_training_is_saved_first(tmp_path, number, error):
+    task = LineTask()
+    told = task.loss
+
+    calls = []
+
+    def interrupted(model, batch, generator):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return told(model, batch, generator)
+
+    task.loss = interrupted
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        train(task, LINE, tmp_path / "s", tmp_path / "w")
+    assert signal.getsignal(number) is before
+    step = torch.load(tmp_path / "s" / "state.pt")["step"]
+    assert step == 3 and (tmp_path / "w" / "w.pt").exists()
+    ended = train(LineTask(), LINE, tmp_path / "s", tmp_path / "w")
+    whole = train(LineTask(), LINE, tmp_path / "s2", tmp_path / "w2")
+    assert torch.equal(ended.weight, whole.weight)
+
+
+def test_rows_of_a_lost_future_go(tmp_path):
+    train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
+    log = tmp_path / "s" / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 11, "loss": 1}\n{"st')
+    train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=20)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20]
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=2)
+    other = LineTask()
+    other.model = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="another recipe"):
+        train(other, LINE, tmp_path / "s", tmp_path / "w")
+    (tmp_path / "s" / "state.pt").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="broken"):
+        train(LineTask(), LINE, tmp_path / "s", tmp_path / "w")
+
+
+class StillTask(LineTask):
+    """Without noise: the gradient is of the batch alone, however it is shared."""
+
+    def loss(self, model, batch, generator):
+        loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
+        return loss, {"loss": loss.item()}
+
+
+def _one_of_two(rank: int, port: int, folder: Path) -> None:
+    for key, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2),
+                       ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):  # fmt: skip
+        os.environ[key] = str(value)
+    schedule = replace(LINE, steps=6, accumulate=2)
+    train(StillTask(), schedule, folder / "s", folder / f"w{rank}", stop_after=3)
+    model = train(StillTask(), schedule, folder / "s", folder / f"w{rank}")
+    torch.save(model.state_dict(), folder / f"rank{rank}.pt")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_train_as_one(tmp_path):
+    """Each sees its half of every batch, gradients are shared, and only the first one writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_one_of_two, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    alone = train(StillTask(), replace(LINE, steps=6, accumulate=2), tmp_path / "s1", tmp_path / "w1alone")
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert torch.equal(one["weight"], two["weight"])
+    assert torch.allclose(one["weight"], alone.weight, atol=1e-5)
+    assert (tmp_path / "w0").is_dir() and not (tmp_path / "w1").exists()
+    steps = [json.loads(row)["step"] for row in (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [3, 6], "one process writes the metrics"
+
+
+def test_what_a_machine_cannot_do_is_refused():
+    with pytest.raises(ConfigError, match="device"):
+        make_accelerator(LINE, "cuda:1")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="fp16 needs"):
+            make_accelerator(replace(LINE, precision="fp16"))
+        with pytest.raises(ResourceError):
+            make_accelerator(LINE, "cuda")
+    with pytest.raises(ConfigError, match="precision"):
+        make_accelerator(replace(LINE, precision="fp8"))
+
+
+def test_half_precision_learns_too(tmp_path):
+    schedule = replace(LINE, precision="bf16")
+    model = train(LineTask(), schedule, tmp_path / "s", tmp_path / "w")
+    assert model.weight.dtype == torch.float32 and model.weight.item() == pytest.approx(2, abs=0.1)
+
+
 def test_learning_rate_warms_up_and_falls_to_a_tenth():
     assert learning_rate(0, LINE) == pytest.approx(0.01)
     assert learning_rate(5, LINE) == pytest.approx(0.05)
@@ -98,10 +240,10 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     torch.manual_seed(0)
     task = recipe.make_task(chosen, weights)
     # A tiny set, seen again and again, with the same noise.
-    batch = next(iter(DataLoader(task.dataset(0), batch_size=8, sampler=range(8))))
+    batch = next(iter(DataLoader(task.dataset(0), batch_size=3, sampler=range(3))))
     optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(6):
+    for _ in range(4):
         loss, _ = task.loss(task.model, batch, torch.Generator().manual_seed(0))
         loss.backward()
         optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def write_layout(folder: Path, captions: list[str] | None = None) -> None:
     (folder / "vocabulary.json").write_text(json.dumps(sorted(words)) + "\n")
 
 
+@lru_cache(maxsize=1)
 def world_words() -> set[str]:
     """Every word that a caption of the world can hold."""
     rng = np.random.default_rng(0)

@@ -106,7 +106,7 @@ def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
         raise ConfigError(f"precision {schedule.precision!r}", "one of: no, fp16, bf16")
     if schedule.precision == "fp16" and chosen.type != "cuda":
         raise ConfigError("fp16 needs a CUDA device", "use --precision bf16 or no")
-    if "WORLD_SIZE" not in os.environ:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # Accelerate keeps one state a process, and refuses another precision in it.
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
@@ -209,7 +209,7 @@ class _Loop:
             self._export()
         with asked_to_stop() as asked:
             for step, batches in zip(range(start, end), self._batches(start, end), strict=True):
-                row, stop = self._one(step, batches, bool(asked))
+                row, stop = self._one(step, batches, asked)
                 self.done.step, self.done.seconds = step + 1, before + time.monotonic() - began
                 meter.add(step, row | ({"bad": len(self.done.bad)} if self.done.bad else {}))
                 now = time.monotonic()
@@ -221,7 +221,7 @@ class _Loop:
                 if stop and step + 1 < end:
                     raise KeyboardInterrupt if asked[:1] != [signal.SIGTERM] else SystemExit(143)
 
-    def _one(self, step: int, batches: list[Any], stop: bool) -> tuple[dict[str, float], bool]:
+    def _one(self, step: int, batches: list[Any], asked: list[int]) -> tuple[dict[str, float], bool]:
         """One optimiser step; its figures, and whether any process was asked to stop."""
         schedule, accelerator = self.schedule, self.accelerator
         for group in self.optimizer.param_groups:
@@ -236,7 +236,7 @@ class _Loop:
             with nullcontext() if last else accelerator.no_sync(self.step):
                 loss, row = self.step(self._seen(batch), generator)
                 accelerator.backward(loss / len(batches))
-        value, stop = self._agree(loss.detach(), stop)
+        value, stop = self._agree(loss.detach(), bool(asked))
         if not math.isfinite(value):
             raise NumericsError(f"the loss is {value} at step {step}", "try a lower lr, or precision = no")
         accelerator.clip_grad_norm_(self.trained, schedule.clip_norm)

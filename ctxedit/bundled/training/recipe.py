@@ -40,6 +40,7 @@ FOLDERS = {
 }
 #: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
 _FREE = ("steps", "save_seconds", "workers", "precision")
+_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,11 @@ def _parse(blob: dict[str, Any], path: Path, text: str) -> Recipe:
     data = merge(DataConfig(), blob.get("data", {}), "data.")
     if data.path and not Path(data.path).expanduser().is_absolute():
         data = replace(data, path=str(path.parent / data.path))
-    schedule = Schedule(**{k: blob["schedule"][k] for k in ("steps", "batch", "lr")})
-    schedule = merge(schedule, blob["schedule"], "schedule.")
+    schedule = merge(Schedule(steps=1, batch=1, lr=0.0), blob["schedule"], "schedule.")
+    if lacking := [name for name in ("steps", "batch", "lr") if name not in blob["schedule"]]:
+        raise ConfigError(f"no schedule.{lacking[0]}", "steps, batch and lr have no default")
+    if data.size < _SIDE or data.size % _SIDE:
+        raise ConfigError(f"data.size = {data.size}", f"a multiple of {_SIDE}: networks halve it four times")
     for name in ("steps", "batch", "accumulate"):
         if getattr(schedule, name) < 1:
             raise ConfigError(f"schedule.{name} = {getattr(schedule, name)}", "at least 1")

@@ -1,0 +1,263 @@
+"""``ctxedit train`` and ``ctxedit models check``: through the command line, on a person's own pictures."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from ctxedit.bundled.training import recipe, record
+from ctxedit.models.weights import BUILTIN_FOLDER
+
+#: Small settings of every part, for a few steps on the CPU.
+TASKS = {
+    "autoencoder": "channels = [8, 16, 16]\nlayers = 1\nkl = 1e-5\nedges = 1.0",
+    "clip": "width = 32\nlayers = 1\nheads = 2\npatch = 8",
+    "captioner": "width = 32\nlayers = 1\npatch = 8",
+    "denoiser": "channels = [16, 32]\nlayers = 1\nhead = 16\nattend = [true, true]\nfocus = 4.0",
+    "adapter": "train = []\n[task.adapter]\nwidth = 32\nblocks = 1\nheads = 2\nbound = 0.1",
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Eight drawn pictures with captions, one of them spoilt."""
+    from PIL import Image
+
+    from ctxedit.bundled.world import scenes
+
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        scene = scenes.draw_scene(rng)
+        Image.fromarray(scenes.render_frame(scene, 0.5)[0]).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(scenes.caption(scene, rng))
+    (folder / "0.png").write_bytes(b"nothing")
+    return folder
+
+
+@pytest.fixture()
+def make_recipe(tmp_path):
+    def write(part, task=None, steps=2, data=""):
+        schedule = f"steps = {steps}\nbatch = 4\nlr = 1e-3\nwarmup = 1\nworkers = 0"
+        path = tmp_path / f"my-{part}.toml"
+        path.write_text(
+            f'part = "{part}"\n[task]\n{task or TASKS[part]}\n[schedule]\n{schedule}\n[data]\n{data}\n'
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("part", TASKS)
+def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictures, tmp_path, part):
+    answer = ctxedit("train", make_recipe(part), "--data", pictures, "--out", "mine", "--json")
+    assert answer.code == 0, answer.err
+    table = answer.table
+    assert table["steps"] == 2 and table["images"] == 8
+    assert table["bad"].keys() == {"0.png"}, "eight samples of eight pictures meet the spoilt one"
+    assert "1 bad in the data, left out: 0.png" in answer.err
+    folder = tmp_path / "mine" / recipe.FOLDERS[part]
+    known = json.loads((folder / "training.json").read_text())
+    assert known["steps"] == 2 and known["bad"] == 1 and known["data"].startswith("folder pictures")
+    assert known["files"] == record.hashes(folder) and record.matches(tmp_path / "mine", folder.name)
+    assert known["recipe_sha256"] == hashlib.sha256(known["recipe"].encode()).hexdigest()
+    if part == "denoiser":
+        assert known["built_on"]["vae"] == record.hashes(BUILTIN_FOLDER / "vae")
+        made = ctxedit("t2i", "a tiger", "--model", "mine", "--steps", 2, "-o", "a.png")
+        assert made.code == 0, made.err
+    if part == "adapter":
+        assert not (tmp_path / "mine" / "unet").exists(), "a frozen denoiser is not copied"
+        made = ctxedit(
+            "t2i", "a tiger", "--adapter", folder / "adapter.safetensors", "--steps", 2, "-o", "a.png"
+        )
+        assert made.code == 0, made.err
+
+
+def test_an_adapter_may_move_the_denoiser_too(ctxedit, make_recipe, tmp_path):
+    path = make_recipe("adapter", TASKS["adapter"].replace("[]", '["attn2"]'))
+    answer = ctxedit("train", path, "--out", "mine")
+    assert answer.code == 0, answer.err
+    from safetensors.torch import load_file
+
+    new = load_file(tmp_path / "mine/unet/diffusion_pytorch_model.safetensors")
+    old = load_file(BUILTIN_FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
+    moved = {key for key, value in new.items() if not value.equal(old[key])}
+    assert moved and all(".attn2." in key for key in moved)
+    rows = [
+        json.loads(row) for row in (tmp_path / "mine/.state/adapter/metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["shift"] > 0, "the shift's share of the signal is in the metrics"
+    made = ctxedit(
+        "t2i", "a tiger", "--model", "mine", "--adapter", "mine/adapter/adapter.safetensors",
+        "--steps", 2, "-o", "a.png",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+
+
+def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_recipe, tmp_path):
+    path = make_recipe("autoencoder")
+    assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
+    first = record.hashes(tmp_path / "weights-my-autoencoder/vae")
+    longer = ctxedit("train", path, "--steps", 3)
+    assert longer.code == 0 and "goes on at step 2 of 3" in longer.err
+    assert record.hashes(tmp_path / "weights-my-autoencoder/vae") != first
+    other = make_recipe("autoencoder", TASKS["autoencoder"].replace("1.0", "2.0"))
+    refused = ctxedit("train", other)
+    assert refused.code == 2 and "begun with another task.edges" in refused.err
+    elsewhere = ctxedit("train", other, "--state", "s")
+    assert elsewhere.code == 6 and "holds weights already" in elsewhere.err
+    anew = ctxedit("train", other, "-y", "--json")
+    assert anew.code == 0 and anew.table["steps"] == 2
+
+
+def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
+    path = make_recipe("autoencoder", "channels = [16, 48, 96]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
+    answer = ctxedit("train", path, "--warm")
+    assert answer.code == 0, answer.err
+    known = record.read(tmp_path / "weights-my-autoencoder/vae")
+    assert known["began_with"] == record.hashes(BUILTIN_FOLDER / "vae")
+    rows = (tmp_path / "weights-my-autoencoder/.state/autoencoder/metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["psnr"] > 20, "it began with trained weights"
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_recipe, pictures, tmp_path):
+    path = make_recipe("denoiser")
+    before = sorted(tmp_path.rglob("*"))
+    table = ctxedit("train", path, "--data", pictures, "--dry-run", "--json").table
+    assert table["pictures"] == 8 and table["steps"] == 2 and table["images"] == 8
+    assert table["parameters"] > 1e4 and table["weights"] == "weights-my-denoiser/unet"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_recipes_are_listed(ctxedit):
+    found = {r["recipe"]: r for r in ctxedit("train", "--list", "--json").table["recipes"]}
+    assert set(found) == set(recipe.ORDER)
+    assert all(r["about"] and r["steps"] > 0 for r in found.values())
+    assert "AutoencoderKL" in ctxedit("train", "--list").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("train",), 2, "no recipe"),
+        (("train", "kitchen"), 2, "no recipe"),
+        (("train", "judge", "--data", "PICTURES"), 2, "drawn scenes"),
+        (("train", "autoencoder", "--data", "nowhere"), 3, "no folder nowhere"),
+        (("train", "autoencoder", "--device", "cuda:7"), 2, "device"),
+        (("train", "autoencoder", "--record"), 3, "no state in"),
+        (("models", "check", "--part", "kitchen"), 2, "no check of"),
+        (("models", "check", "--weights", "nowhere"), 4, "no folder nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused(ctxedit, pictures, tmp_path, arguments, code, words):
+    answer = ctxedit(*[pictures if a == "PICTURES" else a for a in arguments])
+    assert answer.code == code and words in answer.err and "hint:" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("width = 32", "widht = 32", "widht"),
+        ("steps = 2", "steps = 0", "steps = 0"),
+        ("steps = 2", "stepz = 2", "stepz"),
+        ("[data]", "[data]\nsource = 'cellar'", "cellar"),
+        ("[data]", "[data]\nsource = 'folder'", "data.path"),
+        ("[data]", "[data]\nsize = 50", "data.size"),
+        ('part = "clip"', 'part = "ear"', "no part named"),
+        ("[task]", "task", "recipe"),
+    ],
+)
+def test_bad_recipes_are_refused(ctxedit, make_recipe, old, new, words):
+    path = make_recipe("clip")
+    path.write_text(path.read_text().replace(old, new))
+    answer = ctxedit("train", path)
+    assert answer.code == 2 and words in answer.err
+
+
+def test_bad_input_stops_the_training_where_the_recipe_says_so(ctxedit, make_recipe, pictures):
+    path = make_recipe("autoencoder", data=f'source = "folder"\npath = "{pictures}"\non_error = "stop"')
+    answer = ctxedit("train", path)
+    assert answer.code == 3 and "0.png" in answer.err
+
+
+def test_tensorboard_is_asked_for_before_anything_is_done(ctxedit, make_recipe, monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    answer = ctxedit("train", make_recipe("autoencoder"), "--tensorboard", "board")
+    assert answer.code == 2 and "ctxedit[tensorboard]" in answer.err
+    assert not (tmp_path / "weights-my-autoencoder").exists()
+
+
+def test_tensorboard_receives_the_metrics(ctxedit, make_recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    answer = ctxedit("train", make_recipe("autoencoder"), "--tensorboard", "board")
+    assert answer.code == 0, answer.err
+    assert list((tmp_path / "board").glob("events.out.tfevents.*"))
+
+
+def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, tmp_path):
+    path = make_recipe("autoencoder")
+    ctxedit("train", path)
+    file = tmp_path / "weights-my-autoencoder/vae/training.json"
+    before = json.loads(file.read_text())
+    file.unlink()
+    assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is None
+    assert ctxedit("train", path, "--record").out.strip().endswith("vae/training.json")
+    after = json.loads(file.read_text())
+    for key in ("steps", "images", "files", "recipe_sha256"):
+        assert after[key] == before[key]
+    (file.parent / "diffusion_pytorch_model.safetensors").write_bytes(b"other")
+    assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is False
+
+
+@pytest.mark.parametrize("part", recipe.ORDER)
+def test_the_shipped_weights_are_those_of_their_record(part):
+    """Whoever changes weights or recipe makes the record anew: `ctxedit train PART --record`."""
+    folder = BUILTIN_FOLDER / recipe.FOLDERS[part]
+    known = record.read(folder)
+    if known is None:
+        pytest.skip(f"no record of the {part} yet")
+    assert known["files"] == record.hashes(folder)
+    assert known["recipe_sha256"] == hashlib.sha256(known["recipe"].encode()).hexdigest()
+    assert known["recipe_sha256"] == recipe.resolve(part).sha256, "the shipped recipe made these weights"
+    for name, files in known["built_on"].items():
+        assert files == record.hashes(BUILTIN_FOLDER / name)
+
+
+def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path):
+    import shutil
+
+    from ctxedit.models import weights
+
+    shutil.copytree(BUILTIN_FOLDER, tmp_path / "models")
+    for name in (
+        "ctxedit.models.weights",
+        "ctxedit.bundled.training.check",
+        "ctxedit.bundled.training.parts",
+    ):
+        __import__(name)
+        monkeypatch.setattr(f"{name}.BUILTIN_FOLDER", tmp_path / "models")
+    assert tmp_path / "models" == weights.BUILTIN_FOLDER
+    answer = ctxedit("models", "check", "--part", "autoencoder", "--count", 2, "--save")
+    assert answer.code == 0 and "| autoencoder | PSNR, dB |" in answer.out
+    rows = ctxedit("models", "ls", "--json").table["checked"]
+    assert [r["figure"] for r in rows] == ["PSNR, dB", "SSIM"] and all(r["current"] for r in rows)
+    recipes = recipe.load(recipe.RECIPES / "autoencoder.toml")
+    record.write(recipes, record.Facts(10, 60.0, 0, "cpu"), tmp_path / "models")
+    parts = {p["part"]: p for p in ctxedit("models", "ls", "--json").table["builtin"]}
+    assert parts["vae"]["images"] == 80 and parts["vae"]["recorded"] is True
+    assert parts["vae"]["trained_on"] == "drawn scenes, 64 pixels" and parts["vae"]["licence"] == "Apache-2.0"
+    file = tmp_path / "models/vae/diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({k: v + 1 for k, v in load_file(file).items()}, file)
+    text = ctxedit("models", "ls").out
+    assert "(of earlier weights)" in text and "not those of the record" in text
