@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import caption, edit, env, eval, models, presets, t2i, train, tune
+from ctxedit.cli import bench, caption, edit, env, eval, models, presets, t2i, train, tune
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
@@ -45,6 +45,7 @@ _VERBS = (
 )  # fmt: skip
 for _name, _verb in _VERBS:
     app.command(_name)(spread(_verb))
+app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
 app.add_typer(models.app, name="models")
 

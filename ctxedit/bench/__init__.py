@@ -1,0 +1,1 @@
+"""The comparison: presets side by side on a list of clips and targets."""

@@ -1,0 +1,93 @@
+"""The list that is used where none is named: held-out pairs of the built-in world, drawn."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from ctxedit.bundled.training.judge import truth
+from ctxedit.bundled.world import scenes
+from ctxedit.bundled.world.pairs import Pair, draw_pairs
+from ctxedit.bundled.world.samples import FPS, FRAMES, SIZE
+from ctxedit.media.temporary import atomic
+from ctxedit.media.write import write_clip
+
+#: 14 clips, 46 pairs: as many as the paper has videos, and a few. The seed is fixed: it is one list.
+CLIPS, COLOURS, SEED = 14, 4, 2024
+NAME = "clips.toml"
+
+
+def default_pairs() -> list[Pair]:
+    """The pairs of the default list."""
+    return draw_pairs(CLIPS, SEED, COLOURS)
+
+
+def default_list(folder: Path, limit: int | None = None) -> Path:
+    """The default list as files in a folder (clips, masks, ideal edits, ``clips.toml``): drawn unless there.
+
+    Args:
+        folder: complete or not there: it is renamed into place.
+        limit: draw so many of the clips only; such a list has a folder of its own beside it.
+    """
+    folder = _folder(folder, limit)
+    if not (folder / NAME).is_file():
+        pairs = [list(group) for _, group in groupby(default_pairs(), lambda pair: pair.clip)]
+        with atomic(folder, True) as temporary:
+            temporary.mkdir()
+            write_list(temporary, [pair for group in pairs[:limit] for pair in group])
+    return folder / NAME
+
+
+def is_drawn(folder: Path, limit: int | None = None) -> bool:
+    """Whether the list of :func:`default_list` is there already."""
+    return (_folder(folder, limit) / NAME).is_file()
+
+
+def _folder(folder: Path, limit: int | None) -> Path:
+    return folder if limit is None or limit >= CLIPS else folder.with_name(f"{folder.name}-{limit}")
+
+
+def write_list(folder: Path, pairs: list[Pair]) -> None:
+    """Draw the clips of these pairs into a folder, with their list."""
+    entries = []
+    for name, group in groupby(pairs, lambda pair: pair.clip):
+        of_clip = list(group)
+        source = of_clip[0].source
+        frames, mask = scenes.render(source, FRAMES, SIZE)
+        write_clip(folder / f"{name}.mp4", frames, FPS)
+        write_clip(folder / f"{name}-mask.mp4", _grey(mask), FPS)
+        targets = [_target(folder, pair, mask) for pair in of_clip]
+        entries.append(
+            {
+                "name": name,
+                "path": f"{name}.mp4",
+                "prompt": of_clip[0].source_prompt,
+                "mask": f"{name}-mask.mp4",
+                "targets": targets,
+            }
+        )
+    (folder / NAME).write_text(tomli_w.dumps({"clips": entries}), encoding="utf-8")
+
+
+def _target(folder: Path, pair: Pair, mask: NDArray[np.float32]) -> dict[str, Any]:
+    """A target's entry; its ideal edit and, where the object's outline changes, its mask are drawn."""
+    stem = f"{pair.clip}-{pair.kind}"
+    frames, own = scenes.render(pair.target, FRAMES, SIZE)
+    write_clip(folder / f"{stem}.mp4", frames, FPS)
+    # An object that cannot be seen in colour (a sketch) has none to judge.
+    expect = {k: v for k, v in truth(pair.target).items() if (k, v) != ("colour", "none")}
+    table = {"prompt": pair.target_prompt, "kind": pair.kind, "ideal": f"{stem}.mp4", "expect": expect}
+    if pair.kind == "object":
+        # What may change is where the old object was and where the new one is.
+        write_clip(folder / f"{stem}-mask.mp4", _grey(np.maximum(mask, own)), FPS)
+        table["mask"] = f"{stem}-mask.mp4"
+    return table
+
+
+def _grey(mask: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(mask[..., None] * 255).astype(np.uint8).repeat(3, -1)

@@ -1,0 +1,143 @@
+"""The list of a comparison: clips, what each shows, and what to make of it. TOML; unknown keys are refused.
+
+``[[clips]]`` has ``path`` and ``prompt``, optionally ``name`` (the file's), ``mask`` (a video or image, white
+where the object is) and ``control`` (a map for presets that take one), and ``[[clips.targets]]`` with
+``prompt`` and ``kind``, optionally ``mask`` (over the clip's), ``ideal`` (the true edit) and ``expect`` (a
+table of what the built-in judge should see). Relative paths are relative to the list.
+
+Masks are for the figures only: the methods do not see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctxedit.bundled.training.judge import ANSWERS
+from ctxedit.config import read_table
+from ctxedit.errors import ConfigError, InputError
+
+KINDS = ("object", "background", "style", "colour", "other")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to make of a clip; attributes as in the list."""
+
+    prompt: str
+    kind: str = "other"
+    mask: Path | None = None
+    ideal: Path | None = None
+    expect: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of the list."""
+
+    name: str
+    path: Path
+    prompt: str
+    targets: tuple[Target, ...]
+    mask: Path | None = None
+    control: Path | None = None
+
+
+def read_list(path: Path) -> tuple[Clip, ...]:
+    """Read and check a list; no clip is opened.
+
+    Raises:
+        ConfigError: no such list, not TOML, an unknown or missing key, a wrong value, the same name or target
+            twice, or nothing in it.
+        InputError: a file that it names does not exist, or an empty prompt.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder", "name the list itself, a TOML file")
+    table = read_table(path)
+    where = str(path)
+    _known(table, {"clips"}, where)
+    entries = table.get("clips")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{where} lists no clips", "each clip is a table [[clips]] with path and prompt")
+    clips = tuple(_clip(entry, path, f"{where}, clip {i}") for i, entry in enumerate(entries, 1))
+    _distinct((clip.name for clip in clips), "name", where, "give one of them a `name`")
+    return clips
+
+
+def _clip(entry: Any, file: Path, where: str) -> Clip:
+    entry = _as_table(entry, where)
+    _known(entry, {"name", "path", "prompt", "mask", "control", "targets"}, where)
+    path = _path(entry, "path", file, where)
+    if path is None:
+        raise ConfigError(f"{where} has no path", "name the clip's file")
+    name = _text(entry, "name", where) or path.stem
+    where = f"{where} ({name})"
+    prompt = _text(entry, "prompt", where, "say what the clip shows")
+    targets = entry.get("targets")
+    if not isinstance(targets, list) or not targets:
+        raise ConfigError(f"{where} has no targets", "each target is a table [[clips.targets]] with a prompt")
+    read = tuple(_target(t, file, f"{where}, target {i}") for i, t in enumerate(targets, 1))
+    _distinct((target.prompt for target in read), "target", where, "leave one of them out")
+    mask, control = (_path(entry, key, file, where) for key in ("mask", "control"))
+    return Clip(name, path, prompt or "", read, mask, control)
+
+
+def _target(entry: Any, file: Path, where: str) -> Target:
+    entry = _as_table(entry, where)
+    _known(entry, {"prompt", "kind", "mask", "ideal", "expect"}, where)
+    prompt = _text(entry, "prompt", where, "say what the clip shall show")
+    kind = _text(entry, "kind", where) or "other"
+    if kind not in KINDS:
+        raise ConfigError(f"{where}: kind = {kind!r}", f"one of: {', '.join(KINDS)}")
+    expect = _as_table(entry.get("expect", {}), f"{where}: expect")
+    _known(expect, set(ANSWERS), f"{where}: expect")
+    for question, answer in expect.items():
+        if answer not in ANSWERS[question]:
+            raise ConfigError(
+                f"{where}: expect.{question} = {answer!r}", f"the judge knows: {', '.join(ANSWERS[question])}"
+            )
+    mask, ideal = (_path(entry, key, file, where) for key in ("mask", "ideal"))
+    return Target(prompt or "", kind, mask, ideal, dict(expect))
+
+
+def _as_table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is a table, not {value!r}")
+    return value
+
+
+def _known(table: Mapping[str, Any], keys: set[str], where: str) -> None:
+    if strange := sorted(set(table) - keys):
+        raise ConfigError(f"{where}: unknown key {strange[0]}", f"known here: {', '.join(sorted(keys))}")
+
+
+def _text(table: Mapping[str, Any], key: str, where: str, required: str | None = None) -> str | None:
+    """A text of the table; ``required`` is the hint when there is none."""
+    value = table.get(key)
+    if value is None and required:
+        raise ConfigError(f"{where} has no {key}", required)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{where}: {key} = {value!r}", "it takes a text")
+    if value is not None and not value.strip():
+        raise InputError(f"{where}: the {key} is empty", required)
+    return value
+
+
+def _path(table: Mapping[str, Any], key: str, file: Path, where: str) -> Path | None:
+    text = _text(table, key, where)
+    if text is None:
+        return None
+    path = file.parent / Path(text).expanduser()
+    if not path.exists():
+        raise InputError(f"{where}: {key} {path} does not exist", "paths are relative to the list's folder")
+    return path
+
+
+def _distinct(names: Iterable[str], what: str, where: str, hint: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ConfigError(f"{where}: the {what} {name!r} is there twice", hint)
+        seen.add(name)

@@ -1,0 +1,156 @@
+"""What a stage costs: seconds, peak memory, passes of the denoiser; measured, not computed from settings."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from ctxedit.media.temporary import atomic
+from ctxedit.pipeline import Reporter
+
+_FILE = "costs.json"
+_EVERY = 0.02  # seconds between looks at the resident memory
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage.
+
+    Attributes:
+        seconds: of the stage's own loop: no loading, decoding or writing.
+        peak_bytes: largest resident memory of the process on CPU, largest allocation on CUDA.
+        evaluations: passes of the UNet over the clip, guidance's two lanes counted as two.
+    """
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    evaluations: float = 0.0
+
+    def and_then(self, more: Cost) -> Cost:
+        """Both, one after the other: a stage that was interrupted and went on."""
+        return Cost(
+            self.seconds + more.seconds,
+            max(self.peak_bytes, more.peak_bytes),
+            self.evaluations + more.evaluations,
+        )
+
+
+class Meter(Reporter):
+    """A reporter that measures every task and hands it on.
+
+    Args:
+        inner: who is told.
+    """
+
+    def __init__(self, inner: Reporter) -> None:
+        self.inner = inner
+        self.spent: dict[str, Cost] = {}
+        self._device = torch.device("cpu")
+        self._frames, self._seen = 1, 0
+
+    def say(self, text: str) -> None:
+        self.inner.say(text)
+
+    def warn(self, text: str) -> None:
+        self.inner.warn(text)
+
+    @contextmanager
+    def watch(self, unet: nn.Module, frames: int, device: torch.device) -> Iterator[None]:
+        """Count the network's passes over clips of so many frames, for as long as the block lasts."""
+        self._frames, self._device = frames, device
+
+        def count(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            self._seen += len(args[0])
+
+        hook = unet.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        stage = name.split(" ", 1)[0]
+        seen, began = self._seen, time.perf_counter()
+        with self.inner.task(name, total) as step, _peak(self._device) as peak:
+            try:
+                yield step
+            finally:
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+                cost = Cost(time.perf_counter() - began, peak(), (self._seen - seen) / self._frames)
+                self.spent[stage] = self.spent.get(stage, Cost()).and_then(cost)
+
+    def take(self, stage: str) -> Cost | None:
+        """What the stage spent since it was last taken; None when it did not run."""
+        return self.spent.pop(stage, None)
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Gives a callable: the largest memory since the block began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: int(torch.cuda.max_memory_allocated(device))
+        return
+    process, over = psutil.Process(), threading.Event()
+    most = [process.memory_info().rss]
+
+    def look() -> int:
+        most[0] = max(most[0], process.memory_info().rss)
+        return most[0]
+
+    def watch() -> None:
+        while not over.wait(_EVERY):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield look
+    finally:
+        over.set()
+        thread.join()
+
+
+class Ledger:
+    """Costs of a run folder's stages, so that a stage that is reused is still accounted for.
+
+    Args:
+        folder: the run folder; holds ``costs.json``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _FILE
+        try:
+            self._table: dict[str, Any] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            self._table = {}  # none yet, or cut off: the stage's cost is then unknown, not wrong
+
+    def add(self, stage: str, key: str, cost: Cost) -> None:
+        """Add to what a resumable stage has cost under this key; what another key cost is forgotten."""
+        before = self.of(stage, key)
+        self.put(stage, key, cost if before is None else before.and_then(cost))
+
+    def put(self, stage: str, key: str, cost: Cost) -> None:
+        """Note what a stage that always starts afresh has cost."""
+        self._table[stage] = {"key": key, **asdict(cost)}
+        with atomic(self._path, True) as temporary:
+            temporary.write_text(json.dumps(self._table, indent=1))
+
+    def of(self, stage: str, key: str) -> Cost | None:
+        """What was spent on a stage under this key, if it is known."""
+        entry = self._table.get(stage)
+        if not isinstance(entry, dict) or entry.get("key") != key:
+            return None
+        return Cost(entry["seconds"], entry["peak_bytes"], entry["evaluations"])

@@ -1,0 +1,100 @@
+"""What a comparison is about to do: everything checked that can be, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctxedit import plan
+from ctxedit.bench.listing import Clip
+from ctxedit.bench.results import Results
+from ctxedit.bench.runner import REFERENCES, Bench, Method, settings_for
+from ctxedit.config import Config
+from ctxedit.errors import ConfigError, InputError
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Counts and estimates.
+
+    Attributes:
+        edits: methods × targets.
+        done: of them, finished before.
+        evaluations: passes of the network over a clip that are left, by method.
+        peak_bytes: the largest stage's memory, estimated.
+        failing: clips that cannot be read, and why; their edits become rows with that error.
+    """
+
+    edits: int
+    done: int
+    evaluations: dict[str, int]
+    peak_bytes: int
+    failing: dict[str, str]
+
+
+def methods(presets: Sequence[str], load: Callable[[str], Config]) -> tuple[Method, ...]:
+    """Methods by preset name or file; ``load`` gives the settings of one.
+
+    Raises:
+        ConfigError: none, an unknown preset, two of one name, or a name that the tables need.
+    """
+    if not presets:
+        raise ConfigError("no preset is named", "e.g. --presets ddim,contextdiff; see `ctxedit presets ls`")
+    found: dict[str, Method] = {}
+    for name in presets:
+        label = Path(name).stem if name.endswith(".toml") else name
+        if label in found:
+            raise ConfigError(f"two presets are called {label!r}", "name each once; rename a file's copy")
+        if label in REFERENCES:
+            raise ConfigError(f"a preset cannot be called {label!r} here", "rename the file")
+        found[label] = Method(label, name, load(name))
+    return tuple(found.values())
+
+
+def look(bench: Bench) -> Preview:
+    """Check every method on every clip, and say what is left to do; loads nothing.
+
+    Raises:
+        ConfigError: a method asks for a control that a clip lacks; settings that a model cannot serve.
+        WeightsError, ResourceError, OutputError: as :func:`ctxedit.plan.make` and its check raise them.
+    """
+    for clip in bench.clips:
+        for method in bench.methods:
+            _check_control(clip, method)
+    results = Results(bench.out)
+    edits = done = peak = 0
+    left: dict[str, int] = {}
+    failing: dict[str, str] = {}
+    for clip in bench.clips:
+        for method in bench.methods:
+            settings = settings_for(clip, method)
+            due = [
+                t.prompt for t in clip.targets
+                if bench.overwrite or not results.done(bench.key(clip, t, method.label, settings))
+            ]  # fmt: skip
+            edits, done = edits + len(clip.targets), done + len(clip.targets) - len(due)
+            if not due or clip.name in failing:
+                continue
+            try:
+                made = plan.make(bench.session(clip, method), due)
+            except InputError as error:
+                failing[clip.name] = error.message
+                continue
+            made.check()
+            stages = [stage for stage in made.stages if not stage.reused]
+            left[method.label] = left.get(method.label, 0) + sum(s.evaluations for s in stages)
+            peak = max([peak, *(s.peak_bytes for s in stages)])
+    if len(failing) == len(bench.clips):
+        name, why = next(iter(failing.items()))
+        raise InputError(f"no clip of the list can be edited; {name}: {why}")
+    return Preview(edits, done, left, peak, failing)
+
+
+def _check_control(clip: Clip, method: Method) -> None:
+    control = settings_for(clip, method).control
+    if control.kind == "video" and not control.map:
+        raise ConfigError(
+            f"{method.label} takes a control map, and the clip {clip.name!r} has none",
+            "give the clip a `control` in the list, or leave the preset out",
+        )

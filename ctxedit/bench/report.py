@@ -1,0 +1,118 @@
+"""Writes what a comparison leaves for people and programs: tables, costs, errors, the page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxedit.bench import page, tables
+from ctxedit.bench.results import Row
+from ctxedit.bench.runner import IDEAL, REFERENCES, SOURCE, Bench
+from ctxedit.errors import InputError
+from ctxedit.media.temporary import atomic
+from ctxedit.runs import versions
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was written."""
+
+    table_json: Path
+    table_csv: Path
+    table_markdown: Path
+    costs: Path
+    page: Path
+
+
+def files_in(out: Path) -> Files:
+    """Where a bench's tables lie."""
+    names = ("table.json", "table.csv", "table.md", "costs.md", "index.html")
+    return Files(*(out / name for name in names))
+
+
+def write(bench: Bench, rows: Sequence[Row], compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """Write the tables and the page anew from the rows; returns what ``table.json`` holds.
+
+    Args:
+        bench: what was compared.
+        rows: as :func:`ctxedit.bench.runner.run` gives them.
+        compare: further pairs (before, after) whose difference is wanted.
+    """
+    labels = [method.label for method in bench.methods]
+    named = [SOURCE, *[IDEAL] * any(row.method == IDEAL for row in rows), *labels]
+    summary = tables.summary(rows, named)
+    pairs = tables.adapter_pairs(labels)
+    changes = tables.differences(rows, [*pairs, *compare])
+    about = _about(bench, rows)
+    failed = [
+        {"method": row.method, "clip": row.clip, "target": row.target, "error": row.error}
+        for row in rows
+        if row.error is not None
+    ]
+    whole = {
+        "about": about, "methods": summary, "differences": changes, "failed": failed,
+        "edits": [row.table() for row in rows], "versions": versions(),
+    }  # fmt: skip
+    files = files_in(bench.out)
+    text = tables.to_markdown(summary, changes, about) + _failures(failed)
+    _put(files.table_json, json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False))
+    _put(files.table_csv, tables.to_csv(summary))
+    _put(files.table_markdown, text)
+    _put(files.costs, tables.costs_markdown(summary, pairs, about))
+    _put(files.page, page.page(bench.out, rows, labels, about))
+    return whole
+
+
+def read(out: Path) -> dict[str, Any]:
+    """``table.json`` of a bench's folder; raises InputError where there is none."""
+    path = files_in(out).table_json
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(f"{out} holds no comparison", "make one with `ctxedit bench --presets …`") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is broken", "run the same `ctxedit bench` again: it writes it anew"
+        ) from error
+
+
+def edits_of(whole: dict[str, Any]) -> list[Row]:
+    """The rows that ``table.json`` holds; raises InputError for those of another version."""
+    try:
+        return [Row(**row) for row in whole["edits"]]
+    except (KeyError, TypeError) as error:
+        raise InputError("table.json is of another version", "run the same `ctxedit bench` again") from error
+
+
+def _about(bench: Bench, rows: Sequence[Row]) -> list[str]:
+    """What was compared, on what, in sentences."""
+    done = [row for row in rows if row.method not in REFERENCES and row.error is None]
+    kinds = Counter(target.kind for clip in bench.clips for target in clip.targets)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    said = [f"Clips: {len(bench.clips)}; targets: {sum(kinds.values())} ({counted})."]
+    if done:
+        facts = done[0].facts
+        width, height = facts["size"]
+        said.append(
+            f"Model {facts['model']} on {facts['device']} in {facts['dtype']}, {facts['frames']} frames at "
+            f"{width}×{height}, seed {facts['seed']}; CLIP: {facts['clip_model']}."
+        )
+    return said
+
+
+def _failures(failed: Sequence[dict[str, Any]]) -> str:
+    if not failed:
+        return ""
+    rows = [["method", "clip", "target", "error"]]
+    rows += [[str(one[key]) for key in rows[0]] for one in failed]
+    return "\n## Failed\n\n" + tables.markdown(rows) + "\n"
+
+
+def _put(path: Path, text: str) -> None:
+    """Tables are made of the results, which stay: they are written anew without asking."""
+    with atomic(path, True) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,99 @@
+"""The results file: one JSON row an edit, appended when it is done, so that nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctxedit.errors import InputError, OutputError
+
+NAME = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One edit.
+
+    Attributes:
+        key: a hash of all that its figures depend on.
+        method: the preset's label; ``source`` and ``ideal`` are references, no edits.
+        clip, target, kind, prompt: as in the list.
+        figures: by key of :data:`ctxedit.bench.figures.FIGURES`.
+        costs: of ``tune``, ``invert`` and ``edit``: seconds, peak_bytes, evaluations; absent if unknown.
+        facts: device, frames, trained parameters, ….
+        video: relative to the bench's folder, or None.
+        error: why there is no edit, in one line, or None.
+    """
+
+    key: str
+    method: str
+    clip: str
+    target: str
+    kind: str
+    prompt: str
+    figures: dict[str, float | None] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    video: str | None = None
+    error: str | None = None
+
+    def table(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
+class Results:
+    """The file of a bench's folder.
+
+    Args:
+        folder: the bench's folder.
+
+    Raises:
+        InputError: the file is not one of ours. A last line that was cut off is no error: the process died
+            while it wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._rows: dict[str, Row] = {}
+        lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = Row(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                if number == len(lines):
+                    continue
+                raise InputError(
+                    f"{self.path}, line {number} is no result", "delete the line, or choose another --out"
+                ) from error
+            self._rows[row.key] = row
+        self._torn = bool(lines) and bool(lines[-1].strip())
+
+    def done(self, key: str) -> Row | None:
+        """The finished edit of this key; one that failed is not finished."""
+        row = self._rows.get(key)
+        return row if row is not None and row.error is None else None
+
+    def get(self, key: str) -> Row | None:
+        """The last row of this key, failed or not."""
+        return self._rows.get(key)
+
+    def add(self, row: Row) -> None:
+        """Append a row; on the disk when this returns. Raises OutputError where it cannot be written."""
+        text = json.dumps(row.table(), ensure_ascii=False, allow_nan=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                # What a killed process left of its last line must not swallow this one.
+                stream.write("\n" * self._torn + text + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error.strerror}", "check the disk") from error
+        self._torn = False
+        self._rows[row.key] = row

@@ -1,0 +1,299 @@
+"""Runs every method on every clip and target, in one process, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ctxedit.bench.figures import VERSION, Measure, Truth, Values
+from ctxedit.bench.listing import Clip, Target
+from ctxedit.bench.meter import Ledger, Meter
+from ctxedit.bench.results import Results, Row
+from ctxedit.config import Config
+from ctxedit.errors import CtxeditError, InputError, OutputError
+from ctxedit.media.geometry import to_working
+from ctxedit.media.mask import read_mask
+from ctxedit.media.read import read_frames
+from ctxedit.media.write import write_clip
+from ctxedit.pipeline import Options, Reporter, Session
+from ctxedit.runs import fingerprint, key_of, slug
+from ctxedit.stages.prepare import Prepared
+
+#: References beside the methods: the clip unedited, and the true edit where there is one.
+SOURCE, IDEAL = "source", "ideal"
+REFERENCES = (SOURCE, IDEAL)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset with its settings; ``label`` is what the tables call it."""
+
+    label: str
+    preset: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is compared on what.
+
+    Attributes:
+        out: the bench's folder: results, run folders, tables, page.
+        clips, methods: each method runs on each target of each clip.
+        overwrite: redo finished edits (their tuning and inversion stay).
+        offline: touch no hub.
+    """
+
+    out: Path
+    clips: tuple[Clip, ...]
+    methods: tuple[Method, ...]
+    overwrite: bool = False
+    offline: bool = False
+
+    def session(self, clip: Clip, method: Method, reporter: Reporter | None = None) -> Session:
+        """The session of one method on one clip; its run folder lies in the bench's."""
+        options = Options(
+            prompt=clip.prompt, audio=False, overwrite=self.overwrite, offline=self.offline,
+            runs=self.out / "runs",
+        )  # fmt: skip
+        return Session(clip.path, settings_for(clip, method), method.preset, options, reporter)
+
+    def key(self, clip: Clip, target: Target, method: str, config: Config) -> str:
+        """What an edit is known by: all that its pixels and figures depend on."""
+        files = [
+            None if f is None else fingerprint(f) for f in (clip.control, _mask(clip, target), target.ideal)
+        ]
+        wanted = (target.prompt, target.kind, target.expect)
+        return key_of(VERSION, method, config, fingerprint(clip.path), clip.name, clip.prompt, wanted, files)
+
+
+class Watcher(Reporter):
+    """Who is told of a bench; a reporter of stages too. This one keeps silent."""
+
+    def began(self, edits: int, done: int) -> None:
+        """So many edits in all, so many of them were done before."""
+
+    def serving(self, method: str, clip: str) -> None:
+        """A method is at a clip now."""
+
+    def finished(self, row: Row) -> None:
+        """An edit is done, or has failed."""
+
+
+def settings_for(clip: Clip, method: Method) -> Config:
+    """A method's settings for a clip: with the clip's own map where the method takes one that is brought."""
+    config = method.config
+    if config.control.kind == "video" and clip.control is not None:
+        config = replace(config, control=replace(config.control, map=str(clip.control.absolute())))
+    return config
+
+
+def run(bench: Bench, watcher: Watcher | None = None) -> list[Row]:
+    """Every row of the comparison, references first in each clip: made, or read where it is done.
+
+    A clip, a tuning or an edit that fails becomes a row with its error, and the rest go on; only a disk that
+    cannot be written, and Ctrl-C, end it. A failed edit is tried again by the next call.
+    """
+    watcher = watcher or Watcher()
+    results = Results(bench.out)
+    jobs = [(c, m, t, bench.key(c, t, m.label, settings_for(c, m))) for c, m, t in _edits(bench)]
+    known = set() if bench.overwrite else {key for *_, key in jobs if results.done(key)}
+    watcher.began(len(jobs), len(known))
+    for clip in bench.clips:
+        for method in bench.methods:
+            due = [(t, key) for c, m, t, key in jobs if c is clip and m is method and key not in known]
+            if due:
+                watcher.serving(method.label, clip.name)
+                for row in _serve(bench, results, clip, method, due, watcher):
+                    results.add(row)
+                    watcher.finished(row)
+                _tidy()
+    return rows_of(bench, results)
+
+
+def rows_of(bench: Bench, results: Results) -> list[Row]:
+    """The rows of this comparison that there are, in its order."""
+    keys = [
+        _reference_key(bench, c, t, which) for c in bench.clips for t in c.targets for which in REFERENCES
+    ]
+    keys += [bench.key(c, t, m.label, settings_for(c, m)) for c, m, t in _edits(bench)]
+    return [row for key in keys if (row := results.get(key)) is not None]
+
+
+def _edits(bench: Bench) -> Iterator[tuple[Clip, Method, Target]]:
+    return ((c, m, t) for c in bench.clips for m in bench.methods for t in c.targets)
+
+
+def _serve(
+    bench: Bench,
+    results: Results,
+    clip: Clip,
+    method: Method,
+    due: Sequence[tuple[Target, str]],
+    watcher: Watcher,
+) -> Iterator[Row]:
+    """The due edits of one method on one clip: one tuning and one inversion for all of them."""
+    meter, left = Meter(watcher), list(due)
+    with bench.session(clip, method, meter) as session:
+        try:
+            frames = len(session.prepared.frames)
+            with meter.watch(session.backbone.unet, frames, session.device):
+                costs = _before_edits(session, meter)
+                measure = Measure(session.scorer)
+                yield from _references(bench, results, session, measure, clip)
+                while left:
+                    target, key = left[0]
+                    row = _edit(bench, session, meter, measure, clip, method, target, key, dict(costs))
+                    left.pop(0)
+                    yield row
+        except OutputError:
+            raise
+        except Exception as error:
+            for target, key in left:
+                yield _row(key, method.label, clip, target, error=_line(error))
+
+
+def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]:
+    """Tune and invert; what both cost, now or when they were made."""
+    costs: dict[str, dict[str, float]] = {}
+    for stage, work, key in (
+        ("tune", session.tune, session.tune_key()),
+        ("invert", session.invert, session.invert_key()),
+    ):
+        ledger = Ledger(session.run.folder)
+        # A tuning goes on where it was killed, and so does its cost; an inversion starts afresh.
+        note = ledger.add if stage == "tune" else ledger.put
+        try:
+            work()
+        finally:
+            if spent := meter.take(stage):
+                note(stage, key, spent)
+        if cost := ledger.of(stage, key):
+            costs[stage] = asdict(cost)
+    return costs
+
+
+def _edit(
+    bench: Bench, session: Session, meter: Meter, measure: Measure, clip: Clip, method: Method,
+    target: Target, key: str, costs: dict[str, dict[str, float]],
+) -> Row:  # fmt: skip
+    """One edit, measured; an error is a row too, unless the disk refuses."""
+    try:
+        stage, stage_key = session.edit_key(target.prompt)
+        ledger = Ledger(session.run.folder)
+        result = session.edit(target.prompt)
+        if spent := meter.take("edit"):
+            ledger.put(stage, stage_key, spent)
+        if cost := ledger.of(stage, stage_key):
+            costs["edit"] = asdict(cost)
+        kept = load_file(session.run.folder / session.run.facts(stage)["frames"])["frames"].numpy()
+        figures = measure(kept, clip, target, _truth(session, clip, target))
+        video = os.path.relpath(result.files.video, bench.out)
+        return _row(key, method.label, clip, target, figures, costs, _facts(session, measure), video)
+    except OutputError:
+        raise
+    except Exception as error:
+        meter.take("edit")
+        return _row(key, method.label, clip, target, error=_line(error))
+
+
+def _references(
+    bench: Bench, results: Results, session: Session, measure: Measure, clip: Clip
+) -> Iterator[Row]:
+    """Figures of the unedited clip and of the true edit, once for each target."""
+    for target in clip.targets:
+        truth = _truth(session, clip, target)
+        for which, frames in ((SOURCE, truth.source), (IDEAL, truth.ideal)):
+            key = _reference_key(bench, clip, target, which)
+            if frames is None or (not bench.overwrite and results.done(key)):
+                continue
+            name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
+            video = write_clip(
+                bench.out / "references" / f"{name}.mp4", frames, session.prepared.clip.fps, overwrite=True
+            )
+            figures, facts = measure(frames, clip, target, truth), {"clip_model": measure.scorer.name}
+            yield _row(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
+
+
+def _reference_key(bench: Bench, clip: Clip, target: Target, which: str) -> str:
+    """References are read as the first method reads the clip."""
+    config = bench.methods[0].config
+    seen = replace(Config(), clip=config.clip, model=config.model, clip_model=config.clip_model)
+    return bench.key(clip, target, which, seen)
+
+
+def _truth(session: Session, clip: Clip, target: Target) -> Truth:
+    """What an edit of this target is compared with, read as the session reads the clip."""
+    prepared, span = session.prepared, session.config.clip
+    path = _mask(clip, target)
+    mask = None if path is None else read_mask(path, span.frames, span.start, span.stride, prepared.fit)
+    ideal = None if target.ideal is None else _ideal(target.ideal, session, prepared)
+    return Truth(prepared.frames, mask, ideal)
+
+
+def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8]:
+    span = session.config.clip
+    frames = read_frames(path, frames=span.frames, start=span.start, stride=span.stride).frames
+    if frames.shape != prepared.clip.frames.shape:
+        raise InputError(f"the ideal edit {path} has another size than the clip", "make them equal")
+    return to_working(frames, prepared.fit)
+
+
+def _mask(clip: Clip, target: Target) -> Path | None:
+    return target.mask or clip.mask
+
+
+def _facts(session: Session, measure: Measure) -> dict[str, Any]:
+    config, height_width = session.config, session.prepared.frames.shape[1:3]
+    return {
+        "model": session.backbone.name, "device": _device(session.device), "clip_model": measure.scorer.name,
+        "dtype": str(session.backbone.dtype).split(".")[-1], "frames": len(session.prepared.frames),
+        "size": [height_width[1], height_width[0]], "seed": config.seed, "adapter": config.adapter.enabled,
+        "trained": _trained(session), "run": session.run.folder.name,
+    }  # fmt: skip
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _trained(session: Session) -> int:
+    """Parameters that the tuning moved: counted in what it left."""
+    file = session.run.folder / "tune" / "tuned.safetensors"
+    if not session.config.tune.steps or not file.exists():
+        return 0
+    with safe_open(file, "pt") as tensors:
+        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+
+
+def _row(
+    key: str, method: str, clip: Clip, target: Target, figures: Values | None = None,
+    costs: dict[str, dict[str, float]] | None = None, facts: dict[str, Any] | None = None,
+    video: str | None = None, error: str | None = None,
+) -> Row:  # fmt: skip
+    return Row(
+        key, method, clip.name, target.prompt, target.kind, clip.prompt,
+        dict(figures or {}), costs or {}, facts or {}, video, error,
+    )  # fmt: skip
+
+
+def _line(error: Exception) -> str:
+    text = error.message if isinstance(error, CtxeditError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
+
+
+def _tidy() -> None:
+    """Give a session's networks back before the next one loads its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

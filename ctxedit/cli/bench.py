@@ -1,0 +1,195 @@
+"""``ctxedit bench``: presets side by side on a list of clips; a user study of the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ctxedit import config as configuration
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
+from ctxedit.cli.output import Screen, columns, print_table
+from ctxedit.errors import ConfigError, CtxeditError
+
+if TYPE_CHECKING:
+    from ctxedit.bench.listing import Clip
+    from ctxedit.bench.preview import Preview
+    from ctxedit.bench.report import Files
+    from ctxedit.bench.runner import Bench
+
+RUN = "run"
+
+
+class RunUnlessNamed(TyperGroup):
+    """A group whose ``run`` need not be said: ``ctxedit bench LIST --presets a,b``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunUnlessNamed,
+    help="Compare presets: `ctxedit bench [LIST.toml] --presets a,b,c`; then study and answers.",
+)
+app.callback(invoke_without_command=True)(help_unless_called)
+
+#: Settings for all presets alike: the shared options without --preset.
+_HINTS = typing.get_type_hints(Base, include_extras=True)
+Settings = dataclasses.make_dataclass(
+    "Settings",
+    [(f.name, _HINTS[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(Base)
+     if f.name != "preset"],
+    frozen=True,
+)  # fmt: skip
+
+List = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[LIST.toml]", help="Clips and targets. (46 pairs of the built-in world)", show_default=False
+    ),
+]
+Presets = Annotated[
+    str, typer.Option("--presets", metavar="A,B,C", help="Presets, or files of them.", show_default=False)
+]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Where all of it goes. (bench)", show_default=False)
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first N clips.", show_default=False)
+]
+Compare = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compare", metavar="A:B", help="Also the difference B less A. Repeatable.", show_default=False
+    ),
+]
+
+
+@app.command(RUN)
+@spread
+def run(
+    presets: Presets,
+    settings: Settings,  # type: ignore[valid-type]
+    overwrite: Overwrite,
+    dry: Dry,
+    talk: Talk,
+    clips: List = None,
+    out: Out = Path("bench"),
+    limit: Limit = None,
+    compare: Compare = None,
+) -> None:
+    """Run every preset on every clip and target of a list; prints the table. The word `run` may be left out.
+
+    Writes results.jsonl, table.json, table.csv, table.md, costs.md and index.html into --out.
+    An interrupted comparison goes on where it was; a clip that fails is reported and the rest go on.
+    Settings given here hold for every preset.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    names = [name.strip() for name in presets.split(",") if name.strip()]
+    pairs = _pairs(compare or [])
+    asked.warn_of_variables(screen)
+    flags = asked.table(settings)
+    for name in names:
+        configuration.load(name, settings.config, flags)  # before torch is imported
+
+    from ctxedit.bench import preview, report, runner
+
+    methods = preview.methods(names, lambda name: configuration.load(name, settings.config, flags))
+    known = [method.label for method in methods]
+    for name in (name for pair in pairs for name in pair):
+        if name not in known:
+            raise ConfigError(
+                f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
+            )
+    with _listed(clips, out, limit, dry.dry_run) as listed:
+        bench = runner.Bench(out, listed, methods, overwrite.yes, settings.offline or dry.dry_run)
+        seen = preview.look(bench)
+    if dry.dry_run:
+        screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
+        return
+    for clip, why in seen.failing.items():
+        screen.warn(f"{clip}: {why}")
+
+    from ctxedit.cli.bench_progress import watcher
+
+    with resumable(out), watcher(screen, known, bench.clips) as watching:
+        rows = runner.run(bench, watching)
+    whole = report.write(bench, rows, pairs)
+    _show(screen, whole, report.files_in(out))
+    if len(whole["failed"]) == seen.edits:
+        raise CtxeditError("every edit failed", f"see {report.files_in(out).table_markdown}")
+
+
+def _pairs(compare: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in compare:
+        before, colon, after = (part.strip() for part in text.partition(":"))
+        if not (before and colon and after):
+            raise ConfigError(f"--compare {text}", "it takes two presets: --compare ddim:contextdiff")
+        pairs.append((before, after))
+    return pairs
+
+
+@contextmanager
+def _listed(clips: Path | None, out: Path, limit: int | None, dry_run: bool) -> Iterator[tuple[Clip, ...]]:
+    """The clips of the list, or of the default one, drawn; for a dry run where it vanishes."""
+    from ctxedit.bench import drawn
+    from ctxedit.bench.listing import read_list
+
+    if clips is not None:
+        yield read_list(clips)[:limit]
+        return
+    place = out / "clips"
+    with TemporaryDirectory() as temporary:
+        if dry_run and not drawn.is_drawn(place, limit):
+            place = Path(temporary) / "clips"
+        yield read_list(drawn.default_list(place, limit))
+
+
+def _planned(bench: Bench, seen: Preview) -> str:
+    """A comparison's plan for people."""
+    from ctxedit.cli.work import gib
+
+    targets = sum(len(clip.targets) for clip in bench.clips)
+    facts = [
+        ("clips", f"{len(bench.clips)} with {targets} targets"),
+        ("edits", f"{seen.edits}, {seen.done} of them done"),
+        ("memory", f"{gib(seen.peak_bytes)} at most (estimate)"),
+    ]
+    lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
+    lines += [f"fails   {clip}: {why}" for clip, why in seen.failing.items()]
+    rows = [("preset", "passes of the network left")]
+    rows += [(method.label, str(seen.evaluations.get(method.label, 0))) for method in bench.methods]
+    return "\n".join([*lines, "", columns(rows)])
+
+
+def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
+    """The table of all edits on stdout, and where everything lies."""
+    from ctxedit.bench.figures import FIGURES
+
+    if screen.json:
+        shown = {key: whole[key] for key in ("about", "methods", "differences", "failed")}
+        screen.result("", {**shown, **{k: str(v) for k, v in dataclasses.asdict(files).items()}})
+        return
+    tables = whole["methods"]
+    keys = [f for f in FIGURES if any(f.key in t["figures"]["all"] for t in tables)]
+    rows = [["method", "edits", *[f.title for f in keys]]]
+    for table in tables:
+        found = table["figures"]["all"]
+        cells = [f"{found[f.key]['mean']:.{f.digits}f}" if f.key in found else "-" for f in keys]
+        rows.append([table["method"], str(table["edits"]), *cells])
+    print_table(rows)
+    for one in whole["failed"]:
+        screen.warn(f"{one['method']} failed on {one['clip']}, “{one['target']}”: {one['error']}")
+    screen.say(f"with intervals: {files.table_markdown}; videos side by side: {files.page}")

@@ -1,0 +1,129 @@
+"""A comparison's progress: a table of methods on a terminal, else a line an edit; nothing with ``-q``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ctxedit.bench.figures import mean_of
+from ctxedit.bench.listing import Clip
+from ctxedit.bench.results import Row
+from ctxedit.bench.runner import REFERENCES, Watcher
+from ctxedit.cli.output import Screen, debugging
+from ctxedit.cli.progress import hush
+
+#: What the table shows of the edits so far.
+_SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "judge", 2))
+
+
+class Lines(Watcher):
+    """A line for every edit."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen, self._edits, self._done, self._began = screen, 0, 0, time.monotonic()
+        self._first = 0
+
+    def say(self, text: str) -> None:
+        """What a session says of itself would drown the rest."""
+
+    def warn(self, text: str) -> None:
+        self.screen.warn(text)
+
+    def began(self, edits: int, done: int) -> None:
+        self._edits, self._done, self._first = edits, done, done
+        self.screen.say(f"{edits} edits, {done} of them done before")
+
+    def finished(self, row: Row) -> None:
+        if row.method in REFERENCES:
+            return
+        self._done += 1
+        said = f"error: {row.error}" if row.error else _figures(row)
+        head = f"[{self._done}/{self._edits}, {self._left()} left]"
+        self.screen.say(f"{head} {row.method}, {row.clip}: “{row.target}” {said}")
+
+    def _left(self) -> str:
+        each = (time.monotonic() - self._began) / max(1, self._done - self._first)
+        seconds = each * (self._edits - self._done)
+        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class Board(Lines):
+    """A live table: each method's edits and means so far, the stage at work, the time left."""
+
+    def __init__(self, screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> None:
+        super().__init__(screen)
+        self._rows: dict[str, list[Row]] = {method: [] for method in methods}
+        self._each = sum(len(clip.targets) for clip in clips)
+        self._now = ("", "")
+        shown = (
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bars = Progress(*shown, console=screen.console)
+        self._whole = self._bars.add_task("edits", total=None)
+        self.live = Live(
+            console=screen.console, refresh_per_second=4, get_renderable=self._drawn, transient=True
+        )
+
+    def began(self, edits: int, done: int) -> None:
+        super().began(edits, done)
+        self._bars.update(self._whole, total=edits, completed=done)
+
+    def serving(self, method: str, clip: str) -> None:
+        self._now = (method, clip)
+
+    def finished(self, row: Row) -> None:
+        if row.method in self._rows:
+            self._rows[row.method].append(row)
+            self._bars.advance(self._whole)
+        if row.error:
+            self.screen.warn(f"{row.method} failed on {row.clip}, “{row.target}”: {row.error}")
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        bar = self._bars.add_task(name[:60], total=total)
+        try:
+            yield lambda done, note="": self._bars.update(bar, completed=done)
+        finally:
+            self._bars.remove_task(bar)
+
+    def _drawn(self) -> Group:
+        table = Table("method", "edits now", "failed", *[title for _, title, _ in _SHOWN], "now at")
+        for method, rows in self._rows.items():
+            good = [row.figures for row in rows if row.error is None]
+            means = [mean_of(good, key) for key, _, _ in _SHOWN]
+            cells = [
+                "-" if m is None else f"{m:.{digits}f}"
+                for m, (_, _, digits) in zip(means, _SHOWN, strict=True)
+            ]
+            at = self._now[1] if method == self._now[0] else ""
+            table.add_row(method, f"{len(good)}/{self._each}", str(len(rows) - len(good)), *cells, at)
+        return Group(table, self._bars)
+
+
+def _figures(row: Row) -> str:
+    said = [
+        f"{title} {value:.{digits}f}"
+        for key, title, digits in _SHOWN
+        if (value := row.figures.get(key)) is not None
+    ]
+    return ", ".join(said)
+
+
+@contextmanager
+def watcher(screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> Iterator[Watcher]:
+    """Who shows the progress; libraries are told to keep silent."""
+    if not debugging():
+        hush()
+    if not screen.lively:
+        yield Lines(screen)
+        return
+    board = Board(screen, methods, clips)
+    with board.live:
+        yield board

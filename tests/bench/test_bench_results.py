@@ -1,0 +1,90 @@
+"""The results file, the meter, the ledger."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ctxedit.bench.meter import Cost, Ledger, Meter
+from ctxedit.bench.results import Results, Row
+from ctxedit.errors import InputError
+from ctxedit.pipeline import Reporter
+
+
+def row(key, error=None):
+    return Row(key, "ddim", "a", "a panda", "object", "a tiger", {"psnr": 1.5, "ssim": None}, error=error)
+
+
+def test_rows_come_back_and_a_failed_one_is_not_done(tmp_path):
+    results = Results(tmp_path / "bench")
+    results.add(row("1"))
+    results.add(row("2", "no"))
+    again = Results(tmp_path / "bench")
+    assert again.done("1") == row("1") and again.done("2") is None and again.get("2").error == "no"
+    again.add(row("2"))
+    assert Results(tmp_path / "bench").done("2") == row("2"), "the last row of a key counts"
+
+
+def test_a_line_that_was_cut_off_is_forgotten_and_does_not_swallow_the_next(tmp_path):
+    results = Results(tmp_path)
+    results.add(row("1"))
+    with results.path.open("a") as stream:
+        stream.write('{"key": "2", "met')
+    again = Results(tmp_path)
+    assert again.done("1") and again.get("2") is None
+    again.add(row("3"))
+    with pytest.raises(InputError, match="line 2"):
+        Results(tmp_path)
+
+
+def test_another_files_lines_are_refused(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"loss": 3}\n')
+    with pytest.raises(InputError, match=r"line 1 is no result"):
+        Results(tmp_path)
+
+
+def test_the_meter_counts_passes_time_and_memory():
+    network, meter = torch.nn.Identity(), Meter(Reporter())
+    with meter.watch(network, 4, torch.device("cpu")):
+        with meter.task("tune", 2):
+            network(torch.zeros(4, 1))
+            network(torch.zeros(8, 1))  # two lanes of four frames
+            block = np.ones(60 << 20, np.uint8)
+            time.sleep(0.15)
+            del block
+        with meter.task("edit “a cat”", 1):
+            network(torch.zeros(12, 1))
+        before = meter.take("tune")
+        with meter.task("edit “a dog”", 1):
+            pass
+    network(torch.zeros(4, 1))  # nobody counts any more
+    assert before.evaluations == 3 and 0.15 <= before.seconds < 5
+    edit = meter.take("edit")
+    assert edit.evaluations == 3 and meter.take("edit") is None is meter.take("invert")
+    assert before.peak_bytes > 60 << 20
+    assert not network._forward_hooks
+
+
+def test_an_interrupted_task_is_accounted_for():
+    network, meter = torch.nn.Identity(), Meter(Reporter())
+    with (
+        meter.watch(network, 1, torch.device("cpu")),
+        pytest.raises(KeyboardInterrupt),
+        meter.task("tune", 9),
+    ):
+        network(torch.zeros(1, 1))
+        raise KeyboardInterrupt
+    assert meter.take("tune").evaluations == 1
+
+
+def test_the_ledger_adds_what_is_resumed_and_forgets_what_has_changed(tmp_path):
+    Ledger(tmp_path).add("tune", "k", Cost(2.0, 100, 10))
+    Ledger(tmp_path).add("tune", "k", Cost(1.0, 80, 5))
+    Ledger(tmp_path).put("invert", "k", Cost(1.0, 80, 5))
+    Ledger(tmp_path).put("invert", "k", Cost(4.0, 70, 6))
+    ledger = Ledger(tmp_path)
+    assert ledger.of("tune", "k") == Cost(3.0, 100, 15) and ledger.of("invert", "k") == Cost(4.0, 70, 6)
+    assert ledger.of("tune", "other") is None and ledger.of("edit", "k") is None
+    ledger.add("tune", "other", Cost(1.0, 1, 1))
+    assert Ledger(tmp_path).of("tune", "other") == Cost(1.0, 1, 1)
