@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ def train(
 ) -> None:
     """Train a part from a recipe, resumable; prints the folder of its weights.
 
-    Several processes: `accelerate launch --num_processes N -m ctxedit train RECIPE`.
+    Several GPUs, or processes: `torchrun --nproc_per_node N -m ctxedit train RECIPE`.
     """
     screen = Screen(talk.quiet, talk.json)
     if list_:
@@ -100,6 +101,8 @@ def train(
     _refuse_existing(chosen, state, out, overwrite.yes)
     with resumable(state):
         done = _train(chosen, state, out, options, screen)
+    if _silent():
+        return
     _tell_bad(done, screen)
     screen.result(
         str(out / chosen.folder),
@@ -150,10 +153,7 @@ def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen)
     from ctxedit.cli.progress import hush, teller
 
     hush()
-    import os
-
-    if os.environ.get("RANK", "0") != "0":  # one of several processes talks
-        screen = Screen(quiet=True)
+    screen = Screen(quiet=True) if _silent() else screen
     saved = None if options.anew else read_state(state / recipe.part / "state.pt")
     start = int(saved["step"]) if saved else 0
     del saved
@@ -168,6 +168,11 @@ def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen)
             progress(int(row["step"]) - start, note)
 
         return recipes.run(recipe, state, out, report, options)
+
+
+def _silent() -> bool:
+    """Of several processes one talks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _tell_bad(done: Done, screen: Screen) -> None:

@@ -246,6 +246,8 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     for _ in range(4):
         loss, _ = task.loss(task.model, batch, torch.Generator().manual_seed(0))
         loss.backward()
+        idle = [k for k, p in task.model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not idle, "several processes would wait for the gradients of these"
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

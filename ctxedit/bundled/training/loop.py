@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -109,12 +109,7 @@ def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # Accelerate keeps one state a process, and refuses another precision in it.
         AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        mixed_precision=schedule.precision,
-        cpu=chosen.type == "cpu",
-        # Not every network's every weight takes part in its loss.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = Accelerator(mixed_precision=schedule.precision, cpu=chosen.type == "cpu")
     if schedule.batch % accelerator.num_processes:
         raise ConfigError(
             f"a batch of {schedule.batch} on {accelerator.num_processes} processes", "choose a multiple"
