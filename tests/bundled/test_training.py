@@ -147,6 +147,20 @@ def test_rows_of_a_lost_future_go(tmp_path):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20]
 
 
+def test_a_state_of_before_the_record_is_gone_on_with(tmp_path):
+    """Its time is what its metrics say."""
+    train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
+    state = tmp_path / "s" / "state.pt"
+    old = {k: v for k, v in torch.load(state).items() if k in ("step", "model", "average", "optimizer")}
+    torch.save(old, state)
+    (tmp_path / "s" / "metrics.jsonl").write_text('{"step": 10, "loss": 1, "images_per_second": 2}\n')
+    told = []
+    model = train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", exported=told.append)
+    whole = train(LineTask(), LINE, tmp_path / "s2", tmp_path / "w2")
+    assert torch.equal(model.weight, whole.weight)
+    assert 40 < told[-1].seconds < 60, "10 steps of 8 images at 2 a second, and what came after"
+
+
 def test_a_state_of_another_model_is_refused(tmp_path):
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=2)
     other = LineTask()

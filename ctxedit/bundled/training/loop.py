@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctxedit.bundled.training.data import refuse
 from ctxedit.bundled.training.interrupts import asked_to_stop, deaf
-from ctxedit.bundled.training.meter import Meter
+from ctxedit.bundled.training.meter import Meter, read_metrics, seconds_of
 from ctxedit.errors import ConfigError, NumericsError, OutputError
 from ctxedit.media.temporary import as_output_error, atomic, remove
 from ctxedit.models.device import keep_heap, pick_device
@@ -311,7 +311,10 @@ class _Loop:
             ) from error
         if self.accelerator.scaler is not None and "scaler" in blob:
             self.accelerator.scaler.load_state_dict(blob["scaler"])
-        return Done(int(blob["step"]), float(blob.get("seconds", 0.0)), dict(blob.get("bad", {})))
+        step, images = int(blob["step"]), self.schedule.images
+        # States of before the record know no time: their metrics do.
+        seconds = blob.get("seconds") or seconds_of(read_metrics(self.state.parent), step, images) or 0.0
+        return Done(step, seconds, dict(blob.get("bad", {})))
 
     def _export(self) -> None:
         model = self.average

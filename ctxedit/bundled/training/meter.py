@@ -92,6 +92,17 @@ def read_metrics(state: Path) -> list[dict[str, float]]:
     return rows
 
 
+def seconds_of(rows: list[dict[str, float]], steps: int, images: int) -> float | None:
+    """Time of a training by its metrics: a row says the speed that its steps were done at; None without."""
+    total, before = 0.0, 0.0
+    for row in rows:
+        step, speed = row.get("step", 0.0), row.get("images_per_second", 0.0)
+        if not before < step <= steps or not speed:
+            continue
+        total, before = total + (step - before) * images / speed, step
+    return total or None
+
+
 def check_tensorboard() -> Any:
     """TensorBoard's writer class; raises ConfigError when it is not installed."""
     try:

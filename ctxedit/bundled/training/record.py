@@ -130,7 +130,7 @@ def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
         InputError: no state, so nobody knows what was done.
     """
     from ctxedit.bundled.training.loop import read_state
-    from ctxedit.bundled.training.meter import read_metrics
+    from ctxedit.bundled.training.meter import read_metrics, seconds_of
     from ctxedit.bundled.training.recipe import started_from
 
     place = state / recipe.part
@@ -138,18 +138,7 @@ def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
     if blob is None:
         raise InputError(f"no state in {place}", "name the --state that the weights were trained with")
     steps = int(blob["step"])
-    seconds = blob.get("seconds") or _seconds(read_metrics(place), steps, recipe.schedule.images)
+    seconds = blob.get("seconds") or seconds_of(read_metrics(place), steps, recipe.schedule.images)
     # States of before the record did not say where: they are of this project's CPU.
     facts = Facts(steps, seconds, len(blob.get("bad", {})), "cpu")
     return write(recipe, facts, weights, started_from(place))
-
-
-def _seconds(rows: list[dict[str, float]], steps: int, images: int) -> float | None:
-    """Time of a training by its metrics: each row says the speed that its steps were done at."""
-    total, before = 0.0, 0.0
-    for row in rows:
-        step, speed = row.get("step", 0.0), row.get("images_per_second", 0.0)
-        if not before < step <= steps or not speed:
-            continue
-        total, before = total + (step - before) * images / speed, step
-    return total or None
