@@ -15,8 +15,8 @@ from ctxedit.bench.figures import FIGURES
 from ctxedit.bench.results import Row
 from ctxedit.bench.runner import REFERENCES
 
-#: Videos are written into the page, so that one file can be sent and opened anywhere: the built-in models make
-#: clips of some 10 kB. Beyond this a browser would choke on the page, and it links to the files instead.
+#: Videos are written into the page, so that one file can be sent and opened anywhere: those of the built-in
+#: models have some 10 kB. Beyond this a browser would choke on the page, and it links to the files instead.
 INLINE_BYTES = 48 << 20
 _MARK = "__DATA__"
 

@@ -76,9 +76,10 @@ def _paired(both: Sequence[tuple[Row, Row]]) -> Table:
     found: Table = {}
     for figure in FIGURES:
         having = [
-            (b.figures[figure.key] - a.figures[figure.key], a.clip)
+            (after - before, a.clip)
             for a, b in both
-            if a.figures.get(figure.key) is not None and b.figures.get(figure.key) is not None
+            if (before := a.figures.get(figure.key)) is not None
+            and (after := b.figures.get(figure.key)) is not None
         ]
         interval = bootstrap([v for v, _ in having], [clip for _, clip in having])
         if interval is not None:

@@ -44,14 +44,20 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(help_unless_called)
 
-#: Settings for all presets alike: the shared options without --preset.
-_HINTS = typing.get_type_hints(Base, include_extras=True)
-Settings = dataclasses.make_dataclass(
-    "Settings",
-    [(f.name, _HINTS[f.name], dataclasses.field(default=f.default)) for f in dataclasses.fields(Base)
-     if f.name != "preset"],
-    frozen=True,
-)  # fmt: skip
+if TYPE_CHECKING:
+    Settings = Base
+else:
+    #: Settings for all presets alike: the shared options without --preset.
+    _HINTS = typing.get_type_hints(Base, include_extras=True)
+    Settings = dataclasses.make_dataclass(
+        "Settings",
+        [
+            (f.name, _HINTS[f.name], dataclasses.field(default=f.default))
+            for f in dataclasses.fields(Base)
+            if f.name != "preset"
+        ],
+        frozen=True,
+    )
 
 List = Annotated[
     Path | None,
@@ -80,7 +86,7 @@ Compare = Annotated[
 @spread
 def run(
     presets: Presets,
-    settings: Settings,  # type: ignore[valid-type]
+    settings: Settings,
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
@@ -193,3 +199,68 @@ def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
     for one in whole["failed"]:
         screen.warn(f"{one['method']} failed on {one['clip']}, “{one['target']}”: {one['error']}")
     screen.say(f"with intervals: {files.table_markdown}; videos side by side: {files.page}")
+
+
+Compared = Annotated[Path, typer.Argument(metavar="DIR", help="A comparison's folder.", show_default=False)]
+
+
+@app.command("study")
+@spread
+def study(
+    out: Compared,
+    overwrite: Overwrite,
+    talk: Talk,
+    presets: Annotated[
+        str | None, typer.Option("--presets", metavar="A,B,C", help="Only these. (all)", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="A", help="Only pairs with this preset.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Edits for each pair of presets.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn, and of the order.")] = 0,
+) -> None:
+    """Write the page of a user study: two anonymous edits beside their source, in random order.
+
+    It asks for the better text alignment and temporal consistency and lets a person download the answers.
+    Prints the page's path. key.json beside it says which edit is whose: do not send that along.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    names = [name.strip() for name in (presets or "").split(",") if name.strip()]
+
+    from ctxedit.bench import study as studying
+
+    rows = studying.rows_in(out)
+    questions = studying.draw_questions(rows, count, seed, names, against)
+    path = studying.write(out, questions, rows, overwrite.yes)
+    screen.say(f"{len(questions)} questions, seed {seed}")
+    screen.result(str(path), {"page": path, "key": path.with_name("key.json"), "questions": len(questions)})
+
+
+@app.command("answers")
+@spread
+def answers(
+    out: Compared,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="ANSWERS.json …", help="Downloaded answers.", show_default=False)
+    ],
+    talk: Talk,
+) -> None:
+    """Count a study's answers: how often each preset was preferred, with 95 % intervals. Prints a table."""
+    screen = Screen(talk.quiet, talk.json)
+
+    from ctxedit.bench import study as studying
+
+    found = studying.count_answers(out, files)
+    path = studying.write_preferences(out, found, len(files))
+    if screen.json:
+        rows = [dataclasses.asdict(one) for one in found]
+        screen.result("", {"people": len(files), "preferences": rows, "table": path})
+        return
+    rows = [["preferred", "to", "in", "share", "interval", "answers"]]
+    for p in found:
+        interval = f"{p.low:.0%} to {p.high:.0%}"
+        criterion = studying.CRITERIA[p.criterion]
+        rows.append([p.first, p.second, criterion, f"{p.share:.0%}", interval, str(p.count)])
+    print_table(rows)
+    screen.say(f"also in {path}")

@@ -88,8 +88,12 @@ class Board(Lines):
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
         bar = self._bars.add_task(name[:60], total=total)
+
+        def step(done: int, note: str = "") -> None:
+            self._bars.update(bar, completed=done)
+
         try:
-            yield lambda done, note="": self._bars.update(bar, completed=done)
+            yield step
         finally:
             self._bars.remove_task(bar)
 
