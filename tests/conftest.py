@@ -10,63 +10,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 from pathlib import Path
 
 import pytest
-
-
-def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int = 16) -> Path:
-    """A Stable Diffusion pipeline folder of diffusers' own classes, small and random."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from ctxedit.bundled.training.tokenizer import build
-
-    tokenizer = build(folder / "words", captions=2000)
-    torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=sample,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16, 16),
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=4 * sample,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-    pipe = StableDiffusionPipeline(
-        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipe.save_pretrained(folder / prediction)
-    return folder / prediction
+from tiny import make_controlnet, make_stable_diffusion
 
 
 @pytest.fixture(scope="session")
@@ -79,23 +23,6 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stable_diffusion_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion 2.x folder (velocity head)."""
     return make_stable_diffusion(tmp_path_factory.mktemp("sd2"), "v_prediction")
-
-
-def make_controlnet(folder: Path, stable_diffusion: Path, zero: bool = False) -> Path:
-    """A ControlNet folder of the pipeline's sizes; its zero convolutions are random unless ``zero``."""
-    import torch
-    from diffusers import ControlNetModel, UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))
-        if not zero:
-            closed = (net.controlnet_cond_embedding.conv_out, net.controlnet_mid_block)
-            for layer in (*closed, *net.controlnet_down_blocks):
-                torch.nn.init.normal_(layer.weight, std=0.3)
-    net.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -122,10 +122,7 @@ def tune(
         for step in range(done, config.steps):
             loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
             if not bool(torch.isfinite(loss)):
-                raise NumericsError(
-                    f"tuning: the loss is {loss.item()} at step {step}",
-                    "try a lower tune.lr, or --dtype float32",
-                )
+                raise _broken(f"the loss is {loss.item()} at step {step}")
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             if config.clip_norm:
@@ -228,10 +225,11 @@ def _check_finite(parameters: dict[str, nn.Parameter], step: int) -> None:
     """A gradient may break where its loss did not: what is not finite is not saved."""
     for name, value in parameters.items():
         if not bool(value.isfinite().all()):
-            raise NumericsError(
-                f"tuning: NaN or infinity in {name} after step {step}",
-                "try a lower tune.lr, or --dtype float32",
-            )
+            raise _broken(f"NaN or infinity in {name} after step {step}")
+
+
+def _broken(what: str) -> NumericsError:
+    return NumericsError(f"tuning: {what}", "try a lower tune.lr, or --dtype float32")
 
 
 def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TARGET
+from asking import TARGET
 
 PROMPT = "a tiger walking on the beach"
 LIST = """
@@ -42,7 +42,7 @@ def listed(clip, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def compared(listed):
-    from conftest import call
+    from asking import call
 
     arguments = ("--presets", f"{listed / 'plain.toml'},contextdiff", "--config", listed / "few.toml")
     arguments = ("bench", listed / "clips.toml", *arguments, "-o", listed / "out")

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import TARGET
+from asking import TARGET
 from PIL import Image
 
 from ctxedit.media.write import write_clip

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FEW, TARGET, call
+from asking import FEW, TARGET, call
 
 import ctxedit as package
 from ctxedit import footprint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FEW, TARGET
+from asking import FEW, TARGET
 from PIL import Image
 
 from ctxedit.media.probe import probe

@@ -253,7 +253,7 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
     recipes = recipe.load(recipe.RECIPES / "autoencoder.toml")
     record.write(recipes, record.Facts(10, 60.0, 0, "cpu"), tmp_path / "models")
     parts = {p["part"]: p for p in ctxedit("models", "ls", "--json").table["builtin"]}
-    assert parts["vae"]["images"] == 80 and parts["vae"]["recorded"] is True
+    assert parts["vae"]["images"] == 10 * recipes.schedule.images and parts["vae"]["recorded"] is True
     assert parts["vae"]["trained_on"] == "drawn scenes, 64 pixels" and parts["vae"]["licence"] == "Apache-2.0"
     file = tmp_path / "models/vae/diffusion_pytorch_model.safetensors"
     from safetensors.torch import load_file, save_file

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_controlnet
+from tiny import make_controlnet
 
 from ctxedit.config import AttentionConfig, ControlConfig
 from ctxedit.errors import ConfigError, WeightsError
