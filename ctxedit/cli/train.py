@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from ctxedit.bundled.training.recipe import Recipe
 
 _TRAINING = "Training"
+#: Stands for every built-in recipe, in the order in which each builds on those before.
+ALL = "all"
+#: Learns from the drawn world alone, whose answers it knows.
+_DRAWN_ONLY = "judge"
 
 
 def _option(*names: str, **more: Any) -> Any:
@@ -26,7 +31,11 @@ def _option(*names: str, **more: Any) -> Any:
 
 Name = Annotated[
     str | None,
-    typer.Argument(metavar="RECIPE", help="A built-in recipe, or a TOML file.", show_default=False),
+    typer.Argument(
+        metavar="RECIPE",
+        help="A built-in recipe, a TOML file, or all: one after the other.",
+        show_default=False,
+    ),
 ]
 List = Annotated[bool, _option("--list", help="List the built-in recipes.")]
 Out = Annotated[
@@ -68,7 +77,7 @@ def train(
     tensorboard: Board = None,
     record_: Record = False,
 ) -> None:
-    """Train a part from a recipe, resumable; prints the folder of its weights.
+    """Train a part from a recipe, or all of them, resumable; prints the folder of the weights.
 
     Several GPUs, or processes: `torchrun --nproc_per_node N -m ctxedit train RECIPE`.
     """
@@ -82,35 +91,55 @@ def train(
     from ctxedit.bundled.training import recipe as recipes
     from ctxedit.bundled.training import record
 
-    chosen = recipes.resolve(name).changed(_schedule(steps, precision), _data(data))
-    out = out or Path(f"weights-{chosen.name}")
+    chosen = _recipes(name, data, _schedule(steps, precision))
+    out = out or Path(f"weights-{ALL if name == ALL else chosen[0].name}")
     state = state or out / ".state"
     if record_:
-        path = record.of_existing(chosen, state, out)
-        screen.result(str(path), {"record": path})
+        paths = [record.of_existing(one, state, out) for one in chosen]
+        _result(screen, name, [{"record": path} for path in paths], map(str, paths))
         return
-    options = recipes.Options(warm, overwrite.yes and not _going_on(chosen, state), device, tensorboard)
     if tensorboard is not None:
         from ctxedit.bundled.training.meter import check_tensorboard
 
         check_tensorboard()
     if dry.dry_run:
-        table = plan(chosen, state, out)
-        screen.result("\n".join(f"{k:<12}{v}" for k, v in table.items()), table)
+        plans = [plan(one, state, out) for one in chosen]
+        texts = ["\n".join(f"{k:<12}{v}" for k, v in table.items()) for table in plans]
+        _result(screen, name, plans, [text + "\n" for text in texts[:-1]] + texts[-1:])
         return
-    _refuse_existing(chosen, state, out, overwrite.yes)
+    for one in chosen:
+        _refuse_existing(one, state, out, overwrite.yes)
+    tables = []
     with resumable(state):
-        done = _train(chosen, state, out, options, screen)
-    if _silent():
-        return
-    _tell_bad(done, screen)
-    screen.result(
-        str(out / chosen.folder),
-        {
-            "weights": out / chosen.folder, "part": chosen.part, "steps": done.step,
-            "images": done.step * chosen.schedule.images, "seconds": done.seconds, "bad": done.bad,
-        },
-    )  # fmt: skip
+        for one in chosen:
+            anew = overwrite.yes and not _going_on(one, state)
+            done = _train(one, state, out, recipes.Options(warm, anew, device, tensorboard), screen)
+            tables.append(_told(one, out, done))
+            _tell_bad(done, screen)
+    if not _silent():
+        _result(screen, name, tables, [str(table["weights"]) for table in tables])
+
+
+def _recipes(name: str, data: Path | None, schedule: dict[str, Any]) -> list[Recipe]:
+    """The recipes that a name stands for, with what was asked besides."""
+    from ctxedit.bundled.training import recipe as recipes
+
+    names = [name]
+    if name == ALL:
+        names = [n for n in recipes.names() if data is None or n != _DRAWN_ONLY]
+    return [recipes.resolve(n).changed(schedule, _data(data)) for n in names]
+
+
+def _told(recipe: Recipe, out: Path, done: Done) -> dict[str, Any]:
+    return {
+        "weights": out / recipe.folder, "part": recipe.part, "steps": done.step,
+        "images": done.step * recipe.schedule.images, "seconds": done.seconds, "bad": done.bad,
+    }  # fmt: skip
+
+
+def _result(screen: Screen, name: str, tables: list[dict[str, Any]], texts: Iterable[str]) -> None:
+    """One recipe's table is the JSON object itself; of all of them it holds a list."""
+    screen.result("\n".join(texts), {"parts": tables} if name == ALL else tables[0])
 
 
 def _schedule(steps: int | None, precision: str | None) -> dict[str, Any]:
@@ -176,7 +205,7 @@ def _silent() -> bool:
 
 
 def _tell_bad(done: Done, screen: Screen) -> None:
-    if done.bad:
+    if done.bad and not _silent():
         shown = [f"{name} ({why})" for name, why in list(done.bad.items())[:5]]
         more = ", …" if len(done.bad) > len(shown) else ""
         screen.warn(f"{len(done.bad)} bad in the data, left out: {', '.join(shown)}{more}")

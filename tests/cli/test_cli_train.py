@@ -116,6 +116,26 @@ def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_r
     assert anew.code == 0 and anew.table["steps"] == 2
 
 
+def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipe, "RECIPES", tmp_path / "recipes")
+    recipe.RECIPES.mkdir()
+    for part in ("denoiser", "clip", "autoencoder"):
+        make_recipe(part, steps=1).rename(recipe.RECIPES / f"{part}.toml")
+    plans = ctxedit("train", "all", "--dry-run", "--json").table["parts"]
+    assert [p["part"] for p in plans] == ["autoencoder", "clip", "denoiser"]
+    answer = ctxedit("train", "all", "--json")
+    assert answer.code == 0, answer.err
+    assert [p["steps"] for p in answer.table["parts"]] == [1, 1, 1]
+    out = tmp_path / "weights-all"
+    assert record.read(out / "unet")["built_on"]["vae"] == record.hashes(out / "vae")
+    text = json.loads((out / "text_encoder/config.json").read_text())
+    assert text["hidden_size"] == 32, "the text side of the CLIP that was trained before it"
+    before = record.hashes(out / "unet")
+    again = ctxedit("train", "all")
+    assert again.code == 0 and "goes on at step 1 of 1" in again.err
+    assert record.hashes(out / "unet") == before
+
+
 def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder", "channels = [16, 48, 96]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
     answer = ctxedit("train", path, "--warm")
