@@ -13,8 +13,8 @@ from ctxedit.bench.figures import FIGURES
 from ctxedit.bench.results import Row
 from ctxedit.bench.statistics import LEVEL, Interval, bootstrap
 
-#: A preset called X with this after it is X and the context adapter.
-ADAPTER = "+adapter"
+#: After a preset's name: with the context adapter, and without it.
+ADAPTER, NO_ADAPTER = "+adapter", "-adapter"
 ALL = "all"
 STAGES = ("tune", "invert", "edit")
 _MIB = 1 << 20
@@ -23,8 +23,9 @@ Table = dict[str, Any]
 
 
 def adapter_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """(X, X+adapter) for every method of which both are there."""
-    return [(m, m + ADAPTER) for m in methods if m + ADAPTER in methods]
+    """(X, X+adapter) and (X-adapter, X) for every method of which both are there."""
+    added = [(m, m + ADAPTER) for m in methods if m + ADAPTER in methods]
+    return added + [(m + NO_ADAPTER, m) for m in methods if m + NO_ADAPTER in methods]
 
 
 def summary(rows: Sequence[Row], methods: Sequence[str]) -> list[Table]:

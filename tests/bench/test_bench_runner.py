@@ -247,5 +247,6 @@ def test_what_is_written_is_read_again(done):
     assert lines[0].startswith("method,kind,figure") and any(s.startswith("ddim,object,psnr,") for s in lines)
     assert "| contextdiff |" in (bench.out / "costs.md").read_text()
     assert tables.adapter_pairs(["a", "b", "a+adapter"]) == [("a", "a+adapter")]
+    assert tables.adapter_pairs(["c", "c-adapter", "d-adapter"]) == [("c-adapter", "c")]
     with pytest.raises(InputError, match="holds no comparison"):
         report.read(bench.out / "runs")
