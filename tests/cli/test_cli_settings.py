@@ -41,12 +41,12 @@ def test_steps_sets_inversion_and_sampling(ctxedit, clip, tmp_path):
     found = plan(ctxedit, clip, tmp_path, "--frames", 4, "--stride", 1, "--steps", 6)
     counts = {s["name"].split()[0]: s["evaluations"] for s in found["stages"]}
     assert counts["invert"] == 6
-    assert counts["edit"] == 6 * 2 + 6, "guidance twice, the source beside it: it blends"
+    assert counts["edit"] == 6 * 2 + 3, "guidance twice, the source beside it in the first half"
     found = plan(
-        ctxedit, clip, tmp_path, "--frames", 4, "--stride", 1, "--steps", 6, "--set", "fusion.blend=none"
+        ctxedit, clip, tmp_path, "--frames", 4, "--stride", 1, "--steps", 6, "--set", "fusion.blend=latent"
     )
     counts = {s["name"].split()[0]: s["evaluations"] for s in found["stages"]}
-    assert counts["edit"] == 6 * 2 + 3, "guidance twice, the source beside it in the first half"
+    assert counts["edit"] == 6 * 2 + 6, "guidance twice, the source beside it: it blends"
     answer = ctxedit("run", clip, "--target", "x", "--set", "edit.steps=7", "--dry-run", "--frames", 4)
     assert answer.code == 2 and "invert.steps" in answer.err
 
