@@ -257,7 +257,7 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
 
     from ctxedit.models import weights
 
-    shutil.copytree(BUILTIN_FOLDER, tmp_path / "models")
+    shutil.copytree(BUILTIN_FOLDER, tmp_path / "models", ignore=shutil.ignore_patterns("check.json"))
     for name in (
         "ctxedit.models.weights",
         "ctxedit.bundled.training.check",
