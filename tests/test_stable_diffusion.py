@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from tiny import pipeline, text_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -15,8 +16,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory):
     """Stable Diffusion 1.4's own configuration, in diffusers' classes, as a folder (half precision)."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from ctxedit.bundled.training.tokenizer import build
 
@@ -24,18 +24,10 @@ def folder(tmp_path_factory):
     tokenizer = build(place / "words", captions=2000)
     tokenizer.model_max_length = 77
     torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            projection_dim=768,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text = text_encoder(
+        tokenizer, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        projection_dim=768,
+    )  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=64,
         block_out_channels=(320, 640, 1280, 1280),
@@ -50,24 +42,14 @@ def folder(tmp_path_factory):
         latent_channels=4,
         sample_size=512,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    pipe = StableDiffusionPipeline(
-        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipe.to(torch.float16).save_pretrained(place / "sd")
+    pipeline(tokenizer, text, unet, vae).to(torch.float16).save_pretrained(place / "sd")
     return place / "sd"
 
 
 def test_full_size_checkpoint_goes_through_all_stages(folder, tmp_path):
-    from ctxedit import config, pipeline
+    from ctxedit import config
     from ctxedit.media.write import write_clip
+    from ctxedit.pipeline import Options, Session, run
 
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (6, 96, 128, 3), dtype=np.uint8)
@@ -81,9 +63,9 @@ def test_full_size_checkpoint_goes_through_all_stages(folder, tmp_path):
         "edit": {"steps": 2},
     }
     settings = config.load("contextdiff", flags=flags, environ={})
-    options = pipeline.Options(prompt="a tiger on the beach", runs=tmp_path / "runs")
-    with pipeline.Session(tmp_path / "clip.mp4", settings, "contextdiff", options) as session:
-        (result,) = pipeline.run(session, ["a panda on the beach"])
+    options = Options(prompt="a tiger on the beach", runs=tmp_path / "runs")
+    with Session(tmp_path / "clip.mp4", settings, "contextdiff", options) as session:
+        (result,) = run(session, ["a panda on the beach"])
         parameters = sum(p.numel() for p in session.backbone.unet.parameters())
     assert parameters == pytest.approx(859.5e6, rel=1e-3)
     assert result.files.video.exists() and result.figures.clip_text is not None

@@ -3,29 +3,40 @@
 from pathlib import Path
 
 
+def text_encoder(tokenizer, **sizes):
+    """CLIP's text side for a tokenizer, random."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return CLIPTextModel(CLIPTextConfig(**sizes, **ends))
+
+
+def pipeline(tokenizer, text, unet, vae, prediction: str = "epsilon"):
+    """Stable Diffusion of these parts, with its noise levels."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type=prediction,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+
+
 def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int = 16) -> Path:
     """A Stable Diffusion pipeline folder of diffusers' own classes, small and random."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from ctxedit.bundled.training.tokenizer import build
 
     tokenizer = build(folder / "words", captions=2000)
     torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text = text_encoder(
+        tokenizer, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length,
+    )  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=sample,
         block_out_channels=(16, 32),
@@ -44,19 +55,7 @@ def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int
         norm_num_groups=4,
         sample_size=4 * sample,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-    pipe = StableDiffusionPipeline(
-        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    )
-    pipe.save_pretrained(folder / prediction)
+    pipeline(tokenizer, text, unet, vae, prediction).save_pretrained(folder / prediction)
     return folder / prediction
 
 

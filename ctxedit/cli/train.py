@@ -105,7 +105,7 @@ def train(
     if dry.dry_run:
         plans = [plan(one, state, out) for one in chosen]
         texts = ["\n".join(f"{k:<12}{v}" for k, v in table.items()) for table in plans]
-        _result(screen, name, plans, [text + "\n" for text in texts[:-1]] + texts[-1:])
+        _result(screen, name, plans, ["\n\n".join(texts)])
         return
     for one in chosen:
         _refuse_existing(one, state, out, overwrite.yes)

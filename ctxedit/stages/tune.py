@@ -123,13 +123,7 @@ def tune(
             loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
             if not bool(torch.isfinite(loss)):
                 raise _broken(f"the loss is {loss.item()} at step {step}")
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            if config.clip_norm:
-                torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            _descend(loss, parameters, optimizer, scaler, config.clip_norm)
             left = (time.monotonic() - began) / (step + 1 - done) * (config.steps - step - 1)
             row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left, probe(step + 1))
             _log(folder, row)
@@ -138,6 +132,18 @@ def tune(
                 _check_finite(parameters, step)
                 _save(folder, step + 1, parameters, optimizer, scaler)
     return {k: v.detach().cpu().clone() for k, v in parameters.items()}
+
+
+def _descend(
+    loss: Tensor, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any, clip_norm: float
+) -> None:
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    if clip_norm:
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch.optim.Optimizer:
