@@ -22,21 +22,22 @@ CLIPS, COLOURS, SEED = 14, 4, 2024
 NAME = "clips.toml"
 
 
-def default_pairs() -> list[Pair]:
-    """The pairs of the default list."""
-    return draw_pairs(CLIPS, SEED, COLOURS)
+def default_pairs(seed: int = SEED) -> list[Pair]:
+    """The pairs of the default list; another seed draws another list, to choose settings on."""
+    return draw_pairs(CLIPS, seed, COLOURS)
 
 
-def default_list(folder: Path, limit: int | None = None) -> Path:
+def default_list(folder: Path, limit: int | None = None, seed: int = SEED) -> Path:
     """The default list as files in a folder (clips, masks, ideal edits, ``clips.toml``): drawn unless there.
 
     Args:
         folder: complete or not there: it is renamed into place.
         limit: draw so many of the clips only; such a list has a folder of its own beside it.
+        seed: as for :func:`default_pairs`; the folder is one seed's.
     """
     folder = _folder(folder, limit)
     if not (folder / NAME).is_file():
-        pairs = [list(group) for _, group in groupby(default_pairs(), lambda pair: pair.clip)]
+        pairs = [list(group) for _, group in groupby(default_pairs(seed), lambda pair: pair.clip)]
         with atomic(folder, True) as temporary:
             temporary.mkdir()
             write_list(temporary, [pair for group in pairs[:limit] for pair in group])

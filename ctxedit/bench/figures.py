@@ -20,12 +20,14 @@ from ctxedit.stages.flow import warp_error
 from ctxedit.stages.structure import patch_descriptors, structure_distance
 
 #: Part of what a finished edit is known by: figures of another version are measured again.
-VERSION = 1
+VERSION = 2
 #: Stands for the infinite PSNR of equal pixels, which would have no mean.
 PSNR_MOST = 100.0
 #: Kinds where the rest is what lies outside the mask; of a new background it is what lies inside.
 _OUTSIDE = ("object", "colour", "other")
 _JUDGED_SIDE = 64
+#: What an edit is for and what it must not do, each in [0, 1]: one number to choose settings by.
+_SHARES = ("judge_asked", "judge_kept", "ssim_kept")
 
 Values = Mapping[str, float | None]
 
@@ -42,6 +44,13 @@ class Figure:
 
 
 FIGURES: tuple[Figure, ...] = (
+    Figure(
+        "balance",
+        "balance",
+        "higher",
+        3,
+        "mean of judge: asked, judge: kept and SSIM kept, of those there are",
+    ),
     Figure("clip_text", "CLIP-text", "higher", 3, "mean cosine of frames and target prompt"),
     Figure("clip_temp", "CLIP-temp", "higher", 3, "mean cosine over all pairs of frames"),
     Figure("clip_temp_consecutive", "consecutive", "higher", 3, "mean cosine of neighbouring frames"),
@@ -107,6 +116,8 @@ class Measure:
             "warp_error": warp_error(truth.source, frames),
             **self._judged(frames, target),
         }
+        shares = [v for k in _SHARES if (v := found[k]) is not None]
+        found["balance"] = float(np.mean(shares)) if shares else None
         return {k: _bounded(v) for k, v in found.items()}
 
     def _judged(self, frames: NDArray[np.uint8], target: Target) -> dict[str, float | None]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ctxedit import plan
+from ctxedit.bench import sweep
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.results import Results
 from ctxedit.bench.runner import REFERENCES, Bench, Method, settings_for
+from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
 
@@ -33,8 +36,12 @@ class Preview:
     failing: dict[str, str]
 
 
-def methods(presets: Sequence[str], load: Callable[[str], Config]) -> tuple[Method, ...]:
-    """Methods by preset name or file; ``load`` gives the settings of one.
+def methods(
+    presets: Sequence[str], load: Callable[[str, Mapping[str, Any]], Config], axes: Sequence[Axis] = ()
+) -> tuple[Method, ...]:
+    """Methods by preset name or file, each at every point of the grid of ``axes``.
+
+    ``load`` gives the settings of a preset with a nested table laid over them.
 
     Raises:
         ConfigError: none, an unknown preset, two of one name, or a name that the tables need.
@@ -48,8 +55,12 @@ def methods(presets: Sequence[str], load: Callable[[str], Config]) -> tuple[Meth
             raise ConfigError(f"two presets are called {label!r}", "name each once; rename a file's copy")
         if label in REFERENCES:
             raise ConfigError(f"a preset cannot be called {label!r} here", "rename the file")
-        found[label] = Method(label, name, load(name))
-    return tuple(found.values())
+        found[label] = Method(label, name, load(name, {}))
+    return tuple(
+        Method(method.label + suffix, method.preset, load(method.preset, table) if table else method.config)
+        for method in found.values()
+        for suffix, table in sweep.points(method.config, axes)
+    )
 
 
 def look(bench: Bench) -> Preview:

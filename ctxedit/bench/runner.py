@@ -25,6 +25,7 @@ from ctxedit.media.geometry import to_working
 from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.write import write_clip
+from ctxedit.models.device import name_of
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import fingerprint, key_of, slug
 from ctxedit.stages.prepare import Prepared
@@ -256,15 +257,11 @@ def _mask(clip: Clip, target: Target) -> Path | None:
 def _facts(session: Session, measure: Measure) -> dict[str, Any]:
     config, height_width = session.config, session.prepared.frames.shape[1:3]
     return {
-        "model": session.backbone.name, "device": _device(session.device), "clip_model": measure.scorer.name,
+        "model": session.backbone.name, "device": name_of(session.device), "clip_model": measure.scorer.name,
         "dtype": str(session.backbone.dtype).split(".")[-1], "frames": len(session.prepared.frames),
         "size": [height_width[1], height_width[0]], "seed": config.seed, "adapter": config.adapter.enabled,
         "trained": _trained(session), "run": session.run.folder.name,
     }  # fmt: skip
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _trained(session: Session) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns, print_table
 from ctxedit.errors import ConfigError, CtxeditError
+from ctxedit.tables import lay
 
 if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
@@ -80,6 +82,19 @@ Compare = Annotated[
         "--compare", metavar="A:B", help="Also the difference B less A. Repeatable.", show_default=False
     ),
 ]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep", metavar="KEY=A,B", show_default=False,
+        help="Every preset with each of these values; what needs no new tuning last. Repeatable.",
+    ),
+]  # fmt: skip
+Drawn = Annotated[
+    int | None,
+    typer.Option(
+        "--drawn", metavar="SEED", help="Another drawn list, to choose settings on.", show_default=False
+    ),
+]
 
 
 @app.command(RUN)
@@ -94,6 +109,8 @@ def run(
     out: Out = Path("bench"),
     limit: Limit = None,
     compare: Compare = None,
+    sweep: Sweep = None,
+    drawn: Drawn = None,
 ) -> None:
     """Run every preset on every clip and target of a list; prints the table. The word `run` may be left out.
 
@@ -110,15 +127,21 @@ def run(
         configuration.load(name, settings.config, flags)  # before torch is imported
 
     from ctxedit.bench import preview, report, runner
+    from ctxedit.bench.sweep import parse
 
-    methods = preview.methods(names, lambda name: configuration.load(name, settings.config, flags))
+    def load(name: str, point: Mapping[str, Any]) -> configuration.Config:
+        table = copy.deepcopy(flags)
+        lay(table, point)
+        return configuration.load(name, settings.config, table)
+
+    methods = preview.methods(names, load, [parse(text) for text in sweep or []])
     known = [method.label for method in methods]
     for name in (name for pair in pairs for name in pair):
         if name not in known:
             raise ConfigError(
                 f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
             )
-    with _listed(clips, out, limit, dry.dry_run) as listed:
+    with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
         bench = runner.Bench(out, listed, methods, overwrite.yes, settings.offline or dry.dry_run)
         seen = preview.look(bench)
     if dry.dry_run:
@@ -148,19 +171,24 @@ def _pairs(compare: list[str]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _listed(clips: Path | None, out: Path, limit: int | None, dry_run: bool) -> Iterator[tuple[Clip, ...]]:
+def _listed(
+    clips: Path | None, out: Path, limit: int | None, seed: int | None, dry_run: bool
+) -> Iterator[tuple[Clip, ...]]:
     """The clips of the list, or of the default one, drawn; for a dry run where it vanishes."""
     from ctxedit.bench import drawn
     from ctxedit.bench.listing import read_list
 
     if clips is not None:
+        if seed is not None:
+            raise ConfigError("--drawn and a list of your own", "one or the other")
         yield read_list(clips)[:limit]
         return
-    place = out / "clips"
+    seed = drawn.SEED if seed is None else seed
+    place = out / ("clips" if seed == drawn.SEED else f"clips-{seed}")
     with TemporaryDirectory() as temporary:
         if dry_run and not drawn.is_drawn(place, limit):
             place = Path(temporary) / "clips"
-        yield read_list(drawn.default_list(place, limit))
+        yield read_list(drawn.default_list(place, limit, seed))
 
 
 def _planned(bench: Bench, seen: Preview) -> str:

@@ -53,6 +53,9 @@ Device = Annotated[str, _option("--device", help="auto, cpu, cuda, mps. (auto)")
 Precision = Annotated[
     Literal["no", "fp16", "bf16"] | None, _option("--precision", help="Mixed precision. (the recipe's)")
 ]
+Passes = Annotated[
+    int, _option("--passes", min=1, help="Take each step's samples in N passes: less memory. (1)")
+]
 Board = Annotated[
     Path | None, _option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files there.")
 ]
@@ -74,6 +77,7 @@ def train(
     warm: Warm = False,
     device: Device = "auto",
     precision: Precision = None,
+    passes: Passes = 1,
     tensorboard: Board = None,
     record_: Record = False,
 ) -> None:
@@ -91,7 +95,7 @@ def train(
     from ctxedit.bundled.training import recipe as recipes
     from ctxedit.bundled.training import record
 
-    chosen = _recipes(name, data, _schedule(steps, precision))
+    chosen = [one.in_passes(passes) for one in _recipes(name, data, _schedule(steps, precision))]
     out = out or Path(f"weights-{ALL if name == ALL else chosen[0].name}")
     state = state or out / ".state"
     if record_:

@@ -15,13 +15,16 @@ DAMAGED = (
     "the file is damaged or cut short; copy it again, or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4"
 )
 
+#: Tags that are no UTF-8: PyAV 19 replaces what it cannot read of them by itself, and takes no word on it.
+_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """A file's PyAV container, its video stream and the decoder for it; PyAV's errors become InputError."""
     try:
         # The absolute path has no colon early enough to be taken for a protocol.
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with av.open(str(path.absolute()), **_TAGS) as container:
             stream = _video_stream(container, path)
             yield container, stream, _decoder(stream, path)
     except av.FFmpegError as error:

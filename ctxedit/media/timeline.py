@@ -185,10 +185,10 @@ def _invisible(packet: Any, codec: str) -> bool:
 
 
 def _orientation(frame: Any) -> Orientation:
-    for side in frame.side_data:
-        if side.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
-            if abs(a) + abs(d) >= abs(b) + abs(c):
-                return Orientation(False, a < 0, d < 0)
-            return Orientation(True, c < 0, b < 0)
-    return Orientation()
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if side is None:
+        return Orientation()
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side)[:36])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)

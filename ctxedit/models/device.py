@@ -39,6 +39,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def name_of(device: torch.device) -> str:
+    """What a person calls a device: a GPU's product name, else its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def keep_heap() -> bool:
     """Tell glibc to keep freed memory: half of a CPU training went into page faults.
 

@@ -5,9 +5,11 @@ import pytest
 
 from ctxedit.bundled.training import results
 from ctxedit.bundled.training.check import Checked, Row, check
+from ctxedit.bundled.training.data import Scenes
 from ctxedit.bundled.training.judge import ANSWERS, ask, load_judge, truth
 from ctxedit.bundled.world import scenes
 from ctxedit.errors import ConfigError
+from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 
 
@@ -24,6 +26,20 @@ def test_the_check_measures_every_part(tmp_path):
     assert rows["editing", "PSNR outside the object, dB"].value > 12
     assert rows["editing", "round trip against the autoencoder's own, dB"].value > 15
     assert rows["editing", "what was asked is found, by the judge"].count == 3
+
+
+def test_another_wording_of_what_is_there_is_right():
+    data = Scenes(7, test=True)
+    meant = [scenes.caption(data.scene(i)[0]) for i in range(60)]
+    twins = [(i, j) for i in range(60) for j in range(i) if meant[i] == meant[j]]
+    assert any(data[i]["caption"] != data[j]["caption"] for i, j in twins), "the draw has such twins"
+    found = {r.figure: r for r in check(Checked(count=60), ["clip"])}["right caption of 60"].value
+    told = [data[i]["caption"] for i in range(60)]
+    scorer = ClipScorer(BUILTIN_FOLDER / "clip")
+    frames = np.stack([((data[i]["image"].permute(1, 2, 0) + 1) * 127.5).round().byte() for i in range(60)])
+    near = (scorer.embed_images(frames) @ scorer.embed_texts(told).T).argmax(1)
+    by_words = np.mean([told[int(j)] == told[i] for i, j in enumerate(near)])
+    assert found > by_words
 
 
 def test_only_the_parts_asked_for_are_checked():

@@ -116,6 +116,17 @@ def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_r
     assert anew.code == 0 and anew.table["steps"] == 2
 
 
+def test_a_step_may_take_several_passes(ctxedit, make_recipe, tmp_path):
+    path = make_recipe("autoencoder", steps=1)
+    first = ctxedit("train", path, "--passes", 2, "--json")
+    assert first.code == 0 and first.table["images"] == 4
+    # The next sitting may take them at once: it is the same training.
+    second = ctxedit("train", path, "--steps", 2, "--json")
+    assert second.code == 0 and second.table["images"] == 8 and "goes on at step 1" in second.err
+    refused = ctxedit("train", path, "--passes", 3)
+    assert refused.code == 2 and "4 samples a step in 3 passes" in refused.err
+
+
 def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "RECIPES", tmp_path / "recipes")
     recipe.RECIPES.mkdir()
@@ -137,7 +148,7 @@ def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypa
 
 
 def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
-    path = make_recipe("autoencoder", "channels = [16, 48, 96]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
+    path = make_recipe("autoencoder", "channels = [32, 64, 128]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
     answer = ctxedit("train", path, "--warm")
     assert answer.code == 0, answer.err
     known = record.read(tmp_path / "weights-my-autoencoder/vae")

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.denoiser import scheduler, write_layout
+from ctxedit.bundled.training.noise import noise_like
 from ctxedit.config import AdapterConfig, merge
 from ctxedit.diffusion.broadcast import per_sample
 from ctxedit.diffusion.forward import marginal
@@ -90,7 +91,7 @@ class AdapterTask:
         t = torch.randint(0, len(self.noise.alphas_cumprod), (n,), generator=generator)
         bar = self.noise.alphas_cumprod[t].to(device)
         a, s, t = bar.sqrt(), (1 - bar).sqrt(), t.to(device)
-        noise = torch.randn(x0.shape, generator=generator).to(device)
+        noise = noise_like(x0, generator)
         adapter = model["adapter"]
         b = per_sample(adapter.scale(a, s), x0) * adapter(x0, context, t, frames=1)
         x = marginal(x0, noise, a, s, b)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
+from ctxedit.bundled.training.noise import noise_like
 
 
 class AutoencoderTask:
@@ -49,8 +50,7 @@ class AutoencoderTask:
         moments = model.quant_conv(model.encoder(image))
         mean, logvar = moments.chunk(2, dim=1)
         logvar = logvar.clamp(-20, 10)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        latent = mean + torch.exp(0.5 * logvar) * noise
+        latent = mean + torch.exp(0.5 * logvar) * noise_like(mean, generator)
         out = model.decoder(model.post_quant_conv(latent))
         pixels = F.mse_loss(out, image)
         edges = F.mse_loss(out.diff(dim=2), image.diff(dim=2)) + F.mse_loss(

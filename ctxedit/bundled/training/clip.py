@@ -65,7 +65,9 @@ class ClipTask:
         n = len(batch["caption"])
         right = torch.arange(n, device=logits.device)
         # Another image's caption may by chance say the same: it is no negative then.
-        same = torch.tensor([[a == b for b in texts] for a in batch["caption"]], device=logits.device)
+        numbers = {text: i for i, text in enumerate(texts)}
+        ids = torch.tensor([numbers[text] for text in texts], device=logits.device)
+        same = ids[:n, None] == ids[None]
         same[right, right] = False
         to_text = F.cross_entropy(logits.masked_fill(same, -1e4), right)
         to_image = F.cross_entropy(logits[:, :n].masked_fill(same[:, :n], -1e4).T, right)

@@ -170,9 +170,13 @@ class Scenes(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return 1 << 40
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def scene(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
+        """What a sample shows, and the generator that draws the rest of it."""
         rng = np.random.default_rng((self.seed, index, int(self.test)))
-        scene = scenes.draw_scene(rng, test=self.test)
+        return scenes.draw_scene(rng, test=self.test), rng
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene, rng = self.scene(index)
         frame, mask = scenes.render_frame(scene, float(rng.random()), self.size)
         item: dict[str, Any] = {
             "image": to_tensor(frame),

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
+from ctxedit.bundled.training.noise import noise_like
 from ctxedit.bundled.world import scenes
 
 
@@ -91,7 +92,7 @@ class DenoiserTask:
             words = self.text(tokens.input_ids).last_hidden_state
         latents, words = latents.repeat(self.draws, 1, 1, 1), words.repeat(self.draws, 1, 1)
         t = times(len(latents), generator).to(device)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noise = noise_like(latents, generator)
         noisy = self.scheduler.add_noise(latents, noise, t)
         with _attention(device):
             guess = model(noisy, t, words).sample

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -110,10 +111,11 @@ class JudgeTask:
         save_file(tensors, folder / "judge.safetensors", {"width": json.dumps(self.width)})
 
 
-def load_judge(folder: Path, width: int = 32) -> Judge:
+def load_judge(folder: Path) -> Judge:
     """The trained judge, in eval mode."""
-    judge = Judge(width)
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
+    with safe_open(folder / "judge.safetensors", "pt") as file:
+        judge = Judge(json.loads(file.metadata()["width"]))
+        judge.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
     return judge.eval()
 
 

@@ -19,6 +19,7 @@ from ctxedit.bundled.training.loop import Done, Schedule, Task, clear, make_acce
 from ctxedit.bundled.training.parts import borrow, find
 from ctxedit.config import merge
 from ctxedit.errors import ConfigError
+from ctxedit.models.device import name_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,7 +40,7 @@ FOLDERS = {
     "judge": "judge",
 }
 #: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
-_FREE = ("steps", "save_seconds", "workers", "precision")
+_FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
 _SIDE = 16
 
 
@@ -73,6 +74,19 @@ class Recipe:
         """Where its weights lie within a folder of models."""
         return FOLDERS[self.part]
 
+    def in_passes(self, passes: int) -> Recipe:
+        """The same steps, each in so many passes of fewer samples: less memory, more time.
+
+        Raises:
+            ConfigError: the batch is no multiple of them.
+        """
+        batch, rest = divmod(self.schedule.images, passes)
+        if rest:
+            raise ConfigError(
+                f"{self.name}: {self.schedule.images} samples a step in {passes} passes", "choose a divisor"
+            )
+        return self if passes == 1 else self.changed({"batch": batch, "accumulate": passes}, {})
+
     def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
         """A copy with other settings; its text becomes that of the whole."""
         if not schedule and not data:
@@ -80,7 +94,8 @@ class Recipe:
         new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
         table = {
             "part": new.part, "about": new.about, "licence": new.licence, "task": new.task,
-            "data": asdict(new.data), "schedule": asdict(new.schedule),
+            "data": asdict(new.data),
+            "schedule": {key: value for key, value in asdict(new.schedule).items() if value is not None},
         }  # fmt: skip
         return replace(new, text=tomli_w.dumps(table))
 
@@ -272,7 +287,7 @@ def run(
         nonlocal last
         last = done
         facts = record.Facts(
-            done.step, done.seconds, len(done.bad), str(accelerator.device), accelerator.num_processes
+            done.step, done.seconds, len(done.bad), name_of(accelerator.device), accelerator.num_processes
         )
         record.write(recipe, facts, weights, started_from(place))
 
@@ -288,6 +303,7 @@ def run(
 def _fixed(recipe: Recipe) -> dict[str, Any]:
     """What may not change while a training goes on."""
     schedule = {k: v for k, v in asdict(recipe.schedule).items() if k not in _FREE}
+    schedule["images"] = recipe.schedule.images  # in however many passes
     data = {k: v for k, v in asdict(recipe.data).items() if k != "on_error"}
     return {"part": recipe.part, "task": recipe.task, "data": data, "schedule": schedule}
 

@@ -121,6 +121,60 @@ def _space(u: Array, v: Array, p: Array) -> Array:
     return _mix(out, planet, _disc(u, v, px, py, r))
 
 
+def _mountains(u: Array, v: Array, p: Array) -> Array:
+    out = _mix((0.30, 0.52, 0.86), (0.70, 0.84, 0.97), v * 2)
+    for depth, (rock, scale) in enumerate((((0.52, 0.56, 0.70), 1.7), ((0.36, 0.38, 0.48), 2.3))):
+        # Peaks are the tips of a triangle wave; what is near a tip lies under snow.
+        cell = u * scale + 3 * p[depth]
+        n = np.floor(cell)
+        peak = 0.16 + 0.12 * depth + 0.14 * _hash(n, p[2 + depth])
+        slope = np.abs(cell - n - 0.5) * (1.0 / scale) * 1.5
+        out = _mix(out, rock, _edge(v, peak + slope))
+        snow = peak + 0.10 + 0.03 * np.sin(u * 40)
+        out = _mix(out, (0.96, 0.97, 1.0), _edge(v, peak + slope) * _edge(-v, -snow))
+    ground = 0.66 + 0.03 * np.sin(u * 4 + 6 * p[4])
+    return _mix(out, _mix((0.40, 0.50, 0.34), (0.26, 0.36, 0.24), v * 2 - 1), _edge(v, ground))
+
+
+def _room(u: Array, v: Array, p: Array) -> Array:
+    wall = np.array([0.90, 0.80 - 0.10 * p[0], 0.66 + 0.12 * p[1]], np.float32)
+    stripe = (np.abs((u * 6) % 1 - 0.5) < 0.08).astype(np.float32)
+    out = _mix(np.broadcast_to(wall, (*u.shape, 3)), wall * 0.86, stripe)
+    x, y = 0.22 + 0.56 * p[2], 0.24
+    across, down = np.abs(u - x), np.abs(v - y)
+    out = _mix(out, (0.55, 0.36, 0.22), ((across < 0.17) & (down < 0.15)).astype(np.float32))
+    pane = (across < 0.145) & (down < 0.125) & (across > 0.012) & (down > 0.012)
+    out = _mix(out, (0.62, 0.82, 0.96), pane.astype(np.float32))
+    out = _mix(out, (0.98, 0.96, 0.92), _edge(v, 0.62))
+    boards = _mix((0.66, 0.42, 0.24), (0.52, 0.31, 0.17), v * 3 - 2)
+    seams = (np.abs(((u - 0.5) / (v + 0.15) * 5 + 3 * p[3]) % 1 - 0.5) < 0.06).astype(np.float32)
+    return _mix(out, _mix(boards, (0.42, 0.25, 0.14), seams), _edge(v, 0.65))
+
+
+def _sky(u: Array, v: Array, p: Array) -> Array:
+    out = _mix((0.20, 0.48, 0.92), (0.72, 0.87, 1.0), v * 1.2)
+    out = _mix(out, (1.0, 0.95, 0.70), _disc(u, v, 0.15 + 0.7 * p[0], 0.16, 0.08))
+    for i in range(3):
+        y = 0.30 + 0.16 * i
+        out = _mix(out, (0.97, 0.98, 1.0), 0.85 * _disc(u, (v - y) * 2.6 + y, p[1 + i] * 1.2 - 0.1, y, 0.17))
+    puff = 0.78 + 0.05 * np.abs(np.sin(u * 8 + 6 * p[4])) + 0.03 * np.abs(np.sin(u * 17 + 6 * p[5]))
+    return _mix(out, _mix((1.0, 1.0, 1.0), (0.80, 0.87, 0.96), v * 5 - 4), _edge(v, puff, 0.03))
+
+
+def _volcano(u: Array, v: Array, p: Array) -> Array:
+    out = _mix((0.22, 0.08, 0.10), (0.85, 0.34, 0.14), v * 1.7)
+    x = 0.25 + 0.5 * p[0]
+    cone = 0.24 + 0.03 * p[1] + np.maximum(np.abs(u - x) - 0.09, 0) * 0.95
+    out = _mix(out, (0.62, 0.58, 0.56), 0.7 * _disc(u, (v - 0.10) * 1.6 + 0.10, x + 0.06, 0.10, 0.15))
+    out = _mix(out, (0.20, 0.13, 0.13), _edge(v, cone))
+    flow = np.abs(u - x - 0.05 * np.sin(v * 16 + 6 * p[2])) < 0.015 + 0.05 * (v - 0.2)
+    out = _mix(out, (1.0, 0.55, 0.10), flow * _edge(v, cone))
+    ground = 0.68 + 0.02 * np.sin(u * 6 + 6 * p[3])
+    out = _mix(out, (0.12, 0.10, 0.11), _edge(v, ground))
+    crack = np.abs(v - 0.84 - 0.05 * np.sin(u * 9 + 6 * p[4]) - 0.02 * np.sin(u * 23 + 6 * p[5])) < 0.014
+    return _mix(out, (1.0, 0.42, 0.08), crack.astype(np.float32))
+
+
 PAINTERS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "beach": _beach,
     "forest": _forest,
@@ -130,6 +184,10 @@ PAINTERS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "meadow": _meadow,
     "sea": _sea,
     "space": _space,
+    "mountains": _mountains,
+    "room": _room,
+    "sky": _sky,
+    "volcano": _volcano,
 }
 
 

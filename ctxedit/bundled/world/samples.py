@@ -15,6 +15,7 @@ import tomli_w
 
 from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.scenes import Actor, Scene
+from ctxedit.bundled.world.vocabulary import BY_NAME, GROUNDLESS
 from ctxedit.media.write import write_clip
 
 SIZE, FRAMES, FPS = 128, 24, Fraction(8)
@@ -34,7 +35,7 @@ def _scene(
 ) -> Scene:
     """One object, placed like the training scenes; ``seed`` draws the background's variation."""
     rng = np.random.default_rng(seed)
-    free = background in ("sea", "space") or name in ("balloon", "rocket", "umbrella")
+    free = background in GROUNDLESS or BY_NAME[name].floats
     actor = Actor(name, colour, 0.5, 0.78 if free else 0.86, 0.56)
     return Scene((actor,), background, style, motion, -1, 1.0, tuple(float(x) for x in rng.random(8)))
 

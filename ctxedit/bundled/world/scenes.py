@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.bundled.world import backgrounds, captions, sprites, styles
-from ctxedit.bundled.world.vocabulary import BACKGROUNDS, BY_NAME, COLOURS, STYLES, THINGS
+from ctxedit.bundled.world.vocabulary import BACKGROUNDS, BY_NAME, COLOURS, GROUNDLESS, STYLES, THINGS
 
 MOTIONS = ("walk", "bounce", "grow", "turn", "pan", "zoom")
 _HELD_OUT_SHARE = 0.08
@@ -75,7 +75,7 @@ def _draw(rng: np.random.Generator, pairs: float) -> Scene:
     for i, n in enumerate(names):
         thing = THINGS[n]
         colour = list(COLOURS)[rng.integers(len(COLOURS))] if thing.colourable else None
-        free = background in ("sea", "space") or thing.name in ("balloon", "rocket", "umbrella")
+        free = background in GROUNDLESS or thing.floats
         low, high = (0.62, 0.92) if free else (0.76, 0.94)
         if count == 1:
             x, scale = rng.uniform(0.34, 0.66), rng.uniform(0.46, 0.66)
@@ -149,11 +149,8 @@ def _place(actor: Actor, pose: tuple[float, float, float, float], size: int) -> 
     cos, sin = math.cos(tilt) * k, math.sin(tilt) * k
     cx, cy = x * size, (y - scale / 2) * size
     matrix = (cos, sin, side / 2 - cos * cx - sin * cy, -sin, cos, side / 2 + sin * cx - cos * cy)
-    bands = [
-        band.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-        for band in image.split()
-    ]
-    layer = np.stack([np.asarray(b, np.float32) for b in bands], -1) / 255
+    placed = image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    layer = np.asarray(placed, np.float32) / 255
     # Bicubic overshoots: no premultiplied colour may exceed its alpha.
     layer[..., :3] = np.minimum(layer[..., :3], layer[..., 3:])
     return layer

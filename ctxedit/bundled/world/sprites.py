@@ -36,7 +36,7 @@ def bake(font: Path = FONT, folder: Path = FOLDER) -> None:
         square.save(folder / f"{thing.name}.png", optimize=True)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def sprite(name: str, colour: str | None, side: int) -> Image.Image:
     """The sprite as premultiplied RGBA (mode ``RGBa``), ``side``×``side`` pixels.
 
@@ -45,10 +45,15 @@ def sprite(name: str, colour: str | None, side: int) -> Image.Image:
         colour: a key of ``COLOURS``, or None for the glyph's own.
         side: pixels.
     """
+    return _glyph(name, colour).resize((side, side), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=512)
+def _glyph(name: str, colour: str | None) -> Image.Image:
     image = Image.open(FOLDER / f"{name}.png").convert("RGBA")
     if colour is not None:
         image = _recolour(image, COLOURS[colour])
-    return image.convert("RGBa").resize((side, side), Image.Resampling.BOX)
+    return image.convert("RGBa")
 
 
 def _recolour(image: Image.Image, hue: float) -> Image.Image:

@@ -51,10 +51,34 @@ def _watercolor(image: Array) -> Array:
     return np.clip(pale * paper - 0.8 * rim, 0, 1).astype(np.float32)
 
 
+def _neon(image: Array) -> Array:
+    """Edges that glow in the picture's own hues, on what is left of it in the dark."""
+    soft = _blur(image, 0.6 * image.shape[0] / 64)
+    down, right = np.gradient(soft, axis=(0, 1))
+    edge = np.clip(np.hypot(down, right).max(2, keepdims=True) * 4.5 * image.shape[0] / 64, 0, 1)
+    # Every hue at full strength; greys glow in a pale cyan.
+    high, low = image.max(2, keepdims=True), image.min(2, keepdims=True)
+    hue = (image - low) / np.maximum(high - low, 1e-3)
+    grey = np.clip(1 - 5 * (high - low), 0, 1)
+    glow = hue * (1 - grey) + np.array([0.55, 0.95, 1.0], np.float32) * grey
+    return np.clip(0.22 * image**1.5 + edge * glow, 0, 1).astype(np.float32)
+
+
+def _sepia(image: Array) -> Array:
+    """Brown tones of little contrast, darker towards the corners, as of an old print."""
+    grey = 0.15 + 0.75 * (image @ _LUMA)
+    line = np.linspace(-1, 1, image.shape[0], dtype=np.float32)
+    corner = 1 - 0.28 * np.clip(line[None] ** 2 + line[:, None] ** 2 - 0.6, 0, 1)
+    tone = np.array([1.0, 0.80, 0.55], np.float32)
+    return ((grey * corner)[..., None] * tone + np.array([0.06, 0.03, 0.0], np.float32)).astype(np.float32)
+
+
 FILTERS: dict[str, Callable[[Array], Array]] = {
     "plain": lambda image: image,
     "black and white": _black_and_white,
     "pencil sketch": _pencil_sketch,
     "pixel art": _pixel_art,
     "watercolor": _watercolor,
+    "neon": _neon,
+    "sepia": _sepia,
 }

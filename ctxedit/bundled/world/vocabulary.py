@@ -18,6 +18,7 @@ class Thing:
         words: every wording used in captions, the canonical one first.
         verbs: what it may be said to do.
         colourable: whether its main hue can be changed.
+        floats: whether it need not stand on the ground.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Thing:
     words: tuple[str, ...]
     verbs: tuple[str, ...] = ("moving",)
     colourable: bool = False
+    floats: bool = False
 
 
 def _animal(name: str, emoji: str, *more: str) -> Thing:
@@ -53,13 +55,29 @@ THINGS: tuple[Thing, ...] = (
     _machine("bus", "🚌", colourable=True),
     _machine("tractor", "🚜"),
     _machine("train", "🚂", "locomotive"),
-    Thing("rocket", "🚀", ("rocket",), ("flying", "moving")),
+    Thing("rocket", "🚀", ("rocket",), ("flying", "moving"), floats=True),
     Thing("boat", "⛵", ("boat", "sailboat"), ("sailing", "moving")),
-    Thing("balloon", "🎈", ("balloon",), ("floating", "flying"), True),
-    Thing("umbrella", "☂", ("umbrella",), ("floating", "moving"), True),
+    Thing("balloon", "🎈", ("balloon",), ("floating", "flying"), True, True),
+    Thing("umbrella", "☂", ("umbrella",), ("floating", "moving"), True, True),
     Thing("robot", "🤖", ("robot",), ("walking", "moving")),
     Thing("pumpkin", "🎃", ("pumpkin",), ("rolling", "moving")),
     Thing("man", "🚶", ("man", "person"), ("walking", "moving")),
+    _animal("monkey", "🐒"),
+    _animal("pig", "🐖", "piglet"),
+    _animal("sheep", "🐑", "lamb"),
+    _animal("rooster", "🐓"),
+    _animal("fox", "🦊"),
+    _animal("crab", "🦀"),
+    _animal("dinosaur", "🦕", "dino"),
+    _animal("flamingo", "🦩"),
+    Thing("owl", "🦉", ("owl",), ("hopping", "moving")),
+    Thing("octopus", "🐙", ("octopus",), ("swimming", "moving")),
+    Thing("snowman", "⛄", ("snowman",), ("sliding", "moving")),
+    Thing("ghost", "👻", ("ghost",), ("floating", "moving"), floats=True),
+    Thing("dancer", "💃", ("dancer", "woman"), ("dancing", "moving")),
+    _machine("scooter", "🛵", "moped", colourable=True),
+    Thing("helicopter", "🚁", ("helicopter",), ("flying", "moving"), True, True),
+    Thing("guitar", "🎸", ("guitar",), ("spinning", "moving"), True),
 )
 
 #: Colour name to hue in [0, 1) (HSV).
@@ -75,7 +93,14 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "meadow": ("in a meadow", "on the grass", "on a green field"),
     "sea": ("under the sea", "under water", "in the ocean"),
     "space": ("in space", "in outer space", "among the stars"),
+    "mountains": ("in the mountains", "before snowy peaks", "high in the mountains"),
+    "room": ("in a living room", "in a room", "at home"),
+    "sky": ("above the clouds", "in the sky", "among the clouds"),
+    "volcano": ("near a volcano", "before a volcano", "on black lava"),
 }
+
+#: Where nothing has to stand on the ground.
+GROUNDLESS = frozenset({"sea", "space", "sky"})
 
 #: Style name to (suffixes, prefixes); plain pictures have none.
 STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -84,9 +109,11 @@ STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pencil sketch": ((", pencil sketch", ", pencil sketch style"), ("a pencil sketch of ",)),
     "pixel art": ((", pixel art", ", pixel art style"), ("pixel art of ",)),
     "watercolor": ((", watercolor style", ", watercolor painting"), ("a watercolor painting of ",)),
+    "neon": ((", neon lights", ", neon style"), ("a neon sign of ",)),
+    "sepia": ((", sepia", ", sepia photo"), ("an old sepia photo of ",)),
 }
 
 #: Styles that take the colour away: no colour word is true of them.
-GREY_STYLES = frozenset({"black and white", "pencil sketch"})
+GREY_STYLES = frozenset({"black and white", "pencil sketch", "sepia"})
 
 BY_NAME: dict[str, Thing] = {thing.name: thing for thing in THINGS}
