@@ -17,12 +17,15 @@ PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 F, STEPS = 4, 6
 PRESETS = config.preset_names()
 CONTROLLED = ("controlvideo", "controlvideo+adapter")
+#: Methods with temporal attention.
+TEMPORAL = ("tune-a-video", "fatezero-shape", "controlvideo")
 #: Frames that each of four takes keys and values from.
 SEEN = {
     "contextdiff": ({0}, {0, 1}, {0, 1, 2}, {1, 2, 3}),
     "sdedit": ({0}, {0, 1}, {0, 1, 2}, {1, 2, 3}),
     "tune-a-video": ({0}, {0}, {0, 1}, {0, 2}),
     "fatezero": ({0}, {0}, {0, 1}, {0, 2}),
+    "fatezero-shape": ({0}, {0}, {0, 1}, {0, 2}),
     "controlvideo": ({0}, {0}, {0}, {0}),
     "ddim": ({0}, {1}, {2}, {3}),
 }
@@ -32,11 +35,12 @@ MOVES = {
     "tune-a-video": (".attn1.to_q.", ".attn2.to_q."),
     "controlvideo": (".attn1.to_out.",),
     "fatezero": (),
+    "fatezero-shape": (".attn1.to_q.", ".attn2.to_q."),
     "sdedit": (),
     "ddim": (),
 }
 #: Steps, from noise, in which the source's self- and cross-attention serve: 0.5 and 0.7 of six.
-FUSED = {"contextdiff": 3, "fatezero": 4}
+FUSED = {"contextdiff": 3, "fatezero": 4, "fatezero-shape": 3}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +116,7 @@ def test_tuning_moves_what_the_method_trains_and_nothing_else(spied, preset):
     networks = {name for name in moved if not name.startswith(("temporal.", "adapter."))}
     assert networks == wanted
     assert any(n.startswith("controlnet.") for n in wanted) == (preset in CONTROLLED)
-    temporal = base(preset) in ("tune-a-video", "controlvideo")
+    temporal = base(preset) in TEMPORAL
     assert any(n.startswith("temporal.") for n in moved) == temporal
     assert any(n.startswith("temporal.") for n in everything) == temporal
     adapter = preset == "contextdiff" or preset.endswith("+adapter")
@@ -167,7 +171,7 @@ def test_the_sources_attention_serves_in_its_steps(spied, preset):
     spy = spied(preset)
     steps = [c for c in spy.during("edit") if c.batch > F]
     fused = FUSED.get(base(preset), 0)
-    blended = base(preset) == "fatezero"
+    blended = base(preset) in ("fatezero", "fatezero-shape")
     # Lanes: 0 the source, 1 unconditional, 2 conditional.
     for number, call in enumerate(steps):
         here = number < fused
@@ -180,11 +184,11 @@ def test_the_sources_attention_serves_in_its_steps(spied, preset):
     assert len(masks) == (fused if blended else 0), "one pass of the source for each step's mask"
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS if base(p) in ("tune-a-video", "controlvideo")])
+@pytest.mark.parametrize("preset", [p for p in PRESETS if base(p) in TEMPORAL])
 def test_where_temporal_attention_stands_and_how_it_begins(spied, preset):
     spy = spied(preset)
     unet, names = spy.session.backbone.unet, [n for n in spy.before if n.startswith("temporal.")]
-    if base(preset) == "tune-a-video":
+    if base(preset) != "controlvideo":
         blocks = sum(type(m).__name__ == "BasicTransformerBlock" for m in unet.modules())
         closed = [n for n in names if ".to_out." in n]
         assert len(closed) == 2 * blocks and not any(spy.before[n].any() for n in closed)
