@@ -6,84 +6,13 @@ from collections import defaultdict
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from sampling import NEW, OLD, SIDE, STEPS, VIEW, Calls, F, draw, inverted, psnr, run, shift_of, source
 
-from ctxedit.config import AdapterConfig, AttentionConfig, Config, FusionConfig, merge
-from ctxedit.errors import ConfigError, InputError, NumericsError
-from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.alignment import align, changed
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.config import AttentionConfig, FusionConfig
+from ctxedit.errors import NumericsError
 from ctxedit.models.backbone import Backbone
-from ctxedit.models.shift import ContextShift
-from ctxedit.stages.edit import Scene, edit, latent_mask
-from ctxedit.stages.invert import invert
+from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.sample import Sampling, Source, sample, word_mask
-
-F, SIDE, STEPS = 2, (8, 8), 6
-VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
-OLD, NEW = "a tiger walking on the beach", "a panda walking on the beach"
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def net(stable_diffusion):
-    backbone = Backbone.load(str(stable_diffusion), torch.device("cpu"), torch.float64)
-    # Nearby levels predict nearly alike, as in a trained network.
-    backbone.unet.conv_out.weight.data.mul_(0.1)
-    with backbone.attention(AttentionConfig()):
-        yield backbone
-
-
-@pytest.fixture(scope="module")
-def trajectory(net):
-    """The source's: inverted exactly, six steps."""
-    return inverted(net, STEPS, refinements=8)
-
-
-def inverted(net, steps, refinements=0, shift=None):
-    x = draw(F, 4, *SIDE)
-    return invert(net, x, net.embed([OLD]), net.levels(steps), VIEW, shift, refinements)
-
-
-def source(net, trajectory, target=NEW, exact=True, how="auto"):
-    old, new = net.words(OLD), net.words(target)
-    alignment = align(old, new, net.context_length, how)
-    return Source(trajectory, net.embed([OLD]), alignment, changed(old, new), exact)
-
-
-def run(net, x, target=NEW, how=None, shift=None, steps=STEPS, **more):
-    context = net.embed(["", target])
-    return sample(net, x, context, net.levels(steps), VIEW, how or Sampling(1.0), shift, **more)
-
-
-def shift_of(net, prompt=NEW, zero=False):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adapter = ContextAdapter(AdapterConfig(width=32, blocks=1, heads=4, bound=0.5), 4, net.context_width)
-        if not zero:
-            torch.nn.init.normal_(adapter.out.weight)
-    return ContextShift(adapter.requires_grad_(False), net.embed([prompt]), F)
-
-
-def psnr(a, b):
-    """In latents, against the range of b."""
-    return 10 * math.log10(float((b.max() - b.min()) ** 2 / ((a - b) ** 2).mean()))
-
-
-class Calls:
-    """Counts the lanes of every call of the network."""
-
-    def __init__(self, net):
-        self.lanes = []
-        self._hook = net.unet.register_forward_pre_hook(lambda _, args: self.lanes.append(len(args[0]) // F))
-
-    def __enter__(self):
-        return self.lanes
-
-    def __exit__(self, *_):
-        self._hook.remove()
 
 
 class TestPlain:
@@ -378,59 +307,3 @@ def test_peak_memory_of_a_fused_edit_does_not_grow_with_the_steps(net):
     print(f"peak: 3 steps {few / 2**20:.2f} MiB, 9 steps {many / 2**20:.2f} MiB; stored {stored}")
     assert many <= few * 1.02
     assert stored[1] > 1.2 * stored[0]  # the account does see a store
-
-
-class TestEdit:
-    def scene(self, net, trajectory):
-        return Scene(net, OLD, trajectory, net.levels(STEPS), VIEW)
-
-    def config(self, **tables):
-        steps = {"invert": {"steps": STEPS, "refinements": 1}, "edit": {"steps": STEPS, "guidance": 5.0}}
-        return merge(merge(Config(), steps), tables)
-
-    def test_it_is_the_sampling_with_the_aligned_source(self, net, trajectory):
-        got = edit(self.scene(net, trajectory), NEW, self.config())
-        want = run(net, trajectory[-1], how=Sampling(5.0, source=source(net, trajectory)))
-        assert torch.equal(got, want)
-
-    def test_the_negative_prompt_is_the_unconditional_lane(self, net, trajectory):
-        scene = self.scene(net, trajectory)
-        negative = self.config(edit={"negative_prompt": "a panda"})
-        assert not torch.equal(edit(scene, NEW, negative), edit(scene, NEW, self.config()))
-
-    def test_from_noise_the_strength_says_how_far(self, net, trajectory):
-        scene, distances = self.scene(net, trajectory), []
-        for strength in (0.17, 0.5, 1.0):
-            config = self.config(edit={"start": "noise", "strength": strength})
-            with Calls(net) as lanes:
-                out = edit(scene, NEW, config)
-            assert len(lanes) == round(STEPS * strength)
-            distances.append(float((out - trajectory[0]).norm()))
-        assert distances == sorted(distances)
-
-    def test_from_noise_the_seed_draws(self, net, trajectory):
-        scene = self.scene(net, trajectory)
-        outs = [edit(scene, NEW, self.config(seed=s, edit={"start": "noise"})) for s in (1, 1, 2)]
-        assert torch.equal(outs[0], outs[1])
-        assert not torch.equal(outs[0], outs[2])
-
-    def test_replace_with_other_word_counts_is_refused(self, net, trajectory):
-        config = self.config(fusion={"cross": "replace"})
-        with pytest.raises(ConfigError, match="as many words"):
-            edit(self.scene(net, trajectory), "a panda", config)
-
-    @pytest.mark.parametrize("start", ["inversion", "noise"])
-    def test_prompts_that_are_too_long_are_refused(self, net, trajectory, start):
-        for target, negative in (("cat " * 99, ""), (NEW, "cat " * 99)):
-            config = self.config(edit={"negative_prompt": negative, "start": start})
-            with pytest.raises(InputError, match="tokens"):
-                edit(self.scene(net, trajectory), target, config)
-
-    def test_inverted_with_the_empty_prompt_the_source_lane_has_it(self, net, trajectory):
-        seen = []
-        hook = net.unet.register_forward_pre_hook(
-            lambda _, args: seen.append(args[2][0]) if len(args[0]) == 3 * F else None
-        )
-        edit(self.scene(net, trajectory), NEW, self.config(invert={"prompt": "empty"}))
-        hook.remove()
-        assert torch.equal(seen[0], net.embed([""])[0])
