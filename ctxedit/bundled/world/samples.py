@@ -103,6 +103,24 @@ SAMPLES: tuple[Sample, ...] = (
         _scene("frog", "beach", "bounce", style="pixel art", seed=10),
         {"object": "a pumpkin walking on the beach, pixel art"},
     ),
+    Sample(
+        "dancer-room",
+        _scene("dancer", "room", "turn", seed=11),
+        {
+            "object": "a ghost dancing in a living room",
+            "background": "a dancer dancing near a volcano",
+            "style": "a dancer dancing in a living room, neon lights",
+        },
+    ),
+    Sample(
+        "helicopter-mountains",
+        _scene("helicopter", "mountains", "pan", colour="red", seed=12),
+        {
+            "background": "a red helicopter flying above the clouds",
+            "colour": "a blue helicopter flying in the mountains",
+            "style": "a red helicopter flying in the mountains, sepia",
+        },
+    ),
 )
 
 
