@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import locate
+from ctxedit.models.weights import builtin_version, locate
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
@@ -101,7 +101,9 @@ class Session(Workbench):
     def _shared_settings(self) -> list[Any]:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
         c = self.config
-        shared = [c.model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        # A later ctxedit carries other built-in models under the same name.
+        model = f"{BUILTIN} {builtin_version()}" if c.model == BUILTIN else c.model
+        shared = [model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.control.kind != "none":
             # A map is known by what is in it: it may move, and it may be drawn anew under its name.
             drawn = fingerprint(Path(c.control.map)) if c.control.map else None

@@ -205,3 +205,17 @@ def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path):
     with session(clip, settings, tmp_path) as s:
         s.tune()
         assert not torch.equal(s.invert()[-1], torch.zeros(1)) and result.files.video.exists()
+
+
+def test_the_built_in_models_of_another_ctxedit_make_other_runs(clip, settings, monkeypatch, tmp_path):
+    """What an earlier release tuned is not taken up by one that carries other weights."""
+    options = Options(prompt=PROMPT, runs=tmp_path)
+
+    def identities():
+        both = (replace(settings, model="builtin"), settings)
+        return [Session(clip, one, "contextdiff", options).identity for one in both]
+
+    before = identities()
+    monkeypatch.setattr(pipeline, "builtin_version", lambda: "another")
+    builtin, folder = identities()
+    assert builtin != before[0] and folder == before[1]

@@ -26,7 +26,7 @@ PSNR_MOST = 100.0
 #: Kinds where the rest is what lies outside the mask; of a new background it is what lies inside.
 _OUTSIDE = ("object", "colour", "other")
 _JUDGED_SIDE = 64
-#: What an edit is for and what it must not do, each in [0, 1]: one number to choose settings by.
+#: What an edit is for and what it must not do, each at most 1: one number to choose settings by.
 _SHARES = ("judge_asked", "judge_kept", "ssim_kept")
 
 Values = Mapping[str, float | None]

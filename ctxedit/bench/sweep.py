@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctxedit.config import Config
+from ctxedit.config import Config, merge
 from ctxedit.errors import ConfigError
+from ctxedit.tables import lay
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,19 +27,27 @@ class Axis:
     values: tuple[Any, ...]
 
 
-def parse(text: str) -> Axis:
-    """``KEY=A,B,C`` with TOML values, or bare words.
+def parse(texts: Sequence[str]) -> list[Axis]:
+    """Each text is ``KEY=A,B,C`` with TOML values, or bare words.
 
     Raises:
-        ConfigError: no key, no value, or one value twice.
+        ConfigError: no key, no value, a value or a key twice, one key inside another.
     """
+    axes = [_axis(text) for text in texts]
+    for one, other in itertools.combinations(axes, 2):
+        if f"{one.key}.".startswith(f"{other.key}.") or f"{other.key}.".startswith(f"{one.key}."):
+            raise ConfigError(f"--sweep: {one.key} and {other.key} set the same", "name each setting once")
+    return axes
+
+
+def _axis(text: str) -> Axis:
     key, equals, listed = (part.strip() for part in text.partition("="))
-    if not (key and equals and listed):
-        raise ConfigError(f"--sweep {text}", "it takes KEY=A,B,C, e.g. --sweep edit.guidance=3,5,7")
     try:
         values = tomllib.loads(f"values = [{listed}]")["values"]
     except tomllib.TOMLDecodeError:
         values = [word.strip() for word in listed.split(",") if word.strip()]
+    if not (key and equals and values):
+        raise ConfigError(f"--sweep {text}", "it takes KEY=A,B,C, e.g. --sweep edit.guidance=3,5,7")
     if len(values) != len({repr(value) for value in values}):
         raise ConfigError(f"--sweep {text}: a value comes twice", "name each once")
     return Axis(key, tuple(values))
@@ -46,27 +56,40 @@ def parse(text: str) -> Axis:
 def points(config: Config, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every point of the grid for a method: what its label gets, and the nested table of its settings.
 
-    An axis that means nothing to the method is left out of its grid: a length or rate of a tuning that it
-    does not have, the adapter's or the control's settings where there is none. The last axis moves fastest,
-    so what needs no new tuning should come last.
+    An axis that means nothing at a point is left out there: a length or rate of a tuning that the method does
+    not have, the adapter's or the control's settings where there is none. The last axis moves fastest, so
+    what needs no new tuning should come last.
+
+    Raises:
+        ConfigError: a setting or a value that does not exist.
     """
-    meant = [axis for axis in axes if _means_something(config, axis.key)]
-    for values in itertools.product(*(axis.values for axis in meant)):
-        table: dict[str, Any] = {}
-        for axis, value in zip(meant, values, strict=True):
-            *tables, name = axis.key.split(".")
-            place = table
-            for part in tables:
-                place = place.setdefault(part, {})
-            place[name] = value
-        yield "".join(f" {axis.key}={_word(value)}" for axis, value in zip(meant, values, strict=True)), table
+    if not axes:
+        yield "", {}
+        return
+    axis, rest = axes[0], axes[1:]
+    tables = [_nested(axis.key, value) for value in axis.values]
+    changed = [merge(config, table) for table in tables]  # refuses what is no setting, left out or not
+    if not _means_something(config, axis.key):
+        yield from points(config, rest)
+        return
+    for value, table, here in zip(axis.values, tables, changed, strict=True):
+        for suffix, more in points(here, rest):
+            whole = copy.deepcopy(table)
+            lay(whole, more)
+            yield f" {axis.key}={_word(value)}{suffix}", whole
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def _means_something(config: Config, key: str) -> bool:
     has = {
         "tune": config.tune.steps > 0,
         "adapter": config.adapter.enabled or key == "adapter.enabled",
-        "control": config.control.kind != "none",
+        "control": config.control.kind != "none" or key == "control.kind",
         "invert": config.edit.start != "noise",
     }
     return has.get(key.split(".")[0], True) and (key != "tune.adapter_lr" or config.adapter.enabled)

@@ -23,9 +23,14 @@ Table = dict[str, Any]
 
 
 def adapter_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """(X, X+adapter) and (X-adapter, X) for every method of which both are there."""
-    added = [(m, m + ADAPTER) for m in methods if m + ADAPTER in methods]
-    return added + [(m + NO_ADAPTER, m) for m in methods if m + NO_ADAPTER in methods]
+    """(X, X+adapter) and (X-adapter, X) of all methods that have both, at each point of a sweep."""
+    added = [(m, _named(m, ADAPTER)) for m in methods if _named(m, ADAPTER) in methods]
+    return added + [(_named(m, NO_ADAPTER), m) for m in methods if _named(m, NO_ADAPTER) in methods]
+
+
+def _named(method: str, suffix: str) -> str:
+    preset, space, point = method.partition(" ")
+    return f"{preset}{suffix}{space}{point}"
 
 
 def summary(rows: Sequence[Row], methods: Sequence[str]) -> list[Table]:

@@ -92,7 +92,11 @@ Sweep = Annotated[
 Drawn = Annotated[
     int | None,
     typer.Option(
-        "--drawn", metavar="SEED", help="Another drawn list, to choose settings on.", show_default=False
+        "--drawn",
+        min=0,
+        metavar="SEED",
+        help="Another drawn list, to choose settings on.",
+        show_default=False,
     ),
 ]
 
@@ -134,7 +138,7 @@ def run(
         lay(table, point)
         return configuration.load(name, settings.config, table)
 
-    methods = preview.methods(names, load, [parse(text) for text in sweep or []])
+    methods = preview.methods(names, load, parse(sweep or []))
     known = [method.label for method in methods]
     for name in (name for pair in pairs for name in pair):
         if name not in known:
@@ -184,7 +188,7 @@ def _listed(
         yield read_list(clips)[:limit]
         return
     seed = drawn.SEED if seed is None else seed
-    place = out / ("clips" if seed == drawn.SEED else f"clips-{seed}")
+    place = out / ("clips" if seed == drawn.SEED else f"clips-seed{seed}")
     with TemporaryDirectory() as temporary:
         if dry_run and not drawn.is_drawn(place, limit):
             place = Path(temporary) / "clips"

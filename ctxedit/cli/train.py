@@ -54,7 +54,7 @@ Precision = Annotated[
     Literal["no", "fp16", "bf16"] | None, _option("--precision", help="Mixed precision. (the recipe's)")
 ]
 Passes = Annotated[
-    int, _option("--passes", min=1, help="Take each step's samples in N passes: less memory. (1)")
+    int, _option("--passes", min=1, help="Take each step's samples in N passes: less memory; not CLIP's.")
 ]
 Board = Annotated[
     Path | None, _option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files there.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +77,16 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline)), "folder")
+
+
+@lru_cache(maxsize=1)
+def builtin_version() -> str:
+    """What tells these built-in models from those of another ctxedit: a hash of what edits are made with."""
+    found = hashlib.sha256()
+    for part in ("vae", "text_encoder", "unet", "controlnet"):
+        for file in sorted((BUILTIN_FOLDER / part).glob("*.safetensors")):
+            found.update(file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _download(hub_id: str, offline: bool) -> Path:

@@ -104,8 +104,8 @@ def test_the_default_list_has_as_many_pairs_as_the_paper_has_videos():
 
 def test_a_drawn_list_agrees_with_its_own_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(drawn, "FRAMES", 3)
-    monkeypatch.setattr(drawn, "default_pairs", lambda seed: draw_pairs(3, 5, 1))
-    place = drawn.default_list(tmp_path / "clips", 1)
+    monkeypatch.setattr(drawn, "default_pairs", lambda seed: draw_pairs(3, seed, 1))
+    place = drawn.default_list(tmp_path / "clips", 1, 5)
     assert drawn.is_drawn(tmp_path / "clips", 1) and not drawn.is_drawn(tmp_path / "clips")
     stamp = place.stat().st_mtime_ns
     assert drawn.default_list(tmp_path / "clips", 1).stat().st_mtime_ns == stamp, "it is not drawn twice"

@@ -112,6 +112,10 @@ def test_a_study_of_it(compared, listed, ctxedit):
         (("{list}", "--presets", "ddim", "--set", "edit.stops=3"), 2, "edit.stops"),
         (("{list}", "--presets", "ddim", "--limit", "0"), 2, "limit"),
         (("{few}", "--presets", "ddim"), 2, "unknown key"),
+        (("{list}", "--presets", "ddim", "--sweep", "edit.stops=3"), 2, "edit.stops"),
+        (("{list}", "--presets", "ddim", "--sweep", "edit.guidance"), 2, "KEY=A,B,C"),
+        (("{list}", "--presets", "ddim", "--drawn", "3"), 2, "a list of your own"),
+        (("--presets", "ddim", "--drawn", "-1"), 2, "--drawn"),
     ],
 )
 def test_refusals_load_and_write_nothing(ctxedit, listed, no_weights, tmp_path, arguments, code, said):
@@ -139,6 +143,18 @@ def test_the_default_list_is_planned_without_writing(ctxedit, no_weights, tmp_pa
     ]
     assert plan["edits"] == 8 and plan["evaluations"]["tune-a-video"] > plan["evaluations"]["ddim"]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_grid_on_another_list_is_planned(ctxedit, no_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--presets", "ddim,contextdiff", "--drawn", 3, "--limit", 1, "--set", "clip.frames=2")
+    grid = ("--sweep", "tune.steps=5,9", "--sweep", "edit.guidance=2,3")
+    plan = ctxedit("bench", *arguments, *grid, "--dry-run", "--json").table["plan"]
+    # Four targets: ddim at two points, having no tuning, contextdiff at four.
+    assert plan["edits"] == 4 * (2 + 4)
+    passes = plan["evaluations"]
+    one, other = (f"contextdiff tune.steps={n} edit.guidance=2" for n in (5, 9))
+    assert passes[other] - passes[one] == 4 and "ddim edit.guidance=3" in passes
 
 
 def test_help_names_the_commands(ctxedit):

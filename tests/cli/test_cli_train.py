@@ -120,6 +120,8 @@ def test_a_step_may_take_several_passes(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder", steps=1)
     first = ctxedit("train", path, "--passes", 2, "--json")
     assert first.code == 0 and first.table["images"] == 4
+    made = record.read(tmp_path / "weights-my-autoencoder/vae")["recipe"]
+    assert "batch = 2\n" in made and "accumulate = 2\n" in made
     # The next sitting may take them at once: it is the same training.
     second = ctxedit("train", path, "--steps", 2, "--json")
     assert second.code == 0 and second.table["images"] == 8 and "goes on at step 1" in second.err

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ctxedit.bundled.training.data import DataConfig, to_tensor
 from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.vocabulary import BACKGROUNDS, BY_NAME, COLOURS, GREY_STYLES, STYLES
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, WeightsError
 
 #: What is judged, and the answers; ``none`` is a colour that cannot be seen.
 ANSWERS: dict[str, list[str]] = {
@@ -112,10 +112,15 @@ class JudgeTask:
 
 
 def load_judge(folder: Path) -> Judge:
-    """The trained judge, in eval mode."""
-    with safe_open(folder / "judge.safetensors", "pt") as file:
-        judge = Judge(json.loads(file.metadata()["width"]))
-        judge.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
+    """The trained judge, in eval mode; raises WeightsError for one that knows another world."""
+    try:
+        with safe_open(folder / "judge.safetensors", "pt") as file:
+            judge = Judge(json.loads(file.metadata()["width"]))
+            judge.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, KeyError, RuntimeError) as error:
+        raise WeightsError(
+            f"{folder} holds no judge of this world", "train it: ctxedit train judge"
+        ) from error
     return judge.eval()
 
 

@@ -39,8 +39,8 @@ class Schedule:
         ema: decay of the averaged weights; it warms up with the step count.
         save_seconds: at most this much work is lost to a kill.
         precision: ``no``, ``fp16`` or ``bf16`` (accelerate's names).
-        workers: processes that make samples, for each training process; None is one beside a CPU, which they
-            would take the cores of, and nearly all of the cores beside a GPU.
+        workers: processes that make samples, for each training process; None is nearly all of the cores
+            beside a CUDA device, and else one: on a CPU they would take the training's own.
     """
 
     steps: int
@@ -260,7 +260,8 @@ class _Loop:
             refuse(told)
         self.done.bad |= told
         device = self.accelerator.device
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        ahead = device.type == "cuda"  # its batches come pinned
+        return {k: v.to(device, non_blocking=ahead) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def _batches(self, start: int, end: int) -> Iterator[list[Any]]:
         """For every step from ``start`` the list of its micro-batches; each process gets its part of each."""
@@ -287,9 +288,10 @@ class _Loop:
     def _workers(self) -> int:
         if self.schedule.workers is not None:
             return self.schedule.workers
-        if self.accelerator.device.type == "cpu":
+        if self.accelerator.device.type != "cuda":
             return 1
-        return max(1, (os.cpu_count() or 1) // self.accelerator.num_processes - 2)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2)
 
     def _save(self) -> None:
         blob = {

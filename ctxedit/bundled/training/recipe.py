@@ -42,6 +42,8 @@ FOLDERS = {
 #: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
 _FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
 _SIDE = 16
+#: Parts whose samples are each other's negatives: a pass of fewer would be another task.
+_TOGETHER = ("clip",)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Recipe:
     def in_passes(self, passes: int) -> Recipe:
         """The same steps, each in so many passes of fewer samples: less memory, more time.
 
+        CLIP's samples stay together: they are each other's negatives.
+
         Raises:
             ConfigError: the batch is no multiple of them.
         """
@@ -85,7 +89,11 @@ class Recipe:
             raise ConfigError(
                 f"{self.name}: {self.schedule.images} samples a step in {passes} passes", "choose a divisor"
             )
-        return self if passes == 1 else self.changed({"batch": batch, "accumulate": passes}, {})
+        return (
+            self
+            if passes == 1 or self.part in _TOGETHER
+            else self.changed({"batch": batch, "accumulate": passes}, {})
+        )
 
     def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
         """A copy with other settings; its text becomes that of the whole."""
@@ -304,6 +312,8 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     """What may not change while a training goes on."""
     schedule = {k: v for k, v in asdict(recipe.schedule).items() if k not in _FREE}
     schedule["images"] = recipe.schedule.images  # in however many passes
+    if recipe.part in _TOGETHER:
+        schedule["batch"] = recipe.schedule.batch
     data = {k: v for k, v in asdict(recipe.data).items() if k != "on_error"}
     return {"part": recipe.part, "task": recipe.task, "data": data, "schedule": schedule}
 

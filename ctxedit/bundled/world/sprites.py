@@ -36,7 +36,7 @@ def bake(font: Path = FONT, folder: Path = FOLDER) -> None:
         square.save(folder / f"{thing.name}.png", optimize=True)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def sprite(name: str, colour: str | None, side: int) -> Image.Image:
     """The sprite as premultiplied RGBA (mode ``RGBa``), ``side``×``side`` pixels.
 
