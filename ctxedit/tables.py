@@ -41,6 +41,13 @@ def lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
             under[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The nested table that ``table.key`` stands for, with one value in it."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
 def preset_names() -> list[str]:
     """Names of the presets that ship, sorted."""
     return sorted({p.stem for folder in PRESET_FOLDERS if folder.is_dir() for p in folder.glob("*.toml")})

@@ -11,7 +11,7 @@ from typing import Any
 
 from ctxedit.config import Config, merge
 from ctxedit.errors import ConfigError
-from ctxedit.tables import lay
+from ctxedit.tables import lay, nested
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -67,7 +67,7 @@ def points(config: Config, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str
         yield "", {}
         return
     axis, rest = axes[0], axes[1:]
-    tables = [_nested(axis.key, value) for value in axis.values]
+    tables = [nested(axis.key, value) for value in axis.values]
     changed = [merge(config, table) for table in tables]  # refuses what is no setting, left out or not
     if not _means_something(config, axis.key):
         yield from points(config, rest)
@@ -77,12 +77,6 @@ def points(config: Config, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str
             whole = copy.deepcopy(table)
             lay(whole, more)
             yield f" {axis.key}={_word(value)}{suffix}", whole
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return dict(value)
 
 
 def _means_something(config: Config, key: str) -> bool:

@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ctxedit.cli.options import Base
 from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.tables import lay
+from ctxedit.tables import lay, nested
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,7 +61,7 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
                 if isinstance(value, Path):  # a setting outlives the folder that it was said in
                     value = str(value.expanduser().absolute())
                 for key in _KEYS.get(option.name, ()):
-                    lay(out, _nested(key.split("."), value))
+                    lay(out, nested(key, value))
                 if option.name == "control":
                     lay(out, {"control": {"kind": "video"}})
     for text in base.set or []:
@@ -83,12 +82,6 @@ def assignment(text: str) -> dict[str, Any]:
     raise ConfigError(
         f"--set {text}: {key!r} is no key", "write it as in TOML: table.key, quotes around spaces"
     )
-
-
-def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    for part in reversed(path):
-        value = {part: value}
-    return dict(value)
 
 
 def settings(base: Base, screen: Screen, *groups: Any) -> Config:

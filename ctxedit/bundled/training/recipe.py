@@ -84,16 +84,14 @@ class Recipe:
         Raises:
             ConfigError: the batch is no multiple of them.
         """
+        if passes == 1 or self.part in _TOGETHER:
+            return self
         batch, rest = divmod(self.schedule.images, passes)
         if rest:
             raise ConfigError(
                 f"{self.name}: {self.schedule.images} samples a step in {passes} passes", "choose a divisor"
             )
-        return (
-            self
-            if passes == 1 or self.part in _TOGETHER
-            else self.changed({"batch": batch, "accumulate": passes}, {})
-        )
+        return self.changed({"batch": batch, "accumulate": passes}, {})
 
     def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
         """A copy with other settings; its text becomes that of the whole."""
