@@ -63,11 +63,12 @@ def caption(
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> str:
-    """Say in one sentence what a clip shows: BLIP-2 on five of its frames, the most common caption.
+    """Say in one sentence what a clip shows: BLIP-2 on five of its frames, then one caption for all.
 
     Args:
         clip: a video, GIF or folder of images; ``config``'s ``clip`` table says which frames.
-        preset, config: as for :func:`settings`; ``captioner`` names the checkpoint.
+        preset, config: as for :func:`settings`; ``captioner`` names the checkpoint, ``caption_by``
+            says how one caption is chosen.
         lavis_python: LAVIS's interpreter, for ``captioner = "lavis"``.
         offline: use the hub's cache only.
         reporter: is told what goes on.
@@ -79,16 +80,20 @@ def caption(
     device = pick_device(chosen.device)
     span = chosen.clip
     frames = read_frames(Path(clip), frames=span.frames, start=span.start, stride=span.stride).frames
+    builtin = chosen.model == BUILTIN
     model = captioning.make_captioner(
         chosen.captioner,
-        chosen.model == BUILTIN,
+        builtin,
         device,
         pick_dtype(chosen.dtype, device),
         offline,
         Path(lavis_python) if lavis_python else None,
     )
+    scorer = None
+    if captioning.asks_clip(chosen, builtin):
+        scorer = evaluating.make_scorer(chosen.clip_model, builtin, device, offline)
     with teller.task("caption", 1) as progress:
-        text = captioning.caption(frames, model)
+        text = captioning.caption(frames, model, scorer)
         progress(1, "")
     return text
 

@@ -201,7 +201,11 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls."""
+    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls.
+
+    ``caption_by`` is how one caption is chosen of five frames': ``vote`` takes the most common, ``clip`` the
+    likeliest for captioner and CLIP together, ``auto`` the latter where both are built in.
+    """
 
     model: str = BUILTIN
     seed: int = 0
@@ -209,6 +213,7 @@ class Config:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
     captioner: str = "auto"
+    caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"
     clip: ClipConfig = field(default_factory=ClipConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)

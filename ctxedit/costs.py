@@ -12,7 +12,7 @@ from ctxedit.footprint import Anatomy, Weight
 from ctxedit.media.geometry import Fit
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.stages.caption import BLIP2
+from ctxedit.stages.caption import BLIP2, asks_clip
 from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.sample import fused_steps
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
@@ -57,11 +57,11 @@ class Costs:
         weights = (body.parameters + self.control.parameters) * width + self._adapter * 4
         chunk = footprint.autoencoder_bytes(body, self.side, min(4, self.frames), width)
         if stage == "caption":
-            return (
-                weights
-                if reused
-                else weights + captioner_weight(self.config, self.builtin, self.offline).parameters * width
-            )
+            if reused:
+                return weights
+            asked = (self.config, self.builtin, self.offline)
+            seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.builtin) else 0
+            return weights + captioner_weight(*asked).parameters * width + seen
         if stage == "tune" and not reused and self.config.tune.steps:
             # Float32 masters of the whole UNet; gradient and two moments of what is trained.
             networks = body.unet.parameters + self.control.parameters

@@ -113,7 +113,8 @@ class Session(Workbench):
     def caption_key(self) -> str:
         """What the caption depends on."""
         config = self.config
-        return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model)
+        by = [config.caption_by, config.clip_model]
+        return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model, by)
 
     def tune_key(self) -> str:
         """What the tuning depends on."""
@@ -149,8 +150,9 @@ class Session(Workbench):
         model = captioning.make_captioner(
             config.captioner, builtin, self.device, dtype, self.options.offline, self.options.lavis_python
         )
+        scorer = self.scorer if captioning.asks_clip(config, builtin) else None
         with self.reporter.task("caption", 1) as progress:
-            text = captioning.caption(self.prepared.clip.frames, model)
+            text = captioning.caption(self.prepared.clip.frames, model, scorer)
             progress(1, "")
         self.reporter.say(f"caption ({model.name}): {text}")
         self.run.finish("caption", key, [], text=text, model=model.name)

@@ -16,7 +16,7 @@ import torch
 
 from ctxedit import footprint
 from ctxedit.config import BUILTIN, Config
-from ctxedit.costs import Costs, captioner_weight
+from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
 from ctxedit.footprint import Anatomy, Weight
 from ctxedit.media.beside import read_beside
@@ -30,6 +30,7 @@ from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import Checkpoint, locate
 from ctxedit.pipeline import Session
 from ctxedit.runs import Run
+from ctxedit.stages.caption import asks_clip
 from ctxedit.stages.report import files_for
 
 STAGES = ("caption", "tune", "invert", "edit", "evaluate")
@@ -267,8 +268,11 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     if config.captioner == "lavis" and lavis_python is None:
         raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
     read_frames(clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride)
-    weight = captioner_weight(config, config.model == BUILTIN, offline)
+    builtin = config.model == BUILTIN
+    weight = captioner_weight(config, builtin, offline)
     peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
+    if asks_clip(config, builtin):
+        peak += clip_weight(config, builtin, offline).parameters * 4
     check_memory([Stage("caption", False, 0, peak)], memory_available(device))
     return {
         "clip": str(clip),

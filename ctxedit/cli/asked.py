@@ -33,6 +33,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "dtype": ("dtype",),
     "offload": ("offload",),
     "captioner": ("captioner",),
+    "caption_by": ("caption_by",),
     "clip_model": ("clip_model",),
     "frames": ("clip.frames",),
     "start": ("clip.start",),

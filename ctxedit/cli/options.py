@@ -112,6 +112,14 @@ class Captioning:
         str | None,
         _option("--captioner", panel=_METHOD, help="auto, builtin, lavis, hub id or folder of a BLIP-2."),
     ] = None
+    caption_by: Annotated[
+        Literal["auto", "vote", "clip"] | None,
+        _option(
+            "--caption-by",
+            panel=_METHOD,
+            help="One caption of five frames': the most common (vote), or the likeliest with CLIP. (auto)",
+        ),
+    ] = None
     lavis_python: Annotated[
         Path | None, _option("--lavis-python", panel=_METHOD, metavar="PATH", help="LAVIS's interpreter.")
     ] = None

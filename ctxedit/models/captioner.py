@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ctxedit.errors import InputError, WeightsError
 from ctxedit.models.clip import (
@@ -29,6 +30,13 @@ class Captioner(Protocol):
 
     def caption(self, images: list[np.ndarray]) -> list[str]:
         """One caption for each image ``(H, W, 3)`` uint8 RGB, in their order; it may be empty."""
+        ...
+
+    def propose(self, images: list[np.ndarray]) -> dict[str, float]:
+        """Captions for all the images together, each with its log-likelihood, averaged over them.
+
+        None is empty. A captioner that tells no likelihoods gives 0.
+        """
         ...
 
 
@@ -72,18 +80,61 @@ class Blip2Captioner:
     @torch.no_grad()
     def caption(self, images: list[np.ndarray]) -> list[str]:
         """One caption for each image ``(H, W, 3)`` uint8 RGB; one at a time, so that memory stays small."""
-        return [self._caption_one(image) for image in images]
+        return [self._text(self._search(image, 1)[0]) for image in images]
 
-    def _caption_one(self, image: np.ndarray) -> str:
+    @torch.no_grad()
+    def propose(self, images: list[np.ndarray]) -> dict[str, float]:
+        """Every image's beams, each with log p(caption | image) averaged over all images."""
+        found: dict[str, Tensor] = {}
+        for image in images:
+            for tokens in self._search(image, self._options["num_beams"]):
+                found.setdefault(self._text(tokens), tokens)
+        found.pop("", None)
+        if not found:
+            return {}
+        rows = pad_sequence(list(found.values()), batch_first=True, padding_value=-1)
+        likelihood = torch.stack([self._likelihood(image, rows) for image in images]).mean(0)
+        return dict(zip(found, likelihood.tolist(), strict=True))
+
+    def _search(self, image: np.ndarray, count: int) -> list[Tensor]:
+        """The tokens of the ``count`` best beams, each up to and with its end, where it has one."""
         pixels = self._prepare([image]).to(self.device, self.dtype)
         prompt = self._prompt.to(self.device)
-        tokens = self._model.generate(pixel_values=pixels, input_ids=prompt, **self._options)[0]
-        length = prompt.shape[1]
+        beams = self._model.generate(
+            pixel_values=pixels, input_ids=prompt, num_return_sequences=count, **self._options
+        )
+        length, ends = prompt.shape[1], torch.tensor(self._options["eos_token_id"], device=self.device)
         # Transformers gives the prompt back; some versions do not.
-        if torch.equal(tokens[:length], prompt[0]):
-            tokens = tokens[length:]
+        if torch.equal(beams[0, :length], prompt[0]):
+            beams = beams[:, length:]
+        last = [torch.isin(tokens, ends).nonzero() for tokens in beams]
+        return [
+            tokens[: int(end[0]) + 1] if len(end) else tokens for tokens, end in zip(beams, last, strict=True)
+        ]
+
+    def _text(self, tokens: Tensor) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return _tidy(text.strip().split("\n")[0])  # BLIP-2's OPT ends a caption with a new line
+
+    def _likelihood(self, image: np.ndarray, rows: Tensor) -> Tensor:
+        """log p of captions' tokens ``(N, L)``, −1 behind their ends, given an image: ``(N,)``, on CPU.
+
+        The image goes through vision transformer and Q-Former once for all of them.
+        """
+        model, there = self._model, rows >= 0
+        pixels = self._prepare([image]).to(self.device, self.dtype)
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
+        embed = model.language_model.get_input_embeddings()
+        start = self._prompt[0, -1:].to(self.device).expand(len(rows), 1)
+        words = embed(torch.cat([start, rows.clamp(min=0)], 1))
+        image_words = model.language_projection(queries.to(seen.dtype)).expand(len(rows), -1, -1)
+        line = torch.cat([image_words, words], 1)
+        mask = torch.nn.functional.pad(there.long(), (line.shape[1] - there.shape[1], 0), value=1)
+        logits = model.language_model(inputs_embeds=line, attention_mask=mask).logits
+        # OPT predicts the next token: the start's place says the first word.
+        said = logits[:, queries.shape[1] : -1].float().log_softmax(-1)
+        return (said.gather(2, rows.clamp(min=0)[..., None])[..., 0] * there).sum(1).cpu()
 
     def _start_tokens(self) -> Tensor:
         """``(1, Q + 1)``: one place for each query token of the image, then the beginning of the text."""
@@ -137,7 +188,7 @@ def choose_caption(captions: Sequence[str]) -> str:
     """
     tidy = [text for text in map(_tidy, captions) if text]
     if not tidy:
-        raise InputError("no frame of the clip got a caption", "say what it shows with --prompt")
+        raise speechless()
     votes = Counter(text.casefold() for text in tidy)
 
     def rank(place: int) -> tuple[int, float, int]:
@@ -145,6 +196,11 @@ def choose_caption(captions: Sequence[str]) -> str:
         return votes[tidy[place].casefold()], agreement, -place
 
     return tidy[max(range(len(tidy)), key=rank)]
+
+
+def speechless() -> InputError:
+    """What is raised where no frame has a caption."""
+    return InputError("no frame of the clip got a caption", "say what it shows with --prompt")
 
 
 def _tidy(text: str) -> str:

@@ -81,6 +81,11 @@ class ClipScorer:
         return normalize(torch.cat(rows), dim=-1)
 
     @property
+    def scale(self) -> float:
+        """What cosines are multiplied by to be log-probabilities (Radford et al. 2021), up to a constant."""
+        return float(self._model.logit_scale.exp())
+
+    @property
     def image_width(self) -> int:
         """Width of :meth:`image_tokens`."""
         return int(self._model.config.vision_config.hidden_size)

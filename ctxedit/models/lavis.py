@@ -77,6 +77,10 @@ class LavisCaptioner:
             self.close(at_once=True)  # an answer that still comes would be taken for the next one's
             raise
 
+    def propose(self, images: list[np.ndarray]) -> dict[str, float]:
+        """The images' captions; LAVIS tells no likelihoods."""
+        return {text: 0.0 for text in self.caption(images) if text.strip()}
+
     def close(self, at_once: bool = False) -> None:
         """End the worker: politely, then not."""
         link, self._link = self._link, None

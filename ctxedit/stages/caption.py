@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ctxedit.config import Config
 from ctxedit.errors import ConfigError
-from ctxedit.models.captioner import Blip2Captioner, Captioner, choose_caption, pick_frames
+from ctxedit.models.captioner import Blip2Captioner, Captioner, choose_caption, pick_frames, speechless
+from ctxedit.models.clip import ClipScorer
 from ctxedit.models.lavis import LavisCaptioner
 from ctxedit.models.weights import BUILTIN_FOLDER
 
@@ -17,9 +19,38 @@ from ctxedit.models.weights import BUILTIN_FOLDER
 BLIP2 = "Salesforce/blip2-opt-2.7b"
 
 
-def caption(frames: NDArray[np.uint8], captioner: Captioner) -> str:
-    """One sentence for RGB frames (F, H, W, 3): of five frames' captions the most common one."""
-    return choose_caption(captioner.caption([frames[i] for i in pick_frames(len(frames))]))
+def caption(frames: NDArray[np.uint8], captioner: Captioner, scorer: ClipScorer | None = None) -> str:
+    """One sentence for a clip, from five of its frames.
+
+    Without ``scorer`` the most common of the frames' captions. With it, of all that the captioner proposes,
+    the likeliest for captioner and CLIP together: log p(caption | frame) and CLIP's scaled cosine, both
+    averaged over the frames, are added. Each is right where the other is not.
+
+    Args:
+        frames: RGB uint8 (F, H, W, 3).
+        captioner: says what a frame shows.
+        scorer: the CLIP.
+
+    Raises:
+        InputError: no frame got a caption.
+    """
+    seen = [frames[i] for i in pick_frames(len(frames))]
+    if scorer is None:
+        return choose_caption(captioner.caption(seen))
+    proposed = captioner.propose(seen)
+    if not proposed:
+        raise speechless()
+    near = scorer.embed_images(np.stack(seen)).mean(0) @ scorer.embed_texts(list(proposed)).T
+    likely = torch.tensor(list(proposed.values())) + scorer.scale * near
+    return list(proposed)[int(likely.argmax())]
+
+
+def asks_clip(config: Config, builtin: bool) -> bool:
+    """Whether the caption is chosen with CLIP: ``auto`` does where both are built in: no fetch."""
+    ours = ("auto", "builtin") if builtin else ("builtin",)
+    if config.caption_by == "auto":
+        return config.captioner in ours and config.clip_model in ours
+    return config.caption_by == "clip"
 
 
 def make_captioner(

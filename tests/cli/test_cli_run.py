@@ -183,9 +183,25 @@ def test_caption_says_what_is_there_and_leaves_nothing(ctxedit, clip, tmp_path, 
     assert not any(tmp_path.iterdir())
 
 
+def test_the_choice_of_a_caption_is_the_users(ctxedit, clip, monkeypatch):
+    """Frames' captions of which most are wrong: CLIP knows, a vote does not."""
+    from ctxedit.models.captioner import Blip2Captioner
+
+    wrong, right = "a duck walking in the snow", "a tiger walking on the beach"
+    monkeypatch.setattr(Blip2Captioner, "caption", lambda self, images: [wrong] * (len(images) - 1) + [right])
+    monkeypatch.setattr(Blip2Captioner, "propose", lambda self, images: {wrong: -9.0, right: -9.5})
+    assert ctxedit("caption", clip, *FEW[:4], "--caption-by", "vote").out.strip() == wrong
+    for by in ("clip", "auto"):
+        assert ctxedit("caption", clip, *FEW[:4], "--caption-by", by).out.strip() == right
+    refused = ctxedit("caption", clip, "--caption-by", "dice")
+    assert refused.code == 2 and "dice" in refused.err
+
+
 def test_caption_dry_run(ctxedit, clip, no_weights):
     answer = ctxedit("caption", clip, *FEW[:4], "--dry-run", "--json")
     assert answer.table["plan"]["frames"] == 4 and answer.table["plan"]["parameters"] > 1e6
+    voted = ctxedit("caption", clip, *FEW[:4], "--caption-by", "vote", "--dry-run", "--json").table["plan"]
+    assert voted["peak_bytes"] < answer.table["plan"]["peak_bytes"], "CLIP is asked besides"
     assert ctxedit("caption", clip, *FEW[:4], "--captioner", "lavis").code == 2
 
 

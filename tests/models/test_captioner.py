@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from transformers import (
     OPTConfig,
 )
 
+from ctxedit.config import Config
 from ctxedit.errors import InputError, WeightsError
 from ctxedit.models.captioner import Blip2Captioner, choose_caption, pick_frames
+from ctxedit.stages.caption import asks_clip, caption
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2}
 QUERIES = 4
@@ -225,3 +228,91 @@ def test_frames_are_spread_evenly():
             assert not gaps or max(gaps) - min(gaps) <= 1
     with pytest.raises(ValueError):
         pick_frames(0)
+
+
+@torch.no_grad()
+def likelihood(folder, image, ids):
+    """log p of a caption's tokens by hand, one word after another."""
+    model = Blip2ForConditionalGeneration.from_pretrained(folder).eval()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    seen = model.vision_model(pixel_values=pixels).last_hidden_state
+    queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
+    embed, total = model.language_model.get_input_embeddings(), 0.0
+    text = [model.config.text_config.bos_token_id]
+    for word in ids:
+        line = torch.cat([model.language_projection(queries), embed(torch.tensor([text]))], 1)
+        mask = torch.ones(line.shape[:2], dtype=torch.long)
+        logits = model.language_model(inputs_embeds=line, attention_mask=mask).logits[0, -1]
+        total += float(logits.log_softmax(-1)[word])
+        text.append(word)
+    return total
+
+
+def test_proposals_are_all_beams_with_their_mean_log_likelihood(folder, images):
+    captioner = Blip2Captioner(folder, beams=3, max_tokens=TOKENS)
+    proposed = captioner.propose(images[:2])
+    assert set(captioner.caption(images[:2])) <= set(proposed), "each image's own caption is among them"
+    assert 3 <= len(proposed) <= 6 and "" not in proposed
+    for text, got in proposed.items():
+        # A letter before a space ends a word; of the last one the text does not tell.
+        known = [c + "</w>" if text[i + 1 : i + 2] == " " else c for i, c in enumerate(text) if c != " "]
+        wanted = []
+        for tokens in (known, [*known[:-1], known[-1] + "</w>"]):
+            ids = captioner._tokenizer.convert_tokens_to_ids(tokens)
+            ids += [captioner._tokenizer.eos_token_id] * (len(ids) < TOKENS)
+            wanted.append(np.mean([likelihood(folder, image, ids) for image in images[:2]]))
+        assert min(abs(got - want) for want in wanted) < 1e-4
+    assert len(set(proposed.values())) > 1
+    assert captioner.propose([]) == {}
+
+
+class _Scorer:
+    """A CLIP for which pictures are nearest to the texts with most of one letter."""
+
+    scale = 100.0
+
+    def __init__(self, letter):
+        self.letter = letter
+
+    def embed_images(self, frames):
+        return torch.tensor([[1.0, 0.0]]).expand(len(frames), -1)
+
+    def embed_texts(self, texts):
+        share = torch.tensor([text.count(self.letter) / 20 for text in texts])
+        return torch.stack([share, (1 - share**2).sqrt()], 1)
+
+
+class _Says:
+    name = "says"
+
+    def __init__(self, proposed):
+        self.proposed = proposed
+
+    def caption(self, images):
+        return [next(iter(self.proposed))] * len(images)
+
+    def propose(self, images):
+        assert len(images) == 5
+        return self.proposed
+
+
+FRAMES = np.zeros((9, 16, 16, 3), np.uint8)
+
+
+def test_the_choice_weighs_captioner_and_clip():
+    said = _Says({"a cat": -1.0, "a zebra": -2.0, "a zzz": -40.0})
+    assert caption(FRAMES, said) == "a cat"
+    # One z is worth five nats here: enough against one, and three of them not against 39.
+    assert caption(FRAMES, said, _Scorer("z")) == "a zebra"
+    assert caption(FRAMES, said, _Scorer("q")) == "a cat"
+    with pytest.raises(InputError, match="no frame"):
+        caption(FRAMES, _Says({}), _Scorer("z"))
+
+
+def test_clip_is_asked_where_that_costs_no_fetch():
+    ours, theirs = Config(), replace(Config(), captioner="org/blip")
+    assert asks_clip(ours, True) and not asks_clip(ours, False), "a real checkpoint's CLIP would be fetched"
+    assert not asks_clip(theirs, True) and not asks_clip(replace(ours, clip_model="org/clip"), True)
+    assert asks_clip(replace(ours, captioner="builtin", clip_model="builtin"), False)
+    assert asks_clip(replace(theirs, caption_by="clip"), False)
+    assert not asks_clip(replace(ours, caption_by="vote"), True)

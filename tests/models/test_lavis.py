@@ -63,6 +63,7 @@ def test_captions_come_back_in_order_from_one_worker(captioner, tmp_path):
     assert one.name == "lavis:blip2_opt/caption_coco_opt2.7b"
     assert one.caption(IMAGES) == SAID
     assert one.caption(IMAGES[::-1]) == SAID[::-1]
+    assert one.propose(IMAGES) == dict.fromkeys(SAID, 0.0)
     assert log.read_text() == "x"
 
 

@@ -140,9 +140,10 @@ def _clip(what: Checked, reporter: Reporter) -> Iterator[Row]:
 
 def _captioner(what: Checked, reporter: Reporter) -> Iterator[Row]:
     model, right = Blip2Captioner(find(what.weights, "captioner")), []
+    scorer = ClipScorer(find(what.weights, "clip"))
     with reporter.task("check captioner", what.count) as progress:
         for scene in _held_out(what):
-            said = caption(scenes.render(scene, 8)[0], model)
+            said = caption(scenes.render(scene, 8)[0], model, scorer)
             # Object, background and style: the canonical caption without its colour.
             right.append(_colourless(said) == _colourless(scenes.caption(scene)))
             progress(len(right), "")
