@@ -132,17 +132,24 @@ def builtin() -> list[dict[str, Any]]:
     folder = locate(BUILTIN).path
     found = []
     for part in sorted({file.parent.name for file in folder.glob("*/*.safetensors")}):
-        weight, known = footprint.weigh(folder / part), record.read(folder / part) or {}
+        weight, made = footprint.weigh(folder / part), record.sittings(folder / part)
+        known = made[0] if made else {}
         found.append(
             {
                 "part": part, "parameters": weight.parameters, "bytes": weight.bytes,
-                "trained_on": known.get("data", ""), "images": known.get("images"),
-                "steps": known.get("steps"), "seconds": known.get("seconds"),
+                "trained_on": known.get("data", ""), "images": _total(made, "images"),
+                "steps": _total(made, "steps"), "seconds": _total(made, "seconds"),
                 "recorded": record.matches(folder, part),
                 "licence": known.get("licence") or _licence(folder / "MODEL_CARD.md"),
             }
         )  # fmt: skip
     return found
+
+
+def _total(sittings: list[dict[str, Any]], key: str) -> Any:
+    """The sum over all sittings; None where one of them does not know, or there is none."""
+    found = [sitting.get(key) for sitting in sittings]
+    return sum(found) if found and None not in found else None
 
 
 def _licence(card: Path) -> str:

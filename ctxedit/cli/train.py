@@ -112,7 +112,12 @@ def train(
         _result(screen, name, plans, ["\n\n".join(texts)])
         return
     for one in chosen:
-        _refuse_existing(one, state, out, overwrite.yes)
+        # What goes on from another's weights takes their place, where both were asked for.
+        if not (
+            one.part in recipes.ONWARD
+            and any(other.folder == one.folder for other in chosen if other is not one)
+        ):
+            _refuse_existing(one, state, out, overwrite.yes)
     tables = []
     with resumable(state):
         for one in chosen:
@@ -256,7 +261,8 @@ def show_recipes(screen: Screen) -> None:
     found = []
     for name in recipes.names():
         one = recipes.resolve(name)
-        known = record.read(BUILTIN_FOLDER / one.folder) or {}
+        made = record.sittings(BUILTIN_FOLDER / one.folder)
+        known = next((sitting for sitting in made if sitting.get("part") == one.part), {})
         found.append(
             {
                 "recipe": name, "part": one.part, "about": one.about, "steps": one.schedule.steps,

@@ -91,7 +91,7 @@ def ssim(a: Pixels, b: Pixels, keep: Pixels | None = None) -> float | None:
     edge = _WINDOW // 2
     means = []
     for index in range(len(one)):
-        similar = _ssim_map(_scaled(one[index]), _scaled(two[index]))
+        similar = ssim_map(*(_scaled(frame[index]).movedim(-1, 0) for frame in (one, two)))
         if kept is not None:
             similar = similar[:, kept[index, edge:-edge, edge:-edge]]
         if similar.numel():
@@ -99,21 +99,21 @@ def ssim(a: Pixels, b: Pixels, keep: Pixels | None = None) -> float | None:
     return sum(means) / len(means) if means else None
 
 
-def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
-    """``(H, W, C)`` doubles in [0, 1] to the similarity ``(C, H − 10, W − 10)``."""
-    x, y = x.movedim(-1, 0), y.movedim(-1, 0)
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """``(..., H, W)`` in [0, 1] to the similarity ``(..., H − 10, W − 10)``; gradients flow through it."""
     mx, my, xx, yy, xy = (_blur(part) for part in (x, y, x * x, y * y, x * y))
     vx, vy, cov = xx - mx * mx, yy - my * my, xy - mx * my
     return ((2 * mx * my + _C1) * (2 * cov + _C2)) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
 
 
 def _blur(image: Tensor) -> Tensor:
-    """Weighted mean of each whole window of ``(C, H, W)``, rows then columns."""
+    """Weighted mean of each whole window of ``(..., H, W)``, rows then columns."""
     place = torch.arange(_WINDOW, dtype=image.dtype, device=image.device) - _WINDOW // 2
     weights = torch.exp(-place.square() / (2 * _SIGMA**2))
     weights = weights / weights.sum()
-    rows = conv2d(image.unsqueeze(1), weights.view(1, 1, -1, 1))
-    return conv2d(rows, weights.view(1, 1, 1, -1)).squeeze(1)
+    rows = conv2d(image.reshape(-1, 1, *image.shape[-2:]), weights.view(1, 1, -1, 1))
+    blurred = conv2d(rows, weights.view(1, 1, 1, -1))
+    return blurred.reshape(*image.shape[:-2], *blurred.shape[-2:])
 
 
 def _unit(embeddings: Tensor) -> Tensor:

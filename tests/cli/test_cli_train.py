@@ -1,6 +1,7 @@
 """``ctxedit train`` and ``ctxedit models check``: through the command line, on a person's own pictures."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from ctxedit.models.weights import BUILTIN_FOLDER
 TASKS = {
     "autoencoder": "channels = [8, 16, 16]\nlayers = 1\nkl = 1e-5\nedges = 1.0",
     "clip": "width = 32\nlayers = 1\nheads = 2\npatch = 8",
+    "decoder": "edges = 1.0\nssim = 0.1",
     "captioner": "width = 32\nlayers = 1\npatch = 8",
     "denoiser": "channels = [16, 32]\nlayers = 1\nhead = 16\nattend = [true, true]\nfocus = 4.0",
     "adapter": "train = []\n[task.adapter]\nwidth = 32\nblocks = 1\nheads = 2\nbound = 0.1",
@@ -159,6 +161,45 @@ def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
     assert json.loads(rows[0])["psnr"] > 20, "it began with trained weights"
 
 
+def test_the_decoder_goes_on_and_leaves_the_latents_as_they_are(ctxedit, make_recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    answer = ctxedit("train", make_recipe("decoder"), "--out", "mine")
+    assert answer.code == 0, answer.err
+    file = "vae/diffusion_pytorch_model.safetensors"
+    before, after = load_file(BUILTIN_FOLDER / file), load_file(tmp_path / "mine" / file)
+    moved = {key for key in before if not before[key].equal(after[key])}
+    assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+    scales = [json.loads((f / "vae/config.json").read_text())["scaling_factor"]
+              for f in (BUILTIN_FOLDER, tmp_path / "mine")]  # fmt: skip
+    assert scales[0] == scales[1]
+    last, *earlier = record.sittings(tmp_path / "mine/vae")
+    assert last["part"] == "decoder" and last["began_with"] == record.hashes(BUILTIN_FOLDER / "vae")
+    assert earlier == record.sittings(BUILTIN_FOLDER / "vae")
+    assert record.matches(tmp_path / "mine", "vae") is True
+
+
+def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(
+    ctxedit, make_recipe, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(recipe, "RECIPES", tmp_path / "recipes")
+    recipe.RECIPES.mkdir()
+    for part in ("decoder", "autoencoder"):
+        make_recipe(part, steps=1).rename(recipe.RECIPES / f"{part}.toml")
+    assert ctxedit("train", "all", "--out", "mine").code == 0
+    made = record.sittings(tmp_path / "mine/vae")
+    assert [sitting["part"] for sitting in made] == ["decoder", "autoencoder"]
+    assert made[0]["began_with"] == made[1]["files"]
+    again = ctxedit("train", "all", "--out", "mine")
+    assert again.code == 0 and record.sittings(tmp_path / "mine/vae") == made
+    refused = ctxedit("train", "decoder", "--out", "mine", "--state", "other")
+    assert refused.code == 6 and "holds weights already" in refused.err
+    # An autoencoder of other latents: the decoder's state is of no use to it.
+    assert ctxedit("train", "autoencoder", "--out", "mine", "--state", "new", "--steps", 2, "-y").code == 0
+    refused = ctxedit("train", "decoder", "--out", "mine")
+    assert refused.code == 2 and "trained anew since" in refused.err and "-y" in refused.err
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_recipe, pictures, tmp_path):
     path = make_recipe("denoiser")
     before = sorted(tmp_path.rglob("*"))
@@ -245,7 +286,7 @@ def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, t
     assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is None
     assert ctxedit("train", path, "--record").out.strip().endswith("vae/training.json")
     after = json.loads(file.read_text())
-    for key in ("steps", "images", "files", "recipe_sha256"):
+    for key in ("steps", "images", "files", "device", "recipe_sha256"):
         assert after[key] == before[key]
     (file.parent / "diffusion_pytorch_model.safetensors").write_bytes(b"other")
     assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is False
@@ -255,14 +296,24 @@ def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, t
 def test_the_shipped_weights_are_those_of_their_record(part):
     """Whoever changes weights or recipe makes the record anew: `ctxedit train PART --record`."""
     folder = BUILTIN_FOLDER / recipe.FOLDERS[part]
-    known = record.read(folder)
-    if known is None:
+    sittings = record.sittings(folder)
+    if not any(sitting["part"] == part for sitting in sittings):
         pytest.skip(f"no record of the {part} yet")
-    assert known["files"] == record.hashes(folder)
-    assert known["recipe_sha256"] == hashlib.sha256(known["recipe"].encode()).hexdigest()
+    assert sittings[0]["files"] == record.hashes(folder)
+    for later, earlier in itertools.pairwise(sittings):
+        assert later["began_with"] == earlier["files"]
+    for sitting in sittings:
+        assert sitting["recipe_sha256"] == hashlib.sha256(sitting["recipe"].encode()).hexdigest()
+    known = next(sitting for sitting in sittings if sitting["part"] == part)
     assert known["recipe_sha256"] == recipe.resolve(part).sha256, "the shipped recipe made these weights"
     for name, files in known["built_on"].items():
-        assert files == record.hashes(BUILTIN_FOLDER / name)
+        # A decoder that was trained further leaves the latents as they were.
+        same = [record.hashes(BUILTIN_FOLDER / name)]
+        for sitting in record.sittings(BUILTIN_FOLDER / name):
+            if sitting["part"] != "decoder":
+                break
+            same.append(sitting["began_with"])
+        assert files in same
 
 
 def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The autoencoder: ``AutoencoderKL``, 64×64×3 pixels to 16×16×4 latents."""
+"""The autoencoder: ``AutoencoderKL``, 64×64×3 pixels to 16×16×4 latents; and its decoder alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.noise import noise_like
+from ctxedit.stages.metrics import ssim_map
 
 
 class AutoencoderTask:
@@ -53,12 +54,9 @@ class AutoencoderTask:
         latent = mean + torch.exp(0.5 * logvar) * noise_like(mean, generator)
         out = model.decoder(model.post_quant_conv(latent))
         pixels = F.mse_loss(out, image)
-        edges = F.mse_loss(out.diff(dim=2), image.diff(dim=2)) + F.mse_loss(
-            out.diff(dim=3), image.diff(dim=3)
-        )
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss = pixels + self.edges * edges + self.kl * kl
-        return loss, {"loss": loss.item(), "psnr": 10 * torch.log10(4 / pixels).item(), "kl": kl.item()}
+        loss = pixels + self.edges * _edges(out, image) + self.kl * kl
+        return loss, {"loss": loss.item(), "psnr": _decibels(pixels), "kl": kl.item()}
 
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -69,3 +67,57 @@ class AutoencoderTask:
         half = AutoencoderKL.from_config({**model.config, "scaling_factor": 1 / float(latents.std())})
         half.load_state_dict(model.state_dict())
         half.half().save_pretrained(folder)
+
+
+class DecoderTask:
+    """The decoder of a finished autoencoder, further: squared error on pixels and edges, and 1 − SSIM.
+
+    The encoder stays as it is, bit for bit, and with it the latents: a denoiser that was trained on them
+    stays good.
+
+    Args:
+        autoencoder: folder of the autoencoder.
+        edges: weight of the squared error on the pixels' differences.
+        ssim: weight of 1 − SSIM (Wang et al. 2004), with pixels in [0, 1].
+        data: pictures; captions are not needed.
+    """
+
+    def __init__(self, autoencoder: Path, edges: float, ssim: float, data: DataConfig | None = None) -> None:
+        self.data = Data(data or DataConfig(), Scenes, captions=False)
+        self.edges, self.ssim = edges, ssim
+        self.model: nn.Module = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
+        self.model.encoder.requires_grad_(False)
+        self.model.quant_conv.requires_grad_(False)
+
+    def dataset(self, seed: int) -> Dataset[Any]:
+        return self.data.dataset(seed)
+
+    def loss(
+        self, model: nn.Module, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        image = batch["image"]
+        with torch.no_grad():
+            latent = model.encode(image).latent_dist
+            latent = latent.mean + latent.std * noise_like(latent.mean, generator)
+        out = model.decoder(model.post_quant_conv(latent)).float()
+        pixels = F.mse_loss(out, image)
+        # Variances are differences of nearly equal sums: in bf16 nothing would be left of them.
+        with torch.autocast(image.device.type, enabled=False):
+            similar = ssim_map(out / 2 + 0.5, image / 2 + 0.5).mean()
+        loss = pixels + self.edges * _edges(out, image) + self.ssim * (1 - similar)
+        return loss, {"loss": loss.item(), "psnr": _decibels(pixels), "ssim": similar.item()}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        half = AutoencoderKL.from_config(model.config)
+        half.load_state_dict(model.state_dict())
+        half.half().save_pretrained(folder)
+
+
+def _edges(out: Tensor, image: Tensor) -> Tensor:
+    """Squared error on the differences of neighbours, down and across."""
+    return F.mse_loss(out.diff(dim=2), image.diff(dim=2)) + F.mse_loss(out.diff(dim=3), image.diff(dim=3))
+
+
+def _decibels(error: Tensor) -> float:
+    """PSNR of a mean squared error of pixels in [−1, 1]."""
+    return 10 * torch.log10(4 / error).item()

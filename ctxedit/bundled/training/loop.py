@@ -25,7 +25,7 @@ from ctxedit.bundled.training.interrupts import asked_to_stop, deaf
 from ctxedit.bundled.training.meter import Meter, read_metrics, seconds_of
 from ctxedit.errors import ConfigError, NumericsError, OutputError
 from ctxedit.media.temporary import as_output_error, atomic, remove
-from ctxedit.models.device import keep_heap, pick_device
+from ctxedit.models.device import keep_heap, name_of, pick_device
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,7 @@ class _Loop:
             "step": self.done.step,
             "seconds": self.done.seconds,
             "bad": self.done.bad,
+            "device": name_of(self.accelerator.device),
             "model": self.task.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),

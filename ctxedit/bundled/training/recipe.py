@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -28,10 +29,11 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 #: The order in which each part finds what it needs of the others.
-ORDER = ("autoencoder", "clip", "captioner", "denoiser", "control", "adapter", "judge")
+ORDER = ("autoencoder", "decoder", "clip", "captioner", "denoiser", "control", "adapter", "judge")
 #: Folders in diffusers' layout.
 FOLDERS = {
     "autoencoder": "vae",
+    "decoder": "vae",
     "clip": "clip",
     "captioner": "captioner",
     "denoiser": "unet",
@@ -42,6 +44,9 @@ FOLDERS = {
 #: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
 _FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
 _SIDE = 16
+_BEFORE = "before.json"
+#: Parts that go on from the weights there are, in their place: asked for or not, that is a warm start.
+ONWARD = ("decoder",)
 #: Parts whose samples are each other's negatives: a pass of fewer would be another task.
 _TOGETHER = ("clip",)
 
@@ -182,6 +187,10 @@ def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: P
         from ctxedit.bundled.training.autoencoder import AutoencoderTask
 
         return AutoencoderTask(**settings)
+    if part == "decoder":
+        from ctxedit.bundled.training.autoencoder import DecoderTask
+
+        return DecoderTask(find(weights, "vae"), **settings)
     if part == "clip":
         from ctxedit.bundled.training.clip import ClipTask
 
@@ -275,18 +284,18 @@ def run(
             if options.anew:
                 clear(place)
             check_same(recipe, place)
+            _check_origin(recipe, place, folder)
         torch.manual_seed(recipe.schedule.seed)
         task = make_task(recipe, weights)
-    started = None
-    if options.warm and not (place / "state.pt").exists():
+    origin = None
+    if (options.warm or recipe.part in ONWARD) and not (place / "state.pt").exists():
         origin = find(weights, recipe.folder)
         network = task.model["adapter"] if recipe.part == "adapter" else task.model  # type: ignore[index]
         warm_start(network, origin)
-        started = record.hashes(origin)
     # Nobody may save a state before everyone has looked for one.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        remember(recipe, place, started)
+        remember(recipe, place, origin)
     last = Done()
 
     def exported(done: Done) -> None:
@@ -331,16 +340,35 @@ def check_same(recipe: Recipe, place: Path) -> None:
             )
 
 
-def remember(recipe: Recipe, place: Path, started: dict[str, str] | None) -> None:
-    """Note in the state's folder with what a training began."""
+def _check_origin(recipe: Recipe, place: Path, folder: Path) -> None:
+    """Raise ConfigError when weights that a part goes on from were made anew since its state."""
+    if recipe.part not in ONWARD or not (place / "state.pt").exists():
+        return
+    known = record.read(folder)
+    if known and known.get("part") != recipe.part and known.get("files") != started_from(place).files:
+        raise ConfigError(
+            f"{folder} was trained anew since the training in {place} began", "begin that anew, too: -y"
+        )
+
+
+def remember(recipe: Recipe, place: Path, origin: Path | None) -> None:
+    """Note in the state's folder with what a training began: ``origin`` holds the weights, if it was warm.
+
+    The record beside those is noted as well: the training's own may soon lie in its place.
+    """
     file = place / "begun.toml"
     if file.is_file() and (place / "state.pt").exists():
         return
     place.mkdir(parents=True, exist_ok=True)
-    file.write_text(tomli_w.dumps({**_fixed(recipe), "warm": started or {}}))
+    (place / _BEFORE).unlink(missing_ok=True)
+    if origin is not None and (known := record.read(origin)) is not None:
+        (place / _BEFORE).write_text(json.dumps(known))
+    warm = {} if origin is None else record.hashes(origin)
+    file.write_text(tomli_w.dumps({**_fixed(recipe), "warm": warm}))
 
 
-def started_from(place: Path) -> dict[str, str]:
-    """Hashes of the weights that a warm training began with; none for one from scratch."""
-    file = place / "begun.toml"
-    return dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
+def started_from(place: Path) -> record.Beginning:
+    """The weights that a warm training began with; of none for one from scratch."""
+    file, before = place / "begun.toml", place / _BEFORE
+    warm = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
+    return record.Beginning(warm, json.loads(before.read_text()) if before.is_file() else None)

@@ -1,7 +1,8 @@
 """The record beside the weights, ``training.json``: which recipe made them, of what, in how long.
 
 So it can be seen that the recipe made the weights: the recipe's text and hash, each weight file's hash, and
-the hashes of the parts that it was trained on.
+the hashes of the parts that it was trained on. Weights that were trained further keep the record of before
+within theirs, so that it can be seen of every sitting.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,24 +46,32 @@ class Facts:
     processes: int = 1
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The weights that a warm training began with: their hashes and their record, where they had one."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """sha256 of each weight file in a folder, by name."""
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
 
 
-def write(recipe: Recipe, facts: Facts, weights: Path, warm: Mapping[str, str] | None = None) -> Path:
+def write(recipe: Recipe, facts: Facts, weights: Path, beginning: Beginning | None = None) -> Path:
     """Write the record of the weights in ``weights/<folder>``; returns its path.
 
     Args:
         recipe: what they were made by.
         facts: of the training.
         weights: the folder of all parts.
-        warm: hashes of the weights that it began with, where it did.
+        beginning: the weights that it began with, where it did.
 
     Raises:
         InputError: no weights there.
     """
-    folder = weights / recipe.folder
+    folder, beginning = weights / recipe.folder, beginning or Beginning()
     files = hashes(folder)
     if not files:
         raise InputError(f"no weights in {folder}", f"train them first: ctxedit train {recipe.name}")
@@ -82,10 +91,12 @@ def write(recipe: Recipe, facts: Facts, weights: Path, warm: Mapping[str, str] |
         "versions": versions(),
         "files": files,
         "built_on": {name: hashes(find(weights, name)) for name in _BUILT_ON.get(recipe.part, ())},
-        "began_with": dict(warm or {}),
+        "began_with": dict(beginning.files),
         "recipe_sha256": recipe.sha256,
         "recipe": recipe.text,
     }
+    if beginning.record is not None and beginning.record.get("files") == table["began_with"]:
+        table["before"] = beginning.record
     path = folder / FILE
     with atomic(path, True) as temporary:
         temporary.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
@@ -107,6 +118,15 @@ def read(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return table if isinstance(table, dict) else None
+
+
+def sittings(folder: Path) -> list[dict[str, Any]]:
+    """The records of all that made a part's weights, the last first: those trained further have several."""
+    found, known = [], read(folder)
+    while isinstance(known, dict):
+        found.append(known)
+        known = known.get("before")
+    return found
 
 
 def matches(weights: Path, name: str) -> bool | None:
@@ -139,6 +159,6 @@ def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
         raise InputError(f"no state in {place}", "name the --state that the weights were trained with")
     steps = int(blob["step"])
     seconds = blob.get("seconds") or seconds_of(read_metrics(place), steps, recipe.schedule.images)
-    # States of before the record did not say where: they are of this project's CPU.
-    facts = Facts(steps, seconds, len(blob.get("bad", {})), "cpu")
+    # The first states did not say where: they are of this project's CPU.
+    facts = Facts(steps, seconds, len(blob.get("bad", {})), blob.get("device", "cpu"))
     return write(recipe, facts, weights, started_from(place))
