@@ -99,7 +99,7 @@ def train(
     out = out or Path(f"weights-{ALL if name == ALL else chosen[0].name}")
     state = state or out / ".state"
     if record_:
-        paths = [record.of_existing(one, state, out) for one in chosen]
+        paths = [record.of_existing(one, state, out) for one in chosen if _can_record(one, state, out, name)]
         _result(screen, name, [{"record": path} for path in paths], map(str, paths))
         return
     if tensorboard is not None:
@@ -112,16 +112,11 @@ def train(
         _result(screen, name, plans, ["\n\n".join(texts)])
         return
     for one in chosen:
-        # What goes on from another's weights takes their place, where both were asked for.
-        if not (
-            one.part in recipes.ONWARD
-            and any(other.folder == one.folder for other in chosen if other is not one)
-        ):
-            _refuse_existing(one, state, out, overwrite.yes)
+        _refuse_existing(one, state, out, overwrite.yes, chosen)
     tables = []
     with resumable(state):
         for one in chosen:
-            anew = overwrite.yes and not _going_on(one, state)
+            anew = _anew(one, state, out, overwrite.yes, chosen)
             done = _train(one, state, out, recipes.Options(warm, anew, device, tensorboard), screen)
             tables.append(_told(one, out, done))
             _tell_bad(done, screen)
@@ -166,26 +161,56 @@ def _data(path: Path | None) -> dict[str, Any]:
     return {"source": "webdataset" if shards else "folder", "path": str(path)}
 
 
-def _going_on(recipe: Recipe, state: Path) -> bool:
-    """Whether there is a state of this very recipe, which is gone on with."""
+def _can_record(recipe: Recipe, state: Path, out: Path, name: str) -> bool:
+    """Of all parts, those that others took the place of, or that were not trained, have no record to make."""
+    from ctxedit.bundled.training import onward, record
+
+    if name != ALL:
+        return True
+    untrained = recipe.part in onward.PARTS and not (state / recipe.part / "state.pt").exists()
+    return not untrained and record.owner_of(out / recipe.folder) in (None, recipe.part)
+
+
+def _anew(recipe: Recipe, state: Path, out: Path, yes: bool, chosen: list[Recipe]) -> bool:
+    """Whether the state there is is to be forgotten: with ``yes`` one of another training.
+
+    Without, too, if what it began with has just been trained further: it is of no more use.
+    """
+    from ctxedit.bundled.training import onward
     from ctxedit.bundled.training.recipe import check_same
 
+    place = state / recipe.part
+    stale = onward.is_stale(recipe.part, place, out / recipe.folder)
+    if stale and onward.PARTS[recipe.part] in (one.part for one in chosen):
+        return True
     try:
-        check_same(recipe, state / recipe.part)
+        check_same(recipe, place)
     except ConfigError:
-        return False
-    return (state / recipe.part / "state.pt").exists()
+        return yes
+    return yes and (stale or not (place / "state.pt").exists())
 
 
-def _refuse_existing(recipe: Recipe, state: Path, out: Path, yes: bool) -> None:
-    """Weights that are not this training's own are not written over unasked."""
-    folder = out / recipe.folder
-    if yes or (state / recipe.part / "state.pt").exists() or not any(folder.glob("*.safetensors")):
+def _refuse_existing(recipe: Recipe, state: Path, out: Path, yes: bool, chosen: list[Recipe]) -> None:
+    """Weights that are not this training's own are not written over unasked.
+
+    Where the part that goes on from another's weights is asked for together with that, they are its own.
+    """
+    from ctxedit.bundled.training import onward, record
+
+    folder, parts = out / recipe.folder, [one.part for one in chosen]
+    if yes or not any(folder.glob("*.safetensors")) or onward.PARTS.get(recipe.part) in parts:
         return
+    owner = record.owner_of(folder) or recipe.part
+    begun = (state / recipe.part / "state.pt").exists()
+    if begun and (owner == recipe.part or owner in parts or recipe.part in onward.PARTS):
+        return
+    if recipe.part in onward.PARTS:
+        raise OutputError(f"{folder} holds weights already", "pass -y to go on from them, in their place")
     raise OutputError(f"{folder} holds weights already", "name another --out, or pass -y to replace them")
 
 
 def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen) -> Done:
+    from ctxedit.bundled.training import onward
     from ctxedit.bundled.training import recipe as recipes
     from ctxedit.bundled.training.loop import read_state
     from ctxedit.cli.progress import hush, teller
@@ -197,6 +222,9 @@ def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen)
     del saved
     if start:
         screen.say(f"{recipe.part}: goes on at step {start} of {recipe.schedule.steps}")
+    elif recipe.part in onward.PARTS:
+        origin = onward.origin(recipe.part, state / recipe.part, out, recipe.folder)
+        screen.say(f"{recipe.part}: goes on from {origin}")
     total = max(0, recipe.schedule.steps - start)
     with teller(screen).task(f"train {recipe.part}", total) as progress:
 
@@ -224,6 +252,7 @@ def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
     """What a training would do. The part is built, nothing is written."""
     import tempfile
 
+    from ctxedit.bundled.training import onward
     from ctxedit.bundled.training import recipe as recipes
     from ctxedit.bundled.training.loop import read_state
     from ctxedit.bundled.training.parts import view
@@ -234,6 +263,7 @@ def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         task = recipes.make_task(recipe, view(out, Path(folder)))
     recipes.check_same(recipe, state / recipe.part)
+    onward.check(recipe.part, state / recipe.part, out / recipe.folder)
     saved = read_state(state / recipe.part / "state.pt")
     listing = getattr(getattr(task, "data", None), "listing", None)
     table = {
@@ -249,6 +279,8 @@ def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
         "weights": str(out / recipe.folder),
         "state": str(state / recipe.part),
     }
+    if recipe.part in onward.PARTS:
+        table["goes on from"] = str(onward.origin(recipe.part, state / recipe.part, out, recipe.folder))
     return table
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ctxedit.bundled.training import recipe, tokenizer
+from ctxedit.bundled.training import onward, recipe, tokenizer
 from ctxedit.bundled.training.data import Scenes
 from ctxedit.bundled.training.loop import Schedule, learning_rate, make_accelerator, train
 from ctxedit.errors import ConfigError, NumericsError, OutputError, ResourceError
@@ -255,7 +255,7 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     task = recipe.make_task(chosen, weights)
     # A tiny set, seen again and again, with the same noise.
     batch = next(iter(DataLoader(task.dataset(0), batch_size=3, sampler=range(3))))
-    rate = 1e-5 if part in recipe.ONWARD else 1e-3  # what is trained already is spoilt by large steps
+    rate = 1e-5 if part in onward.PARTS else 1e-3  # what is trained already is spoilt by large steps
     optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=rate)
     losses = []
     for _ in range(4):
@@ -271,7 +271,7 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     assert list((weights / "out").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("part", [part for part in recipe.ORDER if part not in recipe.ONWARD])
+@pytest.mark.parametrize("part", [part for part in recipe.ORDER if part not in onward.PARTS])
 def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
     if not (BUILTIN_FOLDER / recipe.FOLDERS[part]).is_dir():
         pytest.skip(f"the package carries no weights of the {part} yet")

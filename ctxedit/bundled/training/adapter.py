@@ -111,7 +111,8 @@ class AdapterTask:
         folder.mkdir(parents=True, exist_ok=True)
         model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
         if "unet" in model:
-            half = UNet2DConditionModel.from_config(model["unet"].config)
+            settings = {k: v for k, v in model["unet"].config.items() if k != "_name_or_path"}
+            half = UNet2DConditionModel.from_config(settings)
             half.load_state_dict(model["unet"].state_dict())
             half.half().save_pretrained(folder.parent / "unet")
             write_layout(folder.parent, self.data.captions)

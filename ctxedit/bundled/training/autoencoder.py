@@ -64,9 +64,7 @@ class AutoencoderTask:
         seen = self.dataset(1)
         images = torch.stack([seen[i]["image"] for i in range(128)])
         latents = torch.cat([model.encode(part).latent_dist.mean for part in images.split(32)])
-        half = AutoencoderKL.from_config({**model.config, "scaling_factor": 1 / float(latents.std())})
-        half.load_state_dict(model.state_dict())
-        half.half().save_pretrained(folder)
+        _save(model, folder, scaling_factor=1 / float(latents.std()))
 
 
 class DecoderTask:
@@ -101,16 +99,22 @@ class DecoderTask:
             latent = latent.mean + latent.std * noise_like(latent.mean, generator)
         out = model.decoder(model.post_quant_conv(latent)).float()
         pixels = F.mse_loss(out, image)
-        # Variances are differences of nearly equal sums: in bf16 nothing would be left of them.
+        # Variances are differences of nearly equal sums: in bf16, or TF32, little would be left of them.
         with torch.autocast(image.device.type, enabled=False):
-            similar = ssim_map(out / 2 + 0.5, image / 2 + 0.5).mean()
+            similar = ssim_map(out.double() / 2 + 0.5, image.double() / 2 + 0.5).mean().float()
         loss = pixels + self.edges * _edges(out, image) + self.ssim * (1 - similar)
         return loss, {"loss": loss.item(), "psnr": _decibels(pixels), "ssim": similar.item()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        half = AutoencoderKL.from_config(model.config)
-        half.load_state_dict(model.state_dict())
-        half.half().save_pretrained(folder)
+        _save(model, folder)
+
+
+def _save(model: nn.Module, folder: Path, **changed: Any) -> None:
+    """In fp16, with these settings changed; where the weights once came from is nobody's concern."""
+    settings = {k: v for k, v in model.config.items() if k != "_name_or_path"}
+    half = AutoencoderKL.from_config({**settings, **changed})
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(folder)
 
 
 def _edges(out: Tensor, image: Tensor) -> Tensor:

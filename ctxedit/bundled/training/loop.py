@@ -140,6 +140,7 @@ def train(
     accelerator: Accelerator | None = None,
     exported: Callable[[Done], None] = lambda done: None,
     tensorboard: Path | None = None,
+    lacking: bool = False,
 ) -> nn.Module:
     """Train ``task`` to the end of its schedule, going on from ``state`` where there is one.
 
@@ -153,6 +154,8 @@ def train(
         accelerator: of :func:`make_accelerator`; None makes one.
         exported: called after each export, on the main process.
         tensorboard: folder for TensorBoard's event files.
+        lacking: the weights are not there, whatever else lies in the folder: a training that is done exports
+            them again.
 
     Returns:
         The averaged model. The same seed gives the same weights, resumed or not, bit for bit on CPU.
@@ -170,6 +173,8 @@ def train(
     loop = _Loop(task, schedule, state, weights, accelerator or make_accelerator(schedule), exported)
     end = min(schedule.steps, stop_after or schedule.steps)
     with Meter(state, loop.done.step, end, schedule.images, report, tensorboard, loop.main) as meter:
+        if loop.main and loop.done.step >= end and (lacking or not weights.is_dir()):
+            loop.export()
         loop.run(end, meter)
     return loop.average
 
@@ -204,8 +209,6 @@ class _Loop:
         """Steps to ``end``, saved now and then, at the end, and on Ctrl-C."""
         began, before, saved = time.monotonic(), self.done.seconds, time.monotonic()
         start = self.done.step
-        if start >= end and self.main and not self.weights.is_dir():
-            self._export()
         with asked_to_stop() as asked:
             for step, batches in zip(range(start, end), self._batches(start, end), strict=True):
                 row, stop = self._one(step, batches, asked)
@@ -215,7 +218,7 @@ class _Loop:
                 if now - saved > self.schedule.save_seconds or step + 1 == end or stop:
                     if self.main:
                         self._save()
-                        self._export()
+                        self.export()
                     saved = now
                 if stop and step + 1 < end:
                     raise KeyboardInterrupt if asked[:1] != [signal.SIGTERM] else SystemExit(143)
@@ -332,7 +335,8 @@ class _Loop:
         seconds = blob.get("seconds") or seconds_of(read_metrics(self.state.parent), step, images) or 0.0
         return Done(step, seconds, dict(blob.get("bad", {})))
 
-    def _export(self) -> None:
+    def export(self) -> None:
+        """The averaged weights, as they are now."""
         model = self.average
         if self.accelerator.device.type != "cpu":
             model = copy.deepcopy(model).cpu()

@@ -14,7 +14,7 @@ import tomli_w
 from safetensors.torch import load_file
 from torch import nn
 
-from ctxedit.bundled.training import record
+from ctxedit.bundled.training import onward, record
 from ctxedit.bundled.training.data import DataConfig
 from ctxedit.bundled.training.loop import Done, Schedule, Task, clear, make_accelerator, read_state, train
 from ctxedit.bundled.training.parts import borrow, find
@@ -45,8 +45,6 @@ FOLDERS = {
 _FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
 _SIDE = 16
 _BEFORE = "before.json"
-#: Parts that go on from the weights there are, in their place: asked for or not, that is a warm start.
-ONWARD = ("decoder",)
 #: Parts whose samples are each other's negatives: a pass of fewer would be another task.
 _TOGETHER = ("clip",)
 
@@ -165,16 +163,23 @@ def _parse(blob: dict[str, Any], path: Path, text: str) -> Recipe:
     )  # fmt: skip
 
 
-def make_task(recipe: Recipe, weights: Path) -> Task:
-    """Build the part's task. ``weights`` is the folder of the parts that were trained before it.
+def make_task(recipe: Recipe, weights: Path, origin: Path | None = None) -> Task:
+    """Build the part's task.
 
-    Parts that it lacks are the built-in ones; what a pipeline needs of them is copied there.
+    Args:
+        recipe: of the part.
+        weights: folder of the parts that were trained before it. Parts that it lacks are the built-in ones;
+            what a pipeline needs of them is copied there.
+        origin: folder of the weights that a part goes on from, where it does; unless given, those there.
 
     Raises:
         ConfigError: settings that the task does not take.
     """
     try:
-        return _make_task(recipe.part, {"data": recipe.data, **recipe.task}, recipe.data, weights)
+        settings = {"data": recipe.data, **recipe.task}
+        if recipe.part in onward.PARTS:
+            settings["autoencoder"] = origin or find(weights, recipe.folder)
+        return _make_task(recipe.part, settings, recipe.data, weights)
     except TypeError as error:
         if "__init__" not in str(error):
             raise
@@ -190,7 +195,7 @@ def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: P
     if part == "decoder":
         from ctxedit.bundled.training.autoencoder import DecoderTask
 
-        return DecoderTask(find(weights, "vae"), **settings)
+        return DecoderTask(**settings)
     if part == "clip":
         from ctxedit.bundled.training.clip import ClipTask
 
@@ -284,11 +289,12 @@ def run(
             if options.anew:
                 clear(place)
             check_same(recipe, place)
-            _check_origin(recipe, place, folder)
+            onward.check(recipe.part, place, folder)
+        goes_on = recipe.part in onward.PARTS
+        origin = onward.begin(recipe.part, place, weights, recipe.folder) if goes_on else None
         torch.manual_seed(recipe.schedule.seed)
-        task = make_task(recipe, weights)
-    origin = None
-    if (options.warm or recipe.part in ONWARD) and not (place / "state.pt").exists():
+        task = make_task(recipe, weights, origin)
+    if options.warm and not goes_on and not (place / "state.pt").exists():
         origin = find(weights, recipe.folder)
         network = task.model["adapter"] if recipe.part == "adapter" else task.model  # type: ignore[index]
         warm_start(network, origin)
@@ -309,6 +315,7 @@ def run(
     train(
         task, recipe.schedule, place, folder, report=report,
         accelerator=accelerator, exported=exported, tensorboard=options.tensorboard,
+        lacking=onward.is_lacking(recipe.part, folder),
     )  # fmt: skip
     if last.step == 0 and (blob := read_state(place / "state.pt")):
         last = Done(int(blob["step"]), float(blob.get("seconds", 0.0)), dict(blob.get("bad", {})))
@@ -340,17 +347,6 @@ def check_same(recipe: Recipe, place: Path) -> None:
             )
 
 
-def _check_origin(recipe: Recipe, place: Path, folder: Path) -> None:
-    """Raise ConfigError when weights that a part goes on from were made anew since its state."""
-    if recipe.part not in ONWARD or not (place / "state.pt").exists():
-        return
-    known = record.read(folder)
-    if known and known.get("part") != recipe.part and known.get("files") != started_from(place).files:
-        raise ConfigError(
-            f"{folder} was trained anew since the training in {place} began", "begin that anew, too: -y"
-        )
-
-
 def remember(recipe: Recipe, place: Path, origin: Path | None) -> None:
     """Note in the state's folder with what a training began: ``origin`` holds the weights, if it was warm.
 
@@ -368,7 +364,7 @@ def remember(recipe: Recipe, place: Path, origin: Path | None) -> None:
 
 
 def started_from(place: Path) -> record.Beginning:
-    """The weights that a warm training began with; of none for one from scratch."""
+    """The weights that a training began with; one from nothing began with none."""
     file, before = place / "begun.toml", place / _BEFORE
     warm = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
     return record.Beginning(warm, json.loads(before.read_text()) if before.is_file() else None)

@@ -129,6 +129,12 @@ def sittings(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def owner_of(folder: Path) -> str | None:
+    """The part that made the weights in a folder, where their record says so."""
+    known = read(folder) or {}
+    return known.get("part") if known.get("files") == hashes(folder) else None
+
+
 def matches(weights: Path, name: str) -> bool | None:
     """Whether the weights in ``weights/<name>`` are those of their record; None where nothing is recorded.
 
@@ -147,13 +153,15 @@ def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
     """Write the record for weights that were trained without one, from the state that they came from.
 
     Raises:
-        InputError: no state, so nobody knows what was done.
+        InputError: no state, so nobody knows what was done; or the weights are known to be another part's.
     """
     from ctxedit.bundled.training.loop import read_state
     from ctxedit.bundled.training.meter import read_metrics, seconds_of
     from ctxedit.bundled.training.recipe import started_from
 
-    place = state / recipe.part
+    place, folder = state / recipe.part, weights / recipe.folder
+    if (owner := owner_of(folder)) not in (None, recipe.part):
+        raise InputError(f"{folder} holds the {owner}'s weights", f"ask for the {owner}'s --record")
     blob = read_state(place / "state.pt")
     if blob is None:
         raise InputError(f"no state in {place}", "name the --state that the weights were trained with")
