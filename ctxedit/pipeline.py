@@ -29,6 +29,7 @@ from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages import generate as generating
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
+from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.invert import invert
 from ctxedit.stages.tune import TuneStep
 from ctxedit.workbench import Options, Reporter, Workbench, warn_of_unknown_words
@@ -113,7 +114,7 @@ class Session(Workbench):
     def caption_key(self) -> str:
         """What the caption depends on."""
         config = self.config
-        by = [config.caption_by, config.clip_model]
+        by = config.clip_model if captioning.asks_clip(config, self._is_builtin) else None
         return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model, by)
 
     def tune_key(self) -> str:
@@ -145,17 +146,21 @@ class Session(Workbench):
         config, key = self.config, self.caption_key()
         if self.run.done("caption", key):
             return str(self.run.facts("caption")["text"])
-        builtin = locate(config.model, self.options.offline).builtin
+        builtin = self._is_builtin
         dtype = pick_dtype(config.dtype, self.device)
         model = captioning.make_captioner(
             config.captioner, builtin, self.device, dtype, self.options.offline, self.options.lavis_python
         )
-        scorer = self.scorer if captioning.asks_clip(config, builtin) else None
+        by_clip = captioning.asks_clip(config, builtin)
+        # One of its own: kept, it would take its memory from all the stages to come.
+        scorer = (
+            make_scorer(config.clip_model, builtin, self.device, self.options.offline) if by_clip else None
+        )
         with self.reporter.task("caption", 1) as progress:
             text = captioning.caption(self.prepared.clip.frames, model, scorer)
             progress(1, "")
         self.reporter.say(f"caption ({model.name}): {text}")
-        self.run.finish("caption", key, [], text=text, model=model.name)
+        self.run.finish("caption", key, [], text=text, model=model.name, by="clip" if by_clip else "vote")
         return text
 
     def tune(self) -> Run:

@@ -271,13 +271,14 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     builtin = config.model == BUILTIN
     weight = captioner_weight(config, builtin, offline)
     peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
-    if asks_clip(config, builtin):
+    if by_clip := asks_clip(config, builtin):
         peak += clip_weight(config, builtin, offline).parameters * 4
     check_memory([Stage("caption", False, 0, peak)], memory_available(device))
     return {
         "clip": str(clip),
         "frames": config.clip.frames,
         "captioner": config.captioner,
+        "caption_by": "clip" if by_clip else "vote",
         "parameters": weight.parameters,
         "peak_bytes": peak,
         "device": str(device),

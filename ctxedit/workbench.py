@@ -198,8 +198,11 @@ class Workbench:
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        builtin = locate(self.config.model, self.options.offline).builtin
-        return make_scorer(self.config.clip_model, builtin, self.device, self.options.offline)
+        return make_scorer(self.config.clip_model, self._is_builtin, self.device, self.options.offline)
+
+    @property
+    def _is_builtin(self) -> bool:
+        return locate(self.config.model, self.options.offline).builtin
 
     def mask(self) -> NDArray[np.float32] | None:
         if self.options.mask is None:

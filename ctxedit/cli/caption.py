@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Captioning, Clip, Dry, Span, Talk
+from ctxedit.cli.options import Base, Captioning, Clip, Dry, Judging, Span, Talk
 from ctxedit.cli.output import Screen
 
 
-def caption(clip: Clip, base: Base, span: Span, captioning: Captioning, dry: Dry, talk: Talk) -> None:
+def caption(
+    clip: Clip, base: Base, span: Span, captioning: Captioning, judging: Judging, dry: Dry, talk: Talk
+) -> None:
     """Say in one sentence what a clip shows; prints the caption."""
     screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, span, captioning)
+    config = asked.settings(base, screen, span, captioning, judging)
     asked.existing(clip)
 
     from ctxedit import api, plan
@@ -21,7 +23,7 @@ def caption(clip: Clip, base: Base, span: Span, captioning: Captioning, dry: Dry
     looked = plan.for_caption(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:
         screen.result(
-            f"{clip}: {config.clip.frames} frames, captioner {config.captioner}, "
+            f"{clip}: {config.clip.frames} frames, captioner {config.captioner} by {looked['caption_by']}, "
             f"about {looked['peak_bytes'] / 2**30:.2f} GiB of memory",
             {"plan": looked},
         )

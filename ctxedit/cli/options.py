@@ -105,6 +105,16 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """Which CLIP judges."""
+
+    clip_model: Annotated[
+        str | None,
+        _option("--clip-model", panel=_METHOD, help="CLIP that judges: auto, builtin, hub id or folder."),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Captioning:
     """Who captions."""
 
@@ -165,13 +175,9 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Judging):
     """Which CLIP judges, and what of the picture was allowed to change."""
 
-    clip_model: Annotated[
-        str | None,
-        _option("--clip-model", panel=_METHOD, help="CLIP for the figures: auto, builtin, hub id or folder."),
-    ] = None
     mask: Annotated[
         Path | None,
         _option("--mask", panel=_METHOD, metavar="FILE", help="Image, video or folder; white may change."),

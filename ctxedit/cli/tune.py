@@ -9,7 +9,7 @@ import typer
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Captioning, Clip, Dry, Place, Size, Span, Talk, Tuning
+from ctxedit.cli.options import Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
@@ -53,6 +53,7 @@ def tune(
     span: Span,
     size: Size,
     captioning: Captioning,
+    judging: Judging,
     tuning: Tuning,
     place: Place,
     dry: Dry,
@@ -61,7 +62,7 @@ def tune(
 ) -> None:
     """Tune on one clip, for any number of edits; prints the run folder."""
     screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, span, size, captioning, tuning)
+    config = asked.settings(base, screen, span, size, captioning, judging, tuning)
     asked.existing(clip)
     looking.check()
 

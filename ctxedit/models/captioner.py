@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ctxedit.errors import InputError, WeightsError
+from ctxedit.errors import ConfigError, InputError, NumericsError, WeightsError
 from ctxedit.models.clip import (
     ImagePreprocessor,
     checkpoint_folder,
@@ -33,9 +34,9 @@ class Captioner(Protocol):
         ...
 
     def propose(self, images: list[np.ndarray]) -> dict[str, float]:
-        """Captions for all the images together, each with its log-likelihood, averaged over them.
+        """Captions for all the images together, none empty, each with its mean log-likelihood over them.
 
-        None is empty. A captioner that tells no likelihoods gives 0.
+        A captioner that tells no likelihoods gives the logarithm of each caption's share of the images.
         """
         ...
 
@@ -84,17 +85,29 @@ class Blip2Captioner:
 
     @torch.no_grad()
     def propose(self, images: list[np.ndarray]) -> dict[str, float]:
-        """Every image's beams, each with log p(caption | image) averaged over all images."""
-        found: dict[str, Tensor] = {}
-        for image in images:
-            for tokens in self._search(image, self._options["num_beams"]):
-                found.setdefault(self._text(tokens), tokens)
-        found.pop("", None)
+        """Every image's beams, each with log p(caption | image) averaged over all images.
+
+        Raises:
+            ConfigError: the language model is an encoder and decoder, such as T5.
+            NumericsError: a likelihood that is not finite.
+        """
+        if not getattr(self._model.config, "use_decoder_only_language_model", True):
+            raise ConfigError(f"{self.name} tells no likelihoods of captions", "take --caption-by vote")
+        beams = [beam for image in images for beam in self._search(image, self._options["num_beams"])]
+        # Tokens, not texts: of one text they differ by the spelling, or by a tail behind its first line.
+        found = list({tuple(beam.tolist()): beam for beam in beams if self._text(beam)}.values())
         if not found:
             return {}
-        rows = pad_sequence(list(found.values()), batch_first=True, padding_value=-1)
+        rows = pad_sequence(found, batch_first=True, padding_value=-1)
         likelihood = torch.stack([self._likelihood(image, rows) for image in images]).mean(0)
-        return dict(zip(found, likelihood.tolist(), strict=True))
+        if not bool(likelihood.isfinite().all()):
+            raise NumericsError(
+                f"{self.name}: NaN or infinity in a caption's likelihood", "try --dtype float32"
+            )
+        best: dict[str, float] = {}
+        for text, value in zip(map(self._text, found), likelihood.tolist(), strict=True):
+            best[text] = max(value, best.get(text, value))
+        return best
 
     def _search(self, image: np.ndarray, count: int) -> list[Tensor]:
         """The tokens of the ``count`` best beams, each up to and with its end, where it has one."""
@@ -196,6 +209,12 @@ def choose_caption(captions: Sequence[str]) -> str:
         return votes[tidy[place].casefold()], agreement, -place
 
     return tidy[max(range(len(tidy)), key=rank)]
+
+
+def shares(captions: Sequence[str]) -> dict[str, float]:
+    """Each caption, tidied, with the logarithm of its share of all; empty ones are dropped."""
+    tidy = [text for text in map(_tidy, captions) if text]
+    return {text: math.log(count / len(tidy)) for text, count in Counter(tidy).items()}
 
 
 def speechless() -> InputError:

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import CtxeditError, ResourceError, WeightsError
+from ctxedit.models.captioner import shares
 
 VERSION = 1
 SETUP = (
@@ -78,8 +79,8 @@ class LavisCaptioner:
             raise
 
     def propose(self, images: list[np.ndarray]) -> dict[str, float]:
-        """The images' captions; LAVIS tells no likelihoods."""
-        return {text: 0.0 for text in self.caption(images) if text.strip()}
+        """The images' captions; LAVIS tells no likelihoods, so their shares stand for these."""
+        return shares(self.caption(images))
 
     def close(self, at_once: bool = False) -> None:
         """End the worker: politely, then not."""

@@ -24,7 +24,7 @@ def caption(frames: NDArray[np.uint8], captioner: Captioner, scorer: ClipScorer 
 
     Without ``scorer`` the most common of the frames' captions. With it, of all that the captioner proposes,
     the likeliest for captioner and CLIP together: log p(caption | frame) and CLIP's scaled cosine, both
-    averaged over the frames, are added. Each is right where the other is not.
+    averaged over the frames, are added.
 
     Args:
         frames: RGB uint8 (F, H, W, 3).

@@ -13,6 +13,7 @@ from ctxedit.cli.output import Screen
 from ctxedit.config import AdapterConfig, load
 from ctxedit.costs import edit_evaluations
 from ctxedit.errors import ConfigError, WeightsError
+from ctxedit.pipeline import Session
 
 
 @pytest.mark.parametrize("image", [0, 48])
@@ -134,3 +135,15 @@ def test_the_api_does_what_the_commands_do(clip, tmp_path):
     assert picture.shape == (2, 64, 64, 3) and picture.dtype == np.uint8
     figures = package.evaluate(clip, TARGET, frames=2)
     assert figures.clip_model == "builtin" and figures.clip_temp is not None
+
+
+def test_a_caption_is_made_anew_only_where_its_choice_is_another(clip, tmp_path):
+    """Under a vote the CLIP does not matter; ``auto`` is ``clip`` for the built-in models."""
+
+    def key(**settings):
+        few = {"clip": {"frames": 2, "stride": 1}, **settings}
+        return Session(clip, package.settings("contextdiff", few), "contextdiff").caption_key()
+
+    assert key() == key(caption_by="auto") == key(caption_by="clip") != key(caption_by="vote")
+    assert key(caption_by="vote") == key(caption_by="vote", clip_model="org/clip")
+    assert key(caption_by="clip") != key(caption_by="clip", clip_model="org/clip")

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from ctxedit.config import Config
-from ctxedit.errors import InputError, WeightsError
-from ctxedit.models.captioner import Blip2Captioner, choose_caption, pick_frames
+from ctxedit.errors import ConfigError, InputError, NumericsError, WeightsError
+from ctxedit.models.captioner import Blip2Captioner, choose_caption, pick_frames, shares
 from ctxedit.stages.caption import asks_clip, caption
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2}
@@ -264,6 +264,34 @@ def test_proposals_are_all_beams_with_their_mean_log_likelihood(folder, images):
         assert min(abs(got - want) for want in wanted) < 1e-4
     assert len(set(proposed.values())) > 1
     assert captioner.propose([]) == {}
+
+
+def test_one_text_spelt_in_two_ways_has_the_likelier_ones_likelihood(folder, images, monkeypatch):
+    captioner = Blip2Captioner(folder, beams=1, max_tokens=TOKENS)
+    end, line = captioner._tokenizer.eos_token_id, captioner._tokenizer.convert_tokens_to_ids
+    clean, other = [*line(["a", "b</w>"]), end], [*line(["a", "b"]), end]
+    beams = iter([torch.tensor(clean), torch.tensor(other)])
+    monkeypatch.setattr(captioner, "_search", lambda image, count: [next(beams)])
+    got = captioner.propose(images[:2])
+    want = [np.mean([likelihood(folder, image, ids) for image in images[:2]]) for ids in (clean, other)]
+    assert got == {"ab": pytest.approx(max(want), abs=1e-4)} and abs(want[0] - want[1]) > 0.1
+
+
+def test_proposals_that_cannot_be_weighed_are_refused(folder, images, monkeypatch):
+    captioner = Blip2Captioner(folder, max_tokens=TOKENS)
+    monkeypatch.setattr(captioner, "_likelihood", lambda image, rows: torch.full((len(rows),), torch.nan))
+    with pytest.raises(NumericsError, match="tiny-blip2"):
+        captioner.propose(images[:1])
+    captioner._model.config.use_decoder_only_language_model = False  # as of flan-t5
+    with pytest.raises(ConfigError) as caught:
+        captioner.propose(images[:1])
+    assert "--caption-by vote" in caught.value.hint
+
+
+def test_shares_stand_for_likelihoods():
+    said = shares(["a cat", "a dog", "", "a  cat", "a cat , here"])
+    assert said == pytest.approx({"a cat": np.log(0.5), "a dog": np.log(0.25), "a cat, here": np.log(0.25)})
+    assert shares(["", " "]) == {}
 
 
 class _Scorer:
