@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit import pipeline, plan
-from ctxedit.config import BUILTIN, Config, load, merge, validated
+from ctxedit.config import BUILTIN, Config, is_own, load, merge, validated
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.probe import probe
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import locate
+from ctxedit.models.weights import locate, own_folder
 from ctxedit.pipeline import EditResult, Options, Reporter, Session
 from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
@@ -80,18 +80,18 @@ def caption(
     device = pick_device(chosen.device)
     span = chosen.clip
     frames = read_frames(Path(clip), frames=span.frames, start=span.start, stride=span.stride).frames
-    builtin = chosen.model == BUILTIN
+    own = own_folder(chosen.model)
     model = captioning.make_captioner(
         chosen.captioner,
-        builtin,
+        own,
         device,
         pick_dtype(chosen.dtype, device),
         offline,
         Path(lavis_python) if lavis_python else None,
     )
     scorer = None
-    if captioning.asks_clip(chosen, builtin):
-        scorer = evaluating.make_scorer(chosen.clip_model, builtin, device, offline)
+    if captioning.asks_clip(chosen, own is not None):
+        scorer = evaluating.make_scorer(chosen.clip_model, own, device, offline)
     with teller.task("caption", 1) as progress:
         text = captioning.caption(frames, model, scorer)
         progress(1, "")
@@ -187,7 +187,7 @@ def rebased(run: Run, table: Mapping[str, Any]) -> Config:
     """
     plain = {k: v for k, v in table.items() if k not in ("about", BUILTIN)}
     config = merge(run.config, plain)
-    if run.config.model == BUILTIN and isinstance(table.get(BUILTIN), Mapping):
+    if is_own(run.config.model) and isinstance(table.get(BUILTIN), Mapping):
         config = merge(config, table[BUILTIN], f"{BUILTIN}.")
     for name in _FIXED:
         old, new = getattr(run.config, name), getattr(config, name)
@@ -262,8 +262,8 @@ def evaluate(
             "score some of them: --frames 24 --stride 10",
         )
     pictures = read_frames(Path(video), frames=count, start=start, stride=stride).frames
-    builtin = chosen.model == BUILTIN
-    scorer = evaluating.make_scorer(chosen.clip_model, builtin, pick_device(chosen.device), offline)
+    own = own_folder(chosen.model)
+    scorer = evaluating.make_scorer(chosen.clip_model, own, pick_device(chosen.device), offline)
     with teller.task("evaluate", 1) as progress:
         figures = evaluating.evaluate(pictures, prompt, scorer)
         progress(1, "")

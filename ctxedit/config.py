@@ -31,6 +31,7 @@ else:
     import tomli as tomllib
 
 BUILTIN = "builtin"
+VOCABULARY = "vocabulary.json"  #: Of models that `ctxedit train` made: the words they know.
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
 
@@ -201,10 +202,8 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls.
-
-    ``caption_by`` is how one caption is chosen of five frames': ``vote`` takes the most common, ``clip`` the
-    likeliest for captioner and CLIP together, ``auto`` the latter where both are built in.
+    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls;
+    ``caption_by`` is how one caption is chosen of five frames' (:func:`ctxedit.stages.caption.caption`).
     """
 
     model: str = BUILTIN
@@ -295,8 +294,13 @@ def load(
         if not isinstance(overlay, Mapping):
             raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")
         overlaid = merge(config, overlay, f"{BUILTIN}.")  # a wrong key is an error for every model
-        config = overlaid if model == BUILTIN else config
+        config = overlaid if is_own(model) else config
     return validated(config)
+
+
+def is_own(model: str) -> bool:
+    """Whether a model is one of ctxedit's own: built in, or a folder that `ctxedit train` made."""
+    return model == BUILTIN or (Path(model).expanduser() / VOCABULARY).is_file()
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:

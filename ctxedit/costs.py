@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -11,7 +12,7 @@ from ctxedit.config import Config
 from ctxedit.footprint import Anatomy, Weight
 from ctxedit.media.geometry import Fit
 from ctxedit.models.clip import checkpoint_folder
-from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.models.weights import own_part
 from ctxedit.stages.caption import BLIP2, asks_clip
 from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.sample import fused_steps
@@ -27,14 +28,14 @@ class Costs:
         self,
         config: Config,
         offline: bool,
-        builtin: bool,
+        own: Path | None,
         body: Anatomy,
         fit: Fit,
         dtype: torch.dtype,
         control: Weight = _NOTHING,
     ) -> None:
         self.config, self.offline = config, offline
-        self.body, self.builtin, self.control = body, builtin, control
+        self.body, self.own, self.control = body, own, control
         self.width = dtype.itemsize
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
@@ -59,8 +60,8 @@ class Costs:
         if stage == "caption":
             if reused:
                 return weights
-            asked = (self.config, self.builtin, self.offline)
-            seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.builtin) else 0
+            asked = (self.config, self.own, self.offline)
+            seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
             return weights + captioner_weight(*asked).parameters * width + seen
         if stage == "tune" and not reused and self.config.tune.steps:
             # Float32 masters of the whole UNet; gradient and two moments of what is trained.
@@ -73,7 +74,7 @@ class Costs:
                 kept = kept * 3 // 2
             return weights + masters + self._trained * 12 + kept + self._shifting(True)
         if stage == "evaluate":
-            return weights + clip_weight(self.config, self.builtin, self.offline).parameters * 4
+            return weights + clip_weight(self.config, self.own, self.offline).parameters * 4
         lanes = {"edit": 3 if self._fuses else 2, "invert": 1}.get(stage, 1)
         passing = footprint.forward_bytes(body, self.side, self.frames * lanes, self.window, width)
         if self.control.parameters:  # what it hands over waits beside the denoiser's own
@@ -133,19 +134,19 @@ def edit_evaluations(config: Config) -> int:
     return lanes * edit.steps + beside + (own if fusion.blend == "self" else 0)
 
 
-def captioner_weight(config: Config, builtin: bool, offline: bool) -> Weight:
+def captioner_weight(config: Config, own: Path | None, offline: bool) -> Weight:
     """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
-    name = config.captioner
-    if name == "lavis":
+    if config.captioner == "lavis":
         return Weight()
-    if name == "builtin" or (name == "auto" and builtin):
-        return footprint.weigh(BUILTIN_FOLDER / "captioner")
-    return footprint.weigh(checkpoint_folder(BLIP2 if name == "auto" else name, offline))
+    return _weigh(config.captioner, own, "captioner", BLIP2, offline)
 
 
-def clip_weight(config: Config, builtin: bool, offline: bool) -> Weight:
+def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
     """The scoring CLIP's size; fetched if it has to be."""
-    name = config.clip_model
-    if name == "builtin" or (name == "auto" and builtin):
-        return footprint.weigh(BUILTIN_FOLDER / "clip")
-    return footprint.weigh(checkpoint_folder(CLIP if name == "auto" else name, offline))
+    return _weigh(config.clip_model, own, "clip", CLIP, offline)
+
+
+def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool) -> Weight:
+    if found := own_part(name, own, part):
+        return footprint.weigh(found[0])
+    return footprint.weigh(checkpoint_folder(default if name == "auto" else name, offline))

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctxedit.config import BUILTIN, Config
+from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import builtin_version, locate
+from ctxedit.models.weights import identity, locate
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
@@ -103,8 +103,7 @@ class Session(Workbench):
         """Settings that tuning depends on; edits of one run may differ in the rest."""
         c = self.config
         # A later ctxedit carries other built-in models under the same name.
-        model = f"{BUILTIN} {builtin_version()}" if c.model == BUILTIN else c.model
-        shared = [model, self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        shared = [identity(c.model), self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.control.kind != "none":
             # A map is known by what is in it: it may move, and it may be drawn anew under its name.
             drawn = fingerprint(Path(c.control.map)) if c.control.map else None
@@ -114,7 +113,7 @@ class Session(Workbench):
     def caption_key(self) -> str:
         """What the caption depends on."""
         config = self.config
-        by = config.clip_model if captioning.asks_clip(config, self._is_builtin) else None
+        by = config.clip_model if captioning.asks_clip(config, self.own is not None) else None
         return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model, by)
 
     def tune_key(self) -> str:
@@ -146,15 +145,14 @@ class Session(Workbench):
         config, key = self.config, self.caption_key()
         if self.run.done("caption", key):
             return str(self.run.facts("caption")["text"])
-        builtin = self._is_builtin
         dtype = pick_dtype(config.dtype, self.device)
         model = captioning.make_captioner(
-            config.captioner, builtin, self.device, dtype, self.options.offline, self.options.lavis_python
+            config.captioner, self.own, self.device, dtype, self.options.offline, self.options.lavis_python
         )
-        by_clip = captioning.asks_clip(config, builtin)
+        by_clip = captioning.asks_clip(config, self.own is not None)
         # One of its own: kept, it would take its memory from all the stages to come.
         scorer = (
-            make_scorer(config.clip_model, builtin, self.device, self.options.offline) if by_clip else None
+            make_scorer(config.clip_model, self.own, self.device, self.options.offline) if by_clip else None
         )
         with self.reporter.task("caption", 1) as progress:
             text = captioning.caption(self.prepared.clip.frames, model, scorer)

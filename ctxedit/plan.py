@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ctxedit import footprint
-from ctxedit.config import BUILTIN, Config
+from ctxedit.config import Config, is_own
 from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
 from ctxedit.footprint import Anatomy, Weight
@@ -27,7 +27,7 @@ from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import Checkpoint, locate
+from ctxedit.models.weights import Checkpoint, locate, own_folder
 from ctxedit.pipeline import Session
 from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
@@ -113,7 +113,7 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     for target in targets:
         if not target.strip():
             raise InputError("the target is empty", "say what the clip shall show")
-    check_settings(config.control, config.model == BUILTIN)
+    check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
@@ -135,7 +135,7 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     names = STAGES[: STAGES.index(last) + 1]
     if options.prompt is not None and "caption" in names:
         names = names[1:]
-    costs = Costs(config, options.offline, checkpoint.builtin, body, fit, dtype, control)
+    costs = Costs(config, options.offline, checkpoint.own, body, fit, dtype, control)
     stages = []
     for name in names:
         for label in [f"edit “{t}”" for t in targets] if name == "edit" else [name]:
@@ -164,11 +164,11 @@ def _control(
     if control.kind == "video":
         read_beside(control.map, "control map", span.frames, span.start, span.stride, fit)
     denoiser = Denoiser(
-        checkpoint.name, checkpoint.builtin, body.channels, body.layers, body.latent_channels,
+        checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
         body.context_width, body.factor,
     )  # fmt: skip
     weight = footprint.weigh(locate_control(control, denoiser, offline))
-    name = "built-in" if control.model == "auto" and checkpoint.builtin else control.model
+    name = "beside it" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
 
@@ -268,11 +268,11 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     if config.captioner == "lavis" and lavis_python is None:
         raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
     read_frames(clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride)
-    builtin = config.model == BUILTIN
-    weight = captioner_weight(config, builtin, offline)
+    own = own_folder(config.model)
+    weight = captioner_weight(config, own, offline)
     peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
-    if by_clip := asks_clip(config, builtin):
-        peak += clip_weight(config, builtin, offline).parameters * 4
+    if by_clip := asks_clip(config, own is not None):
+        peak += clip_weight(config, own, offline).parameters * 4
     check_memory([Stage("caption", False, 0, peak)], memory_available(device))
     return {
         "clip": str(clip),

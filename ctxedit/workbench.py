@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import VOCABULARY, Config
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad, resize
@@ -27,7 +27,7 @@ from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
-from ctxedit.models.weights import locate
+from ctxedit.models.weights import locate, own_folder
 from ctxedit.runs import DEFAULT_ROOT
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.evaluate import make_scorer
@@ -125,7 +125,7 @@ class Workbench:
     @cached_property
     def backbone(self) -> Backbone:
         checkpoint, control = locate(self.config.model, self.options.offline), self.config.control
-        check_settings(control, checkpoint.builtin)  # before minutes of loading
+        check_settings(control, checkpoint.own is not None)  # before minutes of loading
         dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         backbone = Backbone(checkpoint, self.device, dtype, self.config.offload)
@@ -198,11 +198,12 @@ class Workbench:
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        return make_scorer(self.config.clip_model, self._is_builtin, self.device, self.options.offline)
+        return make_scorer(self.config.clip_model, self.own, self.device, self.options.offline)
 
     @property
-    def _is_builtin(self) -> bool:
-        return locate(self.config.model, self.options.offline).builtin
+    def own(self) -> Path | None:
+        """The folder of the models, if they are ctxedit's own."""
+        return own_folder(self.config.model)
 
     def mask(self) -> NDArray[np.float32] | None:
         if self.options.mask is None:
@@ -228,13 +229,16 @@ class Workbench:
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
-    """Say which words the built-in models were never taught."""
+    """Say which words ctxedit's own models were never taught."""
     known = builtin_vocabulary(backbone.path)
     if known is None:
         return
     strange = sorted({w for w in split_words(text) if w[0].isalnum() and w.lower() not in known})
     if strange:
+        who, where = "the built-in models", "`ctxedit models ls`"
+        if not backbone.builtin:
+            who, where = f"the models in {backbone.path}", f"its {VOCABULARY}"
         reporter.warn(
-            f"the built-in models do not know {', '.join(map(repr, strange))}: "
-            "see `ctxedit models ls` for what they know, or name a real checkpoint with --model sd15"
+            f"{who} do not know {', '.join(map(repr, strange))}: "
+            f"see {where} for what they know, or name a real checkpoint with --model sd15"
         )

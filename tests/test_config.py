@@ -62,6 +62,10 @@ class TestPrecedence:
 
 
 class TestBuiltinOverlay:
+    def test_it_overlays_models_that_were_trained_here_as_well(self, preset, tmp_path):
+        (tmp_path / "vocabulary.json").write_text("[]")
+        assert load(preset, flags={"model": str(tmp_path)}, environ={}).edit.guidance == 3.0
+
     def test_it_overlays_only_the_builtin_models(self, preset):
         assert load(preset, environ={}).edit.guidance == 3.0
         assert load(preset, flags={"model": "sd14"}, environ={}).edit.guidance == 2.0

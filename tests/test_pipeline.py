@@ -12,6 +12,7 @@ from ctxedit import config, pipeline
 from ctxedit.bundled.world import scenes
 from ctxedit.errors import InputError, NumericsError
 from ctxedit.media.write import write_clip
+from ctxedit.models import weights
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import Run
 
@@ -216,6 +217,6 @@ def test_the_built_in_models_of_another_ctxedit_make_other_runs(clip, settings, 
         return [Session(clip, one, "contextdiff", options).identity for one in both]
 
     before = identities()
-    monkeypatch.setattr(pipeline, "builtin_version", lambda: "another")
+    monkeypatch.setattr(weights, "_version", lambda folder, names: "another")
     builtin, folder = identities()
     assert builtin != before[0] and folder == before[1]

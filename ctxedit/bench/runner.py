@@ -26,6 +26,7 @@ from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.write import write_clip
 from ctxedit.models.device import name_of
+from ctxedit.models.weights import identity, judges, own_folder
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import fingerprint, key_of, slug
 from ctxedit.stages.prepare import Prepared
@@ -75,7 +76,9 @@ class Bench:
             None if f is None else fingerprint(f) for f in (clip.control, _mask(clip, target), target.ideal)
         ]
         wanted = (target.prompt, target.kind, target.expect)
-        return key_of(VERSION, method, config, fingerprint(clip.path), clip.name, clip.prompt, wanted, files)
+        weights = (identity(config.model), judges(own_folder(config.model)))
+        clip_of = (fingerprint(clip.path), clip.name, clip.prompt)
+        return key_of(VERSION, method, config, weights, clip_of, wanted, files)
 
 
 class Watcher(Reporter):

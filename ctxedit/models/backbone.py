@@ -21,7 +21,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ctxedit.config import AttentionConfig
+from ctxedit.config import VOCABULARY, AttentionConfig
 from ctxedit.diffusion import schedule
 from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.errors import ConfigError, InputError, WeightsError
@@ -58,6 +58,7 @@ class Backbone:
         self.offload = offload
         loaded = parts(checkpoint, device, dtype, waiting=("vae", "text_encoder") if offload else ())
         self.name, self.builtin, self.path = checkpoint.name, checkpoint.builtin, checkpoint.path
+        self._own = checkpoint.own
         self.unet, self.vae = loaded["unet"], loaded["vae"]
         self.text_encoder, self.tokenizer = loaded["text_encoder"], loaded["tokenizer"]
         self.device, self.dtype = device, dtype
@@ -206,7 +207,7 @@ class Backbone:
         layers = config.layers_per_block
         return Denoiser(
             self.name,
-            self.builtin,
+            self._own,
             tuple(config.block_out_channels),
             layers if isinstance(layers, int) else max(layers),
             self.latent_channels,
@@ -263,5 +264,5 @@ def builtin_vocabulary(path: Path) -> set[str] | None:
     """Words that the built-in models were trained on, or None for a model that does not say."""
     import json
 
-    file = path / "vocabulary.json"
+    file = path / VOCABULARY
     return set(json.loads(file.read_text())) if file.is_file() else None

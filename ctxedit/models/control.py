@@ -20,7 +20,7 @@ from ctxedit.config import ControlConfig
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.models.attention import FrameView
 from ctxedit.models.clip import checkpoint_folder
-from ctxedit.models.weights import BUILTIN_FOLDER, check_finite, network
+from ctxedit.models.weights import check_finite, network
 
 #: The one on Canny edges for Stable Diffusion 1.x, whose text encoder is so wide.
 CANNY_SD1 = "lllyasviel/sd-controlnet-canny"
@@ -33,7 +33,7 @@ class Denoiser:
 
     Attributes:
         name: for errors.
-        builtin: whether it is the one in the package.
+        own: folder of the models, if they are ctxedit's own.
         channels: of the UNet, finest level first.
         layers: residual blocks at each level on the way down.
         latent_channels: that it takes.
@@ -42,7 +42,7 @@ class Denoiser:
     """
 
     name: str
-    builtin: bool
+    own: Path | None
     channels: tuple[int, ...]
     layers: int
     latent_channels: int
@@ -50,8 +50,11 @@ class Denoiser:
     factor: int
 
 
-def check_settings(config: ControlConfig, builtin: bool) -> None:
-    """Raise ConfigError for a control that lacks its map, or a map without its ControlNet."""
+def check_settings(config: ControlConfig, own: bool) -> None:
+    """Raise ConfigError for a control that lacks its map, or a map without its ControlNet.
+
+    ``own``: whether the model is one of ctxedit's own, which have one ControlNet for all maps.
+    """
     if config.kind != "video":
         return
     if not config.map:
@@ -60,7 +63,7 @@ def check_settings(config: ControlConfig, builtin: bool) -> None:
             "bring it with --control FILE (depth, pose, edges of each frame), or use edges of the clip: "
             "--set control.kind=canny",
         )
-    if config.model == "auto" and not builtin:
+    if config.model == "auto" and not own:
         raise ConfigError(
             "which ControlNet belongs to the control map is not said",
             "name the one for its kind, e.g. --set control.model=lllyasviel/sd-controlnet-depth",
@@ -74,13 +77,14 @@ def locate_control(config: ControlConfig, denoiser: Denoiser, offline: bool = Fa
         ConfigError: no ControlNet is known for the denoiser, or this one does not fit it.
         WeightsError: nothing there, weights that are not safetensors, a broken config.
     """
-    check_settings(config, denoiser.builtin)
-    if config.model == "auto" and denoiser.builtin:
-        folder = BUILTIN_FOLDER / "controlnet"
+    check_settings(config, denoiser.own is not None)
+    if config.model == "auto" and denoiser.own is not None:
+        folder = denoiser.own / "controlnet"
         if not any(folder.glob("*.safetensors")):
             raise WeightsError(
-                "the built-in ControlNet is not installed",
-                "`ctxedit train control` makes it; or name one with --set control.model=FOLDER",
+                f"{denoiser.name} has no ControlNet",
+                f"`ctxedit train control --out {denoiser.own}` makes it; or name one: "
+                "--set control.model=FOLDER",
             )
     elif config.model == "auto" and denoiser.context_width != _SD1_WIDTH:
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctxedit.config import BUILTIN
+from ctxedit.config import BUILTIN, VOCABULARY, is_own
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.models.clip import load_model
 
@@ -42,6 +42,11 @@ class Checkpoint:
     @property
     def builtin(self) -> bool:
         return self.path == BUILTIN_FOLDER
+
+    @property
+    def own(self) -> Path | None:
+        """The folder, if the models are ctxedit's own, built in or not; None for those from elsewhere."""
+        return self.path if (self.path / VOCABULARY).is_file() else None
 
 
 def locate(model: str, offline: bool = False) -> Checkpoint:
@@ -79,13 +84,49 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline)), "folder")
 
 
-@lru_cache(maxsize=1)
-def builtin_version() -> str:
-    """What tells these built-in models from those of another ctxedit: a hash of what edits are made with."""
+def own_folder(model: str) -> Path | None:
+    """Where one of ctxedit's own models lies; None for a checkpoint from elsewhere."""
+    if not is_own(model):
+        return None
+    return BUILTIN_FOLDER if model == BUILTIN else Path(model).expanduser().resolve()
+
+
+def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
+    """Where ctxedit's own ``clip`` or ``captioner`` lies and how it is called, if the setting means that.
+
+    ``builtin`` is the package's; ``auto`` the one beside the model in ``own``, or the package's if there is
+    none. None for a setting that means one from elsewhere.
+    """
+    if setting == "auto" and own is not None and own != BUILTIN_FOLDER and (own / part).is_dir():
+        return own / part, f"{own.name}/{part}"
+    if setting == BUILTIN or (setting == "auto" and own is not None):
+        return BUILTIN_FOLDER / part, BUILTIN
+    return None
+
+
+def identity(model: str) -> str:
+    """A model's name; for ctxedit's own, which may be trained anew in their place, with a hash of them."""
+    own = own_folder(model)
+    made_with = ("vae", "text_encoder", "unet", "controlnet")
+    return model if own is None else f"{model} {_version(own, made_with)}"
+
+
+def judges(own: Path | None) -> str:
+    """Of the CLIP and the judge that figures are made with, where they are ctxedit's own: a hash each."""
+    clip = own if own is not None and (own / "clip").is_dir() else BUILTIN_FOLDER
+    return f"{_version(clip, ('clip',))} {_version(BUILTIN_FOLDER, ('judge',))}"
+
+
+def _version(folder: Path, names: tuple[str, ...]) -> str:
+    files = [file for name in names for file in sorted((folder / name).glob("*.safetensors"))]
+    return _hash(tuple((str(file), file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=16)
+def _hash(files: tuple[tuple[str, int], ...]) -> str:
     found = hashlib.sha256()
-    for part in ("vae", "text_encoder", "unet", "controlnet"):
-        for file in sorted((BUILTIN_FOLDER / part).glob("*.safetensors")):
-            found.update(file.read_bytes())
+    for file, _ in files:
+        found.update(Path(file).read_bytes())
     return found.hexdigest()[:16]
 
 

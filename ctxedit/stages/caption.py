@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctxedit.config import Config
+from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError
 from ctxedit.models.captioner import Blip2Captioner, Captioner, choose_caption, pick_frames, speechless
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.lavis import LavisCaptioner
-from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.models.weights import own_part
 
 #: The captioner for real checkpoints.
 BLIP2 = "Salesforce/blip2-opt-2.7b"
@@ -45,9 +45,12 @@ def caption(frames: NDArray[np.uint8], captioner: Captioner, scorer: ClipScorer 
     return list(proposed)[int(likely.argmax())]
 
 
-def asks_clip(config: Config, builtin: bool) -> bool:
-    """Whether the caption is chosen with CLIP: ``auto`` does where both are built in: no fetch."""
-    ours = ("auto", "builtin") if builtin else ("builtin",)
+def asks_clip(config: Config, own: bool) -> bool:
+    """Whether the caption is chosen with CLIP: ``auto`` does where captioner and CLIP are ctxedit's own.
+
+    ``own``: whether the model is; then so are they, unless others are named. Nothing has to be fetched.
+    """
+    ours = ("auto", BUILTIN) if own else (BUILTIN,)
     if config.caption_by == "auto":
         return config.captioner in ours and config.clip_model in ours
     return config.caption_by == "clip"
@@ -55,13 +58,15 @@ def asks_clip(config: Config, builtin: bool) -> bool:
 
 def make_captioner(
     name: str,
-    builtin: bool,
+    own: Path | None,
     device: torch.device,
     dtype: torch.dtype,
     offline: bool,
     lavis_python: Path | None,
 ) -> Captioner:
     """The captioner by its setting: ``auto``, ``builtin``, ``lavis``, a hub id or a folder.
+
+    ``auto`` is the one beside the model where that is ctxedit's own, in the folder ``own``.
 
     Raises:
         ConfigError: ``lavis`` without its interpreter.
@@ -70,6 +75,6 @@ def make_captioner(
         if lavis_python is None:
             raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
         return LavisCaptioner(lavis_python)
-    if name == "builtin" or (name == "auto" and builtin):
-        return Blip2Captioner(BUILTIN_FOLDER / "captioner", "cpu", torch.float32, name="builtin")
+    if found := own_part(name, own, "captioner"):
+        return Blip2Captioner(found[0], "cpu", torch.float32, name=found[1])
     return Blip2Captioner(BLIP2 if name == "auto" else name, device, dtype, offline)

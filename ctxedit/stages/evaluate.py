@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ctxedit.models.clip import ClipScorer
-from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.models.weights import own_part
 from ctxedit.stages import metrics
 
 #: The CLIP model for real checkpoints; the paper does not name its own.
@@ -44,10 +45,13 @@ class Figures:
         return asdict(self)
 
 
-def make_scorer(name: str, builtin: bool, device: torch.device, offline: bool) -> ClipScorer:
-    """The CLIP by its setting: ``auto``, ``builtin``, a hub id or a folder."""
-    if name == "builtin" or (name == "auto" and builtin):
-        return ClipScorer(BUILTIN_FOLDER / "clip", "cpu", torch.float32, name="builtin")
+def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
+    """The CLIP by its setting: ``auto``, ``builtin``, a hub id or a folder.
+
+    ``auto`` is the one beside the model where that is ctxedit's own, in the folder ``own``.
+    """
+    if found := own_part(name, own, "clip"):
+        return ClipScorer(found[0], "cpu", torch.float32, name=found[1])
     return ClipScorer(CLIP if name == "auto" else name, device, torch.float32, offline)
 
 

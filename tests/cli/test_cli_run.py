@@ -9,6 +9,7 @@ from asking import FEW, TARGET
 from PIL import Image
 
 from ctxedit.media.probe import probe
+from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.runs import Run
 
 
@@ -195,6 +196,26 @@ def test_the_choice_of_a_caption_is_the_users(ctxedit, clip, monkeypatch):
         assert ctxedit("caption", clip, *FEW[:4], "--caption-by", by).out.strip() == right
     refused = ctxedit("caption", clip, "--caption-by", "dice")
     assert refused.code == 2 and "dice" in refused.err
+
+
+def test_models_that_were_trained_here_are_used_as_the_built_in_ones(ctxedit, clip, tmp_path, monkeypatch):
+    """The same weights in another folder: the same settings, captioner, CLIP and ControlNet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for part in BUILTIN_FOLDER.iterdir():
+        (tmp_path / "mine" / part.name).symlink_to(part)
+    ask = ("run", clip, "--target", "a zebu", "--preset", "controlvideo", *FEW[:4], "--json")
+    plans = [ctxedit(*ask, "--dry-run", *more).table["plan"] for more in ((), ("--model", "mine"))]
+    ours, mine = (
+        {k: v for k, v in p.items() if not k.startswith(("model", "memory", "disk"))} for p in plans
+    )
+    assert ours == mine
+    said = ctxedit("caption", clip, *FEW[:4], "--model", "mine")
+    assert said.out == ctxedit("caption", clip, *FEW[:4]).out, said.err
+    made = ctxedit(*ask, "--model", "mine", "--prompt", "a tiger", "--tune-steps", 1, "--steps", 2)
+    assert made.code == 0 and "mine do not know 'zebu'" in made.err, made.err
+    table = ctxedit("eval", "--json", "-q").table
+    assert table["edits"][0]["clip_model"] == "mine/clip"
 
 
 def test_caption_dry_run(ctxedit, clip, no_weights):

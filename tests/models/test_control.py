@@ -135,20 +135,18 @@ def test_settings_that_lack_their_map_or_their_network():
     check_settings(ControlConfig(kind="canny"), False)
 
 
-def test_auto_is_the_one_that_belongs_to_the_denoiser(backbone, monkeypatch, tmp_path, controlnet):
-    import ctxedit.models.control as module
-
+def test_auto_is_the_one_that_belongs_to_the_denoiser(backbone, tmp_path, controlnet):
     config, sizes = ControlConfig(kind="canny"), backbone.denoiser
     with pytest.raises(ConfigError, match="no ControlNet is known"):
         locate_control(config, sizes)
     with pytest.raises(WeightsError, match="cache") as caught:
         locate_control(config, replace(sizes, context_width=768), offline=True)
     assert CANNY_SD1 in caught.value.message
-    monkeypatch.setattr(module, "BUILTIN_FOLDER", tmp_path)
-    with pytest.raises(WeightsError, match="built-in ControlNet is not installed"):
-        locate_control(config, replace(sizes, builtin=True))
+    with pytest.raises(WeightsError, match="has no ControlNet") as caught:
+        locate_control(config, replace(sizes, own=tmp_path))
+    assert f"ctxedit train control --out {tmp_path}" in caught.value.hint
     shutil.copytree(controlnet, tmp_path / "controlnet")
-    assert locate_control(config, replace(sizes, builtin=True)) == tmp_path / "controlnet"
+    assert locate_control(config, replace(sizes, own=tmp_path)) == tmp_path / "controlnet"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from ctxedit.errors import WeightsError
 from ctxedit.models import weights
-from ctxedit.models.weights import check_finite, locate, parts
+from ctxedit.models.weights import (
+    BUILTIN_FOLDER,
+    check_finite,
+    identity,
+    judges,
+    locate,
+    own_folder,
+    own_part,
+    parts,
+)
 
 CPU = torch.device("cpu")
 
@@ -267,3 +276,43 @@ def test_check_finite_looks_at_buffers_too():
     norm.running_mean[0] = torch.nan
     with pytest.raises(WeightsError, match="norm: NaN or infinity in running_mean"):
         check_finite(norm, "norm")
+
+
+class TestOwn:
+    """Models of ctxedit's own: those in the package, and a folder that `ctxedit train` made."""
+
+    @pytest.fixture()
+    def mine(self, tmp_path):
+        (tmp_path / "mine" / "clip").mkdir(parents=True)
+        (tmp_path / "mine" / "vocabulary.json").write_text("[]")
+        return tmp_path / "mine"
+
+    def test_they_are_known_by_their_vocabulary(self, mine, stable_diffusion):
+        assert own_folder("builtin") == BUILTIN_FOLDER and own_folder(str(mine)) == mine
+        assert own_folder(str(stable_diffusion)) is None and own_folder("sd15") is None
+
+    def test_what_was_trained_beside_a_model_goes_with_it(self, mine):
+        package = {part: (BUILTIN_FOLDER / part, "builtin") for part in ("clip", "captioner")}
+        assert own_part("auto", mine, "clip") == (mine / "clip", "mine/clip")
+        assert own_part("auto", mine, "captioner") == package["captioner"], "none was trained"
+        assert own_part("builtin", mine, "clip") == own_part("builtin", None, "clip") == package["clip"]
+        assert own_part("auto", BUILTIN_FOLDER, "clip") == package["clip"]
+        assert own_part("auto", None, "clip") is None and own_part("org/clip", mine, "clip") is None
+
+    def test_trained_anew_they_are_others(self, mine):
+        def write(part, content):
+            (mine / part).mkdir(exist_ok=True)
+            (mine / part / "model.safetensors").write_bytes(content)
+
+        write("unet", b"one")
+        before, by = identity(str(mine)), judges(mine)
+        assert before.startswith(str(mine)) and identity(str(mine)) == before
+        write("captioner", b"one")
+        assert (identity(str(mine)), judges(mine)) == (before, by), (
+            "neither edits nor figures are made with it"
+        )
+        write("unet", b"two")
+        assert identity(str(mine)) != before and judges(mine) == by
+        write("clip", b"one")
+        assert judges(mine) not in (by, judges(None))
+        assert identity("org/model") == "org/model"

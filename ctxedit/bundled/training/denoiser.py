@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.noise import noise_like
 from ctxedit.bundled.world import scenes
+from ctxedit.config import VOCABULARY
 
 
 class DenoiserTask:
@@ -148,7 +149,7 @@ def write_layout(folder: Path, captions: list[str] | None = None) -> None:
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     words = world_words() if captions is None else _words(captions)
-    (folder / "vocabulary.json").write_text(json.dumps(sorted(words)) + "\n")
+    (folder / VOCABULARY).write_text(json.dumps(sorted(words)) + "\n")
 
 
 @lru_cache(maxsize=1)
