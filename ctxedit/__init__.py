@@ -1,6 +1,6 @@
 """Edit a video with words.
 
-The Python API is five verbs and what they return; each is imported when it is first named, so that
+The Python API is six verbs and what they return; each is imported when it is first named, so that
 ``import ctxedit`` is quick::
 
     import ctxedit

@@ -1,4 +1,4 @@
-"""The public Python API: five verbs over the pipeline. ``import ctxedit`` offers them lazily.
+"""The public Python API: six verbs over the pipeline. ``import ctxedit`` offers them lazily.
 
 Settings come from a preset, ``CTXEDIT_*`` variables and the ``config`` argument, in rising precedence;
 ``config`` is a nested table such as ``{"edit": {"guidance": 5.0}}``, or a whole :class:`Config`, which is

@@ -68,7 +68,6 @@ FIGURES: tuple[Figure, ...] = (
     Figure("structure", "structure", "lower", 3, "distance of patch self-similarities from the source's"),
     Figure("warp_error", "warp error", "lower", 4, "squared error along the source's optical flow"),
 )
-BY_KEY = {figure.key: figure for figure in FIGURES}
 
 
 @dataclass(frozen=True)

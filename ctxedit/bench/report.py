@@ -97,9 +97,13 @@ def _about(bench: Bench, rows: Sequence[Row]) -> list[str]:
     if done:
         facts = done[0].facts
         width, height = facts["size"]
+        # A bench may have gone on elsewhere than it began.
+        places = Counter(f"{row.facts['device']} in {row.facts['dtype']}" for row in done)
+        where = ", ".join(f"{place} ({count} edits)" if len(places) > 1 else place
+                          for place, count in places.items())  # fmt: skip
         said.append(
-            f"Model {facts['model']} on {facts['device']} in {facts['dtype']}, {facts['frames']} frames at "
-            f"{width}×{height}, seed {facts['seed']}; CLIP: {facts['clip_model']}."
+            f"Model {facts['model']} on {where}, {facts['frames']} frames at {width}×{height}, "
+            f"seed {facts['seed']}; CLIP: {facts['clip_model']}."
         )
     return said
 

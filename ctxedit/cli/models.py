@@ -111,10 +111,10 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def check_results() -> list[dict[str, Any]]:
     """The saved check of the built-in models; ``current``: whether it is of the weights that are there."""
-    from ctxedit.bundled.training import record, results
+    from ctxedit.bundled.training import results
     from ctxedit.models.weights import BUILTIN_FOLDER
 
-    now = {part: record.hashes(BUILTIN_FOLDER / name) for part, name in results.FOLDERS.items()}
+    now = {part: results.weights_of(part, BUILTIN_FOLDER) for part in results.FOLDERS}
     keys = ("part", "figure", "value", "wanted", "count", "seed")
     return [
         {**{k: row.get(k) for k in keys}, "current": row.get("files") == now.get(row["part"])}

@@ -215,7 +215,7 @@ def across_frames(
 def fuse_cross(
     q: Tensor, k: Tensor, v: Tensor, source: slice, target: slice, how: WordAlignment, kernel: Kernel
 ) -> Tensor:
-    """The target's cross-attention output with the source's maps (architecture.md, decision 3).
+    """The target's cross-attention output with the source's maps.
 
     ``A(q_s, k_s, G·(a ⊙ e ⊙ v_t)) + A(q_t, k_t, (1 − a) ⊙ e ⊙ v_t)``; with ``a = 1`` it is the replacement.
     """

@@ -1,6 +1,6 @@
 """The backbone: any diffusers-format Stable Diffusion 1.x or 2.x, frames folded into the batch.
 
-An object with few abilities (the seam of architecture.md): encode and decode frames, embed a prompt, predict
+An object with few abilities: encode and decode frames, embed a prompt, predict
 x̂_0, name its attention layers, say its schedule's levels. Nothing outside this file asks which model it is.
 """
 

@@ -267,7 +267,7 @@ def _fetch(hub_id: str, offline: bool) -> Path:
         if offline or is_offline_mode():
             raise WeightsError(
                 f"{hub_id} is not in the hub's cache, and this is offline",
-                "run once with a connection, without --offline and HF_HUB_OFFLINE, or give a folder",
+                "run once without --dry-run, --offline and HF_HUB_OFFLINE, or give a folder",
             ) from error
         raise WeightsError(
             f"{hub_id} could not be fetched ({_first_line(error)})",

@@ -148,7 +148,7 @@ def _download(hub_id: str, offline: bool) -> Path:
         if offline:
             raise WeightsError(
                 f"{hub_id} is not in the cache",
-                "run once without --offline and HF_HUB_OFFLINE, or give a folder",
+                "run once without --dry-run, --offline and HF_HUB_OFFLINE, or give a folder",
             ) from error
         line = str(error).strip().split("\n")[0][:160]
         raise WeightsError(

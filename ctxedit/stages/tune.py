@@ -29,7 +29,7 @@ ADAPTER, TEMPORAL, CONTROL = "adapter", "temporal", "controlnet."
 
 @dataclass(frozen=True)
 class TuneStep:
-    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, the trap of method.md measured.
+    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, how loudly the adapter writes x_0.
 
     ``clip_text`` is CLIP-text of an edit sampled after this step; None where none was.
     """

@@ -163,6 +163,33 @@ def test_an_interrupted_comparison_goes_on_where_it_was(done, tmp_path, kill, fi
     assert of(rows, "contextdiff")["object"].costs["tune"]["evaluations"] in (2, 3)
 
 
+def test_the_table_says_of_every_machine_that_edits_were_made_on(done, tmp_path):
+    bench, rows, _ = done
+    bench = replace(bench, out=tmp_path)
+    report.write(bench, rows)
+    assert "Model builtin on cpu in float32, " in (tmp_path / "table.md").read_text()
+    gpu = {"device": "NVIDIA H100", "dtype": "bfloat16"}
+    moved = [replace(r, facts={**r.facts, **gpu}) if r.method == "contextdiff" else r for r in rows]
+    report.write(bench, moved)
+    count = sum(row.method == "contextdiff" for row in rows)
+    assert f"NVIDIA H100 in bfloat16 ({count} edits)" in (tmp_path / "table.md").read_text()
+
+
+def test_an_edit_by_other_weights_is_another(done, monkeypatch):
+    bench, clip = done[0], done[0].clips[0]
+    method = bench.methods[0]
+
+    def key():
+        return bench.key(clip, clip.targets[0], method.label, runner.settings_for(clip, method))
+
+    before = key()
+    assert key() == before
+    for name in ("identity", "judges"):
+        with monkeypatch.context() as patched:
+            patched.setattr(runner, name, lambda which: "another")
+            assert key() != before
+
+
 def test_a_clip_that_fails_becomes_rows_and_the_rest_go_on(bench, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")

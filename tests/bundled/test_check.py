@@ -54,7 +54,7 @@ def test_results_are_kept_by_part(tmp_path):
     results.save([Row("clip", "c", 0.7, 0.9, 20)], what)
     rows = [(r["part"], r["figure"], r["value"]) for r in results.load(tmp_path)]
     assert rows == [("autoencoder", "b", 31.0), ("clip", "c", 0.7)]
-    assert results.load(tmp_path)[1]["files"].keys() == {"model.safetensors"}
+    assert results.load(tmp_path)[1]["files"].keys() == {"clip/model.safetensors"}
     (tmp_path / "check.json").write_text("{")
     assert results.load(tmp_path) == []
 

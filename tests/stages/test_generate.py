@@ -39,7 +39,7 @@ def test_is_diffusers_pipeline(head, guidance, negative, request, monkeypatch):
     folder = request.getfixturevalue(head)
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    # Level 0 is clean data (method.md); Stable Diffusion's own setting stops at the first timestep's.
+    # Level 0 is clean data; Stable Diffusion's own setting stops at the first timestep's.
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(7))
     ask = {

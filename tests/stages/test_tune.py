@@ -170,7 +170,7 @@ class TestLoss:
             assert share == 0
 
     def test_with_a_shift_the_network_shall_predict_the_effective_noise(self, stable_diffusion):
-        """λ_t ‖x̂_0 − x_0‖² at λ = ᾱ/(1 − ᾱ) is ‖ε̃_θ − (ε + b_t/√(1 − ᾱ))‖² (method.md)."""
+        """λ_t ‖x̂_0 − x_0‖² at λ = ᾱ/(1 − ᾱ) is ‖ε̃_θ − (ε + b_t/√(1 − ᾱ))‖²."""
         bench = Bench(stable_diffusion, temporal=False)
         torch.nn.init.normal_(bench.shift.adapter.out.weight)
         b = bench.backbone

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from ctxedit.bundled.training.check import Checked, Row
 
 FILE = "check.json"
-#: Which folder's weights each part's figures are of.
+#: The folders of the weights that each part's figures are made with; the judge, who only looks, is not said.
 FOLDERS = {
-    "autoencoder": "vae",
-    "clip": "clip",
-    "captioner": "captioner",
-    "text-to-image": "unet",
-    "editing": "unet",
+    "autoencoder": ("vae",),
+    "clip": ("clip",),
+    "captioner": ("captioner", "clip"),
+    "text-to-image": ("vae", "text_encoder", "unet"),
+    "editing": ("vae", "text_encoder", "unet"),
 }
 
 
@@ -34,13 +34,22 @@ def save(rows: Sequence[Row], what: Checked) -> Path:
     path = what.weights / FILE
     now = {row.part for row in rows}
     kept = [row for row in load(what.weights) if row["part"] not in now]
-    of = {part: hashes(find(what.weights, FOLDERS[part])) for part in now}
+    of = {part: weights_of(part, what.weights) for part in now}
     new = [{**asdict(row), "seed": what.seed, "files": of[row.part]} for row in rows]
     order = list(FOLDERS)
     table = sorted([*kept, *new], key=lambda row: order.index(row["part"]) if row["part"] in order else 99)
     with atomic(path, True) as temporary:
         temporary.write_text(json.dumps({"rows": table}, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def weights_of(part: str, weights: Path) -> dict[str, str]:
+    """Hashes of the files that a part's figures are made with, by folder and name."""
+    return {
+        f"{name}/{file}": value
+        for name in FOLDERS[part]
+        for file, value in hashes(find(weights, name)).items()
+    }
 
 
 def load(weights: Path) -> list[dict[str, Any]]:
