@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit import pipeline, plan
-from ctxedit.config import BUILTIN, Config, is_own, load, merge, validated
+from ctxedit.config import BUILTIN, Config, absolute, load, merge, validated
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.probe import probe
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import locate, own_folder
+from ctxedit.naming import is_own
 from ctxedit.pipeline import EditResult, Options, Reporter, Session
 from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
@@ -189,6 +190,7 @@ def rebased(run: Run, table: Mapping[str, Any]) -> Config:
     config = merge(run.config, plain)
     if is_own(run.config.model) and isinstance(table.get(BUILTIN), Mapping):
         config = merge(config, table[BUILTIN], f"{BUILTIN}.")
+    config = absolute(config)
     for name in _FIXED:
         old, new = getattr(run.config, name), getattr(config, name)
         if old == new:

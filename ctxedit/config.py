@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ctxedit.errors import ConfigError
+from ctxedit.naming import BUILTIN as BUILTIN
+from ctxedit.naming import is_own, whole
 from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
 from ctxedit.tables import preset_names as preset_names
 from ctxedit.tables import preset_path as preset_path
@@ -30,8 +32,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-BUILTIN = "builtin"
-VOCABULARY = "vocabulary.json"  #: Of models that `ctxedit train` made: the words they know.
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
 
@@ -202,9 +202,7 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls;
-    ``caption_by`` is how one caption is chosen of five frames' (:func:`ctxedit.stages.caption.caption`).
-    """
+    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls."""
 
     model: str = BUILTIN
     seed: int = 0
@@ -294,13 +292,15 @@ def load(
         if not isinstance(overlay, Mapping):
             raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")
         overlaid = merge(config, overlay, f"{BUILTIN}.")  # a wrong key is an error for every model
-        config = overlaid if is_own(model) else config
-    return validated(config)
+        config = overlaid if isinstance(model, str) and is_own(model) else config
+    return validated(absolute(config))
 
 
-def is_own(model: str) -> bool:
-    """Whether a model is one of ctxedit's own: built in, or a folder that `ctxedit train` made."""
-    return model == BUILTIN or (Path(model).expanduser() / VOCABULARY).is_file()
+def absolute(config: Config) -> Config:
+    """The settings with every model that is named by a path named by its whole path."""
+    control = replace(config.control, model=whole(config.control.model))
+    model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
+    return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbone import Backbone
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import identity, locate
+from ctxedit.models.weights import identity, locate, part_identity
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
@@ -104,6 +104,8 @@ class Session(Workbench):
         c = self.config
         # A later ctxedit carries other built-in models under the same name.
         shared = [identity(c.model), self.tuning_seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        if c.adapter.enabled and c.adapter.image == "clip":
+            shared.append(part_identity(c.clip_model, self.own, "clip"))
         if c.control.kind != "none":
             # A map is known by what is in it: it may move, and it may be drawn anew under its name.
             drawn = fingerprint(Path(c.control.map)) if c.control.map else None
@@ -113,8 +115,10 @@ class Session(Workbench):
     def caption_key(self) -> str:
         """What the caption depends on."""
         config = self.config
-        by = config.clip_model if captioning.asks_clip(config, self.own is not None) else None
-        return key_of(fingerprint(self.clip), config.clip, config.captioner, config.model, by)
+        says = part_identity(config.captioner, self.own, "captioner")
+        by_clip = captioning.asks_clip(config, self.own is not None)
+        by = part_identity(config.clip_model, self.own, "clip") if by_clip else None
+        return key_of(fingerprint(self.clip), config.clip, says, by)
 
     def tune_key(self) -> str:
         """What the tuning depends on."""
@@ -164,7 +168,7 @@ class Session(Workbench):
     def tune(self) -> Run:
         """Tune unless it is done; resumes a killed tuning."""
         key, config = self.tune_key(), self.config.tune
-        if self.backbone.builtin and self.config.clip_model in ("auto", "builtin"):
+        if self.own is not None and self.scorer.name == BUILTIN:
             self.warn_of_strange_pictures(self.prompt)
         shift = self.shift(self.prompt)
         tuned = self.run.folder / "tune" / "tuned.safetensors"
@@ -262,8 +266,9 @@ class Session(Workbench):
             save_file(tensors, temporary)
         kept = [str(Path(p).resolve()) for p in files.names()] + [f"edits/{np_path.name}"]
         self.run.finish(
-            name, key, kept, target=target, video=str(files.video.resolve()), frames=f"edits/{np_path.name}"
-        )
+            name, key, kept, target=target, video=str(files.video.resolve()), frames=f"edits/{np_path.name}",
+            device=name_of(self.device), dtype=str(self.backbone.dtype).split(".")[-1],
+        )  # fmt: skip
         return EditResult(target, files, False)
 
     def edit_key(self, target: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ctxedit import footprint
-from ctxedit.config import Config, is_own
+from ctxedit.config import Config
 from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
 from ctxedit.footprint import Anatomy, Weight
@@ -28,6 +28,7 @@ from ctxedit.media.write import check_output
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import Checkpoint, locate, own_folder
+from ctxedit.naming import is_own
 from ctxedit.pipeline import Session
 from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
@@ -168,7 +169,7 @@ def _control(
         body.context_width, body.factor,
     )  # fmt: skip
     weight = footprint.weigh(locate_control(control, denoiser, offline))
-    name = "beside it" if control.model == "auto" and checkpoint.own else control.model
+    name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxedit.config import VOCABULARY, Config
+from ctxedit.config import Config
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad, resize
@@ -28,6 +28,7 @@ from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import locate, own_folder
+from ctxedit.naming import VOCABULARY
 from ctxedit.runs import DEFAULT_ROOT
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.evaluate import make_scorer

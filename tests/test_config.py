@@ -66,6 +66,16 @@ class TestBuiltinOverlay:
         (tmp_path / "vocabulary.json").write_text("[]")
         assert load(preset, flags={"model": str(tmp_path)}, environ={}).edit.guidance == 3.0
 
+    def test_a_relative_path_to_a_model_becomes_the_whole_path(self, tmp_path, monkeypatch):
+        (tmp_path / "mine").mkdir()
+        monkeypatch.chdir(tmp_path)
+        flags = {"model": "mine", "captioner": "none", "clip_model": "./mine", "control": {"model": "mine"}}
+        config = load("ddim", flags=flags, environ={})
+        here = str(tmp_path / "mine")
+        assert (config.model, config.clip_model, config.control.model) == (here, here, here)
+        assert config.captioner == "none", "what is no path stays as it is"
+        assert load("ddim", environ={}).model == "builtin"
+
     def test_it_overlays_only_the_builtin_models(self, preset):
         assert load(preset, environ={}).edit.guidance == 3.0
         assert load(preset, flags={"model": "sd14"}, environ={}).edit.guidance == 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,7 @@ from ctxedit.media.geometry import to_working
 from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.write import write_clip
-from ctxedit.models.device import name_of
-from ctxedit.models.weights import identity, judges, own_folder
+from ctxedit.models.weights import identity, judge_identity, own_folder, part_identity
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import fingerprint, key_of, slug
 from ctxedit.stages.prepare import Prepared
@@ -76,7 +75,8 @@ class Bench:
             None if f is None else fingerprint(f) for f in (clip.control, _mask(clip, target), target.ideal)
         ]
         wanted = (target.prompt, target.kind, target.expect)
-        weights = (identity(config.model), judges(own_folder(config.model)))
+        scorer = part_identity(config.clip_model, own_folder(config.model), "clip")
+        weights = (identity(config.model), scorer, judge_identity())
         clip_of = (fingerprint(clip.path), clip.name, clip.prompt)
         return key_of(VERSION, method, config, weights, clip_of, wanted, files)
 
@@ -200,10 +200,11 @@ def _edit(
             ledger.put(stage, stage_key, spent)
         if cost := ledger.of(stage, stage_key):
             costs["edit"] = asdict(cost)
-        kept = load_file(session.run.folder / session.run.facts(stage)["frames"])["frames"].numpy()
+        made = session.run.facts(stage)
+        kept = load_file(session.run.folder / made["frames"])["frames"].numpy()
         figures = measure(kept, clip, target, _truth(session, clip, target))
         video = os.path.relpath(result.files.video, bench.out)
-        return _row(key, method.label, clip, target, figures, costs, _facts(session, measure), video)
+        return _row(key, method.label, clip, target, figures, costs, _facts(session, measure, made), video)
     except OutputError:
         raise
     except Exception as error:
@@ -257,11 +258,12 @@ def _mask(clip: Clip, target: Target) -> Path | None:
     return target.mask or clip.mask
 
 
-def _facts(session: Session, measure: Measure) -> dict[str, Any]:
+def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of an edit; ``made`` is what its run notes of it: it may be of another machine."""
     config, height_width = session.config, session.prepared.frames.shape[1:3]
     return {
-        "model": session.backbone.name, "device": name_of(session.device), "clip_model": measure.scorer.name,
-        "dtype": str(session.backbone.dtype).split(".")[-1], "frames": len(session.prepared.frames),
+        "model": session.backbone.name, "device": made.get("device", "?"), "dtype": made.get("dtype", "?"),
+        "clip_model": measure.scorer.name, "frames": len(session.prepared.frames),
         "size": [height_width[1], height_width[0]], "seed": config.seed, "adapter": config.adapter.enabled,
         "trained": _trained(session), "run": session.run.folder.name,
     }  # fmt: skip

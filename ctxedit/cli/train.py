@@ -96,6 +96,9 @@ def train(
     from ctxedit.bundled.training import record
 
     chosen = [one.in_passes(passes) for one in _recipes(name, data, _schedule(steps, precision))]
+    if os.environ.get("WORLD_SIZE", "1") != "1" and len({one.schedule.precision for one in chosen}) > 1:
+        # Accelerate keeps one precision for as long as its processes live.
+        raise ConfigError("recipes of several precisions on several processes", "choose one with --precision")
     out = out or Path(f"weights-{ALL if name == ALL else chosen[0].name}")
     state = state or out / ".state"
     if record_:
@@ -107,9 +110,7 @@ def train(
 
         check_tensorboard()
     if dry.dry_run:
-        plans = [plan(one, state, out) for one in chosen]
-        texts = ["\n".join(f"{k:<12}{v}" for k, v in table.items()) for table in plans]
-        _result(screen, name, plans, ["\n\n".join(texts)])
+        _show_plans(screen, name, chosen, state, out, overwrite.yes)
         return
     for one in chosen:
         _refuse_existing(one, state, out, overwrite.yes, chosen)
@@ -117,7 +118,8 @@ def train(
     with resumable(state):
         for one in chosen:
             anew = _anew(one, state, out, overwrite.yes, chosen)
-            done = _train(one, state, out, recipes.Options(warm, anew, device, tensorboard), screen)
+            again = overwrite.yes and len(chosen) == 1
+            done = _train(one, state, out, recipes.Options(warm, anew, again, device, tensorboard), screen)
             tables.append(_told(one, out, done))
             _tell_bad(done, screen)
     if not _silent():
@@ -163,25 +165,26 @@ def _data(path: Path | None) -> dict[str, Any]:
 
 def _can_record(recipe: Recipe, state: Path, out: Path, name: str) -> bool:
     """Of all parts, those that others took the place of, or that were not trained, have no record to make."""
-    from ctxedit.bundled.training import onward, record
+    from ctxedit.bundled.training import onward
 
     if name != ALL:
         return True
     untrained = recipe.part in onward.PARTS and not (state / recipe.part / "state.pt").exists()
-    return not untrained and record.owner_of(out / recipe.folder) in (None, recipe.part)
+    return not untrained and onward.owner(recipe.part, out / recipe.folder, state) in (None, recipe.part)
 
 
 def _anew(recipe: Recipe, state: Path, out: Path, yes: bool, chosen: list[Recipe]) -> bool:
     """Whether the state there is is to be forgotten: with ``yes`` one of another training.
 
-    Without, too, if what it began with has just been trained further: it is of no more use.
+    Without, too, if what it began with was trained further, and by this command: it is of no more use.
     """
-    from ctxedit.bundled.training import onward
+    from ctxedit.bundled.training import onward, record
     from ctxedit.bundled.training.recipe import check_same
 
-    place = state / recipe.part
-    stale = onward.is_stale(recipe.part, place, out / recipe.folder)
-    if stale and onward.PARTS[recipe.part] in (one.part for one in chosen):
+    place, folder = state / recipe.part, out / recipe.folder
+    stale = onward.is_stale(recipe.part, place, folder)
+    base = onward.PARTS.get(recipe.part)
+    if stale and record.owner_of(folder) == base and base in (one.part for one in chosen):
         return True
     try:
         check_same(recipe, place)
@@ -223,7 +226,7 @@ def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen)
     if start:
         screen.say(f"{recipe.part}: goes on at step {start} of {recipe.schedule.steps}")
     elif recipe.part in onward.PARTS:
-        origin = onward.origin(recipe.part, state / recipe.part, out, recipe.folder)
+        origin = onward.origin(recipe.part, state / recipe.part, out, recipe.folder, options.anew)
         screen.say(f"{recipe.part}: goes on from {origin}")
     total = max(0, recipe.schedule.steps - start)
     with teller(screen).task(f"train {recipe.part}", total) as progress:
@@ -248,8 +251,14 @@ def _tell_bad(done: Done, screen: Screen) -> None:
         screen.warn(f"{len(done.bad)} bad in the data, left out: {', '.join(shown)}{more}")
 
 
-def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
-    """What a training would do. The part is built, nothing is written."""
+def _show_plans(screen: Screen, name: str, chosen: list[Recipe], state: Path, out: Path, yes: bool) -> None:
+    plans = [plan(one, state, out, _anew(one, state, out, yes, chosen)) for one in chosen]
+    texts = ["\n".join(f"{k:<14}{v}" for k, v in table.items()) for table in plans]
+    _result(screen, name, plans, ["\n\n".join(texts)])
+
+
+def plan(recipe: Recipe, state: Path, out: Path, anew: bool = False) -> dict[str, Any]:
+    """What a training would do, with ``anew`` forgetting its state. The part is built, nothing is written."""
     import tempfile
 
     from ctxedit.bundled.training import onward
@@ -262,9 +271,10 @@ def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
     hush()
     with tempfile.TemporaryDirectory() as folder:
         task = recipes.make_task(recipe, view(out, Path(folder)))
-    recipes.check_same(recipe, state / recipe.part)
-    onward.check(recipe.part, state / recipe.part, out / recipe.folder)
-    saved = read_state(state / recipe.part / "state.pt")
+    if not anew:
+        recipes.check_same(recipe, state / recipe.part)
+        onward.check(recipe.part, state / recipe.part, out / recipe.folder)
+    saved = None if anew else read_state(state / recipe.part / "state.pt")
     listing = getattr(getattr(task, "data", None), "listing", None)
     table = {
         "part": recipe.part,
@@ -280,7 +290,7 @@ def plan(recipe: Recipe, state: Path, out: Path) -> dict[str, Any]:
         "state": str(state / recipe.part),
     }
     if recipe.part in onward.PARTS:
-        table["goes on from"] = str(onward.origin(recipe.part, state / recipe.part, out, recipe.folder))
+        table["goes on from"] = str(onward.origin(recipe.part, state / recipe.part, out, recipe.folder, anew))
     return table
 
 

@@ -21,7 +21,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ctxedit.config import VOCABULARY, AttentionConfig
+from ctxedit.config import AttentionConfig
 from ctxedit.diffusion import schedule
 from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.errors import ConfigError, InputError, WeightsError
@@ -29,6 +29,7 @@ from ctxedit.models.attention import FrameView, frame_attention
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, locate, parts
+from ctxedit.naming import VOCABULARY
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,10 @@ def choose_caption(captions: Sequence[str]) -> str:
 
 
 def shares(captions: Sequence[str]) -> dict[str, float]:
-    """Each caption, tidied, with the logarithm of its share of all; empty ones are dropped."""
+    """Each caption, tidied, with the logarithm of its share of all; case is one, empty ones are dropped."""
     tidy = [text for text in map(_tidy, captions) if text]
-    return {text: math.log(count / len(tidy)) for text, count in Counter(tidy).items()}
+    votes, first = Counter(map(str.casefold, tidy)), {text.casefold(): text for text in reversed(tidy)}
+    return {first[said]: math.log(count / len(tidy)) for said, count in votes.items()}
 
 
 def speechless() -> InputError:

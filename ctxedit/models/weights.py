@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctxedit.config import BUILTIN, VOCABULARY, is_own
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.models.clip import load_model
+from ctxedit.naming import BUILTIN, VOCABULARY, is_own
 
 #: The built-in models' folder, in diffusers' layout.
 BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
@@ -111,10 +111,15 @@ def identity(model: str) -> str:
     return model if own is None else f"{model} {_version(own, made_with)}"
 
 
-def judges(own: Path | None) -> str:
-    """Of the CLIP and the judge that figures are made with, where they are ctxedit's own: a hash each."""
-    clip = own if own is not None and (own / "clip").is_dir() else BUILTIN_FOLDER
-    return f"{_version(clip, ('clip',))} {_version(BUILTIN_FOLDER, ('judge',))}"
+def part_identity(setting: str, own: Path | None, part: str) -> str:
+    """As :func:`identity`, of the ``clip`` or ``captioner`` that a setting means beside ``own``'s model."""
+    found = own_part(setting, own, part)
+    return setting if found is None else f"{found[1]} {_version(found[0].parent, (part,))}"
+
+
+def judge_identity() -> str:
+    """A hash of the judge."""
+    return _version(BUILTIN_FOLDER, ("judge",))
 
 
 def _version(folder: Path, names: tuple[str, ...]) -> str:

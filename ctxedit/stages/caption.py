@@ -46,8 +46,9 @@ def caption(frames: NDArray[np.uint8], captioner: Captioner, scorer: ClipScorer 
 
 
 def asks_clip(config: Config, own: bool) -> bool:
-    """Whether the caption is chosen with CLIP: ``auto`` does where captioner and CLIP are ctxedit's own.
+    """Whether the caption is chosen with CLIP (``caption_by``: ``clip``) or is the most common (``vote``).
 
+    ``auto`` asks CLIP where captioner and CLIP are ctxedit's own.
     ``own``: whether the model is; then so are they, unless others are named. Nothing has to be fetched.
     """
     ours = ("auto", BUILTIN) if own else (BUILTIN,)

@@ -167,7 +167,7 @@ def test_the_table_says_of_every_machine_that_edits_were_made_on(done, tmp_path)
     bench, rows, _ = done
     bench = replace(bench, out=tmp_path)
     report.write(bench, rows)
-    assert "Model builtin on cpu in float32, " in (tmp_path / "table.md").read_text()
+    assert "Model epsilon on cpu in float32, " in (tmp_path / "table.md").read_text()
     gpu = {"device": "NVIDIA H100", "dtype": "bfloat16"}
     moved = [replace(r, facts={**r.facts, **gpu}) if r.method == "contextdiff" else r for r in rows]
     report.write(bench, moved)
@@ -184,9 +184,9 @@ def test_an_edit_by_other_weights_is_another(done, monkeypatch):
 
     before = key()
     assert key() == before
-    for name in ("identity", "judges"):
+    for name in ("identity", "part_identity", "judge_identity"):
         with monkeypatch.context() as patched:
-            patched.setattr(runner, name, lambda which: "another")
+            patched.setattr(runner, name, lambda *which: "another")
             assert key() != before
 
 

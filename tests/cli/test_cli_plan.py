@@ -13,6 +13,7 @@ from ctxedit.cli.output import Screen
 from ctxedit.config import AdapterConfig, load
 from ctxedit.costs import edit_evaluations
 from ctxedit.errors import ConfigError, WeightsError
+from ctxedit.models import weights
 from ctxedit.pipeline import Session
 
 
@@ -137,7 +138,7 @@ def test_the_api_does_what_the_commands_do(clip, tmp_path):
     assert figures.clip_model == "builtin" and figures.clip_temp is not None
 
 
-def test_a_caption_is_made_anew_only_where_its_choice_is_another(clip, tmp_path):
+def test_a_caption_is_made_anew_only_where_its_choice_is_another(clip, monkeypatch):
     """Under a vote the CLIP does not matter; ``auto`` is ``clip`` for the built-in models."""
 
     def key(**settings):
@@ -147,3 +148,15 @@ def test_a_caption_is_made_anew_only_where_its_choice_is_another(clip, tmp_path)
     assert key() == key(caption_by="auto") == key(caption_by="clip") != key(caption_by="vote")
     assert key(caption_by="vote") == key(caption_by="vote", clip_model="org/clip")
     assert key(caption_by="clip") != key(caption_by="clip", clip_model="org/clip")
+    before = key()
+    monkeypatch.setattr(weights, "_version", lambda folder, names: "trained anew")
+    assert key() != before
+
+
+def test_a_tuning_knows_the_clip_that_its_adapter_looks_through(clip):
+    def identity(image, name):
+        few = {"adapter": {"image": image}, "clip_model": name}
+        return Session(clip, package.settings("contextdiff", few), "contextdiff").identity
+
+    assert identity("clip", "org/one") != identity("clip", "org/two")
+    assert identity("latent", "org/one") == identity("latent", "org/two")

@@ -1,6 +1,7 @@
 """The commands on the built-in models: results, streams, reuse."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,12 @@ def test_models_that_were_trained_here_are_used_as_the_built_in_ones(ctxedit, cl
     assert made.code == 0 and "mine do not know 'zebu'" in made.err, made.err
     table = ctxedit("eval", "--json", "-q").table
     assert table["edits"][0]["clip_model"] == "mine/clip"
+    # The run knows its models from any folder, by whichever path they are named.
+    run = tmp_path / made.table["run"]
+    monkeypatch.chdir(BUILTIN_FOLDER)
+    relative = os.path.relpath(tmp_path / "mine")
+    more = ctxedit("edit", "--run", run, "--target", "a panda", "--model", relative)
+    assert more.code == 0 and "tune" not in more.err, more.err
 
 
 def test_caption_dry_run(ctxedit, clip, no_weights):

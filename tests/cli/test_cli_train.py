@@ -152,6 +152,15 @@ def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypa
     assert record.hashes(out / "unet") == before
 
 
+def test_all_recipes_on_several_processes_want_one_precision(ctxedit, two_recipes, monkeypatch):
+    path = recipe.RECIPES / "decoder.toml"
+    path.write_text(path.read_text().replace("workers = 0", 'workers = 0\nprecision = "bf16"'))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = ctxedit("train", "all")
+    assert refused.code == 2 and "several precisions" in refused.err and "--precision" in refused.err
+    assert ctxedit("train", "all", "--precision", "no", "--dry-run").code == 0
+
+
 def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder", "channels = [32, 64, 128]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
     answer = ctxedit("train", path, "--warm")
@@ -229,8 +238,15 @@ def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_
     for dry in ((), ("--dry-run",)):
         refused = ctxedit("train", "decoder", "--out", "mine", *dry)
         assert refused.code == 2 and "is not what the training in" in refused.err and "-y" in refused.err
-    assert ctxedit("train", "decoder", "--out", "mine", "-y").code == 0
+    planned = ctxedit("train", "decoder", "--out", "mine", "-y", "--dry-run", "--json").table
+    assert (planned["begins at"], planned["goes on from"]) == (0, "mine/vae")
+    anew = ctxedit("train", "decoder", "--out", "mine", "-y")
+    assert anew.code == 0 and "goes on from mine/vae" in anew.err
     assert parts_of(vae) == ["decoder", "autoencoder"] and record.read(vae)["before"]["steps"] == 2
+    # The autoencoder is wanted back: it is done, and lies no more where it was.
+    wanted = record.read(vae)["began_with"]
+    assert ctxedit("train", "autoencoder", "--out", "mine", "--steps", 2, "-y").code == 0
+    assert parts_of(vae) == ["autoencoder"] and record.hashes(vae) == wanted
 
 
 def test_a_decoder_begun_anew_begins_with_the_autoencoder_not_with_itself(ctxedit, two_recipes, tmp_path):
@@ -259,6 +275,42 @@ def test_a_decoder_resumes_bit_for_bit(ctxedit, make_recipe, monkeypatch, tmp_pa
     assert parts_of(tmp_path / "halves/vae") == ["decoder", *parts_of(BUILTIN_FOLDER / "vae")]
 
 
+def test_weights_from_elsewhere_are_not_written_over_unasked(ctxedit, two_recipes, tmp_path):
+    vae = tmp_path / "mine/vae"
+    assert ctxedit("train", "all", "--out", "mine").code == 0
+    # A decoder of another state went on from this one's; then one of another autoencoder lies there.
+    assert ctxedit("train", "decoder", "--out", "mine", "--state", "other", "-y").code == 0
+    assert parts_of(vae) == ["decoder", "decoder", "autoencoder"]
+    for made in (record.sittings(vae), record.sittings(BUILTIN_FOLDER / "vae")):
+        if record.sittings(vae) != made:
+            shutil.rmtree(vae)
+            shutil.copytree(BUILTIN_FOLDER / "vae", vae)
+        refused = ctxedit("train", "all", "--out", "mine")
+        assert refused.code == 2 and "is not what the training in" in refused.err
+        assert record.sittings(vae) == made and record.hashes(vae) == made[0]["files"]
+        assert (tmp_path / "mine/.state/decoder/state.pt").exists()
+
+
+def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
+    ctxedit, make_recipe, monkeypatch, tmp_path
+):
+    path, vae = make_recipe("autoencoder", steps=2), tmp_path / "mine/vae"
+    assert ctxedit("train", path, "--out", "mine", "--steps", 1).code == 0
+    first = record.hashes(vae)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Loop, "export", killed)
+        assert ctxedit("train", path, "--out", "mine").code == 130
+    assert record.hashes(vae) == first, "the state is of two steps, the weights of one"
+    assert ctxedit("train", path, "--out", "mine").code == 0
+    assert record.hashes(vae) != first and record.read(vae)["steps"] == 2
+    (vae / "training.json").unlink()
+    assert ctxedit("train", path, "--out", "mine").code == 0 and record.read(vae)["steps"] == 2
+
+
 def test_the_record_of_a_part_that_another_took_the_place_of_is_not_made(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
@@ -268,6 +320,7 @@ def test_the_record_of_a_part_that_another_took_the_place_of_is_not_made(ctxedit
     (vae / "training.json").unlink()
     assert ctxedit("train", "decoder", "--out", "mine", "--record").code == 0
     assert [(s["part"], s["files"]) for s in record.sittings(vae)] == [(s["part"], s["files"]) for s in made]
+    (vae / "training.json").unlink()
     assert ctxedit("train", "all", "--out", "mine", "--record").out.split() == ["mine/vae/training.json"]
 
 

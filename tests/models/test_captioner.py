@@ -289,7 +289,7 @@ def test_proposals_that_cannot_be_weighed_are_refused(folder, images, monkeypatc
 
 
 def test_shares_stand_for_likelihoods():
-    said = shares(["a cat", "a dog", "", "a  cat", "a cat , here"])
+    said = shares(["a cat", "a dog", "", "A  cat", "a cat , here"])
     assert said == pytest.approx({"a cat": np.log(0.5), "a dog": np.log(0.25), "a cat, here": np.log(0.25)})
     assert shares(["", " "]) == {}
 

@@ -13,10 +13,10 @@ from ctxedit.models.weights import (
     BUILTIN_FOLDER,
     check_finite,
     identity,
-    judges,
     locate,
     own_folder,
     own_part,
+    part_identity,
     parts,
 )
 
@@ -305,14 +305,17 @@ class TestOwn:
             (mine / part / "model.safetensors").write_bytes(content)
 
         write("unet", b"one")
-        before, by = identity(str(mine)), judges(mine)
+
+        def judge():
+            return part_identity("auto", mine, "clip")
+
+        before, by = identity(str(mine)), judge()
         assert before.startswith(str(mine)) and identity(str(mine)) == before
         write("captioner", b"one")
-        assert (identity(str(mine)), judges(mine)) == (before, by), (
-            "neither edits nor figures are made with it"
-        )
+        assert (identity(str(mine)), judge()) == (before, by), "neither edits nor figures are made with it"
         write("unet", b"two")
-        assert identity(str(mine)) != before and judges(mine) == by
+        assert identity(str(mine)) != before and judge() == by
         write("clip", b"one")
-        assert judges(mine) not in (by, judges(None))
-        assert identity("org/model") == "org/model"
+        assert judge() != by and judge().startswith("mine/clip ")
+        assert identity("org/model") == part_identity("org/model", mine, "clip") == "org/model"
+        assert part_identity("builtin", mine, "clip") == part_identity("auto", BUILTIN_FOLDER, "clip")

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.noise import noise_like
 from ctxedit.bundled.world import scenes
-from ctxedit.config import VOCABULARY
+from ctxedit.naming import VOCABULARY
 
 
 class DenoiserTask:

@@ -140,7 +140,7 @@ def train(
     accelerator: Accelerator | None = None,
     exported: Callable[[Done], None] = lambda done: None,
     tensorboard: Path | None = None,
-    lacking: bool = False,
+    lacking: Callable[[int], bool] = lambda steps: False,
 ) -> nn.Module:
     """Train ``task`` to the end of its schedule, going on from ``state`` where there is one.
 
@@ -154,8 +154,8 @@ def train(
         accelerator: of :func:`make_accelerator`; None makes one.
         exported: called after each export, on the main process.
         tensorboard: folder for TensorBoard's event files.
-        lacking: the weights are not there, whatever else lies in the folder: a training that is done exports
-            them again.
+        lacking: whether the weights after so many steps are not there, whatever lies in the folder: a
+            training that is done exports them again.
 
     Returns:
         The averaged model. The same seed gives the same weights, resumed or not, bit for bit on CPU.
@@ -173,7 +173,7 @@ def train(
     loop = _Loop(task, schedule, state, weights, accelerator or make_accelerator(schedule), exported)
     end = min(schedule.steps, stop_after or schedule.steps)
     with Meter(state, loop.done.step, end, schedule.images, report, tensorboard, loop.main) as meter:
-        if loop.main and loop.done.step >= end and (lacking or not weights.is_dir()):
+        if loop.main and loop.done.step >= end and (not weights.is_dir() or lacking(loop.done.step)):
             loop.export()
         loop.run(end, meter)
     return loop.average

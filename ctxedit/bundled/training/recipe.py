@@ -44,7 +44,6 @@ FOLDERS = {
 #: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
 _FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
 _SIDE = 16
-_BEFORE = "before.json"
 #: Parts whose samples are each other's negatives: a pass of fewer would be another task.
 _TOGETHER = ("clip",)
 
@@ -252,12 +251,14 @@ class Options:
     Attributes:
         warm: with no state to resume, start from the weights there are (or the built-in ones).
         anew: forget the state there is.
+        again: export a training that is done once more: another part took its weights' place.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         tensorboard: folder for event files, or None.
     """
 
     warm: bool = False
     anew: bool = False
+    again: bool = False
     device: str = "auto"
     tensorboard: Path | None = None
 
@@ -310,12 +311,12 @@ def run(
         facts = record.Facts(
             done.step, done.seconds, len(done.bad), name_of(accelerator.device), accelerator.num_processes
         )
-        record.write(recipe, facts, weights, started_from(place))
+        record.write(recipe, facts, weights, record.started_from(place))
 
     train(
         task, recipe.schedule, place, folder, report=report,
         accelerator=accelerator, exported=exported, tensorboard=options.tensorboard,
-        lacking=onward.is_lacking(recipe.part, folder),
+        lacking=lambda steps: options.again or onward.is_lacking(recipe.part, folder, steps),
     )  # fmt: skip
     if last.step == 0 and (blob := read_state(place / "state.pt")):
         last = Done(int(blob["step"]), float(blob.get("seconds", 0.0)), dict(blob.get("bad", {})))
@@ -334,7 +335,7 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
 
 def check_same(recipe: Recipe, place: Path) -> None:
     """Raise ConfigError when ``place`` holds the state of a training by another recipe."""
-    file = place / "begun.toml"
+    file = place / record.BEGUN
     if not (place / "state.pt").exists() or not file.is_file():
         return
     before, now = tomllib.loads(file.read_text()), _fixed(recipe)
@@ -352,19 +353,12 @@ def remember(recipe: Recipe, place: Path, origin: Path | None) -> None:
 
     The record beside those is noted as well: the training's own may soon lie in its place.
     """
-    file = place / "begun.toml"
+    file = place / record.BEGUN
     if file.is_file() and (place / "state.pt").exists():
         return
     place.mkdir(parents=True, exist_ok=True)
-    (place / _BEFORE).unlink(missing_ok=True)
+    (place / record.BEFORE).unlink(missing_ok=True)
     if origin is not None and (known := record.read(origin)) is not None:
-        (place / _BEFORE).write_text(json.dumps(known))
+        (place / record.BEFORE).write_text(json.dumps(known))
     warm = {} if origin is None else record.hashes(origin)
     file.write_text(tomli_w.dumps({**_fixed(recipe), "warm": warm}))
-
-
-def started_from(place: Path) -> record.Beginning:
-    """The weights that a training began with; one from nothing began with none."""
-    file, before = place / "begun.toml", place / _BEFORE
-    warm = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
-    return record.Beginning(warm, json.loads(before.read_text()) if before.is_file() else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,17 @@ from ctxedit.errors import InputError
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import versions
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 if TYPE_CHECKING:
     from ctxedit.bundled.training.recipe import Recipe
 
 FILE = "training.json"
+#: Beside a training's state: its settings with the hashes of the weights it began with, and their record.
+BEGUN, BEFORE = "begun.toml", "before.json"
 #: What each part is trained on.
 _BUILT_ON = {
     "captioner": ("clip",),
@@ -135,6 +143,13 @@ def owner_of(folder: Path) -> str | None:
     return known.get("part") if known.get("files") == hashes(folder) else None
 
 
+def started_from(place: Path) -> Beginning:
+    """What the training with its state in ``place`` began with; one from nothing began with no weights."""
+    file, before = place / BEGUN, place / BEFORE
+    warm = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
+    return Beginning(warm, json.loads(before.read_text()) if before.is_file() else None)
+
+
 def matches(weights: Path, name: str) -> bool | None:
     """Whether the weights in ``weights/<name>`` are those of their record; None where nothing is recorded.
 
@@ -155,12 +170,12 @@ def of_existing(recipe: Recipe, state: Path, weights: Path) -> Path:
     Raises:
         InputError: no state, so nobody knows what was done; or the weights are known to be another part's.
     """
+    from ctxedit.bundled.training import onward
     from ctxedit.bundled.training.loop import read_state
     from ctxedit.bundled.training.meter import read_metrics, seconds_of
-    from ctxedit.bundled.training.recipe import started_from
 
     place, folder = state / recipe.part, weights / recipe.folder
-    if (owner := owner_of(folder)) not in (None, recipe.part):
+    if (owner := onward.owner(recipe.part, folder, state)) not in (None, recipe.part):
         raise InputError(f"{folder} holds the {owner}'s weights", f"ask for the {owner}'s --record")
     blob = read_state(place / "state.pt")
     if blob is None:

@@ -1,0 +1,21 @@
+"""What a model's name says by itself: whether it is one of ctxedit's own, and where a path leads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+BUILTIN = "builtin"
+#: Lies in the folder of models that `ctxedit train` made, the built-in ones' too: the words they know.
+VOCABULARY = "vocabulary.json"
+
+
+def is_own(model: str) -> bool:
+    """Whether a model is one of ctxedit's own: built in, or a folder that `ctxedit train` made."""
+    return model == BUILTIN or (Path(model).expanduser() / VOCABULARY).is_file()
+
+
+def whole(name: str) -> str:
+    """A name that is a relative path, as the whole path: settings outlive the folder they were said in."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if name not in ("auto", BUILTIN) and path.exists() else name
