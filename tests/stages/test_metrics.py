@@ -134,6 +134,14 @@ def test_ssim_against_a_slow_loop():
     assert metrics.ssim(a, b) == pytest.approx(want, abs=1e-9)
 
 
+def test_the_map_of_similarities_is_one_of_a_batch_and_can_be_learned_from():
+    a, b = (torch.from_numpy(x).double().movedim(-1, 1) / 255 for x in noisy(6))
+    want = torch.from_numpy(np.stack(slow_maps(*noisy(6)))).movedim(-1, 1)
+    torch.testing.assert_close(metrics.ssim_map(a, b), want, atol=1e-9, rtol=0)
+    small = a[0, :1, :12, :12].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: metrics.ssim_map(x, b[0, :1, :12, :12]), small)
+
+
 def test_ssim_under_a_mask_averages_the_map():
     a, b = noisy(7)
     keep = np.random.default_rng(8).random(a.shape[:3]) < 0.5
