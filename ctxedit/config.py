@@ -285,9 +285,8 @@ def load(
     model = next((t["model"] for t in reversed(tables) if "model" in t), BUILTIN)
     config = Config()
     for table in tables:
-        table = dict(table)
+        table = {key: value for key, value in table.items() if key != "about"}
         overlay = table.pop(BUILTIN, {})
-        table.pop("about", None)
         config = merge(config, table)
         if not isinstance(overlay, Mapping):
             raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")

@@ -1,10 +1,12 @@
 """The command line as a person has it, a clip and a run to ask for."""
 
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 from asking import FEW, TARGET, call
+from small_recipes import write_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +74,9 @@ def frames_of():
         return read_frames(path, frames=count).frames.astype(np.int16)
 
     return read
+
+
+@pytest.fixture()
+def make_recipe(tmp_path):
+    """Writes a small recipe of a part, and gives its path."""
+    return partial(write_recipe, tmp_path)

@@ -16,7 +16,16 @@ from ctxedit.bundled.training.noise import noise_like
 from ctxedit.stages.metrics import ssim_map
 
 
-class AutoencoderTask:
+class _OfPictures:
+    """What both learn from: pictures alone."""
+
+    data: Data
+
+    def dataset(self, seed: int) -> Dataset[Any]:
+        return self.data.dataset(seed)
+
+
+class AutoencoderTask(_OfPictures):
     """Squared error on pixels and on their differences, and a small KL.
 
     The differences count because edges are few pixels but most of what the eye sees of a sprite.
@@ -41,9 +50,6 @@ class AutoencoderTask:
             scaling_factor=1.0,
         )
 
-    def dataset(self, seed: int) -> Dataset[Any]:
-        return self.data.dataset(seed)
-
     def loss(
         self, model: nn.Module, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -67,7 +73,7 @@ class AutoencoderTask:
         _save(model, folder, scaling_factor=1 / float(latents.std()))
 
 
-class DecoderTask:
+class DecoderTask(_OfPictures):
     """The decoder of a finished autoencoder, further: squared error on pixels and edges, and 1 − SSIM.
 
     The encoder stays as it is, bit for bit, and with it the latents: a denoiser that was trained on them
@@ -86,9 +92,6 @@ class DecoderTask:
         self.model: nn.Module = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
         self.model.encoder.requires_grad_(False)
         self.model.quant_conv.requires_grad_(False)
-
-    def dataset(self, seed: int) -> Dataset[Any]:
-        return self.data.dataset(seed)
 
     def loss(
         self, model: nn.Module, batch: Any, generator: torch.Generator
