@@ -10,6 +10,10 @@ BUILTIN = "builtin"
 VOCABULARY = "vocabulary.json"
 
 
+#: Settings that say which, whatever lies in the current folder.
+_KEYWORDS = ("auto", BUILTIN, "lavis")
+
+
 def is_own(model: str) -> bool:
     """Whether a model is one of ctxedit's own: built in, or a folder that `ctxedit train` made."""
     return model == BUILTIN or (Path(model).expanduser() / VOCABULARY).is_file()
@@ -18,4 +22,4 @@ def is_own(model: str) -> bool:
 def whole(name: str) -> str:
     """A name that is a relative path, as the whole path: settings outlive the folder they were said in."""
     path = Path(name).expanduser()
-    return os.path.abspath(path) if name not in ("auto", BUILTIN) and path.exists() else name
+    return os.path.abspath(path) if name not in _KEYWORDS and path.exists() else name

@@ -74,7 +74,12 @@ class TestBuiltinOverlay:
         here = str(tmp_path / "mine")
         assert (config.model, config.clip_model, config.control.model) == (here, here, here)
         assert config.captioner == "none", "what is no path stays as it is"
-        assert load("ddim", environ={}).model == "builtin"
+        # A folder that has the name of a setting's value is not meant by it.
+        for name in ("lavis", "auto", "builtin"):
+            (tmp_path / name).mkdir()
+        flags = {"captioner": "lavis", "clip_model": "auto"}
+        config = load("ddim", flags=flags, environ={})
+        assert (config.model, config.captioner, config.clip_model) == ("builtin", "lavis", "auto")
 
     def test_it_overlays_only_the_builtin_models(self, preset):
         assert load(preset, environ={}).edit.guidance == 3.0

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.denoiser import scheduler, write_layout
+from ctxedit.bundled.training.half import save_half
 from ctxedit.bundled.training.noise import noise_like
 from ctxedit.config import AdapterConfig, merge
 from ctxedit.diffusion.broadcast import per_sample
@@ -111,10 +112,7 @@ class AdapterTask:
         folder.mkdir(parents=True, exist_ok=True)
         model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
         if "unet" in model:
-            settings = {k: v for k, v in model["unet"].config.items() if k != "_name_or_path"}
-            half = UNet2DConditionModel.from_config(settings)
-            half.load_state_dict(model["unet"].state_dict())
-            half.half().save_pretrained(folder.parent / "unet")
+            save_half(model["unet"], folder.parent / "unet")
             write_layout(folder.parent, self.data.captions)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
+from ctxedit.bundled.training.half import save_half
 from ctxedit.bundled.training.noise import noise_like
 from ctxedit.stages.metrics import ssim_map
 
@@ -70,7 +71,7 @@ class AutoencoderTask(_OfPictures):
         seen = self.dataset(1)
         images = torch.stack([seen[i]["image"] for i in range(128)])
         latents = torch.cat([model.encode(part).latent_dist.mean for part in images.split(32)])
-        _save(model, folder, scaling_factor=1 / float(latents.std()))
+        save_half(model, folder, scaling_factor=1 / float(latents.std()))
 
 
 class DecoderTask(_OfPictures):
@@ -109,15 +110,7 @@ class DecoderTask(_OfPictures):
         return loss, {"loss": loss.item(), "psnr": _decibels(pixels), "ssim": similar.item()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        _save(model, folder)
-
-
-def _save(model: nn.Module, folder: Path, **changed: Any) -> None:
-    """In fp16, with these settings changed; where the weights once came from is nobody's concern."""
-    settings = {k: v for k, v in model.config.items() if k != "_name_or_path"}
-    half = AutoencoderKL.from_config({**settings, **changed})
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
+        save_half(model, folder)
 
 
 def _edges(out: Tensor, image: Tensor) -> Tensor:

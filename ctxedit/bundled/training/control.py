@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ctxedit.bundled.training.denoiser import DenoiserTask
+from ctxedit.bundled.training.half import save_half
 from ctxedit.errors import ConfigError
 from ctxedit.media.edges import canny
 
@@ -64,9 +65,7 @@ class ControlTask:
         return self.denoiser.loss(controlled, batch, generator)  # type: ignore[arg-type]
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        half = ControlNetModel.from_config(model.config)
-        half.load_state_dict(model.state_dict())
-        half.half().save_pretrained(folder)
+        save_half(model, folder)
 
 
 def edges_of(images: Tensor, low: int, high: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
+from ctxedit.bundled.training.half import save_half
 from ctxedit.bundled.training.noise import noise_like
 from ctxedit.bundled.world import scenes
 from ctxedit.naming import VOCABULARY
@@ -111,9 +112,7 @@ class DenoiserTask:
         return weight / weight.mean()
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        half = UNet2DConditionModel.from_config(model.config)
-        half.load_state_dict(model.state_dict())
-        half.half().save_pretrained(folder)
+        save_half(model, folder)
         write_layout(folder.parent, self.data.captions)
 
 
