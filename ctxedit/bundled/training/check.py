@@ -1,4 +1,4 @@
-"""Check the models on held-out combinations: what the README's table says. ``ctxedit models check``."""
+"""Check the models on held-out combinations: the table in ctxedit/bundled/README.md. ``ctxedit models check``."""
 
 from __future__ import annotations
 
