@@ -1,4 +1,4 @@
-"""Check the models on held-out combinations: the table in ctxedit/bundled/README.md. ``ctxedit models check``."""
+"""Check the models on held-out combinations, for the table in ctxedit/bundled/README.md: ``models check``."""
 
 from __future__ import annotations
 
