@@ -116,7 +116,7 @@ def tune(
         clip: a video, GIF or folder of images.
         prompt: what it shows; None captions it.
         preset, config: as for :func:`settings`.
-        runs: where run folders lie.
+        runs: folder for runs.
         lavis_python, offline, reporter: as for :func:`caption`.
 
     Returns:
@@ -150,13 +150,13 @@ def edit(
 
     Args:
         run: what :func:`tune` gave, or a run folder.
-        target: what the clip shall show.
+        target: target prompt, what the edited clip should show.
         config: a table over the run's own settings; tables ``edit``, ``fusion``, ``invert``, and ``seed``.
         mask: image, video or folder; white may change.
         output: the edited file; None is inside the run folder.
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
-        overwrite: replace existing files, and make a finished edit anew.
+        overwrite: replace existing files and redo a finished edit.
         offline, reporter: as for :func:`caption`.
 
     Returns:
@@ -219,7 +219,7 @@ def generate(
     """Text to image: RGB uint8 (count, H, W, 3), on the same schedule, sampler and guidance as edits.
 
     Args:
-        text: what the pictures shall show.
+        text: what the images should show.
         preset, config: as for :func:`settings`; ``clip.size`` is the side, 0 the model's own.
         count: pictures.
         offline, reporter: as for :func:`caption`.

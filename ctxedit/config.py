@@ -223,6 +223,8 @@ class Config:
 
 
 _T = TypeVar("_T")
+#: How an error message names the type of a setting.
+_KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
 def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
@@ -260,7 +262,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where} = {value!r}", f"it takes a {name}")
+    raise ConfigError(f"{where} = {value!r}", f"must be {_KINDS.get(hint, f'a {name}')}")
 
 
 def load(

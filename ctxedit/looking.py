@@ -68,7 +68,7 @@ def curve(session: Session, target: str, every: int, compare: bool = False) -> c
 
     Args:
         session: the clip, its prompt and settings.
-        target: what the sampled edits shall show.
+        target: target prompt of the sampled edits.
         every: sample after so many steps, and after the last.
         compare: tune once more with the adapter switched over, in a run of its own, and draw both.
 

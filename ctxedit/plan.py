@@ -33,6 +33,7 @@ from ctxedit.pipeline import Session
 from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
 from ctxedit.stages.report import files_for
+from ctxedit.stages.wording import check_describes
 
 STAGES = ("caption", "tune", "invert", "edit", "evaluate")
 GIB = 1 << 30
@@ -110,10 +111,10 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     """Check a session's inputs and say what its stages up to ``last`` will do. Errors as they would come."""
     config, options = session.config, session.options
     if options.prompt is not None and not options.prompt.strip():
-        raise InputError("the prompt is empty", "leave it out and the clip is captioned")
+        raise InputError("the prompt is empty", "omit it to caption the clip")
     for target in targets:
         if not target.strip():
-            raise InputError("the target is empty", "say what the clip shall show")
+            raise InputError("the target is empty", "describe what the edited clip should show")
     check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -133,6 +134,9 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
         texts = [*targets, config.edit.negative_prompt, options.prompt or ""]
         check_length(checkpoint.path / "tokenizer", texts, body.context_length)
     run, prompt, reused = _reused(session, targets)
+    if prompt is not None and not options.overwrite:
+        for target in targets:
+            check_describes(target, prompt)
     names = STAGES[: STAGES.index(last) + 1]
     if options.prompt is not None and "caption" in names:
         names = names[1:]

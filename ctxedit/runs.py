@@ -82,12 +82,15 @@ class Run:
         return None
 
     @classmethod
-    def newest(cls, root: Path) -> Run:
-        """The run whose ``run.toml`` was changed last; raises InputError when there is none."""
-        files = sorted(root.glob(f"*/{_FILE}"), key=lambda f: f.stat().st_mtime)
-        if not files:
-            raise InputError(f"no run in {root}", "make one with `ctxedit tune CLIP`, or name one with --run")
-        return cls(files[-1].parent)
+    def newest(cls, root: Path, clip: Path | None = None) -> Run:
+        """The run that was changed last, of ``clip`` if given; InputError when there is none."""
+        for file in sorted(root.glob(f"*/{_FILE}"), key=lambda f: f.stat().st_mtime, reverse=True):
+            run = cls(file.parent)
+            if clip is None or run.clip == clip.resolve():
+                return run
+        of = "" if clip is None else f" of {clip}"
+        hint = f"make one with `ctxedit tune {clip or 'CLIP'}`, or name one with --run"
+        raise InputError(f"no run{of} in {root}", hint)
 
     @property
     def clip(self) -> Path:

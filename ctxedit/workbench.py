@@ -72,7 +72,7 @@ class Options:
         audio: copy the source's sound.
         overwrite: replace existing outputs, redo finished edits.
         offline: touch no hub.
-        runs: where run folders lie.
+        runs: folder for runs.
         lavis_python: interpreter of the LAVIS worker.
     """
 

@@ -87,7 +87,7 @@ def _clip(entry: Any, file: Path, where: str) -> Clip:
 def _target(entry: Any, file: Path, where: str) -> Target:
     entry = _as_table(entry, where)
     _known(entry, {"prompt", "kind", "mask", "ideal", "expect"}, where)
-    prompt = _text(entry, "prompt", where, "say what the clip shall show")
+    prompt = _text(entry, "prompt", where, "describe what the edited clip should show")
     kind = _text(entry, "kind", where) or "other"
     if kind not in KINDS:
         raise ConfigError(f"{where}: kind = {kind!r}", f"one of: {', '.join(KINDS)}")

@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")  # libraries' talk; ours does not go through warnings
             return run(arguments)
     except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:  # shell completion ends this way
+            return 0
         if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
             # The reader (`| head`) has what it wanted; Python would complain once more when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

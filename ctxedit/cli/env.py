@@ -15,7 +15,7 @@ _OPTIONAL = ("decord", "av", "xformers", "lavis")
 
 
 def env(talk: Talk) -> None:
-    """Print versions, devices, memory, paths and variables."""
+    """Print versions, devices, memory, paths and environment variables (for bug reports)."""
     facts = gather()
     lines = []
     for name, value in facts.items():

@@ -16,7 +16,7 @@ from ctxedit.errors import ConfigError
 
 Video = Annotated[
     Path | None,
-    typer.Option("--video", metavar="FILE", help="Score this clip instead of a run.", show_default=False),
+    typer.Option("--video", metavar="FILE", help="Score this video instead of a run.", show_default=False),
 ]
 Prompt = Annotated[str | None, typer.Option("--prompt", help="What --video should show.", show_default=False)]
 
@@ -40,9 +40,9 @@ def evaluate(
     """
     screen = Screen(talk.quiet, talk.json)
     if (video is None) != (prompt is None):
-        raise ConfigError("--video and --prompt go together", "without both, the edits of a run are scored")
+        raise ConfigError("--video and --prompt go together", "omit both to score the edits of a run")
     if video is not None and run is not None:
-        raise ConfigError("--run and --video exclude each other", "score one at a time")
+        raise ConfigError("--run and --video exclude each other", "use one of them")
     rows = _of_run(run, base, span, scoring, place, screen) if video is None else None
     if rows is None:
         assert video is not None and prompt is not None

@@ -20,17 +20,17 @@ _LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry
 #: For errors that bring no hint of their own.
 _HINTS = {
     2: "see `ctxedit COMMAND --help`, and `ctxedit presets show contextdiff` for the settings",
-    3: "check the path; it is taken from the current folder",
+    3: "check the path; relative paths start at the current folder",
     4: "see `ctxedit models ls` for what is there",
     5: "see `ctxedit env` for devices and memory",
-    6: "choose another place",
+    6: "choose another output path",
     7: "try --dtype float32",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a person is told, and the process's exit code."""
+    """The error message, its hint, and the exit code of the process."""
 
     message: str
     hint: str | None
@@ -38,20 +38,20 @@ class Failure:
 
 
 class Interrupted(CtxeditError):
-    """Ctrl-C where something is left that the next call goes on from."""
+    """Ctrl-C during work that can be resumed."""
 
     exit_code = 130
 
 
 @contextmanager
 def resumable(folder: Path | None) -> Iterator[None]:
-    """Say on Ctrl-C where the work goes on; None is work that leaves nothing."""
+    """On Ctrl-C say that the work in ``folder`` can be resumed; None is work that leaves nothing."""
     try:
         yield
     except KeyboardInterrupt as error:
         if folder is None:
             raise Interrupted("interrupted; nothing was written") from error
-        raise Interrupted(f"interrupted; the same command goes on where it was, in {folder}") from error
+        raise Interrupted(f"interrupted; run the same command again to resume, in {folder}") from error
 
 
 def explain(error: BaseException) -> Failure:
@@ -60,7 +60,7 @@ def explain(error: BaseException) -> Failure:
         hint = error.hint or _HINTS.get(error.exit_code)
         return Failure(error.message, hint, error.exit_code)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Failure("interrupted; nothing was begun", None, Interrupted.exit_code)
+        return Failure("interrupted before any work", None, Interrupted.exit_code)
     if isinstance(error, SystemExit):
         return Failure("stopped", None, error.code if isinstance(error.code, int) else 1)
     if _UsageError is not None and isinstance(error, _UsageError):

@@ -15,7 +15,7 @@ from ctxedit.cli.output import Screen, columns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(help="The models: what is built in and cached, and how good it is.")
+app = typer.Typer(help="List the built-in and downloaded models, and measure the built-in ones.")
 #: What a record of the training says of the weights that are there.
 _RECORDED = {True: "as recorded", False: "not those of the record", None: "no record"}
 
@@ -25,7 +25,7 @@ app.callback(invoke_without_command=True)(help_unless_called)
 @app.command("ls")
 @spread
 def ls(talk: Talk) -> None:
-    """List the built-in models, what they know and can do, and the models in the hub's cache."""
+    """List the built-in models, their vocabulary and scores, and the models in the hub cache."""
     from ctxedit.models.weights import SHORT_NAMES
 
     parts, known, checked, cache = builtin(), knowledge(), check_results(), cached()
@@ -56,28 +56,28 @@ def check(
         list[str] | None,
         typer.Option(
             "--part", show_default=False,
-            help="autoencoder, clip, captioner, text-to-image, editing. Repeatable. (all)",
+            help="autoencoder, clip, captioner, text-to-image or editing. Repeatable. [default: all]",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes for each part.")] = 100,
     pairs: Annotated[
-        int, typer.Option("--pairs", min=1, help="Clips to edit, three ways each; each is tuned on.")
+        int, typer.Option("--pairs", min=1, help="Clips to tune on; each is edited three ways.")
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Of scenes and noise.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 7,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="Folder of models. (the built-in ones)", show_default=False),
+        typer.Option("--weights", help="Folder of models. [default: the built-in ones]", show_default=False),
     ] = None,
     work: Annotated[
         Path | None,
         typer.Option(
             "--work", show_default=False,
-            help="Keep the edits' clips and runs there; an interrupted check goes on. (a temporary folder)",
+            help="Keep clips and runs here, so that it resumes when interrupted. [default: temporary]",
         ),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Write check.json beside the weights.")] = False,
 ) -> None:  # fmt: skip
-    """Measure the models on held-out combinations of the drawn world, and print the table."""
+    """Measure the models on held-out combinations of the drawn world and print a table."""
     import tempfile
 
     from ctxedit.bundled.training import results

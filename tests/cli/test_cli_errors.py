@@ -245,7 +245,7 @@ def test_ctrl_c_is_130_says_where_it_goes_on_and_goes_on(ctxedit, clip, tmp_path
     (folder,) = (tmp_path / "runs").iterdir()
     assert answer.code == 130 and answer.table["exit_code"] == 130
     (line,) = [x for x in answer.err.splitlines() if x.startswith("error: ")]
-    assert str(folder) in line and "goes on" in line
+    assert str(folder) in line and "to resume" in line
     answer = ctxedit(*arguments)
     assert (answer.code, answer.out) == (0, f"{folder}\n")
     assert seen == [1, 2, 3], "the first step was not done again"
@@ -259,4 +259,4 @@ def test_ctrl_c_before_anything_began(ctxedit, monkeypatch):
 
     monkeypatch.setattr("ctxedit.config.preset_names", stop)
     answer = ctxedit("presets", "ls")
-    assert answer.code == 130 and answer.err == "error: interrupted; nothing was begun\n"
+    assert answer.code == 130 and answer.err == "error: interrupted; interrupted before any work\n"

@@ -54,7 +54,7 @@ def test_steps_sets_inversion_and_sampling(ctxedit, clip, tmp_path):
 def test_a_misspelt_variable_is_said(ctxedit, clip, tmp_path, monkeypatch):
     monkeypatch.setenv("CTXEDIT_EDIT_GUIDENCE", "5")
     answer = ctxedit("run", clip, "--target", "a cat", "--frames", 4, "--stride", 1, "--dry-run")
-    assert "CTXEDIT_EDIT_GUIDENCE is no setting; did you mean CTXEDIT_EDIT_GUIDANCE?" in answer.err
+    assert "CTXEDIT_EDIT_GUIDENCE is not a setting; did you mean CTXEDIT_EDIT_GUIDANCE?" in answer.err
 
 
 @pytest.mark.parametrize(
