@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import bench, caption, edit, env, eval, models, presets, t2i, train, tune
+from ctxedit.cli import bench, caption, edit, env, eval, models, presets, runs, t2i, train, tune
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
@@ -61,6 +61,7 @@ def help_(
 
 
 app.add_typer(bench.app, name="bench")
+app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")
 app.add_typer(models.app, name="models")
 

@@ -77,18 +77,62 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows on stdout: a drawn table on a terminal, aligned text elsewhere."""
+    """Rows on stdout; the first row is the heading. Nothing is ever cut.
+
+    Off a terminal, aligned text. On one, a drawn table: texts fold, numbers stay whole; where even that is
+    too wide, each row becomes a block of ``heading  value`` lines.
+    """
     if not sys.stdout.isatty():
         print(columns(rows), flush=True)
         return
     from rich.table import Table
 
+    console = Console(highlight=False)
+    head, *body = rows
+    # A column of prose can fold to about its longest word, any other cell has to stay on one line.
+    prose = [any(" " in row[i].strip() for row in body) for i in range(len(head))]
+    if _least_width(rows, prose) > console.width:
+        print("\n\n".join(_block(head, row) for row in body), flush=True)
+        return
     table = Table()
-    for cell in rows[0]:
-        table.add_column(Text(cell))
-    for row in rows[1:]:
+    for cell, folds in zip(head, prose, strict=True):
+        table.add_column(Text(cell), no_wrap=not folds, overflow="fold")
+    for row in body:
         table.add_row(*[Text(cell) for cell in row])
-    Console(highlight=False).print(table)
+    console.print(table)
+
+
+def _least_width(rows: Sequence[Sequence[str]], prose: Sequence[bool]) -> int:
+    """Columns of text that a drawn table needs at least, its rules included."""
+    head, *body = rows
+    widths = [
+        max(
+            max(map(len, head[i].split()), default=0),
+            *(_longest(row[i], prose[i]) for row in body),
+            12 * prose[i],
+        )
+        for i in range(len(head))
+    ]
+    return sum(widths) + 3 * len(head) + 1
+
+
+def _longest(cell: str, folds: bool) -> int:
+    return max(map(len, cell.split()), default=0) if folds else len(cell)
+
+
+def _block(head: Sequence[str], row: Sequence[str]) -> str:
+    width = max(map(len, head))
+    return "\n".join(f"{name.ljust(width)}  {cell}" for name, cell in zip(head, row, strict=True))
+
+
+def human_size(count: int) -> str:
+    """Bytes for people, in powers of 1024: ``3.4 MiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
 
 
 def print_failure(failure: Failure, as_json: bool) -> None:

@@ -42,8 +42,8 @@ def test_unexpected_is_1_and_the_traceback_waits_for_the_variable(ctxedit, monke
     ("arguments", "said"),
     [
         (["rnu"], "rnu"),
-        (["edit"], "--target"),
-        (["run", "x.mp4"], "--target"),
+        (["edit"], "no target prompt"),
+        (["run", "x.mp4"], "no target prompt"),
         (["run", "x.mp4", "--target", "y", "--nonsense"], "--nonsense"),
         (["run", "x.mp4", "--target", "y", "--frames", "many"], "--frames"),
         (["run", "x.mp4", "--target", "y", "--dtype", "float8"], "float8"),
@@ -259,4 +259,4 @@ def test_ctrl_c_before_anything_began(ctxedit, monkeypatch):
 
     monkeypatch.setattr("ctxedit.config.preset_names", stop)
     answer = ctxedit("presets", "ls")
-    assert answer.code == 130 and answer.err == "error: interrupted; interrupted before any work\n"
+    assert answer.code == 130 and answer.err == "error: interrupted before any work\n"
