@@ -80,12 +80,12 @@ def check(
     """Measure the models on held-out combinations of the drawn world, and print the table."""
     import tempfile
 
-    from ctxedit.bundled.training import results
-    from ctxedit.bundled.training.check import Checked
-    from ctxedit.bundled.training.check import check as measure
     from ctxedit.cli.progress import teller
     from ctxedit.errors import WeightsError
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import results
+    from ctxedit.training.check import Checked
+    from ctxedit.training.check import check as measure
 
     screen = Screen(talk.quiet, talk.json)
     if weights is not None and not weights.is_dir():
@@ -111,8 +111,8 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def check_results() -> list[dict[str, Any]]:
     """The saved check of the built-in models; ``current``: whether it is of the weights that are there."""
-    from ctxedit.bundled.training import results
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import results
 
     now = {part: results.weights_of(part, BUILTIN_FOLDER) for part in results.FOLDERS}
     keys = ("part", "figure", "value", "wanted", "count", "seed")
@@ -125,9 +125,9 @@ def check_results() -> list[dict[str, Any]]:
 def builtin() -> list[dict[str, Any]]:
     """The built-in parts with sizes and origin; raises WeightsError when they are not there or are broken."""
     from ctxedit import footprint
-    from ctxedit.bundled.training import record
     from ctxedit.config import BUILTIN
     from ctxedit.models.weights import locate
+    from ctxedit.training import record
 
     folder = locate(BUILTIN).path
     found = []
@@ -161,7 +161,7 @@ def _licence(card: Path) -> str:
 
 def knowledge() -> dict[str, list[str]]:
     """What the built-in models were taught."""
-    from ctxedit.bundled.world import vocabulary
+    from ctxedit.synthetic import vocabulary
 
     return {
         "objects": [thing.name for thing in vocabulary.THINGS],

@@ -15,8 +15,8 @@ from ctxedit.cli.output import Screen, columns
 from ctxedit.errors import ConfigError, InputError, OutputError
 
 if TYPE_CHECKING:
-    from ctxedit.bundled.training.loop import Done
-    from ctxedit.bundled.training.recipe import Recipe
+    from ctxedit.training.loop import Done
+    from ctxedit.training.recipe import Recipe
 
 _TRAINING = "Training"
 #: Stands for every built-in recipe, in the order in which each builds on those before.
@@ -92,8 +92,8 @@ def train(
     if name is None:
         raise ConfigError("no recipe", "name one of `ctxedit train --list`, or a TOML file")
 
-    from ctxedit.bundled.training import recipe as recipes
-    from ctxedit.bundled.training import record
+    from ctxedit.training import recipe as recipes
+    from ctxedit.training import record
 
     chosen = [one.in_passes(passes) for one in _recipes(name, data, _schedule(steps, precision))]
     if os.environ.get("WORLD_SIZE", "1") != "1" and len({one.schedule.precision for one in chosen}) > 1:
@@ -106,7 +106,7 @@ def train(
         _result(screen, name, [{"record": path} for path in paths], map(str, paths))
         return
     if tensorboard is not None:
-        from ctxedit.bundled.training.meter import check_tensorboard
+        from ctxedit.training.meter import check_tensorboard
 
         check_tensorboard()
     if dry.dry_run:
@@ -128,7 +128,7 @@ def train(
 
 def _recipes(name: str, data: Path | None, schedule: dict[str, Any]) -> list[Recipe]:
     """The recipes that a name stands for, with what was asked besides."""
-    from ctxedit.bundled.training import recipe as recipes
+    from ctxedit.training import recipe as recipes
 
     names = [name]
     if name == ALL:
@@ -165,7 +165,7 @@ def _data(path: Path | None) -> dict[str, Any]:
 
 def _can_record(recipe: Recipe, state: Path, out: Path, name: str) -> bool:
     """Of all parts, those that others took the place of, or that were not trained, have no record to make."""
-    from ctxedit.bundled.training import onward
+    from ctxedit.training import onward
 
     if name != ALL:
         return True
@@ -178,8 +178,8 @@ def _anew(recipe: Recipe, state: Path, out: Path, yes: bool, chosen: list[Recipe
 
     Without, too, if what it began with was trained further, and by this command: it is of no more use.
     """
-    from ctxedit.bundled.training import onward, record
-    from ctxedit.bundled.training.recipe import check_same
+    from ctxedit.training import onward, record
+    from ctxedit.training.recipe import check_same
 
     place, folder = state / recipe.part, out / recipe.folder
     stale = onward.is_stale(recipe.part, place, folder)
@@ -198,7 +198,7 @@ def _refuse_existing(recipe: Recipe, state: Path, out: Path, yes: bool, chosen: 
 
     Where the part that goes on from another's weights is asked for together with that, they are its own.
     """
-    from ctxedit.bundled.training import onward, record
+    from ctxedit.training import onward, record
 
     folder, parts = out / recipe.folder, [one.part for one in chosen]
     if yes or not any(folder.glob("*.safetensors")) or onward.PARTS.get(recipe.part) in parts:
@@ -213,10 +213,10 @@ def _refuse_existing(recipe: Recipe, state: Path, out: Path, yes: bool, chosen: 
 
 
 def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen) -> Done:
-    from ctxedit.bundled.training import onward
-    from ctxedit.bundled.training import recipe as recipes
-    from ctxedit.bundled.training.loop import read_state
     from ctxedit.cli.progress import hush, teller
+    from ctxedit.training import onward
+    from ctxedit.training import recipe as recipes
+    from ctxedit.training.loop import read_state
 
     hush()
     screen = Screen(quiet=True) if _silent() else screen
@@ -261,12 +261,12 @@ def plan(recipe: Recipe, state: Path, out: Path, anew: bool = False) -> dict[str
     """What a training would do, with ``anew`` forgetting its state. The part is built, nothing is written."""
     import tempfile
 
-    from ctxedit.bundled.training import onward
-    from ctxedit.bundled.training import recipe as recipes
-    from ctxedit.bundled.training.loop import read_state
-    from ctxedit.bundled.training.parts import view
-    from ctxedit.bundled.training.record import describe_data
     from ctxedit.cli.progress import hush
+    from ctxedit.training import onward
+    from ctxedit.training import recipe as recipes
+    from ctxedit.training.loop import read_state
+    from ctxedit.training.parts import view
+    from ctxedit.training.record import describe_data
 
     hush()
     with tempfile.TemporaryDirectory() as folder:
@@ -296,9 +296,9 @@ def plan(recipe: Recipe, state: Path, out: Path, anew: bool = False) -> dict[str
 
 def show_recipes(screen: Screen) -> None:
     """The built-in recipes; the time is of the shipped weights, where their record knows it."""
-    from ctxedit.bundled.training import recipe as recipes
-    from ctxedit.bundled.training import record
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import recipe as recipes
+    from ctxedit.training import record
 
     found = []
     for name in recipes.names():

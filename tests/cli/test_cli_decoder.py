@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from ctxedit.bundled.training import loop, recipe, record
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.training import loop, recipe, record
 
 
 @pytest.fixture(autouse=True)

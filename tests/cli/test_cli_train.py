@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_recipes import TASKS
 
-from ctxedit.bundled.training import recipe, record
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.training import recipe, record
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def pictures(tmp_path_factory):
     """Eight drawn pictures with captions, one of them spoilt."""
     from PIL import Image
 
-    from ctxedit.bundled.world import scenes
+    from ctxedit.synthetic import scenes
 
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
@@ -262,8 +262,8 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
     shutil.copytree(BUILTIN_FOLDER, tmp_path / "models", ignore=shutil.ignore_patterns("check.json"))
     for name in (
         "ctxedit.models.weights",
-        "ctxedit.bundled.training.check",
-        "ctxedit.bundled.training.parts",
+        "ctxedit.training.check",
+        "ctxedit.training.parts",
     ):
         __import__(name)
         monkeypatch.setattr(f"{name}.BUILTIN_FOLDER", tmp_path / "models")
