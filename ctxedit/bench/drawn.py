@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_clip
 from ctxedit.synthetic import scenes
+from ctxedit.synthetic.judge import truth
 from ctxedit.synthetic.pairs import Pair, draw_pairs
 from ctxedit.synthetic.samples import FPS, FRAMES, SIZE
-from ctxedit.training.tasks.judge import truth
 
 #: 14 clips, 46 pairs: as many as the paper has videos, and a few. The seed is fixed: it is one list.
 CLIPS, COLOURS, SEED = 14, 4, 2024

@@ -17,7 +17,7 @@ from ctxedit.stages import metrics
 from ctxedit.stages.evaluate import evaluate
 from ctxedit.stages.flow import warp_error
 from ctxedit.stages.structure import patch_descriptors, structure_distance
-from ctxedit.training.tasks.judge import ANSWERS, Judge, ask, load_judge
+from ctxedit.synthetic.judge import ANSWERS, Judge, ask, load_judge
 
 #: Part of what a finished edit is known by: figures of another version are measured again.
 VERSION = 2

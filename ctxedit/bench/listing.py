@@ -17,7 +17,7 @@ from typing import Any
 
 from ctxedit.config import read_table
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.training.tasks.judge import ANSWERS
+from ctxedit.synthetic.judge import ANSWERS
 
 KINDS = ("object", "background", "style", "colour", "other")
 

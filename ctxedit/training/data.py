@@ -1,7 +1,7 @@
-"""What a part is trained on, through one interface: drawn scenes, a folder of pictures, webdataset shards.
+"""Training data behind one interface: drawn scenes, a folder of images, or webdataset shards.
 
-Sample ``i`` is a function of the seed and ``i`` alone, so a training that was stopped goes on where it was
-and several processes share one order.
+Sample ``i`` is a function of the seed and ``i`` alone. A training can therefore resume at any step, and
+several processes can share one order.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.synthetic import scenes
+from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import GREY_STYLES
-from ctxedit.training.sources import Listing, list_folder, list_shards, load_picture
+from ctxedit.training.sources import Listing, list_folder, list_shards, load_image
 
-#: Names of bad input that an error mentions.
-_NAMED = 3
+#: How many bad samples an error message lists.
+_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class DataConfig:
     """A recipe's ``[data]`` table.
 
     Attributes:
-        source: ``scenes`` are drawn on the fly and need no path; ``folder`` holds pictures with captions,
-            ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts).
-        path: of the folder, or of one shard, a folder of shards, or a pattern such as ``data/*.tar``; in a
-            recipe it is taken from the recipe's folder.
-        size: side in pixels; pictures are cropped to a square and resized.
-        on_error: bad input (a missing or unreadable picture, an empty caption, a broken shard) is counted,
-            named and left out (``skip``), or ends the training (``stop``).
+        source: ``scenes`` are drawn on the fly and need no path; ``folder`` is a folder of images with
+            captions, ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts).
+        path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
+            in a recipe is relative to the recipe's folder.
+        size: side in pixels; images are cropped to a square and resized.
+        on_error: what to do about bad input (a missing or unreadable image, an empty caption, a damaged
+            shard): ``skip`` it and report it, or ``stop`` the training.
     """
 
     source: Literal["scenes", "folder", "webdataset"] = "scenes"
@@ -46,16 +47,16 @@ class DataConfig:
 
 
 class Data:
-    """A task's samples, by seed.
+    """A task's samples.
 
     Args:
         config: the recipe's table.
-        drawn: makes the data set of drawn scenes from (seed, size): a part knows what it wants drawn.
-        captions: whether a picture without a caption is of no use.
+        drawn: creates the task's own data set of drawn scenes from (seed, size).
+        captions: whether images need a caption.
 
     Raises:
-        ConfigError: no path where one is needed.
-        InputError: nothing there that could be used, or bad input where the recipe says ``stop``.
+        ConfigError: the source needs a path and has none.
+        InputError: there is no usable sample, or there is bad input and ``on_error`` is ``stop``.
     """
 
     def __init__(
@@ -66,53 +67,54 @@ class Data:
 
     @property
     def captions(self) -> list[str] | None:
-        """Every caption there is; None for drawn scenes, which have no end."""
+        """All captions; None for drawn scenes, of which there is no end."""
         return None if self.listing is None else [entry.caption for entry in self.listing.entries]
 
     def dataset(self, seed: int) -> Dataset[Any]:
-        """Endless: ``image`` (3, size, size) in [−1, 1], ``caption``, and what a part had drawn besides."""
+        """Endless samples: ``image`` (3, size, size) in [−1, 1], ``caption``, and what ``drawn`` adds."""
         if self.listing is None:
             return self._drawn(seed, self.config.size)
-        return Pictures(self.listing, seed, self.config)
+        return Images(self.listing, seed, self.config)
 
 
 def open_listing(config: DataConfig, captions: bool) -> Listing:
-    """List what lies at the path; errors as :class:`Data`'s."""
+    """List the samples at ``config.path``; raises as :class:`Data`."""
     if not config.path:
         raise ConfigError(f'data.source = "{config.source}" needs data.path', "or pass --data PATH")
     opener = list_folder if config.source == "folder" else list_shards
     listing = opener(Path(config.path).expanduser(), captions)
     if config.on_error == "stop":
-        refuse(listing.bad)
-    dataset = Pictures(listing, 0, config)
+        raise_if_bad(listing.bad)
+    dataset = Images(listing, 0, config)
     for at in range(len(listing.entries)):
-        # One that can be read is enough for skipping to come to an end.
+        # With one readable image, skipping unreadable ones always ends.
         if not isinstance(dataset.read(at), str):
             return listing
     raise InputError(
-        f"{config.path}: no picture that could be trained on, {len(listing.bad) + len(listing.entries)} bad",
-        _names(listing.bad) or "every picture is unreadable",
+        f"{config.path} has no usable images ({len(listing.bad) + len(listing.entries)} bad)",
+        _names(listing.bad) or "no image can be read",
     )
 
 
-def refuse(bad: dict[str, str]) -> None:
-    """Raise InputError when there is bad input, naming the first few."""
+def raise_if_bad(bad: dict[str, str]) -> None:
+    """Raise InputError if there is bad input, listing the first few samples."""
     if bad:
         raise InputError(
-            f"{len(bad)} bad in the data: {_names(bad)}", 'data.on_error = "skip" leaves them out'
+            f"{len(bad)} bad in the data: {_names(bad)}",
+            'set data.on_error = "skip" to skip them',
         )
 
 
 def _names(bad: dict[str, str]) -> str:
-    said = [f"{name} ({why})" for name, why in list(bad.items())[:_NAMED]]
-    return ", ".join([*said, "…"] if len(bad) > _NAMED else said)
+    listed = [f"{name} ({why})" for name, why in list(bad.items())[:_LISTED]]
+    return ", ".join([*listed, "…"] if len(bad) > _LISTED else listed)
 
 
-class Pictures(Dataset[dict[str, Any]]):
-    """Listed pictures, every epoch in an order of its own.
+class Images(Dataset[dict[str, Any]]):
+    """Listed images, shuffled anew in every epoch.
 
-    A picture that turns out to be unreadable gives way to the next in the order; ``bad`` of the sample says
-    which, as lines of ``name<TAB>reason``: workers count nothing, the loop does.
+    An unreadable image is replaced by the next one in the order and reported in the sample's ``bad``, as
+    lines of ``name<TAB>reason``: data workers share no state, so the training loop collects them.
     """
 
     def __init__(self, listing: Listing, seed: int, config: DataConfig) -> None:
@@ -121,7 +123,7 @@ class Pictures(Dataset[dict[str, Any]]):
 
     @property
     def bad(self) -> dict[str, str]:
-        """What the listing already left out: name to reason."""
+        """Samples that the listing left out: name to reason."""
         return self.listing.bad
 
     @property
@@ -144,23 +146,23 @@ class Pictures(Dataset[dict[str, Any]]):
             if not isinstance(image, str):
                 return {"image": image, "caption": entry.caption, "bad": "\n".join(bad)}
             bad.append(f"{entry.name}\t{image}")
-        raise InputError(f"{self.config.path}: no picture can be read any more", "did the data move?")
+        raise InputError(f"{self.config.path}: images can no longer be read", "was the data moved?")
 
     def read(self, number: int) -> Tensor | str:
-        """The picture (3, size, size) in [−1, 1], or why it cannot be read."""
+        """The image (3, size, size) in [−1, 1], or the reason why it cannot be read."""
         try:
-            return to_tensor(load_picture(self.listing.entries[number], self.config.size))
-        except Exception as error:  # Pillow's decoders raise whatever their format's parser does
+            return to_tensor(load_image(self.listing.entries[number], self.config.size))
+        except Exception as error:  # Pillow raises whatever the parser of the format raises
             return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 class Scenes(Dataset[dict[str, Any]]):
-    """Frames of drawn scenes with captions and the objects' masks; on request captions wrong in one word.
+    """Frames of drawn scenes with captions and object masks.
 
     Args:
-        seed: of the whole set.
+        seed: of the data set.
         size: side in pixels.
-        wrong: also give ``wrong``, the caption of the scene with one part changed.
+        wrong: add ``wrong``, the caption of the scene with one attribute changed.
         test: draw held-out combinations.
     """
 
@@ -171,7 +173,7 @@ class Scenes(Dataset[dict[str, Any]]):
         return 1 << 40
 
     def scene(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
-        """What a sample shows, and the generator that draws the rest of it."""
+        """The scene of a sample, and the generator for everything else that is random in it."""
         rng = np.random.default_rng((self.seed, index, int(self.test)))
         return scenes.draw_scene(rng, test=self.test), rng
 
@@ -187,7 +189,7 @@ class Scenes(Dataset[dict[str, Any]]):
             state = rng.bit_generator.state
             part = one_part(scene, rng)
             changed = scenes.change(scene, rng, part)
-            # The same draws for both wordings, so that nothing but the part tells them apart.
+            # The same random state for both captions, so that they differ in that attribute only.
             rng.bit_generator.state = state
             item["caption"] = scenes.caption(scene, rng)
             rng.bit_generator.state = state
@@ -196,14 +198,9 @@ class Scenes(Dataset[dict[str, Any]]):
 
 
 def one_part(scene: scenes.Scene, rng: np.random.Generator) -> str:
-    """A part of the scene that its caption names: object, background, style or colour."""
+    """A random attribute that the scene's caption mentions: object, background, style or colour."""
     parts = ["object", "object", "background", "style"]
     if scene.actors[0].colour is not None and scene.style not in GREY_STYLES:
         parts.append("colour")
         parts.append("colour")
     return parts[rng.integers(len(parts))]
-
-
-def to_tensor(frame: np.ndarray) -> Tensor:
-    """uint8 RGB (H, W, 3) to float32 (3, H, W) in [−1, 1]."""
-    return torch.from_numpy(frame).permute(2, 0, 1).float() / 127.5 - 1

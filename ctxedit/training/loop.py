@@ -1,4 +1,4 @@
-"""The one training loop: seeded, resumable, on one process or several, with averaged weights (EMA)."""
+"""The training loop: seeded, resumable, on one or several processes, with averaged weights (EMA)."""
 
 from __future__ import annotations
 
@@ -18,52 +18,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from ctxedit.errors import ConfigError, NumericsError, OutputError
 from ctxedit.media.temporary import as_output_error, atomic, remove
 from ctxedit.models.device import keep_heap, name_of, pick_device
-from ctxedit.training.data import refuse
-from ctxedit.training.interrupts import asked_to_stop, deaf
-from ctxedit.training.meter import Meter, read_metrics, seconds_of
+from ctxedit.training.data import raise_if_bad
+from ctxedit.training.progress_log import ProgressLog, read_metrics, seconds_of
+from ctxedit.training.schedule import Schedule, lr_scheduler
+from ctxedit.training.signals import catch_signals, ignore_interrupts
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What the loop itself needs to know of a recipe.
-
-    Attributes:
-        steps: optimiser steps in all.
-        batch: samples a step, of all processes together; ``accumulate`` times as many with accumulation.
-        lr: peak learning rate; linear warm-up over ``warmup`` steps, then cosine down to a tenth.
-        ema: decay of the averaged weights; it warms up with the step count.
-        save_seconds: at most this much work is lost to a kill.
-        precision: ``no``, ``fp16`` or ``bf16`` (accelerate's names).
-        workers: processes that make samples, for each training process; None is nearly all of the cores
-            beside a CUDA device, and else one: on a CPU they would take the training's own.
-    """
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 200
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    seed: int = 0
-    save_seconds: float = 180.0
-    accumulate: int = 1
-    precision: str = "no"
-    workers: int | None = None
-
-    @property
-    def images(self) -> int:
-        """Samples a step."""
-        return self.batch * self.accumulate
-
-
-class Task(Protocol):
-    """One part to train: what it is made of, what it sees, what it minimises, how it is saved."""
+class Trainable(Protocol):
+    """What the loop needs of a task; see :class:`ctxedit.training.tasks.base.Task`."""
 
     model: nn.Module
 
@@ -76,31 +44,25 @@ class Task(Protocol):
 
 @dataclass
 class Done:
-    """What a training has done, its earlier sittings included. ``bad`` is left-out input: name to reason."""
+    """What a training has done in total, resumed runs included. ``bad``: samples left out, name to reason."""
 
     step: int = 0
     seconds: float = 0.0
     bad: dict[str, str] = field(default_factory=dict)
 
 
-def learning_rate(step: int, schedule: Schedule) -> float:
-    """Linear warm-up, then cosine to a tenth of the peak."""
-    if step < schedule.warmup:
-        return schedule.lr * (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
 def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
-    """Accelerate's, for ``auto``, ``cpu``, ``cuda`` or ``mps``; under its launcher, one of several processes.
+    """An ``Accelerator`` for ``auto``, ``cpu``, ``cuda`` or ``mps``; under a launcher, one per process.
 
     Raises:
-        ConfigError: a precision that the device does not have, a batch that is no multiple of the processes.
-        ResourceError: no such device.
+        ConfigError: the device does not support the precision, or the batch cannot be divided among the
+            processes.
+        ResourceError: there is no such device.
     """
     if ":" in device:
         raise ConfigError(
-            f"train: device {device!r}", "choose the GPU by CUDA_VISIBLE_DEVICES, and cuda here"
+            f"device {device!r} cannot be used for training",
+            "use cuda, with CUDA_VISIBLE_DEVICES",
         )
     chosen = pick_device(device)
     if schedule.precision not in ("no", "fp16", "bf16"):
@@ -108,20 +70,21 @@ def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
     if schedule.precision == "fp16" and chosen.type != "cuda":
         raise ConfigError("fp16 needs a CUDA device", "use --precision bf16 or no")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        # Accelerate keeps one state a process, and refuses another precision in it.
+        # Accelerate keeps one global state per process and refuses to change its precision.
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision=schedule.precision, cpu=chosen.type == "cpu")
     if schedule.batch % accelerator.num_processes:
         raise ConfigError(
-            f"a batch of {schedule.batch} on {accelerator.num_processes} processes", "choose a multiple"
+            f"a batch of {schedule.batch} cannot be divided among {accelerator.num_processes} processes",
+            "choose a multiple",
         )
     return accelerator
 
 
 class _Step(nn.Module):
-    """A task's loss as one forward pass: so autocast and the exchange of gradients see all of it."""
+    """A task's loss as a module's forward pass, so that autocast and gradient exchange cover all of it."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Trainable) -> None:
         super().__init__()
         self.model, self._loss = task.model, task.loss
 
@@ -130,7 +93,7 @@ class _Step(nn.Module):
 
 
 def train(
-    task: Task,
+    task: Trainable,
     schedule: Schedule,
     state: Path,
     weights: Path,
@@ -140,51 +103,51 @@ def train(
     accelerator: Accelerator | None = None,
     exported: Callable[[Done], None] = lambda done: None,
     tensorboard: Path | None = None,
-    lacking: Callable[[int], bool] = lambda steps: False,
+    needs_export: Callable[[int], bool] = lambda steps: False,
 ) -> nn.Module:
-    """Train ``task`` to the end of its schedule, going on from ``state`` where there is one.
+    """Train ``task`` to the end of its schedule, resuming from ``state`` if there is one.
 
     Args:
-        task: the part.
-        schedule: lengths and rates.
+        task: what to train.
+        schedule: length and optimisation.
         state: folder of the resumable state (``state.pt``) and the metrics (``metrics.jsonl``).
-        weights: folder that receives the averaged weights, at every save.
-        report: called about every two seconds with step, loss, images a second and seconds left.
-        stop_after: stop early at this step, saved (tests).
-        accelerator: of :func:`make_accelerator`; None makes one.
+        weights: folder that receives the averaged weights at every save.
+        report: called about every two seconds with the figures, step, images per second and seconds left.
+        stop_after: save and stop at this step (for tests).
+        accelerator: from :func:`make_accelerator`; None creates one.
         exported: called after each export, on the main process.
         tensorboard: folder for TensorBoard's event files.
-        lacking: whether the weights after so many steps are not there, whatever lies in the folder: a
-            training that is done exports them again.
+        needs_export: whether the weights after this many steps are missing although ``weights`` exists; a
+            finished training then exports them again.
 
     Returns:
-        The averaged model. The same seed gives the same weights, resumed or not, bit for bit on CPU.
+        The averaged model. On a CPU it is bit for bit a function of the seed, resumed or not.
 
     Raises:
-        NumericsError: when the loss is not finite; what was saved before stays.
-        OutputError: when the disk is full; the state and the weights saved before stay.
+        NumericsError: the loss is not finite; the last saved state is kept.
+        OutputError: the disk is full; the last saved state and weights are kept.
         InputError: bad input, where the data says ``stop``.
-        KeyboardInterrupt: after Ctrl-C; the state was saved first.
+        KeyboardInterrupt: after Ctrl-C; the state is saved first.
     """
     keep_heap()
-    # GPUs alone heed these: TF32 for products in float32, and the fastest of cuDNN's convolutions.
+    # On GPUs: TF32 for float32 matrix products, and the fastest of cuDNN's convolution algorithms.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     loop = _Loop(task, schedule, state, weights, accelerator or make_accelerator(schedule), exported)
     end = min(schedule.steps, stop_after or schedule.steps)
-    with Meter(state, loop.done.step, end, schedule.images, report, tensorboard, loop.main) as meter:
-        if loop.main and loop.done.step >= end and (not weights.is_dir() or lacking(loop.done.step)):
+    with ProgressLog(state, loop.done.step, end, schedule.images, report, tensorboard, loop.main) as log:
+        if loop.main and loop.done.step >= end and (not weights.is_dir() or needs_export(loop.done.step)):
             loop.export()
-        loop.run(end, meter)
-    return loop.average
+        loop.run(end, log)
+    return loop.average.module
 
 
 class _Loop:
-    """Model, optimiser and average of one training, on one of its processes."""
+    """Model, optimiser and averaged weights of a training, on one of its processes."""
 
     def __init__(
         self,
-        task: Task,
+        task: Trainable,
         schedule: Schedule,
         state: Path,
         weights: Path,
@@ -199,21 +162,24 @@ class _Loop:
             self.trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
         )
         task.model.to(accelerator.device)
-        self.average = copy.deepcopy(task.model).eval().requires_grad_(False)
+        self.average = AveragedModel(task.model, multi_avg_fn=self._update_average).eval()
+        self.average.requires_grad_(False)
         self.step, self.optimizer = accelerator.prepare(_Step(task), optimizer)
         self.done = self._load()
+        self.average.n_averaged.fill_(self.done.step)
+        self.scheduler = lr_scheduler(self.optimizer, schedule, self.done.step)
         self.dataset = task.dataset(schedule.seed)
         self.done.bad |= getattr(self.dataset, "bad", {})
 
-    def run(self, end: int, meter: Meter) -> None:
-        """Steps to ``end``, saved now and then, at the end, and on Ctrl-C."""
+    def run(self, end: int, log: ProgressLog) -> None:
+        """Train up to step ``end``; saves periodically, at the end, and on Ctrl-C."""
         began, before, saved = time.monotonic(), self.done.seconds, time.monotonic()
         start = self.done.step
-        with asked_to_stop() as asked:
+        with catch_signals() as received:
             for step, batches in zip(range(start, end), self._batches(start, end), strict=True):
-                row, stop = self._one(step, batches, asked)
+                row, stop = self._one(step, batches, received)
                 self.done.step, self.done.seconds = step + 1, before + time.monotonic() - began
-                meter.add(step, row | ({"bad": len(self.done.bad)} if self.done.bad else {}))
+                log.add(step, row | ({"bad": len(self.done.bad)} if self.done.bad else {}))
                 now = time.monotonic()
                 if now - saved > self.schedule.save_seconds or step + 1 == end or stop:
                     if self.main:
@@ -221,64 +187,71 @@ class _Loop:
                         self.export()
                     saved = now
                 if stop and step + 1 < end:
-                    raise KeyboardInterrupt if asked[:1] != [signal.SIGTERM] else SystemExit(143)
+                    raise KeyboardInterrupt if received[:1] != [signal.SIGTERM] else SystemExit(143)
 
-    def _one(self, step: int, batches: list[Any], asked: list[int]) -> tuple[dict[str, float], bool]:
-        """One optimiser step; its figures, and whether any process was asked to stop."""
+    def _one(self, step: int, batches: list[Any], received: list[int]) -> tuple[dict[str, float], bool]:
+        """One optimiser step; returns its figures, and whether any process received a signal to stop."""
         schedule, accelerator = self.schedule, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, schedule)
-        # One generator a step, from the seed and the step: a resumed run draws what an unbroken one would.
-        # Each process draws its own noise.
+        # The generator depends on seed and step only, so that a resumed run samples the same noise.
+        # Each process samples its own.
         seed = schedule.seed * 1_000_003 + step + (accelerator.process_index << 48)
         generator = torch.Generator().manual_seed(seed)
         loss, row = torch.zeros(()), {}
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.step):
-                loss, row = self.step(self._seen(batch), generator)
+                loss, row = self.step(self._on_device(batch), generator)
                 accelerator.backward(loss / len(batches))
-        value, stop = self._agree(loss.detach(), bool(asked))
+        value, stop = self._agree(loss.detach(), bool(received))
         if not math.isfinite(value):
             raise NumericsError(f"the loss is {value} at step {step}", "try a lower lr, or precision = no")
         accelerator.clip_grad_norm_(self.trained, schedule.clip_norm)
         self.optimizer.step()
+        self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        _follow(self.average, self.task.model, min(schedule.ema, (step + 1) / (step + 10)))
+        self.average.update_parameters(self.task.model)
         return row, stop
 
+    def _update_average(self, average: Any, current: Any, _: Any) -> None:
+        """One step of the exponential moving average, with the decay of the step being done."""
+        decay = self.schedule.ema_decay(self.done.step)
+        get_ema_multi_avg_fn(decay)(average, current, _)  # type: ignore[no-untyped-call]
+
     def _agree(self, loss: Tensor, stop: bool) -> tuple[float, bool]:
-        """The loss and the wish to stop, of all processes: if one stopped alone the rest would wait."""
+        """Mean loss, and whether to stop, over all processes: if one stopped alone, the others would hang."""
         if self.accelerator.num_processes == 1:
             return loss.item(), stop
         both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
         both = self.accelerator.reduce(both, "mean")
         return both[0].item(), both[1].item() > 0
 
-    def _seen(self, batch: Any) -> Any:
-        """The batch on the device; bad input that it tells of is noted, or refused."""
-        told = {line.split("\t", 1)[0]: line.split("\t", 1)[1] for text in batch.pop("bad", []) if text
-                for line in text.split("\n")}  # fmt: skip
+    def _on_device(self, batch: Any) -> Any:
+        """The batch on the device; collects the bad input that it reports, or raises InputError."""
+        bad = {line.split("\t", 1)[0]: line.split("\t", 1)[1] for text in batch.pop("bad", []) if text
+               for line in text.split("\n")}  # fmt: skip
         if getattr(self.dataset, "on_error", "skip") == "stop":
-            refuse(told)
-        self.done.bad |= told
+            raise_if_bad(bad)
+        self.done.bad |= bad
         device = self.accelerator.device
-        ahead = device.type == "cuda"  # its batches come pinned
-        return {k: v.to(device, non_blocking=ahead) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        pinned = device.type == "cuda"
+        return {
+            k: v.to(device, non_blocking=pinned) if isinstance(v, Tensor) else v for k, v in batch.items()
+        }
 
     def _batches(self, start: int, end: int) -> Iterator[list[Any]]:
-        """For every step from ``start`` the list of its micro-batches; each process gets its part of each."""
+        """The micro-batches of every step from ``start``; each process gets its share of each."""
         schedule, processes = self.schedule, self.accelerator.num_processes
         share = schedule.batch // processes
         first = range(start * schedule.images, end * schedule.images, schedule.batch)
         offset = self.accelerator.process_index * share
+        indices: Any = [range(i + offset, i + offset + share) for i in first]
         workers = self._workers()
         loader = DataLoader(
             self.dataset,
-            batch_sampler=[range(i + offset, i + offset + share) for i in first],
+            batch_sampler=indices,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=deaf,
+            worker_init_fn=ignore_interrupts,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         held: list[Any] = []
@@ -303,7 +276,7 @@ class _Loop:
             "bad": self.done.bad,
             "device": name_of(self.accelerator.device),
             "model": self.task.model.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         if self.accelerator.scaler is not None:
@@ -311,9 +284,9 @@ class _Loop:
         with atomic(self.state, True) as temporary:
             try:
                 torch.save(blob, temporary)
-            except RuntimeError as error:  # torch's own words for a write that failed
+            except RuntimeError as error:  # torch raises this for a failed write
                 raise OutputError(
-                    f"{self.state} cannot be written; the one before stays", "is the disk full?"
+                    f"{self.state} cannot be written; the previous one is kept", "is the disk full?"
                 ) from error
 
     def _load(self) -> Done:
@@ -322,22 +295,22 @@ class _Loop:
             return Done()
         try:
             self.task.model.load_state_dict(blob["model"])
-            self.average.load_state_dict(blob["average"])
+            self.average.module.load_state_dict(blob["average"])
             self.optimizer.load_state_dict(blob["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"{self.state} is of another recipe", "give another --state, or -y to begin anew"
+                f"{self.state} is of another recipe", "use another --state, or pass -y to start again"
             ) from error
         if self.accelerator.scaler is not None and "scaler" in blob:
             self.accelerator.scaler.load_state_dict(blob["scaler"])
         step, images = int(blob["step"]), self.schedule.images
-        # States of before the record know no time: their metrics do.
+        # States of the first version have no time; it follows from their metrics.
         seconds = blob.get("seconds") or seconds_of(read_metrics(self.state.parent), step, images) or 0.0
         return Done(step, seconds, dict(blob.get("bad", {})))
 
     def export(self) -> None:
-        """The averaged weights, as they are now."""
-        model = self.average
+        """Export the averaged weights."""
+        model = self.average.module
         if self.accelerator.device.type != "cpu":
             model = copy.deepcopy(model).cpu()
         export(self.task, model, self.weights)
@@ -345,30 +318,30 @@ class _Loop:
 
 
 def read_state(file: Path) -> dict[str, Any] | None:
-    """A saved state, on the CPU; None where there is none; ConfigError for one that is broken."""
+    """A saved state, on the CPU; None if there is none; raises ConfigError if it is broken."""
     if not file.exists():
         return None
     try:
         blob: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"{file} is broken", "delete it, and the training begins anew") from error
+        raise ConfigError(f"{file} is broken", "delete it to start the training again") from error
     return blob
 
 
-def export(task: Task, model: nn.Module, folder: Path) -> None:
-    """Save a model: all its files are written apart first, then each takes its old one's place.
+def export(task: Trainable, model: nn.Module, folder: Path) -> None:
+    """Save a model: its files are written to a temporary folder, then each replaces the old one.
 
-    ``task.export`` may write beside ``folder`` as well (a pipeline's index): its parent is apart, too.
+    ``task.export`` may also write beside ``folder`` (a pipeline's index), so its parent is temporary as well.
 
     Raises:
-        OutputError: the disk is full, or the place cannot be written; what lay there stays.
+        OutputError: the disk is full or ``folder`` cannot be written; the old files are kept.
     """
     apart = folder.parent / f".{folder.name}.{os.getpid()}.part"
     try:
         (apart / folder.name).mkdir(parents=True)
         task.export(model, apart / folder.name)
         for file in sorted(f for f in apart.rglob("*") if f.is_file()):
-            # safetensors writes for the owner alone; a package is read by everyone.
+            # safetensors files are readable by their owner only; a package is installed for everyone.
             file.chmod(0o644)
             target = folder.parent / file.relative_to(apart)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -378,18 +351,13 @@ def export(task: Task, model: nn.Module, folder: Path) -> None:
     except Exception as error:
         if type(error).__name__ != "SafetensorError" and "PytorchStreamWriter" not in str(error):
             raise
-        raise OutputError(f"{folder} cannot be written; what lay there stays", "is the disk full?") from error
+        raise OutputError(
+            f"{folder} cannot be written; the old files are kept", "is the disk full?"
+        ) from error
     finally:
         remove(apart)
 
 
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-        mine.copy_(theirs)
-
-
 def clear(state: Path) -> None:
-    """Forget a training's state and metrics."""
+    """Delete a training's state and metrics."""
     shutil.rmtree(state, ignore_errors=True)

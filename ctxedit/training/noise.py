@@ -1,4 +1,4 @@
-"""Noise from the step's generator, made where it is needed."""
+"""Noise from the training step's generator, sampled on the device that needs it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape and on the device of ``x``, in float32 whatever that is in.
+    """Standard normal float32 noise of ``x``'s shape, on its device.
 
-    On a GPU the step's CPU generator seeds one of the GPU's own: a million numbers a step take the CPU
-    ten milliseconds.
+    On CUDA the CPU ``generator`` only seeds a generator on the device: sampling a million numbers per step
+    on the CPU takes ten milliseconds.
     """
     if x.device.type != "cuda":
         return torch.randn(x.shape, generator=generator).to(x.device)

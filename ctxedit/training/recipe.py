@@ -1,62 +1,47 @@
-"""Recipes: TOML files that name a part, its task's settings, its data and its schedule; and running them."""
+"""Recipes: TOML files with a task's settings, its data and its schedule."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from safetensors.torch import load_file
-from torch import nn
 
 from ctxedit.config import merge
 from ctxedit.errors import ConfigError
-from ctxedit.models.device import name_of
-from ctxedit.training import onward, record
 from ctxedit.training.data import DataConfig
-from ctxedit.training.loop import Done, Schedule, Task, clear, make_accelerator, read_state, train
-from ctxedit.training.parts import borrow, find
+from ctxedit.training.schedule import Schedule
+from ctxedit.training.tasks import base as tasks
+from ctxedit.training.tasks.base import Task
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-RECIPES = Path(__file__).parent / "recipes"
-#: The order in which each part finds what it needs of the others.
-ORDER = ("autoencoder", "decoder", "clip", "captioner", "denoiser", "control", "adapter", "judge")
-#: Folders in diffusers' layout.
-FOLDERS = {
-    "autoencoder": "vae",
-    "decoder": "vae",
-    "clip": "clip",
-    "captioner": "captioner",
-    "denoiser": "unet",
-    "control": "controlnet",
-    "adapter": "adapter",
-    "judge": "judge",
-}
-#: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
-_FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
-_SIDE = 16
-#: Parts whose samples are each other's negatives: a pass of fewer would be another task.
-_TOGETHER = ("clip",)
+#: ``data.size`` is a multiple of this: networks halve it up to four times.
+_MULTIPLE = 16
+#: Settings of the schedule that may change when a training is resumed.
+_RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One part's training: ``part`` names the task, ``task`` its settings, ``schedule`` the loop's.
+    """How to train one model.
 
     Attributes:
-        name: the file's, without suffix.
-        about: what it trains, in a line.
-        licence: of the weights that come of it; empty where the recipe does not say.
-        text: the TOML that it was read from, or that it comes to with what was changed since.
+        part: name of the task.
+        task: the task's settings.
+        schedule: of the training loop.
+        data: what to train on.
+        name: of the recipe: its file's name without suffix.
+        about: what is trained, in one line.
+        licence: of the resulting weights; may be empty.
+        text: the recipe as TOML, changes included.
     """
 
     part: str
@@ -70,33 +55,49 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """Of ``text``."""
+        """Hash of ``text``."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
+    def task_type(self) -> type[Task]:
+        """The task's class."""
+        return tasks.get(self.part)
+
+    @property
     def folder(self) -> str:
-        """Where its weights lie within a folder of models."""
-        return FOLDERS[self.part]
+        """Folder of the weights inside a folder of models."""
+        return self.task_type.folder
+
+    @property
+    def resume_settings(self) -> dict[str, Any]:
+        """The settings that must be the same when a training is resumed."""
+        schedule = {k: v for k, v in asdict(self.schedule).items() if k not in _RESUMABLE}
+        schedule["images"] = self.schedule.images  # in any number of passes
+        if self.task_type.whole_batch:
+            schedule["batch"] = self.schedule.batch
+        data = {k: v for k, v in asdict(self.data).items() if k != "on_error"}
+        return {"part": self.part, "task": self.task, "data": data, "schedule": schedule}
 
     def in_passes(self, passes: int) -> Recipe:
-        """The same steps, each in so many passes of fewer samples: less memory, more time.
+        """The same training with each step split into several forward passes: less memory, more time.
 
-        CLIP's samples stay together: they are each other's negatives.
+        A task whose samples depend on each other is returned unchanged.
 
         Raises:
-            ConfigError: the batch is no multiple of them.
+            ConfigError: the step's samples cannot be split evenly.
         """
-        if passes == 1 or self.part in _TOGETHER:
+        if passes == 1 or self.task_type.whole_batch:
             return self
         batch, rest = divmod(self.schedule.images, passes)
         if rest:
             raise ConfigError(
-                f"{self.name}: {self.schedule.images} samples a step in {passes} passes", "choose a divisor"
+                f"{self.name}: {self.schedule.images} samples per step cannot be split into {passes} passes",
+                "choose a divisor",
             )
         return self.changed({"batch": batch, "accumulate": passes}, {})
 
     def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
-        """A copy with other settings; its text becomes that of the whole."""
+        """A copy with other settings."""
         if not schedule and not data:
             return self
         new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
@@ -109,256 +110,72 @@ class Recipe:
 
 
 def names() -> list[str]:
-    """The built-in recipes, in their order; what the order does not know comes last."""
-    found = [p.stem for p in RECIPES.glob("*.toml")]
-    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    """The built-in recipes, each after those that it builds on."""
+    return [name for name in tasks.names() if tasks.get(name).recipe_text()]
 
 
 def resolve(name: str) -> Recipe:
-    """A recipe by a built-in one's name, or by the path of a TOML file."""
+    """A built-in recipe by name, or any recipe by the path of its TOML file."""
     path = Path(name)
-    return load(path if path.suffix == ".toml" else RECIPES / f"{name}.toml")
+    if path.suffix == ".toml":
+        return load(path)
+    if name not in names():
+        raise ConfigError(f"no recipe {name!r}", f"the built-in recipes are: {', '.join(names())}")
+    return parse(tasks.get(name).recipe_text(), name)
 
 
 def load(path: Path) -> Recipe:
-    """Read a recipe; raises :class:`ConfigError` for what does not fit."""
+    """Read a recipe from a file; raises ConfigError as :func:`parse`, or if there is no such file."""
     try:
-        text = path.read_text()
-        blob = tomllib.loads(text)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"no recipe {path}", f"the built-in ones are: {', '.join(names())}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"no recipe {path}", f"the built-in recipes are: {', '.join(names())}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {path}: {error}") from error
+    return parse(text, path.stem, path)
+
+
+def parse(text: str, name: str, file: Path | None = None) -> Recipe:
+    """Read a recipe from TOML.
+
+    Args:
+        text: the TOML.
+        name: of the recipe.
+        file: where it was read from; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: the recipe is not valid.
+    """
+    label = f"recipe {file or name}"
     try:
-        return _parse(blob, path, text)
+        return _parse(tomllib.loads(text), text, name, file)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{label}: {error}") from error
     except KeyError as error:
-        raise ConfigError(f"recipe {path} lacks {error}", "it has part, [task] and [schedule]") from error
-    except TypeError as error:
-        raise ConfigError(f"recipe {path}: {error}".replace("Schedule.__init__() ", "")) from error
+        raise ConfigError(f"{label} lacks {error}", "a recipe has part, [task] and [schedule]") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{label}: {error}") from error
     except ConfigError as error:
-        raise ConfigError(f"recipe {path}: {error.message}", error.hint) from error
+        raise ConfigError(f"{label}: {error.message}", error.hint) from error
 
 
-def _parse(blob: dict[str, Any], path: Path, text: str) -> Recipe:
+def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Recipe:
     known = {"part", "task", "schedule", "data", "about", "licence"}
     if unknown := sorted(set(blob) - known):
         raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(known))}")
-    if blob["part"] not in FOLDERS:
-        raise ConfigError(f"no part named {blob['part']!r}", f"parts are: {', '.join(ORDER)}")
+    tasks.get(blob["part"])
     data = merge(DataConfig(), blob.get("data", {}), "data.")
     if data.path and not Path(data.path).expanduser().is_absolute():
-        data = replace(data, path=str(path.parent / data.path))
+        data = replace(data, path=str((file.parent if file else Path()) / data.path))
     schedule = merge(Schedule(steps=1, batch=1, lr=0.0), blob["schedule"], "schedule.")
-    if lacking := [name for name in ("steps", "batch", "lr") if name not in blob["schedule"]]:
-        raise ConfigError(f"no schedule.{lacking[0]}", "steps, batch and lr have no default")
-    if data.size < _SIDE or data.size % _SIDE:
-        raise ConfigError(f"data.size = {data.size}", f"a multiple of {_SIDE}: networks halve it four times")
-    for name in ("steps", "batch", "accumulate"):
-        if getattr(schedule, name) < 1:
-            raise ConfigError(f"schedule.{name} = {getattr(schedule, name)}", "at least 1")
+    if missing := [key for key in ("steps", "batch", "lr") if key not in blob["schedule"]]:
+        raise ConfigError(f"no schedule.{missing[0]}", "steps, batch and lr have no default")
+    if data.size < _MULTIPLE or data.size % _MULTIPLE:
+        raise ConfigError(f"data.size = {data.size}", f"must be a multiple of {_MULTIPLE}")
+    for key in ("steps", "batch", "accumulate"):
+        if getattr(schedule, key) < 1:
+            raise ConfigError(f"schedule.{key} = {getattr(schedule, key)}", "must be at least 1")
     return Recipe(
         blob["part"], dict(blob["task"]), schedule, data,
-        path.stem, str(blob.get("about", "")), str(blob.get("licence", "")), text,
+        name, str(blob.get("about", "")), str(blob.get("licence", "")), text,
     )  # fmt: skip
-
-
-def make_task(recipe: Recipe, weights: Path, origin: Path | None = None) -> Task:
-    """Build the part's task.
-
-    Args:
-        recipe: of the part.
-        weights: folder of the parts that were trained before it. Parts that it lacks are the built-in ones;
-            what a pipeline needs of them is copied there.
-        origin: folder of the weights that a part goes on from, where it does; unless given, those there.
-
-    Raises:
-        ConfigError: settings that the task does not take.
-    """
-    try:
-        settings = {"data": recipe.data, **recipe.task}
-        if recipe.part in onward.PARTS:
-            settings["autoencoder"] = origin or find(weights, recipe.folder)
-        return _make_task(recipe.part, settings, recipe.data, weights)
-    except TypeError as error:
-        if "__init__" not in str(error):
-            raise
-        line = str(error).split("__init__() ", 1)[-1]
-        raise ConfigError(f"recipe {recipe.name or recipe.part}, [task]: {line}") from error
-
-
-def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: Path) -> Task:
-    if part == "autoencoder":
-        from ctxedit.training.tasks.autoencoder import AutoencoderTask
-
-        return AutoencoderTask(**settings)
-    if part == "decoder":
-        from ctxedit.training.tasks.autoencoder import DecoderTask
-
-        return DecoderTask(**settings)
-    if part == "clip":
-        from ctxedit.training.tasks.clip import ClipTask
-
-        return ClipTask(**settings)
-    if part == "captioner":
-        from ctxedit.training.tasks.captioner import CaptionerTask
-
-        return CaptionerTask(find(weights, "clip"), **settings)
-    if part == "denoiser":
-        from ctxedit.training.tasks.denoiser import DenoiserTask
-
-        borrow(weights, "vae", "text_encoder", "tokenizer")
-        return DenoiserTask(weights / "vae", weights / "text_encoder", weights / "tokenizer", **settings)
-    if part == "control":
-        from ctxedit.training.tasks.control import ControlTask, finished_denoiser
-
-        borrow(weights, "vae", "text_encoder", "tokenizer", "unet")
-        own = {k: settings.pop(k) for k in ("embedding", "low", "high") if k in settings}
-        return ControlTask(finished_denoiser(weights, **settings), **own)
-    if part == "adapter":
-        from ctxedit.training.tasks.adapter import AdapterTask
-
-        if settings.get("train"):  # then the pipeline is another one
-            borrow(weights, "vae", "text_encoder", "tokenizer")
-        needed = {"autoencoder": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
-        folders = {key: find(weights, name) for key, name in needed.items()}
-        return AdapterTask(find(weights, "unet"), **folders, **settings)
-    from ctxedit.training.tasks.judge import JudgeTask
-
-    return JudgeTask(**settings)
-
-
-def warm_start(model: nn.Module, folder: Path) -> None:
-    """Put trained weights into a fresh model; raises ConfigError when they are not of its shape."""
-    tensors = {
-        k: v.float() for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
-    }
-    try:
-        missing, unknown = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise ConfigError(f"{folder} does not fit the recipe", "train anew, without --warm") from error
-    # Weights that are tied are saved once: what is missing must be another name of what is there.
-    known = {p.data_ptr() for name, p in model.named_parameters() if name in tensors}
-    if unknown or any(
-        p.data_ptr() not in known for n, p in model.named_parameters(remove_duplicate=False) if n in missing
-    ):
-        raise ConfigError(f"{folder} does not fit the recipe", "train anew, without --warm")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a training is run.
-
-    Attributes:
-        warm: with no state to resume, start from the weights there are (or the built-in ones).
-        anew: forget the state there is.
-        again: export a training that is done once more: another part took its weights' place.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        tensorboard: folder for event files, or None.
-    """
-
-    warm: bool = False
-    anew: bool = False
-    again: bool = False
-    device: str = "auto"
-    tensorboard: Path | None = None
-
-
-def run(
-    recipe: Recipe,
-    state: Path,
-    weights: Path,
-    report: Callable[[dict[str, float]], None] = lambda row: None,
-    options: Options | None = None,
-) -> Done:
-    """Train one part into ``weights/<folder>``, resumable from ``state/<part>``; a record is left beside it.
-
-    The task is built from the recipe's seed, so that its first weights are part of the recipe.
-
-    Returns:
-        What has been done in all.
-
-    Raises:
-        ConfigError: the state is of another recipe; and as :func:`ctxedit.training.loop.train`.
-    """
-    import torch
-
-    options = options or Options()
-    place, folder = state / recipe.part, weights / recipe.folder
-    accelerator = make_accelerator(recipe.schedule, options.device)
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            if options.anew:
-                clear(place)
-            check_same(recipe, place)
-            onward.check(recipe.part, place, folder)
-        goes_on = recipe.part in onward.PARTS
-        origin = onward.begin(recipe.part, place, weights, recipe.folder) if goes_on else None
-        torch.manual_seed(recipe.schedule.seed)
-        task = make_task(recipe, weights, origin)
-    if options.warm and not goes_on and not (place / "state.pt").exists():
-        origin = find(weights, recipe.folder)
-        network = task.model["adapter"] if recipe.part == "adapter" else task.model  # type: ignore[index]
-        warm_start(network, origin)
-    # Nobody may save a state before everyone has looked for one.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        remember(recipe, place, origin)
-    last = Done()
-
-    def exported(done: Done) -> None:
-        nonlocal last
-        last = done
-        facts = record.Facts(
-            done.step, done.seconds, len(done.bad), name_of(accelerator.device), accelerator.num_processes
-        )
-        record.write(recipe, facts, weights, record.started_from(place))
-
-    train(
-        task, recipe.schedule, place, folder, report=report,
-        accelerator=accelerator, exported=exported, tensorboard=options.tensorboard,
-        lacking=lambda steps: options.again or onward.is_lacking(recipe.part, folder, steps),
-    )  # fmt: skip
-    if last.step == 0 and (blob := read_state(place / "state.pt")):
-        last = Done(int(blob["step"]), float(blob.get("seconds", 0.0)), dict(blob.get("bad", {})))
-    return last
-
-
-def _fixed(recipe: Recipe) -> dict[str, Any]:
-    """What may not change while a training goes on."""
-    schedule = {k: v for k, v in asdict(recipe.schedule).items() if k not in _FREE}
-    schedule["images"] = recipe.schedule.images  # in however many passes
-    if recipe.part in _TOGETHER:
-        schedule["batch"] = recipe.schedule.batch
-    data = {k: v for k, v in asdict(recipe.data).items() if k != "on_error"}
-    return {"part": recipe.part, "task": recipe.task, "data": data, "schedule": schedule}
-
-
-def check_same(recipe: Recipe, place: Path) -> None:
-    """Raise ConfigError when ``place`` holds the state of a training by another recipe."""
-    file = place / record.BEGUN
-    if not (place / "state.pt").exists() or not file.is_file():
-        return
-    before, now = tomllib.loads(file.read_text()), _fixed(recipe)
-    for table, value in now.items():
-        if before.get(table) != value:
-            keys = [k for k in value if value[k] != before.get(table, {}).get(k)] if table != "part" else []
-            raise ConfigError(
-                f"the training in {place} was begun with another {'.'.join([table, *keys[:1]])}",
-                "give another --state, or -y to begin anew",
-            )
-
-
-def remember(recipe: Recipe, place: Path, origin: Path | None) -> None:
-    """Note in the state's folder with what a training began: ``origin`` holds the weights, if it was warm.
-
-    The record beside those is noted as well: the training's own may soon lie in its place.
-    """
-    file = place / record.BEGUN
-    if file.is_file() and (place / "state.pt").exists():
-        return
-    place.mkdir(parents=True, exist_ok=True)
-    (place / record.BEFORE).unlink(missing_ok=True)
-    if origin is not None and (known := record.read(origin)) is not None:
-        (place / record.BEFORE).write_text(json.dumps(known))
-    warm = {} if origin is None else record.hashes(origin)
-    file.write_text(tomli_w.dumps({**_fixed(recipe), "warm": warm}))

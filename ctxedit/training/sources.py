@@ -1,7 +1,8 @@
-"""Pictures with captions on disk: a folder, or webdataset shards. Listed once, read by number.
+"""Images with captions on disk: a folder, or webdataset shards. They are listed once and read by index.
 
-Shards are read with the standard library: a webdataset is a plain tar, and with the offsets of its members
-any sample can be read by its number, in any order, which the streaming library cannot do and resuming needs.
+Shards are read with the standard library's ``tarfile``. The webdataset package streams shards in sequence;
+resuming bit for bit and shuffling need random access, which the members' offsets in the tar give. Its indexed
+reader (``wids``) needs an index file beside the shards.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-#: Files that caption a folder: Hugging Face's imagefolder name, and a plainer one. One JSON object a line.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+#: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
 TABLES = ("metadata.jsonl", "captions.jsonl")
 _KEYS = ("text", "caption")
-_NO_PICTURE, _NO_CAPTION = "no picture", "no caption"
+_NO_IMAGE, _NO_CAPTION = "no image", "no caption"
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What can be used, and what cannot: name to reason."""
+    """Usable samples, and the others: name to reason."""
 
     entries: list[Entry]
     bad: dict[str, str]
 
 
-def load_picture(entry: Entry, size: int) -> NDArray[np.uint8]:
-    """RGB uint8 (size, size, 3): turned as its EXIF says, cropped to the middle square, on white if clear.
+def load_image(entry: Entry, size: int) -> NDArray[np.uint8]:
+    """RGB uint8 (size, size, 3): EXIF orientation applied, transparency on white, centre crop, resized.
 
     Raises:
-        OSError, ValueError and others of Pillow's, when it cannot be decoded.
+        OSError, ValueError and others, as Pillow's decoders do.
     """
     with Image.open(io.BytesIO(_read(entry))) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -67,7 +68,7 @@ def _read(entry: Entry) -> bytes:
         file.seek(entry.span[0])
         data = file.read(entry.span[1])
     if len(data) < entry.span[1]:
-        raise OSError("the shard ends inside it")
+        raise OSError("the shard is truncated")
     return data
 
 
@@ -75,41 +76,43 @@ def _read(entry: Entry) -> bytes:
 
 
 def list_folder(folder: Path, captions: bool = True) -> Listing:
-    """Pictures in a folder and the folders in it.
+    """List the images in a folder and its subfolders.
 
     Captions come from ``name.txt`` beside ``name.png``, or from ``metadata.jsonl`` or ``captions.jsonl`` in
-    any of the folders: lines ``{"file_name": …, "text": …}`` (or ``"caption"``), from the table's folder.
+    any of these folders: lines ``{"file_name": …, "text": …}`` (or ``"caption"``), relative to that folder.
 
     Raises:
         InputError: no such folder.
     """
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}", "data.path is a folder of pictures; shards are a webdataset")
+        raise InputError(
+            f"no folder {folder}", 'data.path is a folder of images; shards need data.source = "webdataset"'
+        )
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    pictures = {p for p in files if p.suffix.lower() in PICTURES}
+    images = {p for p in files if p.suffix.lower() in SUFFIXES}
     bad: dict[str, str] = {}
-    said = {p: text for table in files if table.name in TABLES for p, text in _table(table, folder, bad)}
+    texts = {p: text for table in files if table.name in TABLES for p, text in _table(table, folder, bad)}
     for file in files:
         if file.suffix == ".txt":
-            owners = [p for p in _owners(file) if p in pictures]
+            owners = [p for p in _owners(file) if p in images]
             if not owners:
-                bad[_name(file, folder)] = _NO_PICTURE
-            for picture in owners:
-                said.setdefault(picture, _text(file))
-    for picture in said.keys() - pictures:
-        bad[_name(picture, folder)] = _NO_PICTURE
+                bad[_name(file, folder)] = _NO_IMAGE
+            for image in owners:
+                texts.setdefault(image, _text(file))
+    for image in texts.keys() - images:
+        bad[_name(image, folder)] = _NO_IMAGE
     entries = []
-    for picture in sorted(pictures):
-        caption = " ".join(said.get(picture, "").split())
+    for image in sorted(images):
+        caption = " ".join(texts.get(image, "").split())
         if caption or not captions:
-            entries.append(Entry(_name(picture, folder), picture, None, caption))
+            entries.append(Entry(_name(image, folder), image, None, caption))
         else:
-            bad[_name(picture, folder)] = "an empty caption" if picture in said else _NO_CAPTION
+            bad[_name(image, folder)] = "empty caption" if image in texts else _NO_CAPTION
     return Listing(entries, bad)
 
 
 def _owners(file: Path) -> list[Path]:
-    return [file.with_suffix(end) for suffix in PICTURES for end in (suffix, suffix.upper())]
+    return [file.with_suffix(end) for suffix in SUFFIXES for end in (suffix, suffix.upper())]
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -125,7 +128,7 @@ def _table(table: Path, folder: Path, bad: dict[str, str]) -> Iterator[tuple[Pat
             file_name = row["file_name"]
             yield table.parent / file_name, _caption(row)
         except (ValueError, KeyError, TypeError):
-            bad[f"{_name(table, folder)}:{number}"] = "no JSON object with file_name"
+            bad[f"{_name(table, folder)}:{number}"] = "not a JSON object with file_name"
 
 
 def _caption(row: Any) -> str:
@@ -141,13 +144,13 @@ def _text(file: Path) -> str:
 
 
 def list_shards(path: Path, captions: bool = True) -> Listing:
-    """Samples in webdataset shards: members that share a name up to its first dot.
+    """List the samples in webdataset shards: members with the same name up to the first dot.
 
-    Each has a picture and a caption, ``.txt`` or a ``.json`` with ``text`` or ``caption``. A shard that
-    breaks off or is no tar is bad as a whole.
+    A sample is an image with a caption: ``.txt``, or ``.json`` with ``text`` or ``caption``. A shard that is
+    truncated or is not a tar is bad as a whole.
 
     Args:
-        path: a ``.tar``, a folder of them, or a pattern.
+        path: a ``.tar``, a folder of them, or a glob pattern.
 
     Raises:
         InputError: no shard there.
@@ -158,7 +161,7 @@ def list_shards(path: Path, captions: bool = True) -> Listing:
         shards = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     if not shards:
         raise InputError(
-            f"no shard {path}", "data.path is a .tar, a folder of them, or a pattern: data/*.tar"
+            f"no shard {path}", "data.path is a .tar, a folder of them, or a pattern such as data/*.tar"
         )
     entries: list[Entry] = []
     bad: dict[str, str] = {}
@@ -166,25 +169,25 @@ def list_shards(path: Path, captions: bool = True) -> Listing:
         try:
             samples = _samples(shard)
         except (tarfile.TarError, OSError, EOFError) as error:
-            bad[shard.name] = f"a broken shard: {' '.join(str(error).split())[:80]}"
+            bad[shard.name] = f"damaged shard: {' '.join(str(error).split())[:80]}"
             continue
         for key, members in samples.items():
             name = f"{shard.name}/{key}"
-            picture = next((members[end] for end in PICTURES if end in members), None)
+            image = next((members[end] for end in SUFFIXES if end in members), None)
             caption = _member_caption(shard, members)
-            if picture is None:
-                bad[name] = _NO_PICTURE
+            if image is None:
+                bad[name] = _NO_IMAGE
             elif not caption and captions:
-                bad[name] = _NO_CAPTION if caption is None else "an empty caption"
+                bad[name] = _NO_CAPTION if caption is None else "empty caption"
             else:
-                entries.append(Entry(name, shard, picture, caption or ""))
+                entries.append(Entry(name, shard, image, caption or ""))
     return Listing(entries, bad)
 
 
 def _samples(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key to extension to (offset, bytes); raises TarError for a shard that is not whole."""
+    """Key to extension to (offset, bytes); raises TarError for a damaged shard."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
-    # "r:" takes no compression: a member of a compressed shard has no place of its own.
+    # "r:" refuses compression: members of a compressed tar have no offset to read from.
     with tarfile.open(shard, "r:") as tar, shard.open("rb") as raw:
         for member in tar.getmembers():
             if member.isfile():
@@ -192,15 +195,15 @@ def _samples(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 key, _, end = file.partition(".")
                 place = (member.offset_data, member.size)
                 found.setdefault(f"{folder}/{key}".lstrip("/"), {})["." + end.lower()] = place
-        # tarfile takes a damaged header for the end; a tar ends in zeros.
+        # tarfile mistakes a damaged header for the end of the archive, which is a block of zeros.
         raw.seek(tar.offset)
         if raw.read(512).strip(b"\0"):
-            raise tarfile.ReadError("a damaged header")
+            raise tarfile.ReadError("damaged header")
     return found
 
 
 def _member_caption(shard: Path, members: dict[str, tuple[int, int]]) -> str | None:
-    """The caption, empty where it says nothing; None without a member for it."""
+    """The caption, which may be empty; None if the sample has no caption member."""
     for end in (".txt", ".json"):
         if end not in members:
             continue

@@ -1,33 +1,39 @@
-"""A CLIP tokenizer trained on the world's captions that falls back to bytes, so any text is accepted."""
+"""A CLIP tokenizer trained on captions; it falls back to bytes, so that any text can be encoded."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
 
 from ctxedit.synthetic import scenes
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 LENGTH = 40
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build(folder: Path, captions: int = 20_000, seed: int = 0) -> CLIPTokenizer:
-    """Learn merges so that every word of the world is one token, and save in transformers' format."""
+    """Train on captions of drawn scenes and save in transformers' format."""
     tokenizer = learn(count=captions, seed=seed)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
 def learn(texts: list[str] | None = None, count: int = 20_000, seed: int = 0) -> CLIPTokenizer:
-    """Learn merges from ``texts``, or from so many captions of the drawn world.
+    """Train a tokenizer on ``texts``, or on ``count`` captions of drawn scenes.
 
-    The vocabulary holds each byte twice (inside a word, at its end), as CLIP's does, then the merges.
+    As in CLIP's tokenizer, the vocabulary has each byte twice (within and at the end of a word), then the
+    merges.
     """
-    # A person's captions may be few: a word that comes twice is worth a token.
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    # A user's data set may have few captions, so a word that occurs twice is worth a token.
     rare = 5 if texts is None else 2
     if texts is None:
         rng = np.random.default_rng(seed)

@@ -8,8 +8,8 @@ from ctxedit.bench.listing import read_list
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.read import read_frames
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.synthetic.judge import ask, load_judge
 from ctxedit.synthetic.pairs import draw_pairs
-from ctxedit.training.tasks.judge import ask, load_judge
 
 GOOD = """
 [[clips]]

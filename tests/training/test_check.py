@@ -7,15 +7,16 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import scenes
+from ctxedit.synthetic.judge import ANSWERS, ask, load_judge, truth
 from ctxedit.training import results
-from ctxedit.training.check import Checked, Row, check
+from ctxedit.training.check import check
+from ctxedit.training.checks.base import CheckConfig, Row
 from ctxedit.training.data import Scenes
-from ctxedit.training.tasks.judge import ANSWERS, ask, load_judge, truth
 
 
 def test_the_check_measures_every_part(tmp_path):
     few = {"clip": {"frames": 3}, "tune": {"steps": 1}, "invert": {"steps": 4}, "edit": {"steps": 4}}
-    what = Checked(count=3, pairs=1, work=tmp_path, settings=few)
+    what = CheckConfig(count=3, pairs=1, work=tmp_path, settings=few)
     rows = {(r.part, r.figure): r for r in check(what)}
     assert {part for part, _ in rows} == {"autoencoder", "clip", "captioner", "text-to-image", "editing"}
     assert rows["autoencoder", "PSNR, dB"].value > 24
@@ -33,7 +34,7 @@ def test_another_wording_of_what_is_there_is_right():
     meant = [scenes.caption(data.scene(i)[0]) for i in range(60)]
     twins = [(i, j) for i in range(60) for j in range(i) if meant[i] == meant[j]]
     assert any(data[i]["caption"] != data[j]["caption"] for i, j in twins), "the draw has such twins"
-    found = {r.figure: r for r in check(Checked(count=60), ["clip"])}["right caption of 60"].value
+    found = {r.figure: r for r in check(CheckConfig(count=60), ["clip"])}["right caption of 60"].value
     told = [data[i]["caption"] for i in range(60)]
     scorer = ClipScorer(BUILTIN_FOLDER / "clip")
     frames = np.stack([((data[i]["image"].permute(1, 2, 0) + 1) * 127.5).round().byte() for i in range(60)])
@@ -43,13 +44,13 @@ def test_another_wording_of_what_is_there_is_right():
 
 
 def test_only_the_parts_asked_for_are_checked():
-    assert {r.part for r in check(Checked(count=2), ["autoencoder"])} == {"autoencoder"}
+    assert {r.part for r in check(CheckConfig(count=2), ["autoencoder"])} == {"autoencoder"}
     with pytest.raises(ConfigError, match="no check of 'kitchen'"):
-        list(check(Checked(), ["kitchen"]))
+        list(check(CheckConfig(), ["kitchen"]))
 
 
 def test_results_are_kept_by_part(tmp_path):
-    what = Checked(weights=tmp_path)
+    what = CheckConfig(weights=tmp_path)
     results.save([Row("clip", "a", 0.5, 0.9, 10), Row("autoencoder", "b", 31.0, 30.0, 10)], what)
     results.save([Row("clip", "c", 0.7, 0.9, 20)], what)
     rows = [(r["part"], r["figure"], r["value"]) for r in results.load(tmp_path)]

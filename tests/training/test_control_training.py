@@ -10,7 +10,10 @@ from torch.utils.data import DataLoader
 from ctxedit.errors import ConfigError
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe
-from ctxedit.training.tasks.control import edges_of, finished_denoiser
+from ctxedit.training.components import Components
+from ctxedit.training.data import DataConfig
+from ctxedit.training.job import Training
+from ctxedit.training.tasks.control import ControlTask, edge_map
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def task(tmp_path_factory):
     for folder in ("vae", "clip", "unet", "text_encoder", "tokenizer"):
         (weights / folder).symlink_to(BUILTIN_FOLDER / folder)
     torch.manual_seed(0)
-    return recipe.make_task(recipe.load(recipe.RECIPES / "control.toml"), weights)
+    return Training(recipe.resolve("control"), weights / ".state", weights).build_task()
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +37,24 @@ def generator():
 def test_edges_are_where_the_picture_changes():
     image = torch.full((1, 3, 32, 32), -1.0)
     image[..., 16:] = 1.0
-    edges = edges_of(image, 100, 200)
+    edges = edge_map(image, 100, 200)
     assert edges.shape == image.shape and set(edges.unique().tolist()) == {0.0, 1.0}
     columns = edges[0, 0].amax(0).nonzero().flatten().tolist()
     assert columns and set(columns) <= {15, 16}
-    assert not edges_of(torch.zeros(1, 3, 32, 32), 100, 200).any()
+    assert not edge_map(torch.zeros(1, 3, 32, 32), 100, 200).any()
 
 
 def test_without_a_denoiser_there_is_nothing_to_control(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").touch()
     with pytest.raises(ConfigError, match="no denoiser"):
-        finished_denoiser(tmp_path)
+        ControlTask.build(Components(tmp_path), DataConfig(), {"embedding": [16, 32]})
 
 
 def test_at_first_the_loss_is_the_denoisers_own(task, batch):
     """Zero convolutions: the ControlNet starts as nothing."""
     with_control, _ = task.loss(task.model, batch, generator())
-    without, _ = task.denoiser.loss(task.unet, batch, generator())
+    without, _ = task.velocity(task.unet, batch, generator())
     assert torch.equal(with_control, without)
 
 
@@ -64,7 +69,7 @@ def test_only_the_controlnet_moves(task, batch):
 
 def test_each_draw_of_a_picture_has_its_edges(task, batch, monkeypatch):
     seen = []
-    monkeypatch.setattr(task.denoiser, "draws", 2)
+    monkeypatch.setattr(task.velocity, "draws", 2)
     handle = task.model.register_forward_pre_hook(lambda m, args: seen.append(args))
     task.loss(task.model, batch, generator())
     handle.remove()

@@ -101,8 +101,8 @@ def spoil(folder: Path) -> dict[str, str]:
     with (folder / "captions.jsonl").open("a") as table:
         table.write('{"file_name": "gone.png", "text": "gone"}\nnot json\n')
     return {
-        "silent.png": "no caption", "blank.png": "empty", "lone.txt": "no picture", "gone.png": "no picture",
-        "captions.jsonl:4": "no JSON", "captions.jsonl:3": "",
+        "silent.png": "no caption", "blank.png": "empty", "lone.txt": "no image", "gone.png": "no image",
+        "captions.jsonl:4": "not a JSON", "captions.jsonl:3": "",
     }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_bad_input_stops_where_the_recipe_says_so(folder):
     ("make", "error", "match"),
     [
         (lambda p: p / "none", InputError, "no folder"),
-        (lambda p: p, InputError, "no picture that could be trained on"),
+        (lambda p: p, InputError, "no usable images"),
         (lambda p: "", ConfigError, r"needs data\.path"),
     ],
 )
@@ -141,7 +141,7 @@ def test_no_data_is_refused(tmp_path, make, error, match):
 def test_only_unreadable_pictures_are_no_data(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(InputError, match="no picture that could"):
+    with pytest.raises(InputError, match="no usable images"):
         opened(tmp_path)
 
 
@@ -186,11 +186,11 @@ def test_bad_shards_and_samples_are_named(shards):
                                "6.png": b"nothing", "6.txt": b"six", "7.png": picture(9),
                                "7.json": b"{"})  # fmt: skip
     dataset = opened(shards, "webdataset").dataset(0)
-    broken = {name for name, why in dataset.bad.items() if "broken shard" in why}
+    broken = {name for name, why in dataset.bad.items() if "damaged shard" in why}
     assert broken == {"cut.tar", "damaged.tar", "zip.tar", "packed.tar"}
     assert {k: v for k, v in dataset.bad.items() if k not in broken} == {
-        "odd.tar/3": "no caption", "odd.tar/4": "no picture", "odd.tar/5": "an empty caption",
-        "odd.tar/7": "an empty caption",
+        "odd.tar/3": "no caption", "odd.tar/4": "no image", "odd.tar/5": "empty caption",
+        "odd.tar/7": "empty caption",
     }  # fmt: skip
     told = {dataset[i]["bad"].split("\t")[0] for i in range(4)} - {""}
     assert told == {"odd.tar/6"}

@@ -16,9 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctxedit.errors import ConfigError, NumericsError, OutputError, ResourceError
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.training import onward, recipe, tokenizer
+from ctxedit.training import recipe, tokenizer
 from ctxedit.training.data import Scenes
-from ctxedit.training.loop import Schedule, learning_rate, make_accelerator, train
+from ctxedit.training.job import Training
+from ctxedit.training.loop import make_accelerator, train
+from ctxedit.training.schedule import Schedule, lr_scheduler
+from ctxedit.training.tasks import base as tasks
 
 
 class Line(Dataset):
@@ -231,9 +234,18 @@ def test_half_precision_learns_too(tmp_path):
 
 
 def test_learning_rate_warms_up_and_falls_to_a_tenth():
-    assert learning_rate(0, LINE) == pytest.approx(0.01)
-    assert learning_rate(5, LINE) == pytest.approx(0.05)
-    assert learning_rate(120, LINE) == pytest.approx(0.005)
+    def rates(start):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = lr_scheduler(optimizer, LINE, start)
+        for _ in range(start, LINE.steps):
+            yield optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            scheduler.step()
+
+    whole = list(rates(0))
+    assert whole[:5] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert whole[-1] == pytest.approx(0.005) and sorted(whole[5:], reverse=True) == whole[5:]
+    assert list(rates(43)) == whole[43:], "a resumed training has the same rates"
 
 
 def test_scenes_are_a_function_of_seed_and_index():
@@ -244,18 +256,18 @@ def test_scenes_are_a_function_of_seed_and_index():
     assert all(wrong[i]["caption"] != wrong[i]["wrong"] for i in range(40))
 
 
-@pytest.mark.parametrize("part", recipe.ORDER)
+@pytest.mark.parametrize("part", tasks.names())
 def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
-    chosen = recipe.load(recipe.RECIPES / f"{part}.toml")
+    chosen = recipe.resolve(part)
     weights = tmp_path / "weights"
     weights.mkdir()
     for folder in ("vae", "clip", "unet"):
         (weights / folder).symlink_to(BUILTIN_FOLDER / folder) if part != "clip" else None
     torch.manual_seed(0)
-    task = recipe.make_task(chosen, weights)
+    task = Training(chosen, tmp_path / "state", weights).build_task()
     # A tiny set, seen again and again, with the same noise.
     batch = next(iter(DataLoader(task.dataset(0), batch_size=3, sampler=range(3))))
-    rate = 1e-5 if part in onward.PARTS else 1e-3  # what is trained already is spoilt by large steps
+    rate = 1e-5 if tasks.get(part).continues else 1e-3  # what is trained already is spoilt by large steps
     optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=rate)
     losses = []
     for _ in range(4):
@@ -271,25 +283,25 @@ def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     assert list((weights / "out").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("part", [part for part in recipe.ORDER if part not in onward.PARTS])
+@pytest.mark.parametrize("part", [name for name in tasks.names() if not tasks.get(name).continues])
 def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
-    if not (BUILTIN_FOLDER / recipe.FOLDERS[part]).is_dir():
+    if not (BUILTIN_FOLDER / tasks.get(part).folder).is_dir():
         pytest.skip(f"the package carries no weights of the {part} yet")
-    chosen = recipe.load(recipe.RECIPES / f"{part}.toml")
+    chosen = recipe.resolve(part)
     weights = tmp_path / "weights"
     weights.mkdir()
     for folder in ("vae", "clip", "unet"):
         if part != "clip":
             (weights / folder).symlink_to(BUILTIN_FOLDER / folder)
     torch.manual_seed(1)
-    model = recipe.make_task(chosen, weights).model
+    model = Training(chosen, tmp_path / "state", weights).build_task().model
     before = torch.cat([p.flatten() for p in model.parameters()])
-    recipe.warm_start(model, BUILTIN_FOLDER / recipe.FOLDERS[part])
+    tasks.load_weights(model, BUILTIN_FOLDER / tasks.get(part).folder)
     after = torch.cat([p.flatten() for p in model.parameters()])
     assert (before != after).float().mean() > 0.9
     assert torch.equal(after, after.half().float()), "the shipped weights are half precision"
     with pytest.raises(ConfigError, match="does not fit"):
-        recipe.warm_start(torch.nn.Linear(2, 2), BUILTIN_FOLDER / recipe.FOLDERS[part])
+        tasks.load_weights(torch.nn.Linear(2, 2), BUILTIN_FOLDER / tasks.get(part).folder)
 
 
 def test_bad_recipes_are_refused(tmp_path):

@@ -1,1 +1,1 @@
-"""Tasks: one file for each kind of model that can be trained."""
+"""Training tasks, a module each; one that is added here is found by ``tasks.base``."""

@@ -1,4 +1,4 @@
-"""The text-to-image context adapter: ``ContextAdapter`` on the denoiser, trained on a data set (Eq 6)."""
+"""The text-to-image context adapter: ``ContextAdapter`` for the trained denoiser (ContextDiff, Eq. 6)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.config import AdapterConfig, merge
 from ctxedit.diffusion.broadcast import per_sample
@@ -18,108 +15,109 @@ from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import Weighting, loss_weight, to_x0
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import ContextAdapter
+from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
-from ctxedit.training.half import save_half
+from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
-from ctxedit.training.tasks.denoiser import scheduler, write_layout
+from ctxedit.training.tasks.base import Task, load_weights, register
+from ctxedit.training.tasks.encoders import FrozenEncoders, noise_scheduler, write_layout
 
 
-class AdapterTask:
-    """λ_t ‖x̂_0 − x_0‖² over adapter and, where ``train`` names some, parameters of the denoiser.
+@register("adapter")
+class AdapterTask(Task):
+    """λ_t ‖x̂_0 − x_0‖², minimised over the adapter and optionally parts of the denoiser.
 
-    The adapter sees the clean latent and the caption, the denoiser the shifted and noised latent, as in
-    sampling; the gradient reaches the adapter through x_t. Every picture is a clip of one frame. ``shift`` of
-    the metrics is ‖b_t‖ / ‖√ᾱ_t x_0‖, the trap of the method measured.
+    The adapter sees the clean latents and the caption, the denoiser the shifted and noised latents, as during
+    sampling; the adapter's gradient flows through x_t. Every image is treated as a clip of one frame. The
+    figure ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖: when it grows, the adapter writes x_0 into x_t instead of learning
+    the context.
 
     Args:
-        unet, autoencoder, text_encoder, tokenizer: folders of the denoiser's pipeline.
-        adapter: settings, as a preset's ``[adapter]`` table.
-        train: names in the UNet that are trained too, e.g. ``attn2``; none leaves it frozen.
+        components: with the denoiser's pipeline.
+        data: images and captions.
+        adapter: settings, as in a preset's ``[adapter]`` table.
+        train: names of modules of the denoiser that are trained too, e.g. ``attn2``; empty to freeze it.
         loss_weight: λ_t: ``snr``, ``one`` or ``min_snr``.
-        empty: share of captions that the denoiser does not get, for guidance.
-        data: pictures and captions.
+        empty: share of captions that the denoiser does not see, for classifier-free guidance.
 
     Raises:
-        ConfigError: settings of the adapter that are unknown, or a name that matches nothing.
+        ConfigError: unknown adapter settings, or a name in ``train`` that matches nothing.
     """
+
+    folder = "adapter"
+    requires = ("vae", "text_encoder", "unet")
 
     def __init__(
         self,
-        unet: Path,
-        autoencoder: Path,
-        text_encoder: Path,
-        tokenizer: Path,
+        components: Components,
+        data: DataConfig,
+        *,
         adapter: Mapping[str, Any],
         train: list[str],
         loss_weight: Weighting = "snr",
         empty: float = 0.1,
-        data: DataConfig | None = None,
     ) -> None:
-        self.data = Data(data or DataConfig(), Scenes)
+        from diffusers import UNet2DConditionModel
+
+        if train:  # the export then includes a denoiser, and with these the whole pipeline
+            components.install("vae", "text_encoder", "tokenizer")
+        self.data = Data(data, Scenes)
         self.weighting, self.empty = loss_weight, empty
-        self.vae = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
-        self.vae.eval().requires_grad_(False)
-        self.text = CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32)
-        self.text.eval().requires_grad_(False)
-        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
-        self.unet = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
+        self.encoders = FrozenEncoders(components)
+        unet = components.find("unet")
+        self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
         self.unet.requires_grad_(False)
-        self.noise = scheduler()
+        self.scheduler = noise_scheduler()
         config = merge(AdapterConfig(), adapter, "task.adapter.")
         if config.image != "latent":
-            raise ConfigError('task.adapter.image: only "latent" is trained on pictures')
-        self.adapter = ContextAdapter(
-            config, int(self.unet.config.in_channels), int(self.text.config.hidden_size)
-        )
-        moving = {"adapter": self.adapter}
+            raise ConfigError('task.adapter.image: only "latent" can be trained on images')
+        self.adapter = ContextAdapter(config, int(self.unet.config.in_channels), self.encoders.width)
+        trained: dict[str, nn.Module] = {"adapter": self.adapter}
         if train:
-            _thaw(self.unet, train)
-            moving["unet"] = self.unet
-        self.model: Any = nn.ModuleDict(moving)
-
-    def dataset(self, seed: int) -> Dataset[Any]:
-        return self.data.dataset(seed)
+            _unfreeze(self.unet, train)
+            trained["unet"] = self.unet
+        self.model: Any = nn.ModuleDict(trained)
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device, n = batch["image"].device, len(batch["caption"])
-        for network in (self.vae, self.text, self.unet):
-            network.to(device)
-        with torch.no_grad():
-            x0 = self.vae.encode(batch["image"]).latent_dist.mean * self.vae.config.scaling_factor
-            context, nothing = self._embed(batch["caption"], device), self._embed([""], device)
+        self.encoders.to(device)
+        self.unet.to(device)
+        x0 = self.encoders.latents(batch["image"])
+        context, empty = self.encoders.embed(batch["caption"], device), self.encoders.embed([""], device)
         drop = (torch.rand(n, generator=generator) < self.empty).to(device)
-        words = torch.where(drop[:, None, None], nothing, context)
-        t = torch.randint(0, len(self.noise.alphas_cumprod), (n,), generator=generator)
-        bar = self.noise.alphas_cumprod[t].to(device)
-        a, s, t = bar.sqrt(), (1 - bar).sqrt(), t.to(device)
+        embeddings = torch.where(drop[:, None, None], empty, context)
+        t = torch.randint(0, len(self.scheduler.alphas_cumprod), (n,), generator=generator)
+        alpha_bar = self.scheduler.alphas_cumprod[t].to(device)
+        a, s, t = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), t.to(device)
         noise = noise_like(x0, generator)
         adapter = model["adapter"]
         b = per_sample(adapter.scale(a, s), x0) * adapter(x0, context, t, frames=1)
         x = marginal(x0, noise, a, s, b)
-        kind = self.noise.config.prediction_type
-        guess = to_x0(self.unet(x, t, words).sample.float(), x, a, s, kind)
-        errors = ((guess - x0) ** 2).flatten(1).mean(1)
+        kind = self.scheduler.config.prediction_type
+        predicted = to_x0(self.unet(x, t, embeddings).sample.float(), x, a, s, kind)
+        errors = ((predicted - x0) ** 2).flatten(1).mean(1)
         loss = (loss_weight(a, s, self.weighting).to(errors) * errors).mean()
         share = float(b.detach().norm() / (per_sample(a, x0) * x0).norm())
         return loss, {"loss": loss.item(), "x0_error": errors.mean().item(), "shift": share}
 
-    def _embed(self, texts: list[str], device: torch.device) -> Tensor:
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        return self.text(tokens.input_ids.to(device)).last_hidden_state
-
     def export(self, model: Any, folder: Path) -> None:
-        """``adapter.safetensors``, as a run's; a denoiser that moved too lies beside it, in ``unet/``."""
+        """Write ``adapter.safetensors``, as in a run folder; a trained denoiser as ``unet/`` beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
         if "unet" in model:
-            save_half(model["unet"], folder.parent / "unet")
+            save_fp16(model["unet"], folder.parent / "unet")
             write_layout(folder.parent, self.data.captions)
 
+    def load_weights(self, folder: Path) -> None:
+        load_weights(self.model["adapter"], folder)
 
-def _thaw(unet: nn.Module, names: list[str]) -> None:
+
+def _unfreeze(unet: nn.Module, names: list[str]) -> None:
     for name in names:
         found = [p for key, p in unet.named_parameters() if f".{name}." in f".{key}."]
         if not found:
-            raise ConfigError(f"task.train: {name!r} matches nothing in the UNet", "e.g. attn1, attn2, to_q")
+            raise ConfigError(
+                f"task.train: {name!r} matches nothing in the UNet", "use e.g. attn1, attn2 or to_q"
+            )
         for parameter in found:
             parameter.requires_grad_(True)

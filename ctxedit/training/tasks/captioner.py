@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    CLIPTokenizer,
-    OPTConfig,
-)
 
 from ctxedit.synthetic import scenes
-from ctxedit.training.data import Data, DataConfig, to_tensor
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tasks.clip import write_preprocessor
 from ctxedit.training.tokenizer import LENGTH
+
+if TYPE_CHECKING:
+    from ctxedit.training.checks.base import Check
 
 _IMAGE = "<image>"
 _QUERIES = 8
 
 
 class Captions(Dataset[dict[str, Any]]):
-    """Frames with the canonical caption: one picture, one sentence."""
+    """Frames of drawn scenes with the scene's canonical caption."""
 
     def __init__(self, seed: int, size: int) -> None:
         self.seed, self.size = seed, size
@@ -43,15 +41,35 @@ class Captions(Dataset[dict[str, Any]]):
         return {"image": to_tensor(frame), "caption": scenes.caption(scene)}
 
 
-class CaptionerTask:
-    """Next-word prediction behind the query tokens."""
+@register("captioner")
+class CaptionerTask(Task):
+    """Prediction of the next caption token, after the query tokens.
+
+    Args:
+        components: with ``clip``, whose tokenizer is used.
+        data: images and captions.
+        width, layers: of vision transformer, Q-Former and language model.
+        patch: side of an image patch in pixels.
+    """
+
+    folder = "captioner"
+    requires = ("clip",)
 
     def __init__(
-        self, tokenizer: Path, width: int, layers: int, patch: int = 8, data: DataConfig | None = None
+        self, components: Components, data: DataConfig, *, width: int, layers: int, patch: int = 8
     ) -> None:
-        self.data = Data(data or DataConfig(), Captions)
-        self.size = self.data.config.size
-        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
+        from transformers import (
+            Blip2Config,
+            Blip2ForConditionalGeneration,
+            Blip2QFormerConfig,
+            Blip2VisionConfig,
+            CLIPTokenizer,
+            OPTConfig,
+        )
+
+        self.data = Data(data, Captions)
+        self.size = data.size
+        self.tokenizer = CLIPTokenizer.from_pretrained(components.find("clip"))
         self.tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
         self.image_token = self.tokenizer.convert_tokens_to_ids(_IMAGE)
         sizes = {"hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": layers}
@@ -90,34 +108,35 @@ class CaptionerTask:
             num_query_tokens=_QUERIES,
             image_token_index=self.image_token,
         )
-        self.model: nn.Module = Blip2ForConditionalGeneration(config)
-        # The library zeroes the queries: all eight would stay one.
+        self.model: Any = Blip2ForConditionalGeneration(config)
+        # Transformers initialises the query tokens to zero, from which all eight would stay equal.
         nn.init.normal_(self.model.query_tokens, std=0.02)
 
-    def dataset(self, seed: int) -> Dataset[Any]:
-        return self.data.dataset(seed)
-
-    def loss(
-        self, model: nn.Module, batch: Any, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["image"].device
         tokens = self.tokenizer(
             batch["caption"], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(device)
         head = torch.full((len(batch["caption"]), _QUERIES), self.image_token, device=device)
         ids = torch.cat([head, tokens.input_ids], 1)
-        seen = torch.cat([torch.ones_like(head), tokens.attention_mask], 1)
-        words = ids.masked_fill(seen == 0, -100)
-        words[:, : _QUERIES + 1] = -100
-        out = model(pixel_values=batch["image"], input_ids=ids, attention_mask=seen, labels=words)
-        # OPT predicts the next token: compare position i with the word at i + 1.
-        right = (out.logits.argmax(-1)[:, :-1] == words[:, 1:]) | (words[:, 1:] == -100)
-        return out.loss, {"loss": out.loss.item(), "exact": right.all(1).float().mean().item()}
+        attention = torch.cat([torch.ones_like(head), tokens.attention_mask], 1)
+        labels = ids.masked_fill(attention == 0, -100)
+        labels[:, : _QUERIES + 1] = -100
+        out = model(pixel_values=batch["image"], input_ids=ids, attention_mask=attention, labels=labels)
+        # Position i predicts the token at i + 1.
+        correct = (out.logits.argmax(-1)[:, :-1] == labels[:, 1:]) | (labels[:, 1:] == -100)
+        return out.loss, {"loss": out.loss.item(), "exact": correct.all(1).float().mean().item()}
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        half = Blip2ForConditionalGeneration(model.config)
+    def export(self, model: Any, folder: Path) -> None:
+        half = type(model)(model.config)
         half.load_state_dict(model.state_dict())
         half.generation_config.max_new_tokens = 24
         half.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_preprocessor(folder, self.size, "BlipImageProcessor")
+
+    @classmethod
+    def checks(cls) -> tuple[Check, ...]:
+        from ctxedit.training.checks.captioner import CHECK
+
+        return (CHECK,)

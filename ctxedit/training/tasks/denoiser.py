@@ -1,46 +1,95 @@
-"""The denoiser: ``UNet2DConditionModel`` on the autoencoder's latents and CLIP's words, velocity head."""
+"""The denoiser: ``UNet2DConditionModel`` on the autoencoder's latents and CLIP's text embeddings."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import Dataset
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from ctxedit.naming import VOCABULARY
-from ctxedit.synthetic import scenes
+from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
-from ctxedit.training.half import save_half
+from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
+from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.tasks.encoders import FrozenEncoders, noise_scheduler, write_layout
+
+if TYPE_CHECKING:
+    from ctxedit.training.checks.base import Check
 
 
-class DenoiserTask:
-    """Velocity prediction; a tenth of the captions empty, for guidance.
+class VelocityLoss:
+    """The squared error of the predicted velocity, weighted towards the object.
 
-    Where a scene's mask is known, the loss inside it counts ``focus`` times: an object is a quarter of the
-    picture and by far the hardest quarter. Half of the times are drawn uniformly and half around the middle
-    of the chain, where the words decide what there is (logit-normal, Esser et al. 2024). Each picture is
-    noised ``draws`` times a step, since drawing and encoding it costs as much as a fifth of a pass. min-SNR
-    weights were left out: they all but ignore the noisy levels.
+    Half of the timesteps are uniform and half logit-normal (Esser et al. 2024), around the middle of the
+    schedule where the prompt decides what is generated. Min-SNR weights all but ignore the noisy levels and
+    are not used.
+
+    Args:
+        components: with ``vae``, ``text_encoder`` and ``tokenizer``.
+        empty: share of captions replaced by the empty one, for classifier-free guidance.
+        focus: weight of the loss inside the object's mask, where the data has one; 1 outside. An object
+            covers a quarter of the image and is by far its hardest part.
+        draws: noise samples per image and step; encoding an image costs as much as a fifth of a pass.
     """
+
+    def __init__(self, components: Components, empty: float, focus: float, draws: int) -> None:
+        self.encoders = FrozenEncoders(components)
+        self.scheduler = noise_scheduler()
+        self.empty, self.focus, self.draws = empty, focus, draws
+
+    def __call__(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss and figures of a batch; ``model(noisy, t, embeddings)`` returns an object with ``sample``."""
+        n, device = len(batch["caption"]), batch["image"].device
+        drop = torch.rand(n, generator=generator) < self.empty
+        texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]
+        self.encoders.to(device)
+        latents = self.encoders.latents(batch["image"]).repeat(self.draws, 1, 1, 1)
+        embeddings = self.encoders.embed(texts, device).repeat(self.draws, 1, 1)
+        t = sample_timesteps(len(latents), generator).to(device)
+        noise = noise_like(latents, generator)
+        noisy = self.scheduler.add_noise(latents, noise, t)
+        with _attention(device):
+            velocity = model(noisy, t, embeddings).sample
+        error = (velocity - self.scheduler.get_velocity(latents, noise, t)) ** 2
+        loss = (self._weight(batch.get("mask"), latents) * error).mean()
+        return loss, {"loss": loss.item(), "plain": error.mean().item()}
+
+    def _weight(self, mask: Tensor | None, latents: Tensor) -> Tensor:
+        """Loss weights (N, 1, h, w) of mean 1 for masks (N, H, W)."""
+        if mask is None:
+            return torch.ones_like(latents[:, :1])
+        inside = F.adaptive_avg_pool2d(mask[:, None], (latents.shape[2], latents.shape[3]))
+        inside = inside.repeat(self.draws, 1, 1, 1)
+        weight = 1 + (self.focus - 1) * inside
+        return weight / weight.mean()
+
+
+@register("denoiser")
+class DenoiserTask(Task):
+    """Velocity prediction; see :class:`VelocityLoss` for ``empty``, ``focus`` and ``draws``.
+
+    Args:
+        components: with the autoencoder and the text encoder; they are installed beside the weights.
+        data: images and captions.
+        channels: of each resolution.
+        layers: residual blocks per resolution.
+        head: channels of an attention head.
+        attend: whether each resolution has attention.
+    """
+
+    folder = "unet"
+    requires = ("vae", "text_encoder")
 
     def __init__(
         self,
-        autoencoder: Path,
-        text_encoder: Path,
-        tokenizer: Path,
+        components: Components,
+        data: DataConfig,
+        *,
         channels: list[int],
         layers: int,
         head: int,
@@ -48,22 +97,16 @@ class DenoiserTask:
         empty: float = 0.1,
         focus: float = 1.0,
         draws: int = 1,
-        data: DataConfig | None = None,
     ) -> None:
-        self.data = Data(data or DataConfig(), Scenes)
-        self.empty, self.focus, self.draws = empty, focus, draws
-        self.vae = (
-            AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
-        )
-        self.text = (
-            CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32).eval().requires_grad_(False)
-        )
-        self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
-        self.scheduler = scheduler()
+        from diffusers import UNet2DConditionModel
+
+        components.install("vae", "text_encoder", "tokenizer")
+        self.data = Data(data, Scenes)
+        self.velocity = VelocityLoss(components, empty, focus, draws)
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
-        self.model: nn.Module = UNet2DConditionModel(
-            sample_size=self.data.config.size // 2 ** (len(self.vae.config.block_out_channels) - 1),
+        self.model: Any = UNet2DConditionModel(
+            sample_size=data.size // self.velocity.encoders.downsampling,
             in_channels=4,
             out_channels=4,
             down_block_types=down,
@@ -71,105 +114,32 @@ class DenoiserTask:
             block_out_channels=channels,
             layers_per_block=layers,
             norm_num_groups=16,
-            cross_attention_dim=self.text.config.hidden_size,
-            # In Stable Diffusion 1's configuration this key holds the number of heads.
+            cross_attention_dim=self.velocity.encoders.width,
+            # In Stable Diffusion 1's configuration this key is the number of heads.
             attention_head_dim=[c // head for c in channels],
         )
 
-    def dataset(self, seed: int) -> Dataset[Any]:
-        return self.data.dataset(seed)
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self.velocity(model, batch, generator)
 
-    def loss(
-        self, model: nn.Module, batch: Any, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        n, device = len(batch["caption"]), batch["image"].device
-        drop = torch.rand(n, generator=generator) < self.empty
-        texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]
-        self.vae.to(device), self.text.to(device)
-        with torch.no_grad():
-            latents = self.vae.encode(batch["image"]).latent_dist.mean * self.vae.config.scaling_factor
-            tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(
-                device
-            )
-            words = self.text(tokens.input_ids).last_hidden_state
-        latents, words = latents.repeat(self.draws, 1, 1, 1), words.repeat(self.draws, 1, 1)
-        t = times(len(latents), generator).to(device)
-        noise = noise_like(latents, generator)
-        noisy = self.scheduler.add_noise(latents, noise, t)
-        with _attention(device):
-            guess = model(noisy, t, words).sample
-        error = (guess - self.scheduler.get_velocity(latents, noise, t)) ** 2
-        weight = self._weight(batch.get("mask"), latents)
-        loss = (weight * error).mean()
-        return loss, {"loss": loss.item(), "plain": error.mean().item()}
-
-    def _weight(self, mask: Tensor | None, latents: Tensor) -> Tensor:
-        """Loss weights with mean 1, (N, 1, h, w): ``focus`` inside the mask (N, H, W) to 1 outside."""
-        if mask is None:
-            return torch.ones_like(latents[:, :1])
-        inside = F.adaptive_avg_pool2d(mask[:, None], latents.shape[-2:]).repeat(self.draws, 1, 1, 1)
-        weight = 1 + (self.focus - 1) * inside
-        return weight / weight.mean()
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        save_half(model, folder)
+    def export(self, model: Any, folder: Path) -> None:
+        save_fp16(model, folder)
         write_layout(folder.parent, self.data.captions)
+
+    @classmethod
+    def checks(cls) -> tuple[Check, ...]:
+        from ctxedit.training.checks import editing, text_to_image
+
+        return text_to_image.CHECK, editing.CHECK
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU plain products: with so few positions the flash kernel is slower, in bf16 by a fifth."""
+    """The plain kernel on a CPU: for so few positions flash attention is slower, in bf16 by a fifth."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def times(n: int, generator: torch.Generator) -> Tensor:
-    """Times in [0, 1000): uniform for the first half, logit-normal for the rest."""
+def sample_timesteps(n: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (n) in [0, 1000): the first half uniform, the rest logit-normal."""
     middle = torch.sigmoid(torch.randn(n, generator=generator)) * 1000
     even = torch.rand(n, generator=generator) * 1000
     return torch.where(torch.arange(n) < n // 2, even, middle).long().clamp(0, 999)
-
-
-def write_layout(folder: Path, captions: list[str] | None = None) -> None:
-    """The rest of a diffusers Stable Diffusion folder: scheduler, index; and the words that were taught.
-
-    Those of ``captions``, or of the drawn world.
-    """
-    scheduler().save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.35.0",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    words = world_words() if captions is None else _words(captions)
-    (folder / VOCABULARY).write_text(json.dumps(sorted(words)) + "\n")
-
-
-@lru_cache(maxsize=1)
-def world_words() -> set[str]:
-    """Every word that a caption of the world can hold."""
-    rng = np.random.default_rng(0)
-    return _words(scenes.caption(scenes.draw_scene(rng), rng) for _ in range(20_000))
-
-
-def _words(texts: Iterable[str]) -> set[str]:
-    return {word for text in texts for word in re.findall(r"\w+", text.lower())}
-
-
-def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise levels, with the velocity head's prediction type."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-    )

@@ -1,4 +1,4 @@
-"""Figures of a training: means over about two seconds, to a file, to a person, and to TensorBoard."""
+"""Figures of a training, averaged over about two seconds, for a file, the caller and TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ctxedit.errors import ConfigError
 _EVERY = 2.0
 
 
-class Meter:
-    """Collects what the steps report.
+class ProgressLog:
+    """Collects the figures of the steps.
 
     Args:
-        state: folder of ``metrics.jsonl``; rows of steps after ``start`` are of a lost future and go.
-        start, end: steps of this sitting.
-        images: samples a step.
-        report: told every row.
+        state: folder of ``metrics.jsonl``; rows of steps after ``start``, which a kill lost, are removed.
+        start, end: first and last step of this run.
+        images: samples per step.
+        report: called with every row.
         tensorboard: folder for event files, or None.
-        main: whether this is the process that writes.
+        main: whether this is the main process; only that one writes.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Meter:
         if main:
             state.mkdir(parents=True, exist_ok=True)
             _truncate(self.log, start)
-        self.began = self.told = time.monotonic()
+        self.began = self.reported = time.monotonic()
         self.sums: dict[str, float] = {}
         self.count = 0
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ProgressLog:
         return self
 
     def __exit__(
@@ -58,14 +58,14 @@ class Meter:
             self.board.close()
 
     def add(self, step: int, row: dict[str, float]) -> None:
-        """Take one step's figures."""
+        """Add one step's figures."""
         if not self.main:
             return
         for key, value in row.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
         self.count += 1
         now = time.monotonic()
-        if now - self.told <= _EVERY and step + 1 < self.end:
+        if now - self.reported <= _EVERY and step + 1 < self.end:
             return
         speed = (step + 1 - self.start) / max(now - self.began, 1e-9)
         line = {key: value / self.count for key, value in self.sums.items()}
@@ -77,11 +77,11 @@ class Meter:
         with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.report(line)
-        self.told, self.sums, self.count = now, {}, 0
+        self.reported, self.sums, self.count = now, {}, 0
 
 
 def read_metrics(state: Path) -> list[dict[str, float]]:
-    """The rows of ``metrics.jsonl``; a line that a kill cut short is left out."""
+    """The rows of ``metrics.jsonl``; a truncated line is left out."""
     file = state / "metrics.jsonl"
     rows = []
     for line in file.read_text().splitlines() if file.is_file() else []:
@@ -93,7 +93,7 @@ def read_metrics(state: Path) -> list[dict[str, float]]:
 
 
 def seconds_of(rows: list[dict[str, float]], steps: int, images: int) -> float | None:
-    """Time of a training by its metrics: a row says the speed that its steps were done at; None without."""
+    """Duration of a training according to the speeds in its metrics; None without metrics."""
     total, before = 0.0, 0.0
     for row in rows:
         step, speed = row.get("step", 0.0), row.get("images_per_second", 0.0)
@@ -104,7 +104,7 @@ def seconds_of(rows: list[dict[str, float]], steps: int, images: int) -> float |
 
 
 def check_tensorboard() -> Any:
-    """TensorBoard's writer class; raises ConfigError when it is not installed."""
+    """TensorBoard's writer class; raises ConfigError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
