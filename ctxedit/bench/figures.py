@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.bench.listing import Clip, Target
-from ctxedit.bundled.training.judge import ANSWERS, Judge, ask, load_judge
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.stages import metrics
 from ctxedit.stages.evaluate import evaluate
 from ctxedit.stages.flow import warp_error
 from ctxedit.stages.structure import patch_descriptors, structure_distance
+from ctxedit.synthetic.judge import ANSWERS, Judge, ask, load_judge
 
 #: Part of what a finished edit is known by: figures of another version are measured again.
 VERSION = 2

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxedit.bundled.training.judge import ANSWERS
 from ctxedit.config import read_table
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.synthetic.judge import ANSWERS
 
 KINDS = ("object", "background", "style", "colour", "other")
 

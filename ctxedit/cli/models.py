@@ -80,23 +80,23 @@ def check(
     """Measure the models on held-out combinations of the drawn world and print a table."""
     import tempfile
 
-    from ctxedit.bundled.training import results
-    from ctxedit.bundled.training.check import Checked
-    from ctxedit.bundled.training.check import check as measure
     from ctxedit.cli.progress import teller
     from ctxedit.errors import WeightsError
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import results
+    from ctxedit.training.check import check as measure
+    from ctxedit.training.checks.base import CheckConfig
 
     screen = Screen(talk.quiet, talk.json)
     if weights is not None and not weights.is_dir():
         raise WeightsError(f"no folder {weights}", "--weights is a folder that `ctxedit train --out` wrote")
     with resumable(work), tempfile.TemporaryDirectory() as temporary:
-        what = Checked(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
-        rows = list(measure(what, part or list(results.FOLDERS), teller(screen)))
+        config = CheckConfig(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
+        rows = list(measure(config, part, teller(screen)))
     if save:
-        screen.say(f"saved: {results.save(rows, what)}")
+        screen.say(f"saved: {results.save(rows, config)}")
     table = [{**vars(row), "reached": row.value >= row.wanted} for row in rows]
-    screen.result(check_table(table), {"weights": what.weights, "checked": table})
+    screen.result(check_table(table), {"weights": config.weights, "checked": table})
 
 
 def check_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -111,13 +111,12 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def check_results() -> list[dict[str, Any]]:
     """The saved check of the built-in models; ``current``: whether it is of the weights that are there."""
-    from ctxedit.bundled.training import results
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import results
 
-    now = {part: results.weights_of(part, BUILTIN_FOLDER) for part in results.FOLDERS}
     keys = ("part", "figure", "value", "wanted", "count", "seed")
     return [
-        {**{k: row.get(k) for k in keys}, "current": row.get("files") == now.get(row["part"])}
+        {**{k: row.get(k) for k in keys}, "current": results.is_current(row, BUILTIN_FOLDER)}
         for row in results.load(BUILTIN_FOLDER)
     ]
 
@@ -125,14 +124,14 @@ def check_results() -> list[dict[str, Any]]:
 def builtin() -> list[dict[str, Any]]:
     """The built-in parts with sizes and origin; raises WeightsError when they are not there or are broken."""
     from ctxedit import footprint
-    from ctxedit.bundled.training import record
     from ctxedit.config import BUILTIN
     from ctxedit.models.weights import locate
+    from ctxedit.training import record
 
     folder = locate(BUILTIN).path
     found = []
     for part in sorted({file.parent.name for file in folder.glob("*/*.safetensors")}):
-        weight, made = footprint.weigh(folder / part), record.sittings(folder / part)
+        weight, made = footprint.weigh(folder / part), record.history(folder / part)
         known = made[0] if made else {}
         found.append(
             {
@@ -161,7 +160,7 @@ def _licence(card: Path) -> str:
 
 def knowledge() -> dict[str, list[str]]:
     """What the built-in models were taught."""
-    from ctxedit.bundled.world import vocabulary
+    from ctxedit.synthetic import vocabulary
 
     return {
         "objects": [thing.name for thing in vocabulary.THINGS],

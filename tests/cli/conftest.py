@@ -26,9 +26,9 @@ def ctxedit():
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    from ctxedit.bundled.world import scenes
-    from ctxedit.bundled.world.scenes import Actor, Scene
     from ctxedit.media.write import write_clip
+    from ctxedit.synthetic import scenes
+    from ctxedit.synthetic.scenes import Actor, Scene
 
     tiger = Actor("tiger", None, 0.5, 0.86, 0.56)
     scene = Scene((tiger,), "beach", "plain", "walk", -1, 1.0, (0.5,) * 8)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from small_recipes import TASKS
 
-from ctxedit.bundled.training import recipe, record
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.training import recipe, record
+from ctxedit.training.tasks import base as tasks
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def pictures(tmp_path_factory):
     """Eight drawn pictures with captions, one of them spoilt."""
     from PIL import Image
 
-    from ctxedit.bundled.world import scenes
+    from ctxedit.synthetic import scenes
 
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
@@ -42,8 +43,8 @@ def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictu
     table = answer.table
     assert table["steps"] == 2 and table["images"] == 8
     assert table["bad"].keys() == {"0.png"}, "eight samples of eight pictures meet the spoilt one"
-    assert "1 bad in the data, left out: 0.png" in answer.err
-    folder = tmp_path / "mine" / recipe.FOLDERS[part]
+    assert "1 bad sample was left out: 0.png" in answer.err
+    folder = tmp_path / "mine" / tasks.get(part).folder
     known = json.loads((folder / "training.json").read_text())
     assert known["steps"] == 2 and known["bad"] == 1 and known["data"].startswith("folder pictures")
     assert known["files"] == record.hashes(folder) and record.matches(tmp_path / "mine", folder.name)
@@ -86,13 +87,13 @@ def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_r
     assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
     first = record.hashes(tmp_path / "weights-my-autoencoder/vae")
     longer = ctxedit("train", path, "--steps", 3)
-    assert longer.code == 0 and "goes on at step 2 of 3" in longer.err
+    assert longer.code == 0 and "resuming at step 2 of 3" in longer.err
     assert record.hashes(tmp_path / "weights-my-autoencoder/vae") != first
     other = make_recipe("autoencoder", TASKS["autoencoder"].replace("1.0", "2.0"))
     refused = ctxedit("train", other)
-    assert refused.code == 2 and "begun with another task.edges" in refused.err
+    assert refused.code == 2 and "started with a different task.edges" in refused.err
     elsewhere = ctxedit("train", other, "--state", "s")
-    assert elsewhere.code == 6 and "holds weights already" in elsewhere.err
+    assert elsewhere.code == 6 and "already contains weights" in elsewhere.err
     anew = ctxedit("train", other, "-y", "--json")
     assert anew.code == 0 and anew.table["steps"] == 2
 
@@ -105,16 +106,16 @@ def test_a_step_may_take_several_passes(ctxedit, make_recipe, tmp_path):
     assert "batch = 2\n" in made and "accumulate = 2\n" in made
     # The next sitting may take them at once: it is the same training.
     second = ctxedit("train", path, "--steps", 2, "--json")
-    assert second.code == 0 and second.table["images"] == 8 and "goes on at step 1" in second.err
+    assert second.code == 0 and second.table["images"] == 8 and "resuming at step 1" in second.err
     refused = ctxedit("train", path, "--passes", 3)
-    assert refused.code == 2 and "4 samples a step in 3 passes" in refused.err
+    assert refused.code == 2 and "4 samples per step cannot be split into 3 passes" in refused.err
 
 
 def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipe, "RECIPES", tmp_path / "recipes")
-    recipe.RECIPES.mkdir()
+    monkeypatch.setattr(tasks, "RECIPES", tmp_path / "recipes")
+    tasks.RECIPES.mkdir()
     for part in ("denoiser", "clip", "autoencoder"):
-        make_recipe(part, steps=1).rename(recipe.RECIPES / f"{part}.toml")
+        make_recipe(part, steps=1).rename(tasks.RECIPES / f"{part}.toml")
     plans = ctxedit("train", "all", "--dry-run", "--json").table["parts"]
     assert [p["part"] for p in plans] == ["autoencoder", "clip", "denoiser"]
     answer = ctxedit("train", "all", "--json")
@@ -126,7 +127,7 @@ def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypa
     assert text["hidden_size"] == 32, "the text side of the CLIP that was trained before it"
     before = record.hashes(out / "unet")
     again = ctxedit("train", "all")
-    assert again.code == 0 and "goes on at step 1 of 1" in again.err
+    assert again.code == 0 and "resuming at step 1 of 1" in again.err
     assert record.hashes(out / "unet") == before
 
 
@@ -151,7 +152,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_reci
 
 def test_the_recipes_are_listed(ctxedit):
     found = {r["recipe"]: r for r in ctxedit("train", "--list", "--json").table["recipes"]}
-    assert set(found) == set(recipe.ORDER)
+    assert set(found) == set(tasks.names())
     assert all(r["about"] and r["steps"] > 0 for r in found.values())
     assert "AutoencoderKL" in ctxedit("train", "--list").out
 
@@ -232,11 +233,11 @@ def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, t
     assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is False
 
 
-@pytest.mark.parametrize("part", recipe.ORDER)
+@pytest.mark.parametrize("part", tasks.names())
 def test_the_shipped_weights_are_those_of_their_record(part):
     """Whoever changes weights or recipe makes the record anew: `ctxedit train PART --record`."""
-    folder = BUILTIN_FOLDER / recipe.FOLDERS[part]
-    sittings = record.sittings(folder)
+    folder = BUILTIN_FOLDER / tasks.get(part).folder
+    sittings = record.history(folder)
     if not any(sitting["part"] == part for sitting in sittings):
         pytest.skip(f"no record of the {part} yet")
     assert sittings[0]["files"] == record.hashes(folder)
@@ -249,7 +250,7 @@ def test_the_shipped_weights_are_those_of_their_record(part):
     for name, files in known["built_on"].items():
         # A decoder that was trained further leaves the latents as they were.
         same = [record.hashes(BUILTIN_FOLDER / name)]
-        for sitting in record.sittings(BUILTIN_FOLDER / name):
+        for sitting in record.history(BUILTIN_FOLDER / name):
             if sitting["part"] != "decoder":
                 break
             same.append(sitting["began_with"])
@@ -262,8 +263,8 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
     shutil.copytree(BUILTIN_FOLDER, tmp_path / "models", ignore=shutil.ignore_patterns("check.json"))
     for name in (
         "ctxedit.models.weights",
-        "ctxedit.bundled.training.check",
-        "ctxedit.bundled.training.parts",
+        "ctxedit.training.checks.base",
+        "ctxedit.training.components",
     ):
         __import__(name)
         monkeypatch.setattr(f"{name}.BUILTIN_FOLDER", tmp_path / "models")
@@ -272,7 +273,7 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
     assert answer.code == 0 and "| autoencoder | PSNR, dB |" in answer.out
     rows = ctxedit("models", "ls", "--json").table["checked"]
     assert [r["figure"] for r in rows] == ["PSNR, dB", "SSIM"] and all(r["current"] for r in rows)
-    recipes = recipe.load(recipe.RECIPES / "autoencoder.toml")
+    recipes = recipe.resolve("autoencoder")
     record.write(recipes, record.Facts(10, 60.0, 0, "cpu"), tmp_path / "models")
     parts = {p["part"]: p for p in ctxedit("models", "ls", "--json").table["builtin"]}
     assert parts["vae"]["images"] == 10 * recipes.schedule.images and parts["vae"]["recorded"] is True

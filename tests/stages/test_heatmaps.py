@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from ctxedit.bundled.world import scenes
-from ctxedit.bundled.world.scenes import Actor
 from ctxedit.config import AttentionConfig, Config, EditConfig, FusionConfig, InvertConfig
 from ctxedit.errors import InputError
 from ctxedit.models.attention import FrameView, seen_frames
@@ -13,6 +11,8 @@ from ctxedit.models.backbone import Backbone
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.heatmaps import files_for, overlay, watched_edit
 from ctxedit.stages.invert import invert
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.scenes import Actor
 
 PROMPT, TARGET, STEPS = "a tiger walking on the beach", "a panda walking on the beach", 4
 
