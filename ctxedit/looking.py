@@ -122,7 +122,7 @@ def _clip_text_now(session: Session, target: str) -> float:
     if config.edit.start == "inversion":
         prompt = session.prompt if config.invert.prompt == "source" else ""
         trajectory = invert(
-            backbone, session.latents, backbone.embed([prompt]), backbone.levels(config.invert.steps),
+            backbone, session.latents, backbone.condition([prompt]), backbone.levels(config.invert.steps),
             session.view, session.shift(prompt), config.invert.refinements,
         )  # fmt: skip
     levels = backbone.levels(config.edit.steps)

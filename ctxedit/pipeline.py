@@ -18,7 +18,7 @@ from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import open_backbone
 from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import identity, locate, part_identity
@@ -183,7 +183,7 @@ class Session(Workbench):
                     progress(row.step, note)
 
                 tensors = tuning.tune(
-                    self.backbone, self.latents, self.backbone.embed([self.prompt]), self.view, config,
+                    self.backbone, self.latents, self.backbone.condition([self.prompt]), self.view, config,
                     folder, self.tuning_seed, shift, self.temporal, report, self.probe,
                 )  # fmt: skip
             with atomic(tuned, True) as temporary:
@@ -234,8 +234,8 @@ class Session(Workbench):
         total = config.steps * (1 + config.refinements)
         with self.reporter.task("invert", total) as progress:
             trajectory = invert(
-                backbone, self.latents, backbone.embed([prompt]), backbone.levels(config.steps), self.view,
-                self.shift(prompt), config.refinements, lambda done, _: progress(done, ""),
+                backbone, self.latents, backbone.condition([prompt]), backbone.levels(config.steps),
+                self.view, self.shift(prompt), config.refinements, lambda done, _: progress(done, ""),
             )  # fmt: skip
         with atomic(path, True) as temporary:
             save_file({"trajectory": trajectory.cpu().contiguous()}, temporary)
@@ -359,7 +359,7 @@ def generate(
     if not text.strip():
         raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
-    backbone = Backbone(
+    backbone = open_backbone(
         locate(config.model, options.offline), device, pick_dtype(config.dtype, device), config.offload
     )
     warn_of_unknown_words(backbone, text, reporter)

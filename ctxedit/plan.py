@@ -18,15 +18,16 @@ from ctxedit import footprint
 from ctxedit.config import Config
 from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
-from ctxedit.footprint import Anatomy, Weight
 from ctxedit.media.beside import read_beside
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
+from ctxedit.models.backbones import family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import Checkpoint, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.pipeline import Session
@@ -124,15 +125,14 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     )
     _check_outputs(session, clip.fps, targets)
     checkpoint = locate(config.model, options.offline)
-    body = footprint.anatomy(checkpoint)
+    family = family_of(checkpoint)
+    body = family.sizes(checkpoint)
     height, width = clip.frames.shape[1:3]
     fit = plan_fit(width, height, config.clip.size or body.resolution, body.multiple)
     if options.mask is not None:
         read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
     told, control = _control(config, checkpoint, body, fit, options.offline)
-    if checkpoint.form == "folder":
-        texts = [*targets, config.edit.negative_prompt, options.prompt or ""]
-        check_length(checkpoint.path / "tokenizer", texts, body.context_length)
+    family.check_prompts(checkpoint, [*targets, config.edit.negative_prompt, options.prompt or ""])
     run, prompt, reused = _reused(session, targets)
     if prompt is not None and not options.overwrite:
         for target in targets:
@@ -159,7 +159,7 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
 
 
 def _control(
-    config: Config, checkpoint: Checkpoint, body: Anatomy, fit: Fit, offline: bool
+    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool
 ) -> tuple[str | None, Weight]:
     """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
     control = config.control
@@ -172,7 +172,7 @@ def _control(
         checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
         body.context_width, body.factor,
     )  # fmt: skip
-    weight = footprint.weigh(locate_control(control, denoiser, offline))
+    weight = weigh(locate_control(control, denoiser, offline))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
@@ -193,21 +193,6 @@ def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> N
     files = files_for(options.output)
     for path in (files.side_by_side, files.sheet):
         check_writable(path, options.overwrite)
-
-
-def check_length(tokenizer: Path, texts: Sequence[str], length: int) -> None:
-    """Raises InputError for a text longer than the text encoder takes, and says what would be cut."""
-    from transformers import CLIPTokenizer
-
-    words = CLIPTokenizer.from_pretrained(tokenizer)
-    for text in texts:
-        ids = words(text).input_ids
-        if len(ids) > length:
-            cut = words.decode(ids[length - 1 : -1]).strip()
-            raise InputError(
-                f"the prompt has {len(ids) - 2} tokens, the text encoder takes {length - 2}: “{text[:40]}…”",
-                f"shorten it: this would be cut: “{cut[:80]}”",
-            )
 
 
 def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str | None, set[str]]:
@@ -300,13 +285,13 @@ def for_image(text: str, config: Config, offline: bool, output: Path, overwrite:
     dtype = pick_dtype(config.dtype, device)
     check_image(output, overwrite)
     checkpoint = locate(config.model, offline)
-    body = footprint.anatomy(checkpoint)
+    family = family_of(checkpoint)
+    body = family.sizes(checkpoint)
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)
         raise ConfigError(f"--size {side} is no multiple of {body.multiple}", f"take {near}")
-    if checkpoint.form == "folder":
-        check_length(checkpoint.path / "tokenizer", [text, config.edit.negative_prompt], body.context_length)
+    family.check_prompts(checkpoint, [text, config.edit.negative_prompt])
     latent = (side // body.factor, side // body.factor)
     lanes = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, lanes, 1, dtype.itemsize)

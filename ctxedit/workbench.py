@@ -21,7 +21,7 @@ from ctxedit.media.geometry import pad, resize
 from ctxedit.media.mask import read_mask
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -129,7 +129,7 @@ class Workbench:
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = Backbone(checkpoint, self.device, dtype, self.config.offload)
+        backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.options.offline)
             backbone.control = Control.load(folder, control.scale, self.device, dtype)

@@ -151,7 +151,7 @@ def _serve(
     with bench.session(clip, method, meter) as session:
         try:
             frames = len(session.prepared.frames)
-            with meter.watch(session.backbone.unet, frames, session.device):
+            with meter.watch(session.backbone.networks[0], frames, session.device):
                 costs = _before_edits(session, meter)
                 measure = Measure(session.scorer)
                 yield from _references(bench, results, session, measure, clip)

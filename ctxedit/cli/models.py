@@ -123,15 +123,15 @@ def check_results() -> list[dict[str, Any]]:
 
 def builtin() -> list[dict[str, Any]]:
     """The built-in parts with sizes and origin; raises WeightsError when they are not there or are broken."""
-    from ctxedit import footprint
     from ctxedit.config import BUILTIN
+    from ctxedit.models.sizes import weigh
     from ctxedit.models.weights import locate
     from ctxedit.training import record
 
     folder = locate(BUILTIN).path
     found = []
     for part in sorted({file.parent.name for file in folder.glob("*/*.safetensors")}):
-        weight, made = footprint.weigh(folder / part), record.history(folder / part)
+        weight, made = weigh(folder / part), record.history(folder / part)
         known = made[0] if made else {}
         found.append(
             {

@@ -154,24 +154,29 @@ class Control:
         check_finite(net, str(folder))
         return cls(net, scale)
 
-    def __call__(self, x: Tensor, timestep: int | Tensor, words: Tensor, view: FrameView) -> dict[str, Any]:
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: int | float | Tensor,
+        tokens: Tensor,
+        view: FrameView,
+        added: dict[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
         """What the denoiser is to add, as its own keyword arguments.
 
         Args:
             x: noisy latents (lanes·frames, C, h, w).
             timestep: as the denoiser is told.
-            words: (lanes·frames, L, D).
+            tokens: (lanes·frames, L, D).
             view: the denoiser's; its ``control`` is shown to every lane.
+            added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.
         """
         assert view.control is not None
         plain = replace(view, fusion=None, heats=(), weight=None)
-        down, middle = self.net(
-            x,
-            timestep,
-            words,
-            view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1),
-            conditioning_scale=self.scale,
-            cross_attention_kwargs={"view": plain},
-            return_dict=False,
-        )
+        shown = view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1)
+        with plain.in_effect():
+            down, middle = self.net(
+                x, timestep, tokens, shown, conditioning_scale=self.scale, added_cond_kwargs=added,
+                return_dict=False,
+            )  # fmt: skip
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}

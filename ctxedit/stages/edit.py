@@ -13,7 +13,7 @@ from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, HeatMap
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
@@ -66,7 +66,7 @@ def edit(
     negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
     for prompt in (target, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.embed([negative, target])
+    context = backbone.condition([negative, target])
     generator = torch.Generator().manual_seed(config.seed)
     if config.edit.start == "noise":
         start = max(1, round(levels.steps * config.edit.strength))
@@ -90,7 +90,7 @@ def _source(scene: Scene, target: str, config: Config) -> Source:
     prompt = scene.prompt if config.invert.prompt == "source" else ""
     return Source(
         scene.trajectory,
-        backbone.embed([prompt]),
+        backbone.condition([prompt]),
         alignment,
         changed(old, new),
         config.invert.refinements > 0,

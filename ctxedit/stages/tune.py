@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from ctxedit.diffusion.parameterization import loss_weight
 from ctxedit.errors import ConfigError, NumericsError, OutputError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 
@@ -78,7 +79,7 @@ def trainable(
 def tune(
     backbone: Backbone,
     latents: Tensor,
-    context: Tensor,
+    context: Condition | Tensor,
     view: FrameView,
     config: TuneConfig,
     folder: Path,
@@ -96,7 +97,7 @@ def tune(
     Args:
         backbone: with clip attention installed.
         latents: (F, C, h, w), clean.
-        context: (1, L, D) of the source prompt.
+        context: one row, of the source prompt.
         view: one lane.
         config: lengths, rates, what is trained.
         folder: receives ``state.pt`` every ``save_every`` steps and ``log.jsonl``.
@@ -160,7 +161,7 @@ def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch
 def _loss(
     backbone: Backbone,
     latents: Tensor,
-    context: Tensor,
+    context: Condition | Tensor,
     view: FrameView,
     config: TuneConfig,
     shift: ContextShift | None,
@@ -170,10 +171,8 @@ def _loss(
 ) -> tuple[Tensor, float]:
     """One draw of level and noise: the loss and the shift's share of the signal."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    t = int(torch.randint(0, len(backbone.alphas_cumprod), (), generator=generator))
+    t, a, s = backbone.training_level(generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    bar = backbone.alphas_cumprod[t]
-    a, s = bar.sqrt(), (1 - bar).sqrt()
     with autocast():
         b = None if shift is None else shift(latents, t, a, s)
         x = marginal(latents, noise, a, s, b)
@@ -191,21 +190,19 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
     for net in backbone.networks:
         if dtype != torch.float32:
             net.float()
-        if config.checkpointing:
-            net.enable_gradient_checkpointing()
     for p in parameters.values():
         p.requires_grad_(True)
     half = dtype != torch.float32
     backbone.dtype = torch.float32
     try:
         device = backbone.device.type
-        yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
+        with backbone.checkpointing() if config.checkpointing else nullcontext():
+            yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
     finally:
         backbone.dtype = dtype
         for p in parameters.values():
             p.requires_grad_(False)
         for net in backbone.networks:
-            net.disable_gradient_checkpointing()
             if dtype != torch.float32:
                 net.to(dtype)
 

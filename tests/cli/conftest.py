@@ -52,17 +52,15 @@ def made(clip, runs):
 @pytest.fixture()
 def no_weights(monkeypatch):
     """Any attempt to load a network fails the test."""
-    import ctxedit.models.backbone
+    import ctxedit.models.backbones.stable_diffusion as stable_diffusion
     import ctxedit.models.captioner
     import ctxedit.models.clip
-    import ctxedit.models.weights
 
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    for module in (ctxedit.models.weights, ctxedit.models.backbone):
-        monkeypatch.setattr(module, "parts", refuse)
-    for module in (ctxedit.models.weights, ctxedit.models.captioner, ctxedit.models.clip):
+    monkeypatch.setattr(stable_diffusion, "parts", refuse)
+    for module in (stable_diffusion, ctxedit.models.captioner, ctxedit.models.clip):
         monkeypatch.setattr(module, "load_model", refuse)
 
 

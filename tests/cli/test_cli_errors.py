@@ -218,7 +218,7 @@ def test_a_full_disk_is_6(ctxedit, monkeypatch, tmp_path, clip):
 
 
 def test_nan_is_7_and_leaves_no_result(ctxedit, clip, tmp_path, monkeypatch):
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import Backbone
 
     real = Backbone.raw
     monkeypatch.setattr(Backbone, "raw", lambda *args: real(*args) * float("nan"))

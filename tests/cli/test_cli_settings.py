@@ -113,11 +113,11 @@ def test_presets_cp_copies_and_does_not_overwrite(ctxedit, tmp_path, monkeypatch
 def test_models_ls_says_parts_and_words(ctxedit):
     import torch
 
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import load_backbone
 
     answer = ctxedit("models", "ls", "--json")
     parts = {p["part"]: p for p in answer.table["builtin"]}
-    backbone = Backbone.load("builtin", torch.device("cpu"), torch.float32)
+    backbone = load_backbone("builtin", torch.device("cpu"), torch.float32)
     assert parts["unet"]["parameters"] == sum(p.numel() for p in backbone.unet.parameters())
     assert parts["vae"]["parameters"] == sum(p.numel() for p in backbone.vae.parameters())
     assert parts["unet"]["licence"] == "Apache-2.0" and parts["clip"]["bytes"] > 1e6

@@ -11,7 +11,7 @@ from ctxedit.config import AdapterConfig, AttentionConfig, TuneConfig
 from ctxedit.errors import ConfigError, NumericsError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.tune import _loss, load_tensors, trainable, tune
 
@@ -27,7 +27,7 @@ class Bench:
     """A fresh network, adapter and temporal layers: the same every time."""
 
     def __init__(self, folder, adapter=True, temporal=True, dtype=torch.float32):
-        self.backbone = Backbone.load(str(folder), torch.device("cpu"), dtype)
+        self.backbone = load_backbone(str(folder), torch.device("cpu"), dtype)
         self.context = self.backbone.embed(["a tiger walking on the beach"])
         self.temporal = self.shift = None
         if adapter:

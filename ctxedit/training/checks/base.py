@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ctxedit.config import BUILTIN
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone, load_backbone
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import scenes
 from ctxedit.training.components import find_component
@@ -60,7 +60,7 @@ class CheckConfig:
 
     def backbone(self) -> Backbone:
         """The denoiser's pipeline on the CPU."""
-        return Backbone.load(self.model, torch.device("cpu"), torch.float32)
+        return load_backbone(self.model, torch.device("cpu"), torch.float32)
 
     def held_out(self, pairs: float = 0.0) -> list[scenes.Scene]:
         """``count`` held-out scenes, of which a share of ``pairs`` has two objects."""
