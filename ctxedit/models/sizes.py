@@ -39,6 +39,7 @@ class Sizes:
         layers: residual blocks at each resolution on the way down (one more on the way up).
         vae_channels: of the autoencoder, highest resolution first.
         latent_channels, context_width, context_length, resolution: as ``Backbone`` has them.
+        takes_control: whether a ControlNet can run beside the denoiser.
     """
 
     unet: Weight
@@ -52,6 +53,7 @@ class Sizes:
     context_width: int
     context_length: int
     resolution: int
+    takes_control: bool = True
 
     @property
     def parameters(self) -> int:

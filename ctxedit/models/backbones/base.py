@@ -207,9 +207,9 @@ class Backbone(ABC):
             yield
 
     @property
-    @abstractmethod
-    def denoiser(self) -> Denoiser:
-        """The sizes that a ControlNet must fit."""
+    def denoiser(self) -> Denoiser | None:
+        """The sizes that a ControlNet must fit; None for a family that takes none."""
+        return None
 
     def temporal_layers(self, seed: int = 0, init: Literal["zero", "copy"] = "zero") -> TemporalLayers:
         """Fresh temporal layers, hooked into the denoiser; they do nothing until trained."""
