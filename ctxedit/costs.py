@@ -13,6 +13,7 @@ from ctxedit.media.geometry import Fit
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import own_part
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
 from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.sample import fused_steps
@@ -39,8 +40,7 @@ class Costs:
         self.width = dtype.itemsize
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
-        attention = self.config.attention
-        self.window = {"causal": attention.window, "sparse-causal": 2}.get(attention.frames, 1)
+        self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
 
     def evaluations(self, stage: str) -> int:
         """Passes of the network over all frames; guidance and the source's lane are passes of their own."""

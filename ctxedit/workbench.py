@@ -20,7 +20,7 @@ from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad, resize
 from ctxedit.media.mask import read_mask
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
@@ -29,6 +29,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import VOCABULARY
+from ctxedit.patterns import attended_frames
 from ctxedit.runs import DEFAULT_ROOT
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.evaluate import make_scorer
@@ -152,7 +153,7 @@ class Workbench:
         frames = len(self.prepared.frames)
         height, width = self.prepared.padded.shape[1:3]
         side = (height // self.backbone.factor, width // self.backbone.factor)
-        return FrameView(seen_frames(self.config.attention, frames), side, control=self.condition)
+        return FrameView(attended_frames(self.config.attention, frames), side, control=self.condition)
 
     @cached_property
     def condition(self) -> Tensor | None:

@@ -15,9 +15,10 @@ from tiny import make_sdxl
 from ctxedit.config import AttentionConfig, preset_names
 from ctxedit.errors import WeightsError
 from ctxedit.media.write import write_clip
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import family_of, load_backbone
 from ctxedit.models.weights import SHORT_NAMES, locate
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.sample import Sampling, sample
 
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_sampling_is_diffusers_pipeline(backbone, diffusers_pipeline, guidance, 
         height=side[0] * 4, width=side[1] * 4, num_inference_steps=steps, guidance_scale=guidance,
         latents=x.clone(), output_type="latent",
     ).images  # fmt: skip
-    view = FrameView(seen_frames(AttentionConfig(frames="none"), frames), side)
+    view = FrameView(attended_frames(AttentionConfig(frames="none"), frames), side)
     context = backbone.condition([negative or "", PROMPT])
     with backbone.attention(AttentionConfig()):
         got = sample(backbone, x, context, backbone.levels(steps), view, Sampling(guidance))
@@ -104,7 +105,7 @@ def test_each_branch_has_its_own_pooled_text_and_every_call_its_size(backbone):
     hook = backbone.unet.register_forward_pre_hook(
         lambda _, args, kwargs: told.append(kwargs["added_cond_kwargs"]), with_kwargs=True
     )
-    view = FrameView(seen_frames(AttentionConfig(frames="none"), 3), (8, 12), lanes=2)
+    view = FrameView(attended_frames(AttentionConfig(frames="none"), 3), (8, 12), lanes=2)
     condition = backbone.condition(["a", "a panda"])
     with backbone.attention(AttentionConfig()), torch.no_grad():
         backbone.raw(torch.zeros(6, 4, 8, 12), 500, condition, view)

@@ -11,8 +11,9 @@ from toy_flow import ToyFlow, make
 
 from ctxedit.config import AttentionConfig, TuneConfig
 from ctxedit.media.write import write_clip
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, sample
 from ctxedit.stages.tune import tune
@@ -20,7 +21,7 @@ from ctxedit.stages.tune import tune
 CPU = torch.device("cpu")
 PROMPT = "a tiger walking on the beach"
 F, SIDE = 2, (6, 8)
-VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
+VIEW = FrameView(attended_frames(AttentionConfig(), F), SIDE)
 
 
 @pytest.fixture(scope="module")

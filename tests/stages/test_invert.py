@@ -11,14 +11,15 @@ from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.schedule import alphas_cumprod, levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, sample
 
 F, SIDE, STEPS = 2, (8, 8), 6
-VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
+VIEW = FrameView(attended_frames(AttentionConfig(), F), SIDE)
 PROMPT = "a tiger walking on the beach"
 
 
