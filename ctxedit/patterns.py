@@ -9,19 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ctxedit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ctxedit.config import AttentionConfig
 
 #: The entry-point group of patterns that other packages add.
 PLUGINS = "ctxedit.patterns"
 
 #: For each frame of a clip the distinct frames that it attends to.
 Attended = tuple[tuple[int, ...], ...]
-Pattern = Callable[["AttentionConfig", int], Attended]
+
+
+class Settings(Protocol):
+    """What a pattern reads of the settings' ``attention`` table."""
+
+    @property
+    def frames(self) -> str:
+        """The pattern's name."""
+
+    @property
+    def window(self) -> int:
+        """How many frames at most, for patterns that look back."""
+
+    @property
+    def key(self) -> int:
+        """Index of the key frame; negative is the middle one."""
+
+
+Pattern = Callable[[Settings, int], Attended]
 
 _PATTERNS: dict[str, Pattern] = {}
 
@@ -42,7 +57,7 @@ def pattern_names() -> list[str]:
     return list(_PATTERNS)
 
 
-def attended_frames(config: AttentionConfig, count: int) -> Attended:
+def attended_frames(config: Settings, count: int) -> Attended:
     """For each of ``count`` frames the distinct frames that it attends to.
 
     Raises:
@@ -56,19 +71,19 @@ def attended_frames(config: AttentionConfig, count: int) -> Attended:
 
 
 @pattern("causal")
-def _causal(config: AttentionConfig, count: int) -> Attended:
+def _causal(config: Settings, count: int) -> Attended:
     """The frame itself and the ``window − 1`` before it (ContextDiff)."""
     return tuple(tuple(range(max(0, i - config.window + 1), i + 1)) for i in range(count))
 
 
 @pattern("sparse-causal")
-def _sparse_causal(config: AttentionConfig, count: int) -> Attended:
+def _sparse_causal(config: Settings, count: int) -> Attended:
     """The first and the previous frame (Tune-A-Video)."""
     return tuple(tuple(sorted({0, max(0, i - 1)})) for i in range(count))
 
 
 @pattern("key-frame")
-def _key_frame(config: AttentionConfig, count: int) -> Attended:
+def _key_frame(config: Settings, count: int) -> Attended:
     """One frame for all (FateZero's middle frame, ControlVideo's first)."""
     key = count // 2 if config.key < 0 else config.key
     if key >= count:
@@ -77,7 +92,7 @@ def _key_frame(config: AttentionConfig, count: int) -> Attended:
 
 
 @pattern("none")
-def _none(config: AttentionConfig, count: int) -> Attended:
+def _none(config: Settings, count: int) -> Attended:
     """The frame itself."""
     return tuple((i,) for i in range(count))
 

@@ -226,12 +226,13 @@ class Backbone(ABC):
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
         """Gradient checkpointing in every network; attention's view is restored where they are recomputed."""
-        for net in self.networks:
+        networks: tuple[Any, ...] = self.networks
+        for net in networks:
             net.enable_gradient_checkpointing(_checkpoint)
         try:
             yield
         finally:
-            for net in self.networks:
+            for net in networks:
                 net.disable_gradient_checkpointing()
 
 
