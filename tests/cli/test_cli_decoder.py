@@ -7,6 +7,7 @@ import pytest
 
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import job, loop, record
+from ctxedit.training.components import hashes
 from ctxedit.training.tasks import base as tasks
 
 
@@ -29,7 +30,7 @@ def test_the_decoder_goes_on_and_leaves_the_latents_as_they_are(ctxedit, make_re
     assert scales[0] == scales[1]
     assert "_name_or_path" not in json.loads((tmp_path / "mine/vae/config.json").read_text())
     last, *earlier = record.history(tmp_path / "mine/vae")
-    assert last["part"] == "decoder" and last["began_with"] == record.hashes(BUILTIN_FOLDER / "vae")
+    assert last["part"] == "decoder" and last["began_with"] == hashes(BUILTIN_FOLDER / "vae")
     assert earlier == record.history(BUILTIN_FOLDER / "vae")
     assert record.matches(tmp_path / "mine", "vae") is True
 
@@ -44,7 +45,7 @@ def two_recipes(make_recipe, monkeypatch, tmp_path):
 
 
 def parts_of(folder):
-    return [sitting["part"] for sitting in record.history(folder)]
+    return [made["part"] for made in record.history(folder)]
 
 
 def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, two_recipes, tmp_path):
@@ -61,7 +62,7 @@ def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, 
     assert record.history(vae)[0]["files"] == made[0]["files"]
     shutil.rmtree(vae)
     assert ctxedit("train", "decoder", "--out", "mine").code == 0
-    assert record.hashes(vae) == made[0]["files"]
+    assert hashes(vae) == made[0]["files"]
     # Longer: the decoder begins anew on what the autoencoder came to.
     longer = ctxedit("train", "all", "--out", "mine", "--steps", 2)
     assert longer.code == 0, longer.err
@@ -81,7 +82,9 @@ def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_
     assert ctxedit("train", "autoencoder", "--out", "mine", "--steps", 2, "-y").code == 0
     for dry in ((), ("--dry-run",)):
         refused = ctxedit("train", "decoder", "--out", "mine", *dry)
-        assert refused.code == 2 and "has changed since the training in" in refused.err and "-y" in refused.err
+        assert (
+            refused.code == 2 and "has changed since the training in" in refused.err and "-y" in refused.err
+        )
     planned = ctxedit("train", "decoder", "--out", "mine", "-y", "--dry-run", "--json").table
     assert (planned["first step"], planned["starts from"]) == (0, "mine/vae")
     anew = ctxedit("train", "decoder", "--out", "mine", "-y")
@@ -90,7 +93,7 @@ def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_
     # The autoencoder is wanted back: it is done, and lies no more where it was.
     wanted = record.read(vae)["began_with"]
     assert ctxedit("train", "autoencoder", "--out", "mine", "--steps", 2, "-y").code == 0
-    assert parts_of(vae) == ["autoencoder"] and record.hashes(vae) == wanted
+    assert parts_of(vae) == ["autoencoder"] and hashes(vae) == wanted
 
 
 def test_a_decoder_begun_anew_begins_with_the_autoencoder_not_with_itself(ctxedit, two_recipes, tmp_path):
@@ -115,7 +118,7 @@ def test_a_decoder_resumes_bit_for_bit(ctxedit, make_recipe, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     resumed = ctxedit("train", path, "--out", "halves")
     assert resumed.code == 0 and "resuming at step 1 of 3" in resumed.err
-    assert record.hashes(tmp_path / "halves/vae") == record.hashes(tmp_path / "whole/vae")
+    assert hashes(tmp_path / "halves/vae") == hashes(tmp_path / "whole/vae")
     assert parts_of(tmp_path / "halves/vae") == ["decoder", *parts_of(BUILTIN_FOLDER / "vae")]
 
 
@@ -131,7 +134,7 @@ def test_weights_from_elsewhere_are_not_written_over_unasked(ctxedit, two_recipe
             shutil.copytree(BUILTIN_FOLDER / "vae", vae)
         refused = ctxedit("train", "all", "--out", "mine")
         assert refused.code == 2 and "has changed since the training in" in refused.err
-        assert record.history(vae) == made and record.hashes(vae) == made[0]["files"]
+        assert record.history(vae) == made and hashes(vae) == made[0]["files"]
         assert (tmp_path / "mine/.state/decoder/state.pt").exists()
 
 
@@ -140,7 +143,7 @@ def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
 ):
     path, vae = make_recipe("autoencoder", steps=2), tmp_path / "mine/vae"
     assert ctxedit("train", path, "--out", "mine", "--steps", 1).code == 0
-    first = record.hashes(vae)
+    first = hashes(vae)
 
     def killed(self):
         raise KeyboardInterrupt
@@ -148,9 +151,9 @@ def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
     with monkeypatch.context() as patched:
         patched.setattr(loop._Loop, "export", killed)
         assert ctxedit("train", path, "--out", "mine").code == 130
-    assert record.hashes(vae) == first, "the state is of two steps, the weights of one"
+    assert hashes(vae) == first, "the state is of two steps, the weights of one"
     assert ctxedit("train", path, "--out", "mine").code == 0
-    assert record.hashes(vae) != first and record.read(vae)["steps"] == 2
+    assert hashes(vae) != first and record.read(vae)["steps"] == 2
     (vae / "training.json").unlink()
     assert ctxedit("train", path, "--out", "mine").code == 0 and record.read(vae)["steps"] == 2
 

@@ -11,6 +11,7 @@ from small_recipes import TASKS
 
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe, record
+from ctxedit.training.components import hashes
 from ctxedit.training.tasks import base as tasks
 
 
@@ -47,10 +48,10 @@ def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictu
     folder = tmp_path / "mine" / tasks.get(part).folder
     known = json.loads((folder / "training.json").read_text())
     assert known["steps"] == 2 and known["bad"] == 1 and known["data"].startswith("folder pictures")
-    assert known["files"] == record.hashes(folder) and record.matches(tmp_path / "mine", folder.name)
+    assert known["files"] == hashes(folder) and record.matches(tmp_path / "mine", folder.name)
     assert known["recipe_sha256"] == hashlib.sha256(known["recipe"].encode()).hexdigest()
     if part == "denoiser":
-        assert known["built_on"]["vae"] == record.hashes(BUILTIN_FOLDER / "vae")
+        assert known["built_on"]["vae"] == hashes(BUILTIN_FOLDER / "vae")
         made = ctxedit("t2i", "a tiger", "--model", "mine", "--steps", 2, "-o", "a.png")
         assert made.code == 0, made.err
     if part == "adapter":
@@ -85,10 +86,10 @@ def test_an_adapter_may_move_the_denoiser_too(ctxedit, make_recipe, tmp_path):
 def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder")
     assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
-    first = record.hashes(tmp_path / "weights-my-autoencoder/vae")
+    first = hashes(tmp_path / "weights-my-autoencoder/vae")
     longer = ctxedit("train", path, "--steps", 3)
     assert longer.code == 0 and "resuming at step 2 of 3" in longer.err
-    assert record.hashes(tmp_path / "weights-my-autoencoder/vae") != first
+    assert hashes(tmp_path / "weights-my-autoencoder/vae") != first
     other = make_recipe("autoencoder", TASKS["autoencoder"].replace("1.0", "2.0"))
     refused = ctxedit("train", other)
     assert refused.code == 2 and "started with a different task.edges" in refused.err
@@ -122,13 +123,13 @@ def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypa
     assert answer.code == 0, answer.err
     assert [p["steps"] for p in answer.table["parts"]] == [1, 1, 1]
     out = tmp_path / "weights-all"
-    assert record.read(out / "unet")["built_on"]["vae"] == record.hashes(out / "vae")
+    assert record.read(out / "unet")["built_on"]["vae"] == hashes(out / "vae")
     text = json.loads((out / "text_encoder/config.json").read_text())
     assert text["hidden_size"] == 32, "the text side of the CLIP that was trained before it"
-    before = record.hashes(out / "unet")
+    before = hashes(out / "unet")
     again = ctxedit("train", "all")
     assert again.code == 0 and "resuming at step 1 of 1" in again.err
-    assert record.hashes(out / "unet") == before
+    assert hashes(out / "unet") == before
 
 
 def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
@@ -136,7 +137,7 @@ def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
     answer = ctxedit("train", path, "--warm")
     assert answer.code == 0, answer.err
     known = record.read(tmp_path / "weights-my-autoencoder/vae")
-    assert known["began_with"] == record.hashes(BUILTIN_FOLDER / "vae")
+    assert known["began_with"] == hashes(BUILTIN_FOLDER / "vae")
     rows = (tmp_path / "weights-my-autoencoder/.state/autoencoder/metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["psnr"] > 20, "it began with trained weights"
 
@@ -237,23 +238,23 @@ def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, t
 def test_the_shipped_weights_are_those_of_their_record(part):
     """Whoever changes weights or recipe makes the record anew: `ctxedit train PART --record`."""
     folder = BUILTIN_FOLDER / tasks.get(part).folder
-    sittings = record.history(folder)
-    if not any(sitting["part"] == part for sitting in sittings):
+    records = record.history(folder)
+    if not any(made["part"] == part for made in records):
         pytest.skip(f"no record of the {part} yet")
-    assert sittings[0]["files"] == record.hashes(folder)
-    for later, earlier in itertools.pairwise(sittings):
+    assert records[0]["files"] == hashes(folder)
+    for later, earlier in itertools.pairwise(records):
         assert later["began_with"] == earlier["files"]
-    for sitting in sittings:
-        assert sitting["recipe_sha256"] == hashlib.sha256(sitting["recipe"].encode()).hexdigest()
-    known = next(sitting for sitting in sittings if sitting["part"] == part)
+    for made in records:
+        assert made["recipe_sha256"] == hashlib.sha256(made["recipe"].encode()).hexdigest()
+    known = next(made for made in records if made["part"] == part)
     assert known["recipe_sha256"] == recipe.resolve(part).sha256, "the shipped recipe made these weights"
     for name, files in known["built_on"].items():
         # A decoder that was trained further leaves the latents as they were.
-        same = [record.hashes(BUILTIN_FOLDER / name)]
-        for sitting in record.history(BUILTIN_FOLDER / name):
-            if sitting["part"] != "decoder":
+        same = [hashes(BUILTIN_FOLDER / name)]
+        for made in record.history(BUILTIN_FOLDER / name):
+            if made["part"] != "decoder":
                 break
-            same.append(sitting["began_with"])
+            same.append(made["began_with"])
         assert files in same
 
 
