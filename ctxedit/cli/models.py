@@ -59,11 +59,11 @@ def check(
             help="autoencoder, clip, captioner, text-to-image, editing. Repeatable. (all)",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes for each part.")] = 100,
+    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes per part.")] = 100,
     pairs: Annotated[
-        int, typer.Option("--pairs", min=1, help="Clips to edit, three ways each; each is tuned on.")
+        int, typer.Option("--pairs", min=1, help="Clips to tune on and edit towards three targets.")
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Of scenes and noise.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of scenes and noise.")] = 7,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Folder of models. (the built-in ones)", show_default=False),
@@ -72,7 +72,7 @@ def check(
         Path | None,
         typer.Option(
             "--work", show_default=False,
-            help="Keep the edits' clips and runs there; an interrupted check goes on. (a temporary folder)",
+            help="Folder for clips and runs, to resume an interrupted check. (a temporary folder)",
         ),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Write check.json beside the weights.")] = False,

@@ -8,11 +8,13 @@ returns RGB (H, W, 3) in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+#: Positions and colours; float32, or float64 where numpy promotes.
+Array = NDArray[np.floating[Any]]
 
 
 def _mix(a: Array | tuple[float, ...], b: Array | tuple[float, ...], w: Array) -> Array:
@@ -22,17 +24,20 @@ def _mix(a: Array | tuple[float, ...], b: Array | tuple[float, ...], w: Array) -
 
 def _edge(v: Array, at: Array | float, soft: float = 0.02) -> Array:
     """0 above the line ``at`` and 1 below it, with a transition of width ``soft``."""
-    return np.clip((v - at) / soft + 0.5, 0, 1)
+    below: Array = np.clip((v - at) / soft + 0.5, 0, 1)
+    return below
 
 
 def _hash(n: Array, salt: float) -> Array:
     """A deterministic pseudo-random number in [0, 1) for each integer."""
     x = np.sin(n * 12.9898 + salt * 78.233) * 43758.5453
-    return x - np.floor(x)
+    fraction: Array = x - np.floor(x)
+    return fraction
 
 
 def _disc(u: Array, v: Array, x: float, y: float, r: float) -> Array:
-    return np.clip((r - np.hypot(u - x, v - y)) / 0.02 + 0.5, 0, 1)
+    inside: Array = np.clip((r - np.hypot(u - x, v - y)) / 0.02 + 0.5, 0, 1)
+    return inside
 
 
 def _beach(u: Array, v: Array, p: Array) -> Array:

@@ -150,7 +150,7 @@ def _place(actor: Actor, pose: tuple[float, float, float, float], size: int) -> 
     cx, cy = x * size, (y - scale / 2) * size
     matrix = (cos, sin, side / 2 - cos * cx - sin * cy, -sin, cos, side / 2 + sin * cx - cos * cy)
     placed = image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    layer = np.asarray(placed, np.float32) / 255
+    layer: NDArray[np.float32] = np.asarray(placed, np.float32) / np.float32(255)
     # Bicubic overshoots: no premultiplied colour may exceed its alpha.
     layer[..., :3] = np.minimum(layer[..., :3], layer[..., 3:])
     return layer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-Array = NDArray[np.float32]
+#: Colours; float32, or float64 where numpy promotes.
+Array = NDArray[np.floating[Any]]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -38,7 +40,8 @@ def _pixel_art(image: Array) -> Array:
     small = image[: h * block, : w * block].reshape(h, block, w, block, 3).mean((1, 3))
     # More contrast first, for the palette of an old console.
     small = np.round(np.clip((small - 0.5) * 1.35 + 0.5, 0, 1) * 4) / 4
-    return np.kron(small, np.ones((block, block, 1), np.float32)).astype(np.float32)
+    blocks: Array = np.kron(small, np.ones((block, block, 1), np.float32)).astype(np.float32)
+    return blocks
 
 
 def _watercolor(image: Array) -> Array:
@@ -48,7 +51,8 @@ def _watercolor(image: Array) -> Array:
     grey = (wet @ _LUMA)[..., None]
     pale = 0.36 + 0.64 * (grey + 1.1 * (wet - grey))
     paper = np.array([1.0, 0.985, 0.95], np.float32)
-    return np.clip(pale * paper - 0.8 * rim, 0, 1).astype(np.float32)
+    painting: Array = np.clip(pale * paper - 0.8 * rim, 0, 1).astype(np.float32)
+    return painting
 
 
 def _neon(image: Array) -> Array:
@@ -61,7 +65,8 @@ def _neon(image: Array) -> Array:
     hue = (image - low) / np.maximum(high - low, 1e-3)
     grey = np.clip(1 - 5 * (high - low), 0, 1)
     glow = hue * (1 - grey) + np.array([0.55, 0.95, 1.0], np.float32) * grey
-    return np.clip(0.22 * image**1.5 + edge * glow, 0, 1).astype(np.float32)
+    neon: Array = np.clip(0.22 * image**1.5 + edge * glow, 0, 1).astype(np.float32)
+    return neon
 
 
 def _sepia(image: Array) -> Array:
@@ -70,7 +75,9 @@ def _sepia(image: Array) -> Array:
     line = np.linspace(-1, 1, image.shape[0], dtype=np.float32)
     corner = 1 - 0.28 * np.clip(line[None] ** 2 + line[:, None] ** 2 - 0.6, 0, 1)
     tone = np.array([1.0, 0.80, 0.55], np.float32)
-    return ((grey * corner)[..., None] * tone + np.array([0.06, 0.03, 0.0], np.float32)).astype(np.float32)
+    toned = (grey * corner)[..., None] * tone + np.array([0.06, 0.03, 0.0], np.float32)
+    sepia: Array = toned.astype(np.float32)
+    return sepia
 
 
 FILTERS: dict[str, Callable[[Array], Array]] = {
