@@ -1,6 +1,6 @@
 """Training of the built-in models.
 
-A recipe (``recipes/*.toml``) names a task (``tasks``) with its settings, its data (``data``) and its schedule.
+A recipe (``recipes/*.toml``) names a task (``tasks``) with settings, data (``data``) and a schedule.
 A ``Training`` (``job``) builds the task, has the loop (``loop``) train it, and writes the record (``record``)
 beside the weights. ``policy`` decides what a command may discard or replace; ``check`` measures the results.
 """

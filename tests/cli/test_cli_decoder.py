@@ -1,4 +1,4 @@
-"""``ctxedit train decoder``: a part that goes on from another's weights, in their place."""
+"""``ctxedit train decoder``: a task that starts from another's weights and replaces them."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_decoder_goes_on_and_leaves_the_latents_as_they_are(ctxedit, make_recipe, tmp_path):
+def test_the_decoder_is_trained_further_and_the_latents_stay_the_same(ctxedit, make_recipe, tmp_path):
     from safetensors.torch import load_file
 
     answer = ctxedit("train", make_recipe("decoder"), "--out", "mine")
@@ -48,7 +48,7 @@ def parts_of(folder):
     return [made["part"] for made in record.history(folder)]
 
 
-def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, two_recipes, tmp_path):
+def test_with_all_the_decoder_replaces_the_autoencoder(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     made = record.history(vae)
@@ -70,7 +70,7 @@ def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, 
     assert record.read(vae)["before"]["files"] != made[1]["files"]
 
 
-def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_recipes, tmp_path):
+def test_a_decoder_is_restarted_from_another_autoencoder_on_request(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "autoencoder", "--out", "mine").code == 0
     refused = ctxedit("train", "decoder", "--out", "mine")
@@ -96,7 +96,7 @@ def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_
     assert parts_of(vae) == ["autoencoder"] and hashes(vae) == wanted
 
 
-def test_a_decoder_begun_anew_begins_with_the_autoencoder_not_with_itself(ctxedit, two_recipes, tmp_path):
+def test_a_restarted_decoder_starts_from_the_autoencoder_not_from_itself(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     made = record.read(vae)
@@ -122,7 +122,7 @@ def test_a_decoder_resumes_bit_for_bit(ctxedit, make_recipe, monkeypatch, tmp_pa
     assert parts_of(tmp_path / "halves/vae") == ["decoder", *parts_of(BUILTIN_FOLDER / "vae")]
 
 
-def test_weights_from_elsewhere_are_not_written_over_unasked(ctxedit, two_recipes, tmp_path):
+def test_weights_of_another_training_are_not_replaced_without_asking(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     # A decoder of another state went on from this one's; then one of another autoencoder lies there.
@@ -138,9 +138,7 @@ def test_weights_from_elsewhere_are_not_written_over_unasked(ctxedit, two_recipe
         assert (tmp_path / "mine/.state/decoder/state.pt").exists()
 
 
-def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
-    ctxedit, make_recipe, monkeypatch, tmp_path
-):
+def test_an_export_that_a_kill_prevented_is_made_next_time(ctxedit, make_recipe, monkeypatch, tmp_path):
     path, vae = make_recipe("autoencoder", steps=2), tmp_path / "mine/vae"
     assert ctxedit("train", path, "--out", "mine", "--steps", 1).code == 0
     first = hashes(vae)
@@ -158,7 +156,7 @@ def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
     assert ctxedit("train", path, "--out", "mine").code == 0 and record.read(vae)["steps"] == 2
 
 
-def test_the_record_of_a_part_that_another_took_the_place_of_is_not_made(ctxedit, two_recipes, tmp_path):
+def test_no_record_is_written_for_weights_that_another_task_replaced(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     made = record.history(vae)
@@ -171,7 +169,7 @@ def test_the_record_of_a_part_that_another_took_the_place_of_is_not_made(ctxedit
     assert ctxedit("train", "all", "--out", "mine", "--record").out.split() == ["mine/vae/training.json"]
 
 
-def test_all_recipes_on_several_processes_want_one_precision(ctxedit, two_recipes, monkeypatch):
+def test_several_processes_need_one_precision_for_all_recipes(ctxedit, two_recipes, monkeypatch):
     path = tasks.RECIPES / "decoder.toml"
     path.write_text(path.read_text().replace("workers = 0", 'workers = 0\nprecision = "bf16"'))
     monkeypatch.setenv("WORLD_SIZE", "2")

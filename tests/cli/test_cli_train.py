@@ -1,4 +1,4 @@
-"""``ctxedit train`` and ``ctxedit models check``: through the command line, on a person's own pictures."""
+"""``ctxedit train`` and ``ctxedit models check``: through the command line, on the user's own images."""
 
 import hashlib
 import itertools
@@ -17,7 +17,7 @@ from ctxedit.training.tasks import base as tasks
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Eight drawn pictures with captions, one of them spoilt."""
+    """Eight drawn pictures with captions, one of them unreadable."""
     from PIL import Image
 
     from ctxedit.synthetic import scenes
@@ -38,12 +38,12 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", TASKS)
-def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictures, tmp_path, part):
+def test_every_task_trains_on_a_folder_of_images(ctxedit, make_recipe, pictures, tmp_path, part):
     answer = ctxedit("train", make_recipe(part), "--data", pictures, "--out", "mine", "--json")
     assert answer.code == 0, answer.err
     table = answer.table
     assert table["steps"] == 2 and table["images"] == 8
-    assert table["bad"].keys() == {"0.png"}, "eight samples of eight pictures meet the spoilt one"
+    assert table["bad"].keys() == {"0.png"}, "eight samples of eight images include the unreadable one"
     assert "1 bad sample was left out: 0.png" in answer.err
     folder = tmp_path / "mine" / tasks.get(part).folder
     known = json.loads((folder / "training.json").read_text())
@@ -62,7 +62,7 @@ def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictu
         assert made.code == 0, made.err
 
 
-def test_an_adapter_may_move_the_denoiser_too(ctxedit, make_recipe, tmp_path):
+def test_an_adapter_can_train_the_denoiser_too(ctxedit, make_recipe, tmp_path):
     path = make_recipe("adapter", TASKS["adapter"].replace("[]", '["attn2"]'))
     answer = ctxedit("train", path, "--out", "mine")
     assert answer.code == 0, answer.err
@@ -83,7 +83,7 @@ def test_an_adapter_may_move_the_denoiser_too(ctxedit, make_recipe, tmp_path):
     assert made.code == 0, made.err
 
 
-def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_recipe, tmp_path):
+def test_a_training_resumes_and_its_weights_are_not_overwritten(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder")
     assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
     first = hashes(tmp_path / "weights-my-autoencoder/vae")
@@ -112,7 +112,9 @@ def test_a_step_may_take_several_passes(ctxedit, make_recipe, tmp_path):
     assert refused.code == 2 and "4 samples per step cannot be split into 3 passes" in refused.err
 
 
-def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypatch, tmp_path):
+def test_all_recipes_are_trained_in_the_order_of_their_dependencies(
+    ctxedit, make_recipe, monkeypatch, tmp_path
+):
     monkeypatch.setattr(tasks, "RECIPES", tmp_path / "recipes")
     tasks.RECIPES.mkdir()
     for part in ("denoiser", "clip", "autoencoder"):
@@ -132,7 +134,7 @@ def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypa
     assert hashes(out / "unet") == before
 
 
-def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
+def test_a_warm_start_records_its_initial_weights(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder", "channels = [32, 64, 128]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
     answer = ctxedit("train", path, "--warm")
     assert answer.code == 0, answer.err
@@ -203,7 +205,7 @@ def test_bad_input_stops_the_training_where_the_recipe_says_so(ctxedit, make_rec
     assert answer.code == 3 and "0.png" in answer.err
 
 
-def test_tensorboard_is_asked_for_before_anything_is_done(ctxedit, make_recipe, monkeypatch, tmp_path):
+def test_a_missing_tensorboard_is_reported_before_training(ctxedit, make_recipe, monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -219,7 +221,7 @@ def test_tensorboard_receives_the_metrics(ctxedit, make_recipe, tmp_path):
     assert list((tmp_path / "board").glob("events.out.tfevents.*"))
 
 
-def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, tmp_path):
+def test_a_missing_record_can_be_written(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder")
     ctxedit("train", path)
     file = tmp_path / "weights-my-autoencoder/vae/training.json"
