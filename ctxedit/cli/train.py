@@ -57,7 +57,7 @@ Board = Annotated[
     Path | None, _option("--tensorboard", metavar="DIR", help="Write TensorBoard event files to DIR.")
 ]
 Record = Annotated[
-    bool, _option("--record", help="Only write training.json, for weights that --state was exported to.")
+    bool, _option("--record", help="Only write training.json, for weights trained with --state.")
 ]
 
 

@@ -54,8 +54,8 @@ class Options:
 class Training:
     """The training of one recipe.
 
-    A task that continues another's replaces the weights that it starts from. They are therefore copied beside
-    its state, so that it can be restarted from the same weights.
+    A task that continues another's replaces the weights that it starts from. They are therefore copied next
+    to its state, so that it can be restarted from the same weights.
 
     Attributes:
         recipe: what to train.
@@ -119,7 +119,7 @@ class Training:
         return copy if hashes(present) == copied or self._trained_from(present, copied) else present
 
     def _keep_initial_weights(self) -> Path:
-        """:meth:`initial_weights`, copied beside the state if the training is about to start."""
+        """:meth:`initial_weights`, copied next to the state if the training is about to start."""
         found, copy = self.initial_weights(), self._initial_copy
         if found == copy or self.started:
             return found
@@ -170,7 +170,7 @@ class Training:
             )
 
     def _remember_start(self, initial: Path | None) -> None:
-        """Write the settings, and the hashes and record of the initial weights, beside the state.
+        """Write the settings, and the hashes and record of the initial weights, next to the state.
 
         The record is copied because the training's own record soon replaces it.
         """

@@ -1,4 +1,4 @@
-"""The record beside trained weights, ``training.json``: how they were made.
+"""The record next to trained weights, ``training.json``: how they were made.
 
 It has the recipe's text and hash, the hash of every weight file, and the hashes of the components that the
 model was trained on, so that it can be verified that the recipe made these weights. Weights that were trained

@@ -1,4 +1,4 @@
-"""The results of a check, kept as ``check.json`` beside the weights so that they can be shown at any time."""
+"""The results of a check, kept as ``check.json`` next to the weights so that they can be shown later."""
 
 from __future__ import annotations
 
