@@ -18,7 +18,7 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.device import name_of
 from ctxedit.training import record
-from ctxedit.training.components import Components, find_component, link_components
+from ctxedit.training.components import Components, find_component, hashes, link_components
 from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train
 from ctxedit.training.progress_log import read_metrics, seconds_of
 from ctxedit.training.recipe import Recipe
@@ -54,8 +54,8 @@ class Options:
 class Training:
     """The training of one recipe.
 
-    A task that continues another's replaces the weights that it starts from. They are therefore copied beside
-    its state, so that it can be restarted from the same weights.
+    A task that continues another's replaces the weights that it starts from. They are therefore copied next
+    to its state, so that it can be restarted from the same weights.
 
     Attributes:
         recipe: what to train.
@@ -115,11 +115,11 @@ class Training:
             return present
         if self.started and not restart:
             return copy
-        copied = record.hashes(copy)
-        return copy if record.hashes(present) == copied or self._trained_from(present, copied) else present
+        copied = hashes(copy)
+        return copy if hashes(present) == copied or self._trained_from(present, copied) else present
 
     def _keep_initial_weights(self) -> Path:
-        """:meth:`initial_weights`, copied beside the state if the training is about to start."""
+        """:meth:`initial_weights`, copied next to the state if the training is about to start."""
         found, copy = self.initial_weights(), self._initial_copy
         if found == copy or self.started:
             return found
@@ -141,7 +141,7 @@ class Training:
         if self.continues is None or not self.started or record.owner_of(self.weights) is None:
             return False
         initial = record.started_from(self.state).files
-        return record.hashes(self.weights) != initial and not self._trained_from(self.weights, initial)
+        return hashes(self.weights) != initial and not self._trained_from(self.weights, initial)
 
     # -- resuming ----------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class Training:
             )
 
     def _remember_start(self, initial: Path | None) -> None:
-        """Write the settings, and the hashes and record of the initial weights, beside the state.
+        """Write the settings, and the hashes and record of the initial weights, next to the state.
 
         The record is copied because the training's own record soon replaces it.
         """
@@ -181,7 +181,7 @@ class Training:
         previous.unlink(missing_ok=True)
         if initial is not None and (known := record.read(initial)) is not None:
             previous.write_text(json.dumps(known))
-        warm = {} if initial is None else record.hashes(initial)
+        warm = {} if initial is None else hashes(initial)
         file.write_text(tomli_w.dumps({**self.recipe.resume_settings, "warm": warm}))
 
     # -- the exported weights ----------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class Training:
         part, known = self.recipe.part, record.read(self.weights) or {}
         if known.get("part") in _continuing(part):
             known = next((r for r in record.history(self.weights) if r.get("part") == part), {})
-        elif known.get("files") != record.hashes(self.weights):
+        elif known.get("files") != hashes(self.weights):
             return True
         return known.get("part") != part or known.get("steps", 0) < steps
 
@@ -202,7 +202,7 @@ class Training:
         """The task that made the weights in the folder: by their record, else by states; None if unknown."""
         if (recorded := record.owner_of(self.weights)) is not None:
             return recorded
-        present = record.hashes(self.weights)
+        present = hashes(self.weights)
         for name in _continuing(self.recipe.part):
             state = self.states / name
             if (state / "state.pt").exists() and present != record.started_from(state).files:

@@ -331,7 +331,7 @@ def read_state(file: Path) -> dict[str, Any] | None:
 def export(task: Trainable, model: nn.Module, folder: Path) -> None:
     """Save a model: its files are written to a temporary folder, then each replaces the old one.
 
-    ``task.export`` may also write beside ``folder`` (a pipeline's index), so its parent is temporary as well.
+    ``task.export`` may also write next to ``folder`` (a pipeline's index), so its parent is temporary too.
 
     Raises:
         OutputError: the disk is full or ``folder`` cannot be written; the old files are kept.

@@ -44,7 +44,7 @@ class ProgressLog:
         if main:
             state.mkdir(parents=True, exist_ok=True)
             _truncate(self.log, start)
-        self.began = self.reported = time.monotonic()
+        self.started = self.reported = time.monotonic()
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -67,7 +67,7 @@ class ProgressLog:
         now = time.monotonic()
         if now - self.reported <= _EVERY and step + 1 < self.end:
             return
-        speed = (step + 1 - self.start) / max(now - self.began, 1e-9)
+        speed = (step + 1 - self.start) / max(now - self.started, 1e-9)
         line = {key: value / self.count for key, value in self.sums.items()}
         if self.board is not None:
             for key, value in line.items():

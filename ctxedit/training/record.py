@@ -1,4 +1,4 @@
-"""The record beside trained weights, ``training.json``: how they were made.
+"""The record next to trained weights, ``training.json``: how they were made.
 
 It has the recipe's text and hash, the hash of every weight file, and the hashes of the components that the
 model was trained on, so that it can be verified that the recipe made these weights. Weights that were trained
@@ -7,7 +7,6 @@ further keep the earlier record inside theirs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import versions
-from ctxedit.training.components import find_component
+from ctxedit.training.components import find_component, hashes
 from ctxedit.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -48,11 +47,6 @@ class InitialWeights:
 
     files: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each weight file in a folder, by name."""
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
 
 
 def write(recipe: Recipe, facts: Facts, weights: Path, initial: InitialWeights | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""The training loop and every recipe: losses fall, a resumed run is the unbroken run."""
+"""The training loop and every recipe: losses fall, a resumed run equals an uninterrupted one."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ class Line(Dataset):
 
 
 class LineTask:
-    """The smallest task there is: a line."""
+    """The smallest task: fitting a line."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("place", ["s", "w"])
 @pytest.mark.parametrize("words", ["PytorchStreamWriter failed writing file", None], ids=["torch", "errno"])
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, place, words):
-    """The write breaks off half way, at the state or at the weights: what lay there stays whole."""
+    """Writing the state or the weights fails half way: the old files are kept."""
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
     before = contents(tmp_path / place)
     before.pop("metrics.jsonl", None)
@@ -141,7 +141,7 @@ def test_an_interrupted_training_is_saved_first(tmp_path, number, error):
     assert torch.equal(ended.weight, whole.weight)
 
 
-def test_rows_of_a_lost_future_go(tmp_path):
+def test_metrics_after_the_saved_state_are_removed(tmp_path):
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
     log = tmp_path / "s" / "metrics.jsonl"
     with log.open("a") as file:
@@ -150,8 +150,8 @@ def test_rows_of_a_lost_future_go(tmp_path):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20]
 
 
-def test_a_state_of_before_the_record_is_gone_on_with(tmp_path):
-    """Its time is what its metrics say."""
+def test_a_state_of_the_first_version_is_resumed(tmp_path):
+    """It has no time, which follows from its metrics."""
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
     state = tmp_path / "s" / "state.pt"
     old = {k: v for k, v in torch.load(state).items() if k in ("step", "model", "average", "optimizer")}
