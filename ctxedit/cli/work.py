@@ -35,7 +35,7 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen) -> Run:
     """The run that was named, or the newest one, which is then said."""
     if folder is not None:
         return Run(folder)
-    run = Run.newest(runs)
+    run = Run.newest(runs, screen.warn)
     screen.say(f"run: {run.folder} (the newest)")
     return run
 
