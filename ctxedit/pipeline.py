@@ -374,7 +374,7 @@ class Session(Workbench):
             rows.append({"target": facts["target"], "video": facts["video"], **self.evaluate(name).table()})
         if not rows:
             raise InputError(
-                f"{self.run.folder} has no edits that can be scored",
+                f"{self.run.folder} has no edits to score",
                 "make one with `ctxedit edit --target TEXT`",
             )
         return rows

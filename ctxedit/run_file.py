@@ -15,6 +15,8 @@ from ctxedit.media.temporary import atomic
 
 #: What a run must say of itself, and as what.
 _KEYS = {"clip": str, "clip_hash": str, "preset": str, "config": dict, "stages": dict}
+#: Bytes. Enough to tell one video from another of the same encoder: its length is within them.
+_HEAD = 64
 #: Facts that later stages read.
 _FACTS = {"caption": {"text": str}, "edit": {"target": str, "video": str, "frames": str}}
 
@@ -57,27 +59,24 @@ def _check_stage(stage: str, entry: Any) -> None:
 
 
 def noted(path: Path, name: str) -> dict[str, Any]:
-    """A file or folder as ``run.toml`` knows it."""
-    size = path.stat().st_size if path.is_file() else 0
-    return {"name": name, "size": size, "hash": fingerprint(path)}
+    """A file or folder as ``run.toml`` knows it: name, size, hash of all of it, and a file's first bytes."""
+    if path.is_dir():
+        return {"name": name, "size": 0, "hash": fingerprint(path)}
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD).hex()
+    return {"name": name, "size": path.stat().st_size, "hash": fingerprint(path), "head": head}
 
 
 def name_of(noted: Any) -> str:
     return noted if isinstance(noted, str) else str(noted["name"])
 
 
-def is_ruined(path: Path, size: int) -> bool:
-    from ctxedit.media.probe import probe
-
-    if not path.is_file() or path.stat().st_size >= size:
+def is_ruined(path: Path, file: Mapping[str, Any]) -> bool:
+    """Whether `path` is what is left of a noted file that was cut off, be it all of it: nobody's work."""
+    if not path.is_file() or path.stat().st_size >= file["size"]:
         return False
-    if path.stat().st_size == 0:
-        return True
-    try:
-        probe(path)
-    except CtxeditError:
-        return True
-    return False
+    with path.open("rb") as stream:
+        return str(file.get("head", "")).startswith(stream.read(_HEAD).hex())
 
 
 def write_toml(path: Path, table: Mapping[str, Any]) -> None:

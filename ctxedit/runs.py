@@ -220,12 +220,12 @@ class Run:
     def may_replace(self, stage: str, key: str, output: Path) -> bool:
         """Whether an output that exists is the stage's own of this key: as it was written, or ruined since.
 
-        Ruined is one that is empty, or that was cut off so that it cannot be read: nobody's work.
+        Ruined is one that was cut off, be it all of it: nobody's work.
         """
         file = self._known(stage, key, output)
         if file is None or not output.exists():
             return False
-        return fingerprint(output) in (file["hash"], file.get("before")) or is_ruined(output, file["size"])
+        return fingerprint(output) in (file["hash"], file.get("before")) or is_ruined(output, file)
 
     def finish(self, stage: str, key: str, files: Sequence[str], **facts: Any) -> None:
         """Note that a stage has finished, and the hashes of its files, which are relative to the folder."""

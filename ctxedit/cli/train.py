@@ -220,7 +220,7 @@ def _train(recipe: Recipe, state: Path, out: Path, options: Any, screen: Screen)
 
     hush()
     screen = Screen(quiet=True) if _silent() else screen
-    saved = None if options.anew else read_state(state / recipe.part / "state.pt")
+    saved = None if options.anew else read_state(state / recipe.part / "state.pt", screen.warn)
     start = int(saved["step"]) if saved else 0
     del saved
     if start:

@@ -20,6 +20,7 @@ from ctxedit.bundled.training.loop import Done, Schedule, Task, clear, make_acce
 from ctxedit.bundled.training.parts import borrow, find
 from ctxedit.config import merge
 from ctxedit.errors import ConfigError
+from ctxedit.media.temporary import atomic
 from ctxedit.models.device import name_of
 
 if sys.version_info >= (3, 11):
@@ -295,7 +296,7 @@ def run(
         origin = onward.begin(recipe.part, place, weights, recipe.folder) if goes_on else None
         torch.manual_seed(recipe.schedule.seed)
         task = make_task(recipe, weights, origin)
-    if options.warm and not goes_on and not (place / "state.pt").exists():
+    if options.warm and not goes_on and read_state(place / "state.pt") is None:
         origin = find(weights, recipe.folder)
         network = task.model["adapter"] if recipe.part == "adapter" else task.model  # type: ignore[index]
         warm_start(network, origin)
@@ -335,10 +336,9 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
 
 def check_same(recipe: Recipe, place: Path) -> None:
     """Raise ConfigError when ``place`` holds the state of a training by another recipe."""
-    file = place / record.BEGUN
-    if not (place / "state.pt").exists() or not file.is_file():
+    before, now = record.read_begun(place), _fixed(recipe)
+    if not before or not (place / "state.pt").exists():
         return
-    before, now = tomllib.loads(file.read_text()), _fixed(recipe)
     for table, value in now.items():
         if before.get(table) != value:
             keys = [k for k in value if value[k] != before.get(table, {}).get(k)] if table != "part" else []
@@ -354,11 +354,13 @@ def remember(recipe: Recipe, place: Path, origin: Path | None) -> None:
     The record beside those is noted as well: the training's own may soon lie in its place.
     """
     file = place / record.BEGUN
-    if file.is_file() and (place / "state.pt").exists():
+    if record.read_begun(place) and (place / "state.pt").exists():
         return
     place.mkdir(parents=True, exist_ok=True)
     (place / record.BEFORE).unlink(missing_ok=True)
     if origin is not None and (known := record.read(origin)) is not None:
-        (place / record.BEFORE).write_text(json.dumps(known))
+        with atomic(place / record.BEFORE, True) as temporary:
+            temporary.write_text(json.dumps(known))
     warm = {} if origin is None else record.hashes(origin)
-    file.write_text(tomli_w.dumps({**_fixed(recipe), "warm": warm}))
+    with atomic(file, True) as temporary:
+        temporary.write_text(tomli_w.dumps({**_fixed(recipe), "warm": warm}))

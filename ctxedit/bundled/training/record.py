@@ -121,9 +121,13 @@ def describe_data(recipe: Recipe) -> str:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """A part's record, or None where there is none or it is broken."""
+    return _table(folder / FILE)
+
+
+def _table(file: Path) -> dict[str, Any] | None:
     try:
-        table = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return table if isinstance(table, dict) else None
 
@@ -145,9 +149,19 @@ def owner_of(folder: Path) -> str | None:
 
 def started_from(place: Path) -> Beginning:
     """What the training with its state in ``place`` began with; one from nothing began with no weights."""
-    file, before = place / BEGUN, place / BEFORE
-    warm = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
-    return Beginning(warm, json.loads(before.read_text()) if before.is_file() else None)
+    warm = read_begun(place).get("warm", {})
+    return Beginning(dict(warm) if isinstance(warm, dict) else {}, _table(place / BEFORE))
+
+
+def read_begun(place: Path) -> dict[str, Any]:
+    """The settings that the training with its state in ``place`` began with.
+
+    Empty where there are none, or where they are damaged: then its state alone says what it is of.
+    """
+    try:
+        return tomllib.loads((place / BEGUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def matches(weights: Path, name: str) -> bool | None:
