@@ -94,7 +94,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, place, w
     save = torch.save
 
     def full(blob, to):
-        path = Path(getattr(to, "name", to))
+        path = to if isinstance(to, Path) else Path(to.name)
         if (path.suffix == ".pt") and (("step" in blob) == (place == "s")):
             path.write_bytes(b"half of it")
             raise RuntimeError(words) if words else OSError(errno.ENOSPC, "No space left on device")
