@@ -312,11 +312,12 @@ def plain_figures(row: Mapping[str, Any]) -> dict[str, Any]:
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> Path:
     """Put rows into the run's ``metrics.json``; a row of the same video is replaced, the others stay."""
     path = run.folder / "metrics.json"
-    try:
-        known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError, KeyError):
-        known = {}
-    known |= {row["video"]: row for row in rows}
-    with atomic(path, True) as temporary:
-        temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
+    with run.noting():
+        try:
+            known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            known = {}
+        known |= {row["video"]: row for row in rows}
+        with atomic(path, True) as temporary:
+            temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
     return path

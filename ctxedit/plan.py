@@ -189,27 +189,32 @@ def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> N
             "--output names one file, and there are several targets",
             "leave it out: the run folder takes them",
         )
-    check_output(options.output, fps, options.overwrite)
     files = files_for(options.output)
-    for path in (files.side_by_side, files.sheet):
-        check_writable(path, options.overwrite)
+    outputs, free = (files.video, files.side_by_side, files.sheet), options.overwrite
+    if not free and targets and any(path.exists() for path in outputs):
+        own = _own(session, targets[0], outputs)
+    else:
+        own = set()
+    check_output(options.output, fps, free or files.video in own)
+    for path in outputs[1:]:
+        check_writable(path, free or path in own)
+
+
+def _own(session: Session, target: str, outputs: Sequence[Path]) -> set[Path]:
+    """Those of the outputs that are there because this very edit was made before."""
+    run, prompt, peek = _peek(session)
+    if run is None or prompt is None or peek is None:
+        return set()
+    name, key = peek.edit_key(target)
+    return {path for path in outputs if run.may_replace(name, key, path)}
 
 
 def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str | None, set[str]]:
     """The run there is, the source prompt if it is known, and the stages that need not run again."""
-    run, config, options = session._run, session.config, session.options
-    run = run or Run.find(options.runs, session.clip, session.preset, session.identity)
-    if run is None:
-        return None, options.prompt, set()
-    known = run.facts("caption").get("text")
-    if options.prompt is None and session._run is None and not run.done("caption", session.caption_key()):
-        known = None
-    prompt = options.prompt or known
-    if prompt is None:
-        return run, None, set()
-    # A copy, told the prompt, says the keys without captioning and without writing to the folder.
-    peek = Session(session.clip, config, session.preset, options, None, run)
-    peek.prompt = str(prompt)
+    config, options = session.config, session.options
+    run, prompt, peek = _peek(session)
+    if run is None or peek is None:
+        return run, prompt, set()
     done = {"caption"}
     if run.done("tune", peek.tune_key()):
         done.add("tune")
@@ -219,7 +224,27 @@ def _reused(session: Session, targets: Sequence[str]) -> tuple[Run | None, str |
         name, key = peek.edit_key(target)
         if run.done(name, key) and not options.overwrite:
             done.add(f"edit “{target}”")
-    return run, str(prompt), done
+    return run, prompt, done
+
+
+def _peek(session: Session) -> tuple[Run | None, str | None, Session | None]:
+    """The run there is, the source prompt if it is known, and a session that says the keys.
+
+    A copy that is told the prompt: it neither captions nor writes to the folder.
+    """
+    run, config, options = session._run, session.config, session.options
+    run = run or Run.find(options.runs, session.clip, session.preset, session.identity)
+    if run is None:
+        return None, options.prompt, None
+    known = run.facts("caption").get("text")
+    if options.prompt is None and session._run is None and not run.done("caption", session.caption_key()):
+        known = None
+    prompt = options.prompt or known
+    if prompt is None:
+        return run, None, None
+    peek = Session(session.clip, config, session.preset, options, None, run)
+    peek.prompt = str(prompt)
+    return run, str(prompt), peek
 
 
 def memory_available(device: torch.device) -> int:

@@ -110,6 +110,8 @@ def run(bench: Bench, watcher: Watcher | None = None) -> list[Row]:
     """
     watcher = watcher or Watcher()
     results = Results(bench.out)
+    if results.damaged:
+        watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     jobs = [(c, m, t, bench.key(c, t, m.label, settings_for(c, m))) for c, m, t in _edits(bench)]
     known = set() if bench.overwrite else {key for *_, key in jobs if results.done(key)}
     watcher.began(len(jobs), len(known))

@@ -148,7 +148,7 @@ def _train(training: Training, options: Options, screen: Screen) -> Done:
     hush()
     screen = Screen(quiet=True) if _silent() else screen
     part, steps = training.recipe.part, training.recipe.schedule.steps
-    start = 0 if options.restart else training.steps_done
+    start = 0 if options.restart else training.steps_done(screen.warn)
     if start:
         screen.say(f"{part}: resuming at step {start} of {steps}")
     elif training.continues is not None:

@@ -35,7 +35,7 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | Non
     """The run that was named, or the newest one, of ``clip`` if given; which one it is, is said."""
     if folder is not None:
         return Run(folder)
-    run = Run.newest(runs, clip)
+    run = Run.newest(runs, screen.warn, clip)
     screen.say(f"run: {run.folder} (the newest{f' of {clip.name}' if clip else ''})")
     return run
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ctxedit.config import AdapterConfig, merge
 from ctxedit.diffusion.forward import shift_scale
 from ctxedit.errors import WeightsError
+from ctxedit.models.tensors import save_tensors
 
 
 class _Attention(nn.Module):
@@ -159,9 +159,7 @@ class ContextAdapter(nn.Module):
     def save(self, path: Path, **notes: str) -> None:
         """One safetensors file; the settings and sizes are in its metadata."""
         about = {"config": json.dumps(asdict(self.config)), "sizes": json.dumps(self.sizes), **notes}
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path, metadata=about
-        )
+        save_tensors(path, self.state_dict(), about)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,11 +23,6 @@ from ctxedit.training.progress_log import read_metrics, seconds_of
 from ctxedit.training.recipe import Recipe
 from ctxedit.training.tasks import base as tasks
 from ctxedit.training.tasks.base import Task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -92,10 +86,9 @@ class Training:
         """Whether there is a state to resume."""
         return self.state_file.exists()
 
-    @property
-    def steps_done(self) -> int:
-        """Steps of the saved state; 0 without one."""
-        saved = read_state(self.state_file)
+    def steps_done(self, warn: Callable[[str], None] = lambda text: None) -> int:
+        """Steps of the saved state; 0 without one, or if it is damaged, which ``warn`` is told."""
+        saved = read_state(self.state_file, warn)
         return int(saved["step"]) if saved else 0
 
     # -- the weights that a training starts from ---------------------------------------------------------
@@ -147,10 +140,9 @@ class Training:
 
     def check_settings(self) -> None:
         """Raise ConfigError if the state is of a training with other settings."""
-        file = self.state / record.STARTED
-        if not self.started or not file.is_file():
+        before, now = record.read_started(self.state), self.recipe.resume_settings
+        if not self.started or not before:
             return
-        before, now = tomllib.loads(file.read_text()), self.recipe.resume_settings
         for table, value in now.items():
             if before.get(table) != value:
                 old = before.get(table, {})
@@ -175,14 +167,16 @@ class Training:
         The record is copied because the training's own record soon replaces it.
         """
         file, previous = self.state / record.STARTED, self.state / record.PREVIOUS
-        if file.is_file() and self.started:
+        if record.read_started(self.state) and self.started:
             return
         self.state.mkdir(parents=True, exist_ok=True)
         previous.unlink(missing_ok=True)
         if initial is not None and (known := record.read(initial)) is not None:
-            previous.write_text(json.dumps(known))
+            with atomic(previous, True) as temporary:
+                temporary.write_text(json.dumps(known))
         warm = {} if initial is None else hashes(initial)
-        file.write_text(tomli_w.dumps({**self.recipe.resume_settings, "warm": warm}))
+        with atomic(file, True) as temporary:
+            temporary.write_text(tomli_w.dumps({**self.recipe.resume_settings, "warm": warm}))
 
     # -- the exported weights ----------------------------------------------------------------------------
 
@@ -242,7 +236,7 @@ class Training:
             "pictures": "endless" if listing is None else len(listing.entries),
             "bad": 0 if listing is None else len(listing.bad),
             "steps": recipe.schedule.steps,
-            "first step": 0 if restart else self.steps_done,
+            "first step": 0 if restart else self.steps_done(),
             "images": recipe.schedule.steps * recipe.schedule.images,
             "weights": str(self.weights),
             "state": str(self.state),
@@ -272,7 +266,7 @@ class Training:
             initial = self._keep_initial_weights() if self.continues is not None else None
             torch.manual_seed(recipe.schedule.seed)
             task = self.build_task(initial)
-        if options.warm and initial is None and not self.started:
+        if options.warm and initial is None and read_state(self.state_file) is None:
             initial = find_component(self.models, recipe.folder)
             task.load_weights(initial)
         # No process may save a state before all have looked for one.

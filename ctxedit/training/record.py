@@ -103,9 +103,13 @@ def describe_data(recipe: Recipe) -> str:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The record in a folder, or None if there is none or it cannot be read."""
+    return _table(folder / FILE)
+
+
+def _table(file: Path) -> dict[str, Any] | None:
     try:
-        table = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return table if isinstance(table, dict) else None
 
@@ -127,9 +131,19 @@ def owner_of(folder: Path) -> str | None:
 
 def started_from(state: Path) -> InitialWeights:
     """The weights that the training with its state in a folder started from; none if from scratch."""
-    file, previous = state / STARTED, state / PREVIOUS
-    files = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
-    return InitialWeights(files, json.loads(previous.read_text()) if previous.is_file() else None)
+    files = read_started(state).get("warm", {})
+    return InitialWeights(dict(files) if isinstance(files, dict) else {}, _table(state / PREVIOUS))
+
+
+def read_started(state: Path) -> dict[str, Any]:
+    """The settings that the training with its state in a folder was started with.
+
+    Empty if there are none, or if they are damaged: then the state alone says what it belongs to.
+    """
+    try:
+        return tomllib.loads((state / STARTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def matches(weights: Path, name: str) -> bool | None:

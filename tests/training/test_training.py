@@ -19,7 +19,7 @@ from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe, tokenizer
 from ctxedit.training.data import Scenes
 from ctxedit.training.job import Training
-from ctxedit.training.loop import make_accelerator, train
+from ctxedit.training.loop import make_accelerator, read_state, train
 from ctxedit.training.schedule import Schedule, lr_scheduler
 from ctxedit.training.tasks import base as tasks
 
@@ -96,11 +96,12 @@ def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, place, w
     before.pop("metrics.jsonl", None)
     save = torch.save
 
-    def full(blob, path):
-        if (Path(path).suffix == ".pt") and (("step" in blob) == (place == "s")):
-            Path(path).write_bytes(b"half of it")
+    def full(blob, to):
+        path = to if isinstance(to, Path) else Path(to.name)
+        if (path.suffix == ".pt") and (("step" in blob) == (place == "s")):
+            path.write_bytes(b"half of it")
             raise RuntimeError(words) if words else OSError(errno.ENOSPC, "No space left on device")
-        save(blob, path)
+        save(blob, to)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OutputError):
@@ -170,9 +171,22 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     other.model = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="another recipe"):
         train(other, LINE, tmp_path / "s", tmp_path / "w")
-    (tmp_path / "s" / "state.pt").write_bytes(b"PK")
-    with pytest.raises(ConfigError, match="broken"):
-        train(LineTask(), LINE, tmp_path / "s", tmp_path / "w")
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "changed"])
+def test_a_damaged_state_is_begun_anew(tmp_path, damage):
+    whole = train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=4)
+    again = train(LineTask(), LINE, tmp_path / "t", tmp_path / "v", stop_after=2)
+    state, said = tmp_path / "t" / "state.pt", []
+    blob = bytearray(state.read_bytes())
+    at = blob.find(again.weight.detach().numpy().tobytes())
+    assert at > 0
+    blob[at] ^= 1
+    state.write_bytes({"empty": b"", "half": blob[: len(blob) // 2], "changed": blob}[damage])
+    assert read_state(state, said.append) is None and "begins anew" in said[0]
+    anew = train(LineTask(), LINE, tmp_path / "t", tmp_path / "v", stop_after=4)
+    assert torch.equal(anew.weight, whole.weight)
+    assert read_state(state)["step"] == 4
 
 
 class StillTask(LineTask):
