@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import os
-import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -23,14 +22,9 @@ from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole
 from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
+from ctxedit.tables import parse, preset_table, read_table
 from ctxedit.tables import preset_names as preset_names
 from ctxedit.tables import preset_path as preset_path
-from ctxedit.tables import preset_table, read_table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
@@ -331,8 +325,8 @@ def _from_text(environ: Mapping[str, str], name: str, old: Any, out: dict[str, A
         out[key] = text
         return
     try:
-        out[key] = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError as error:
+        out[key] = parse(f"v = {text}")["v"]
+    except ValueError as error:
         raise ConfigError(f"{name}={text!r} is not a value", "write it as in a TOML file") from error
 
 

@@ -7,17 +7,20 @@ set against the built-in model on a CPU (8 frames at 192², 12 at 128²) and wer
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxedit import files as files_of
 from ctxedit.config import AdapterConfig
 from ctxedit.errors import WeightsError
 from ctxedit.models.weights import Checkpoint
 
 _HEADER_LIMIT = 100 << 20
+_NO_HEADER = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
 _WIDTHS = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
 }  # fmt: skip
@@ -84,7 +87,7 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
     tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
     try:
-        channels, vae_channels = tuple(unet["block_out_channels"]), tuple(vae["block_out_channels"])
+        channels, vae_channels = (_widths(table["block_out_channels"]) for table in (unet, vae))
         sample, layers = unet["sample_size"], unet.get("layers_per_block", 2)
         return Anatomy(
             weigh(path / "unet"),
@@ -99,10 +102,18 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
             int(tokenizer.get("model_max_length", 77)),
             2 ** (len(vae_channels) - 1) * (sample if isinstance(sample, int) else max(sample)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(
             f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
         ) from error
+
+
+def _widths(channels: Any) -> tuple[int, ...]:
+    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
+    found = tuple(channels)
+    if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
+        raise ValueError(f"block_out_channels = {channels!r}")
+    return found
 
 
 def _anatomy_of_file(path: Path) -> Anatomy:
@@ -131,10 +142,12 @@ def weigh(folder: Path) -> Weight:
     """The network of a folder, its half-precision copies not counted twice; nothing is loaded."""
     files = sorted(folder.glob("*.safetensors"))
     plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name] or files
-    total = Weight()
-    for entry in header(plain).values():
-        total = total + _weight(entry)
-    return total
+    return weight_of(header(plain))
+
+
+def weight_of(table: dict[str, dict[str, Any]]) -> Weight:
+    """All tensors of a header together."""
+    return sum((_weight(entry) for entry in table.values()), Weight())
 
 
 def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -142,16 +155,19 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     for file in files:
         try:
+            files_of.check_file(file, "checkpoint", error=WeightsError)
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 if not 2 <= length <= _HEADER_LIMIT:
                     raise ValueError("no header")
                 found = json.loads(stream.read(length))
             found.pop("__metadata__", None)
+            if not all(_fits(entry) for entry in found.values()):
+                raise ValueError("a tensor's shape and bytes disagree")
             end = 8 + length + max((e["data_offsets"][1] for e in found.values()), default=0)
             if file.stat().st_size < end:
                 raise ValueError("cut off")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except _NO_HEADER as error:
             raise WeightsError(
                 f"{file} is no whole safetensors file ({error})", "fetch or save it again"
             ) from error
@@ -161,13 +177,18 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises WeightsError when it is missing or none."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}", "fetch or save the model again") from error
+    table = files_of.read_json(path, "JSON object", error=WeightsError)
     if not isinstance(table, dict):
         raise WeightsError(f"{path} is not a JSON object", "fetch or save the model again")
     return table
+
+
+def _fits(entry: dict[str, Any]) -> bool:
+    """Whether a tensor's bytes are as many as its shape and type say; types we do not know pass."""
+    begin, end = entry["data_offsets"]
+    width = _WIDTHS.get(str(entry["dtype"]))
+    sides = [int(side) for side in entry["shape"]]
+    return 0 <= begin <= end and (width is None or end - begin == math.prod(sides) * width)
 
 
 def _weight(entry: dict[str, Any]) -> Weight:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ctxedit import footprint
+from ctxedit import footprint, request
 from ctxedit.config import Config
 from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
@@ -109,6 +109,7 @@ def check_memory(stages: Sequence[Stage], available: int) -> None:
 def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") -> Plan:
     """Check a session's inputs and say what its stages up to ``last`` will do. Errors as they would come."""
     config, options = session.config, session.options
+    request.for_session(session, targets).check()
     if options.prompt is not None and not options.prompt.strip():
         raise InputError("the prompt is empty", "leave it out and the clip is captioned")
     for target in targets:
@@ -286,12 +287,18 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     }
 
 
-def for_image(text: str, config: Config, offline: bool, output: Path, overwrite: bool) -> dict[str, Any]:
+def for_image(
+    text: str, config: Config, offline: bool, output: Path, overwrite: bool, adapter: Path | None = None,
+    sources: Sequence[Path] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Check what text to image needs, and say what it takes; sizes are (width, height).
+
+    ``adapter`` and ``sources``, the files of the settings, are read: ``output`` may be none of them.
 
     Raises:
         ConfigError, InputError, WeightsError, ResourceError, OutputError.
     """
+    request.for_image(output, config, adapter, sources).check()
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     check_image(output, overwrite)

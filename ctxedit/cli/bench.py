@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from ctxedit import config as configuration
 from ctxedit.cli import asked
-from ctxedit.cli.failures import resumable
+from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns, print_table
 from ctxedit.errors import ConfigError, CtxeditError
@@ -145,6 +145,7 @@ def run(
             raise ConfigError(
                 f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
             )
+    work_begins()
     with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
         bench = runner.Bench(out, listed, methods, overwrite.yes, settings.offline or dry.dry_run)
         seen = preview.look(bench)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ctxedit.errors import OutputError
+from ctxedit.files import cut
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -29,7 +30,7 @@ def atomic(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     check_writable(path, overwrite)
-    temporary = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    temporary = path.with_name(f".{cut(path.stem, 100)}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -104,7 +105,7 @@ def _replace(temporary: Path, path: Path) -> None:
         return
     if not temporary.is_dir():
         raise OutputError(f"{path} is a folder", "choose another name")
-    aside = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.old")
+    aside = path.with_name(f".{cut(path.name, 100)}.{uuid.uuid4().hex[:8]}.old")
     os.replace(path, aside)
     try:
         os.replace(temporary, path)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ctxedit.config import AdapterConfig, merge
+from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.forward import shift_scale
 from ctxedit.errors import WeightsError
+from ctxedit.footprint import adapter_parameters, header, weight_of
 
 
 class _Attention(nn.Module):
@@ -166,11 +167,12 @@ class ContextAdapter(nn.Module):
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:
         """Read what :meth:`save` wrote; raises WeightsError when it is not one."""
+        stored = weight_of(header([path]))
         try:
             with safe_open(path, "pt", device=str(device)) as file:
-                about: dict[str, Any] = file.metadata() or {}
+                config, sizes = _about(file.metadata() or {}, stored.parameters)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            adapter = cls(merge(AdapterConfig(), json.loads(about["config"])), **json.loads(about["sizes"]))
+            adapter = cls(config, **sizes)
             adapter.load_state_dict(tensors)
             if broken := [key for key, value in tensors.items() if not bool(value.isfinite().all())]:
                 raise ValueError(f"NaN or infinity in {broken[0]}")
@@ -178,6 +180,23 @@ class ContextAdapter(nn.Module):
             line = str(error).split("\n")[0][:160]
             raise WeightsError(f"{path} is not a context adapter: {line}", "tune again") from error
         return adapter.to(device)
+
+
+def _about(metadata: Mapping[str, str], parameters: int) -> tuple[AdapterConfig, dict[str, int]]:
+    """Settings and sizes from a file's metadata, held against what the file stores before anything is built.
+
+    Raises:
+        ValueError, KeyError, TypeError, ConfigError: they are none, or belong to other weights.
+    """
+    config = merge(AdapterConfig(), json.loads(metadata["config"]))
+    validated(replace(Config(), adapter=config))
+    stored = json.loads(metadata["sizes"])
+    sizes = {name: stored[name] for name in ("channels", "context_width", "image_width")}
+    if not all(type(size) is int and size >= 0 for size in sizes.values()):
+        raise ValueError(f"sizes = {sizes}")
+    if (due := adapter_parameters(config, **sizes)) != parameters:
+        raise ValueError(f"its settings make {due} parameters, {parameters} are stored")
+    return config, sizes
 
 
 def causal_mask(frames: int, window: int, device: torch.device | str = "cpu") -> Tensor:

@@ -25,6 +25,7 @@ from ctxedit.config import AttentionConfig
 from ctxedit.diffusion import schedule
 from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.errors import ConfigError, InputError, WeightsError
+from ctxedit.files import read_json
 from ctxedit.models.attention import FrameView, frame_attention
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.temporal import TemporalLayers
@@ -263,7 +264,10 @@ def _alphas_cumprod(config: Any) -> Tensor:
 
 def builtin_vocabulary(path: Path) -> set[str] | None:
     """Words that the built-in models were trained on, or None for a model that does not say."""
-    import json
-
     file = path / VOCABULARY
-    return set(json.loads(file.read_text())) if file.is_file() else None
+    if not file.is_file():
+        return None
+    words = read_json(file, "list of words", error=WeightsError)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise WeightsError(f"{file} is no list of words", "train or copy the model again")
+    return set(words)

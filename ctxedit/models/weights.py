@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
+from ctxedit.files import check_file, check_model_files
 from ctxedit.models.clip import load_model
-from ctxedit.naming import BUILTIN, VOCABULARY, is_own
+from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
 
 #: The built-in models' folder, in diffusers' layout.
 BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
@@ -63,17 +64,16 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
         if not (BUILTIN_FOLDER / "model_index.json").is_file():
             raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
         return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.suffix.lower() in _PICKLES:
         raise WeightsError(
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
             "convert it to safetensors once, in a place you trust it",
         )
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise WeightsError(f"no file {model}")
+        check_file(path, "checkpoint", error=WeightsError)
         return Checkpoint(path.stem, path, "file", offline)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
     hub_id = SHORT_NAMES.get(model, model)
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
@@ -88,7 +88,7 @@ def own_folder(model: str) -> Path | None:
     """Where one of ctxedit's own models lies; None for a checkpoint from elsewhere."""
     if not is_own(model):
         return None
-    return BUILTIN_FOLDER if model == BUILTIN else Path(model).expanduser().resolve()
+    return BUILTIN_FOLDER if model == BUILTIN else expanded(model).resolve()
 
 
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
@@ -174,6 +174,7 @@ def _diffusers_folder(path: Path) -> Path:
             raise WeightsError(
                 f"{path} has no folder {part}/", "only Stable Diffusion 1.x and 2.x are supported"
             )
+    check_model_files(path, _PARTS)
     for part in ("vae", "unet", "text_encoder"):
         files = list((path / part).iterdir())
         if not any(f.suffix == ".safetensors" for f in files):
