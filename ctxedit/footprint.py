@@ -49,6 +49,10 @@ class Anatomy:
         layers: residual blocks at each level on the way down (one more on the way up).
         vae_channels: of the autoencoder, finest level first.
         latent_channels, context_width, context_length, resolution: as ``Backbone`` has them.
+        attention_levels: at which halvings of the latent the UNet has cross-attention, its middle included.
+        attends_outside_middle: whether there is any on the way down or up.
+        unet_names: of the UNet's tensors; empty where they are not known by diffusers' names.
+        train_steps: noise levels that the model was trained on.
     """
 
     unet: Weight
@@ -62,6 +66,10 @@ class Anatomy:
     context_width: int
     context_length: int
     resolution: int
+    attention_levels: frozenset[int] = frozenset()
+    attends_outside_middle: bool = True
+    unet_names: frozenset[str] = frozenset()
+    train_steps: int = 1000
 
     @property
     def parameters(self) -> int:
@@ -86,6 +94,8 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     path = checkpoint.path
     unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
     tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
+    scheduler = read_json(path / "scheduler/scheduler_config.json")
+    text = read_json(path / "text_encoder/config.json")
     try:
         channels, vae_channels = (_widths(table["block_out_channels"]) for table in (unet, vae))
         sample, layers = unet["sample_size"], unet.get("layers_per_block", 2)
@@ -99,8 +109,11 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
             vae_channels,
             int(unet["in_channels"]),
             int(unet["cross_attention_dim"]),
-            int(tokenizer.get("model_max_length", 77)),
+            min(int(tokenizer.get("model_max_length", 77)), int(text.get("max_position_embeddings", 77))),
             2 ** (len(vae_channels) - 1) * (sample if isinstance(sample, int) else max(sample)),
+            *_attention(unet),
+            frozenset(header(_plain(path / "unet"))),
+            int(scheduler.get("num_train_timesteps", 1000)),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(
@@ -114,6 +127,16 @@ def _widths(channels: Any) -> tuple[int, ...]:
     if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
         raise ValueError(f"block_out_channels = {channels!r}")
     return found
+
+
+def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
+    """Levels with cross-attention, and whether some of it is outside the middle block."""
+    down, up = unet["down_block_types"], unet["up_block_types"]
+    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
+    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
+    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
+    coarsest = {len(down) - 1} if "CrossAttn" in middle else set()
+    return frozenset(levels | coarsest), bool(levels)
 
 
 def _anatomy_of_file(path: Path) -> Anatomy:
@@ -135,14 +158,18 @@ def _anatomy_of_file(path: Path) -> Anatomy:
     vae_channels: Any = s["vae"]
     width = int(table[key]["shape"][1])
     attends = (True, True, True, False)
-    return Anatomy(unet, vae, text, channels, attends, 2, vae_channels, 4, width, 77, 512)
+    levels = frozenset(range(len(channels)))  # the coarsest is the middle block's
+    return Anatomy(unet, vae, text, channels, attends, 2, vae_channels, 4, width, 77, 512, levels)
 
 
 def weigh(folder: Path) -> Weight:
     """The network of a folder, its half-precision copies not counted twice; nothing is loaded."""
+    return weight_of(header(_plain(folder)))
+
+
+def _plain(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
-    plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name] or files
-    return weight_of(header(plain))
+    return [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name] or files
 
 
 def weight_of(table: dict[str, dict[str, Any]]) -> Weight:

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxedit import request
 from ctxedit.errors import ConfigError
-from ctxedit.media.temporary import check_writable
 from ctxedit.models.shift import ContextShift
 from ctxedit.pipeline import Session
 from ctxedit.stages import curve as curves
@@ -20,16 +18,6 @@ from ctxedit.stages import metrics
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import invert
 from ctxedit.stages.tune import ADAPTER
-
-
-def check_outputs(session: Session, target: str) -> None:
-    """See beforehand that the heat maps may be written; raises OutputError."""
-    output = session.options.output
-    request.for_session(session, [target], with_heatmaps=True).check()
-    if output is not None:
-        files = stage.files_for(output)
-        for path in (files.sheet, files.video):
-            check_writable(path, session.options.overwrite)
 
 
 def heatmaps(session: Session, target: str) -> stage.Files:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ctxedit import footprint, request
+from ctxedit import footprint, needs, request
 from ctxedit.config import Config
 from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
@@ -25,13 +25,17 @@ from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
+from ctxedit.models.backbone import builtin_vocabulary
+from ctxedit.models.clip import load_tokenizer
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import Checkpoint, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.pipeline import Session
+from ctxedit.prompts import check_syntax
 from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
+from ctxedit.stages.heatmaps import files_for as heatmaps_for
 from ctxedit.stages.report import files_for
 
 STAGES = ("caption", "tune", "invert", "edit", "evaluate")
@@ -106,15 +110,19 @@ def check_memory(stages: Sequence[Stage], available: int) -> None:
             )
 
 
-def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") -> Plan:
+def make(
+    session: Session, targets: Sequence[str] = (), last: str = "evaluate", heatmaps: bool = False
+) -> Plan:
     """Check a session's inputs and say what its stages up to ``last`` will do. Errors as they would come."""
     config, options = session.config, session.options
-    request.for_session(session, targets).check()
+    request.for_session(session, targets, heatmaps).check()
     if options.prompt is not None and not options.prompt.strip():
         raise InputError("the prompt is empty", "leave it out and the clip is captioned")
     for target in targets:
         if not target.strip():
             raise InputError("the target is empty", "say what the clip shall show")
+    for what, text in _texts(config, options.prompt, targets):
+        check_syntax(text, what)
     check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -122,11 +130,15 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     clip = read_frames(
         session.clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride
     )
-    _check_outputs(session, clip.fps, targets)
+    _check_outputs(session, clip.fps, targets, heatmaps)
     checkpoint = locate(config.model, options.offline)
     body = footprint.anatomy(checkpoint)
+    builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    needs.check_settings(config, body)
     height, width = clip.frames.shape[1:3]
     fit = plan_fit(width, height, config.clip.size or body.resolution, body.multiple)
+    side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+    needs.check_layers(config, body, side, heatmaps)
     if options.mask is not None:
         read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
     told, control = _control(config, checkpoint, body, fit, options.offline)
@@ -175,7 +187,13 @@ def _control(
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
 
 
-def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> None:
+def _texts(config: Config, prompt: str | None, targets: Sequence[str]) -> list[tuple[str, str]]:
+    """All prompts, and what each is called."""
+    negative = ("negative prompt", config.edit.negative_prompt)
+    return [("prompt", prompt or ""), *(("target", target) for target in targets), negative]
+
+
+def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str], heatmaps: bool) -> None:
     options = session.options
     if options.output is None:
         folder = options.runs if session._run is None else session._run.folder
@@ -188,7 +206,8 @@ def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> N
         )
     check_output(options.output, fps, options.overwrite)
     files = files_for(options.output)
-    for path in (files.side_by_side, files.sheet):
+    maps = heatmaps_for(options.output)
+    for path in (files.side_by_side, files.sheet, *((maps.sheet, maps.video) if heatmaps else ())):
         check_writable(path, options.overwrite)
 
 
@@ -196,7 +215,7 @@ def check_length(tokenizer: Path, texts: Sequence[str], length: int) -> None:
     """Raises InputError for a text longer than the text encoder takes, and says what would be cut."""
     from transformers import CLIPTokenizer
 
-    words = CLIPTokenizer.from_pretrained(tokenizer)
+    words = load_tokenizer(tokenizer, CLIPTokenizer)
     for text in texts:
         ids = words(text).input_ids
         if len(ids) > length:
@@ -299,11 +318,14 @@ def for_image(
         ConfigError, InputError, WeightsError, ResourceError, OutputError.
     """
     request.for_image(output, config, adapter, sources).check()
+    for what, words in _texts(config, text, ()):
+        check_syntax(words, what)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     check_image(output, overwrite)
     checkpoint = locate(config.model, offline)
     body = footprint.anatomy(checkpoint)
+    builtin_vocabulary(checkpoint.path)  # refuses a broken one
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)

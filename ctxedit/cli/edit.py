@@ -64,9 +64,7 @@ def edit(
         overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None, asked.sources(base),
     )  # fmt: skip
     with Session.reopen(chosen, config, options, teller(screen)) as session:
-        if heatmaps:
-            looking.check_outputs(session, target)
-        if not work.checked(session, [target], "edit", screen, dry.dry_run):
+        if not work.checked(session, [target], "edit", screen, dry.dry_run, heatmaps=heatmaps):
             return
         with resumable(chosen.folder):
             done = session.edit(target)

@@ -124,6 +124,10 @@ def _of_a_kind(error: BaseException) -> Failure | None:
         return Failure(text, "rename the file, or write the text in UTF-8", InputError.exit_code)
     if isinstance(error, OverflowError):
         return Failure(f"a number is too large: {_line(error)}", _HINTS[2], ConfigError.exit_code)
+    if isinstance(error, EOFError):
+        return Failure(f"a file ends too early: {_line(error)}", _HINTS[3], InputError.exit_code)
+    if isinstance(error, BrokenPipeError | ConnectionError):
+        return Failure(f"a helper process ended: {_line(error)}", _HINTS[5], ResourceError.exit_code)
     if not isinstance(error, OSError) or error.errno is None:
         return None
     said = f"{printable(str(error.filename))}: {reason(error)}" if error.filename else reason(error)

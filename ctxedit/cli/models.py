@@ -63,7 +63,7 @@ def check(
     pairs: Annotated[
         int, typer.Option("--pairs", min=1, help="Clips to edit, three ways each; each is tuned on.")
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Of scenes and noise.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of scenes and noise.")] = 7,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Folder of models. (the built-in ones)", show_default=False),

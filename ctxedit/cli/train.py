@@ -13,6 +13,7 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Dry, Overwrite, Talk
 from ctxedit.cli.output import Screen, columns
 from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.request import Input, Request
 
 if TYPE_CHECKING:
     from ctxedit.bundled.training.loop import Done
@@ -101,6 +102,10 @@ def train(
         raise ConfigError("recipes of several precisions on several processes", "choose one with --precision")
     out = out or Path(f"weights-{ALL if name == ALL else chosen[0].name}")
     state = state or out / ".state"
+    inputs = [(Path(name), "recipe")] if name.endswith(".toml") else []
+    inputs += [(data, "data")] if data is not None else []
+    written = (*(("weights", out / one.folder) for one in chosen), ("state", state))
+    Request(tuple(Input(*one) for one in inputs), written).check()
     if record_:
         paths = [record.of_existing(one, state, out) for one in chosen if _can_record(one, state, out, name)]
         _result(screen, name, [{"record": path} for path in paths], map(str, paths))

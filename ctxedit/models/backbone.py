@@ -78,7 +78,8 @@ class Backbone:
         self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.latent_channels = int(self.unet.config.in_channels)
         self.context_width = int(self.unet.config.cross_attention_dim)
-        self.context_length = int(self.tokenizer.model_max_length)
+        places = int(self.text_encoder.config.max_position_embeddings)
+        self.context_length = min(int(self.tokenizer.model_max_length), places)
         if self.latent_channels != self.vae.config.latent_channels:
             raise WeightsError(
                 f"{self.name}: the UNet takes {self.latent_channels} channels, the autoencoder gives "

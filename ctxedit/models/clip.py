@@ -219,14 +219,14 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False) -> Path:
     return path
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's own tokenizer, whatever its class."""
+def load_tokenizer(folder: Path, cls: Any = None) -> Any:
+    """The checkpoint's own tokenizer, whatever its class, unless that is known."""
     from transformers import AutoTokenizer
 
     try:
         if not any((folder / file).is_file() for file in _VOCABULARIES):
             raise FileNotFoundError("no vocabulary")  # transformers would make an empty one
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return (cls or AutoTokenizer).from_pretrained(folder, local_files_only=True)
     except BaseException as error:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise

@@ -15,7 +15,7 @@ from torch import nn
 
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.files import check_file, check_model_files
-from ctxedit.models.clip import load_model
+from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
 
 #: The built-in models' folder, in diffusers' layout.
@@ -215,7 +215,7 @@ def parts(
                 "vae": network(AutoencoderKL, path, "vae", dtype),
                 "unet": network(UNet2DConditionModel, path, "unet", dtype),
                 "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
-                "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
+                "tokenizer": load_tokenizer(path / "tokenizer", CLIPTokenizer),
                 "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
             }
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -1,4 +1,4 @@
-"""A person's files: no output takes an input's place, names fit before any work, only regular files are opened."""
+"""A person's files: no output takes an input's place, names fit, only regular files are opened."""
 
 import json
 import os
@@ -128,14 +128,23 @@ def test_a_comparison_keeps_its_list_and_clips(ctxedit, clip, tmp_path, no_weigh
     out = tmp_path / "bench"
     (out / "references").mkdir(parents=True)
     text = '[[clips]]\npath = "{}"\nprompt = "a tiger"\n[[clips.targets]]\nprompt = "a cat"\n'
-    (out / "results.jsonl").write_text(text.format(clip))
-    answer = ctxedit("bench", out / "results.jsonl", "--presets", "ddim", "--out", out)
+    (out / "table.md").write_text(text.format(clip))
+    answer = ctxedit("bench", out / "table.md", "--presets", "ddim", "--out", out)
     assert "is the list" in told(answer, 6)
-    (out / "results.jsonl").unlink()
     inside = shutil.copy(clip, out / "references" / "tiger-source.mp4")
     (tmp_path / "list.toml").write_text(text.format(inside))
     answer = ctxedit("bench", tmp_path / "list.toml", "--presets", "ddim", "--out", out)
     assert "is inside" in told(answer, 6) and inside.exists()
+
+
+def test_a_training_keeps_its_recipe_and_data(ctxedit, make_recipe, stills, tmp_path):
+    out = tmp_path / "weights"
+    recipe = make_recipe("autoencoder")
+    folder = ctxedit("train", recipe, "--out", out, "--dry-run", "--json").table["weights"]
+    shutil.copytree(stills, folder)
+    inside = shutil.copy(recipe, os.path.join(folder, "mine.toml"))
+    assert "is inside the weights" in told(ctxedit("train", inside, "--out", out, "-y"), 6)
+    assert "is the data" in told(ctxedit("train", recipe, "--out", out, "-y", "--data", folder), 6)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "虎"])
