@@ -73,6 +73,16 @@ def check_file(
         )
 
 
+def check_kind(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
+    """Raise ``error`` for what is there and neither a regular file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says so
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise error(f"{printable(path)} is {_kind(mode)}", f"the {what} is read from regular files")
+
+
 def read_bytes(
     path: Path, what: str, limit: int = TEXT_LIMIT, error: type[CtxeditError] = InputError
 ) -> bytes:

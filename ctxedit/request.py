@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ctxedit.config import Config
 from ctxedit.errors import OutputError
-from ctxedit.files import check_name_fits, check_utf8, printable
+from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
 
 if TYPE_CHECKING:
     from ctxedit.pipeline import Session
@@ -50,11 +50,13 @@ class Request:
         """Check names, and that no output is an input. Nothing is opened.
 
         Raises:
-            InputError: the path of an input is not UTF-8.
+            InputError: the path of an input is not UTF-8, or it is a device, a FIFO or a socket.
             OutputError: an output is an input, or its name does not fit.
         """
         for one in self.inputs:
             check_utf8(one.path, one.what)
+            if one.pictures:  # all others have been read, or are the models' to refuse
+                check_kind(one.path, one.what)
         for what, path in self.written:
             check_utf8(path, what, OutputError)
             check_name_fits(path, what)

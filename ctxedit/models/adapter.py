@@ -167,8 +167,8 @@ class ContextAdapter(nn.Module):
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:
         """Read what :meth:`save` wrote; raises WeightsError when it is not one."""
-        stored = weight_of(header([path]))
         try:
+            stored = weight_of(header([path]))
             with safe_open(path, "pt", device=str(device)) as file:
                 config, sizes = _about(file.metadata() or {}, stored.parameters)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -147,6 +147,18 @@ def test_a_training_keeps_its_recipe_and_data(ctxedit, make_recipe, stills, tmp_
     assert "is the data" in told(ctxedit("train", recipe, "--out", out, "-y", "--data", folder), 6)
 
 
+@pytest.mark.parametrize("key", ["path", "mask", "control", "ideal"])
+def test_a_list_that_names_a_fifo(ctxedit, clip, tmp_path, key, no_weights):
+    os.mkfifo(tmp_path / "fifo")
+    named = {"path": clip} | ({key: tmp_path / "fifo"} if key != "ideal" else {})
+    lines = [f'{name} = "{path}"' for name, path in named.items()]
+    ideal = f'ideal = "{tmp_path / "fifo"}"' if key == "ideal" else ""
+    text = ["[[clips]]", 'prompt = "a tiger"', *lines, "[[clips.targets]]", 'prompt = "a cat"', ideal]
+    (tmp_path / "list.toml").write_text("\n".join(text))
+    answer = ctxedit("bench", tmp_path / "list.toml", "--presets", "ddim", "--out", tmp_path / "out")
+    assert "is a FIFO" in told(answer, 3)
+
+
 @pytest.mark.parametrize("letter", ["a", "é", "虎"])
 def test_names_are_measured_in_bytes_and_with_what_is_added(edit, ctxedit, letter, tmp_path):
     size = len(letter.encode())
