@@ -51,7 +51,7 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
     except FileNotFoundError as missing:
         raise error(
             f"{printable(path)} does not exist",
-            f"check the path of the {what}; it is relative to this folder",
+            f"check the path of the {what}; a relative one is taken from the current folder",
         ) from missing
     except (OSError, ValueError) as refused:  # no permission, a link to itself, a name too long, a NUL in it
         raise error(
@@ -163,7 +163,7 @@ def check_name_fits(path: Path, what: str = "output") -> None:
             raise OutputError(
                 f"the name of the {what} is too long: {size} bytes, this disk takes {name_max}: "
                 f"{printable(part)[:40]}…",
-                f"shorten --output by {size - name_max} bytes or more",
+                f"choose a name that is {size - name_max} bytes shorter or more",
             )
     if (size := len(os.fsencode(whole))) >= path_max:
         raise OutputError(

@@ -7,11 +7,13 @@ them settings choose is asked of :class:`ctxedit.models.attention.FrameView`, wh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError
 from ctxedit.footprint import Anatomy
 from ctxedit.models.attention import FrameView, make_kernel, seen_frames
+from ctxedit.models.backbone import split_words
 from ctxedit.stages.sample import fused_steps
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
 
@@ -62,6 +64,30 @@ def check_layers(config: Config, body: Anatomy, side: tuple[int, int], heatmaps:
             f"for latents of {side[1]}×{side[0]}",
             f"it has them at {shares} of the latent's side: --set fusion.mask_layers={_share(nearest)}",
         )
+
+
+def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> None:
+    """Raise ConfigError for word weights and replacements that the prompts' words do not allow.
+
+    As :func:`ctxedit.models.alignment.align` does once prompts are tokens; a prompt of None is not known yet.
+    """
+    if config.edit.start != "inversion":
+        return
+    for target in targets:
+        words = split_words(target)
+        absent = [word for word in config.fusion.words if word.lower() not in {w.lower() for w in words}]
+        if absent:
+            raise ConfigError(
+                f"fusion.words: the target “{target[:60]}” has no word {absent[0]!r}",
+                "words are matched whole",
+            )
+        source = words if prompt is None else split_words(prompt)
+        if config.fusion.cross == "replace" and len(source) != len(words):
+            raise ConfigError(
+                "fusion.cross = 'replace' needs as many words in both prompts "
+                f"({len(source)} and {len(words)})",
+                "use 'refine', or 'auto'",
+            )
 
 
 def _check_temporal(config: Config, body: Anatomy) -> None:

@@ -25,6 +25,7 @@ from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
+from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbone import builtin_vocabulary
 from ctxedit.models.clip import load_tokenizer
 from ctxedit.models.control import Denoiser, check_settings, locate_control
@@ -146,6 +147,7 @@ def make(
         texts = [*targets, config.edit.negative_prompt, options.prompt or ""]
         check_length(checkpoint.path / "tokenizer", texts, body.context_length)
     run, prompt, reused = _reused(session, targets)
+    needs.check_words(config, prompt, targets)
     names = STAGES[: STAGES.index(last) + 1]
     if options.prompt is not None and "caption" in names:
         names = names[1:]
@@ -318,6 +320,8 @@ def for_image(
         ConfigError, InputError, WeightsError, ResourceError, OutputError.
     """
     request.for_image(output, config, adapter, sources).check()
+    if adapter is not None:
+        ContextAdapter.check(adapter)
     for what, words in _texts(config, text, ()):
         check_syntax(words, what)
     device = pick_device(config.device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxedit.config import Config
-from ctxedit.errors import OutputError
+from ctxedit.errors import ConfigError, OutputError
 from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _edited(video: Path, with_heatmaps: bool) -> Iterator[tuple[str, Path]]:
     from ctxedit.stages import heatmaps
     from ctxedit.stages.report import files_for
 
+    if not video.name:
+        raise ConfigError(f"--output {video} names no file", "e.g. -o edited.mp4, or -o frames/ for PNGs")
     files = files_for(video)
     yield from (("output", video), ("side-by-side", files.side_by_side), ("contact sheet", files.sheet))
     if with_heatmaps:

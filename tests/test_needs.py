@@ -118,3 +118,22 @@ def test_sizes_of_nonsense_in_a_config_file(anatomy, tmp_path, value):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": value}))
     with pytest.raises(WeightsError):
         footprint.anatomy(locate(str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "prompt", "good"),
+    [
+        ({"words": {"Cat": 2.0}}, None, True),
+        ({"words": {"catch": 2.0}}, None, False),
+        ({"cross": "replace"}, "a dog", True),
+        ({"cross": "replace"}, "a small dog", False),
+        ({"cross": "replace"}, None, True),
+    ],
+)
+def test_word_settings_are_held_against_the_prompts(fusion, prompt, good):
+    config = merge(Config(), {"fusion": fusion})
+    if good:
+        needs.check_words(config, prompt, ["a cat"])
+    else:
+        with pytest.raises(ConfigError, match=r"fusion\."):
+            needs.check_words(config, prompt, ["a cat"])

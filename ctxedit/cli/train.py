@@ -13,6 +13,8 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Dry, Overwrite, Talk
 from ctxedit.cli.output import Screen, columns
 from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.files import TEXT_LIMIT, check_file
+from ctxedit.media.temporary import check_writable
 from ctxedit.request import Input, Request
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ def train(
     from ctxedit.bundled.training import recipe as recipes
     from ctxedit.bundled.training import record
 
+    if name.endswith(".toml"):
+        check_file(Path(name), "recipe", TEXT_LIMIT, ConfigError)
     chosen = [one.in_passes(passes) for one in _recipes(name, data, _schedule(steps, precision))]
     if os.environ.get("WORLD_SIZE", "1") != "1" and len({one.schedule.precision for one in chosen}) > 1:
         # Accelerate keeps one precision for as long as its processes live.
@@ -106,6 +110,8 @@ def train(
     inputs += [(data, "data")] if data is not None else []
     written = (*(("weights", out / one.folder) for one in chosen), ("state", state))
     Request(tuple(Input(*one) for one in inputs), written).check()
+    for place in (out, state):
+        check_writable(place / ".ctxedit", True)
     if record_:
         paths = [record.of_existing(one, state, out) for one in chosen if _can_record(one, state, out, name)]
         _result(screen, name, [{"record": path} for path in paths], map(str, paths))

@@ -164,6 +164,16 @@ class ContextAdapter(nn.Module):
             {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path, metadata=about
         )
 
+    @staticmethod
+    def check(path: Path) -> None:
+        """See beforehand whether a file is an adapter's, by its header; raises WeightsError."""
+        try:
+            parameters = weight_of(header([path])).parameters
+            with safe_open(path, "pt") as file:
+                _about(file.metadata() or {}, parameters)
+        except Exception as error:
+            raise _no_adapter(path, error) from error
+
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:
         """Read what :meth:`save` wrote; raises WeightsError when it is not one."""
@@ -177,9 +187,13 @@ class ContextAdapter(nn.Module):
             if broken := [key for key, value in tensors.items() if not bool(value.isfinite().all())]:
                 raise ValueError(f"NaN or infinity in {broken[0]}")
         except Exception as error:
-            line = str(error).split("\n")[0][:160]
-            raise WeightsError(f"{path} is not a context adapter: {line}", "tune again") from error
+            raise _no_adapter(path, error) from error
         return adapter.to(device)
+
+
+def _no_adapter(path: Path, error: Exception) -> WeightsError:
+    line = str(error).split("\n")[0][:160]
+    return WeightsError(f"{path} is not a context adapter: {line}", "tune again")
 
 
 def _about(metadata: Mapping[str, str], parameters: int) -> tuple[AdapterConfig, dict[str, int]]:

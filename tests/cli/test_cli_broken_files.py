@@ -121,8 +121,11 @@ _SIZES = {"channels": 4, "context_width": 192, "image_width": 0}
 )
 def test_an_adapter_is_held_against_its_tensors_first(ctxedit, tmp_path, config, sizes):
     adapter_file(tmp_path / "bad.safetensors", json.dumps(config), json.dumps(sizes))
-    answer = ctxedit("t2i", "a cat", "--adapter", tmp_path / "bad.safetensors", "-o", tmp_path / "x.png")
-    assert "bad.safetensors" in told(answer, 4)
+    for more in ((), ("--dry-run",)):
+        answer = ctxedit(
+            "t2i", "a cat", "--adapter", tmp_path / "bad.safetensors", "-o", tmp_path / "x.png", *more
+        )
+        assert "bad.safetensors" in told(answer, 4)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +141,11 @@ def test_an_adapter_is_held_against_its_tensors_first(ctxedit, tmp_path, config,
 )
 def test_an_adapter_of_nonsense_is_4(ctxedit, tmp_path, config, tensors):
     adapter_file(tmp_path / "bad.safetensors", config, json.dumps(_SIZES), tensors)
-    answer = ctxedit("t2i", "a cat", "--adapter", tmp_path / "bad.safetensors", "-o", tmp_path / "x.png")
-    assert "bad.safetensors" in told(answer, 4)
+    for more in ((), ("--dry-run",)):
+        answer = ctxedit(
+            "t2i", "a cat", "--adapter", tmp_path / "bad.safetensors", "-o", tmp_path / "x.png", *more
+        )
+        assert "bad.safetensors" in told(answer, 4)
 
 
 @pytest.fixture(scope="module")

@@ -270,3 +270,23 @@ def test_options_and_variables_of_nonsense_are_2(edit, value, monkeypatch):
     told(edit("--set", f"seed={value}"), 2)
     monkeypatch.setenv("CTXEDIT_SEED", value)
     told(edit(), 2)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_output_without_a_name_is_2(edit, name):
+    assert "names no file" in told(edit("-o", name), 2)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "loop", "/dev/null"])
+def test_a_training_sees_beforehand_that_it_cannot_write(ctxedit, make_recipe, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe("autoencoder")
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for more in ((), ("--dry-run",)):
+        told(ctxedit("train", recipe, "--out", place, *more), 6)
+
+
+def test_a_recipe_is_a_regular_file(ctxedit, tmp_path):
+    os.mkfifo(tmp_path / "mine.toml")
+    assert "is a FIFO" in told(ctxedit("train", tmp_path / "mine.toml", "--dry-run"), 2)
