@@ -7,6 +7,7 @@ end and then be gone: neither ``-y`` nor a symbolic or hard link makes that what
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
 if TYPE_CHECKING:
     from ctxedit.pipeline import Session
 
+#: What is left of a URL's beginning in a path. Windows' drives have one letter.
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)
 #: Room for the longest names inside a run folder.
 _LONGEST = Path("r" * 96) / "heatmaps" / ("e" * 96)
 
@@ -50,6 +53,7 @@ class Request:
         """Check names, and that no output is an input. Nothing is opened.
 
         Raises:
+            ConfigError: an output is a URL, or ``-``.
             InputError: the path of an input is not UTF-8, or it is a device, a FIFO or a socket.
             OutputError: an output is an input, or its name does not fit.
         """
@@ -58,6 +62,10 @@ class Request:
             if one.pictures:  # all others have been read, or are the models' to refuse
                 check_kind(one.path, one.what)
         for what, path in self.written:
+            if str(path) == "-" or _URL.match(str(path)):
+                raise ConfigError(
+                    f"the {what} {path} is no file", "outputs are files or folders of this machine"
+                )
             check_utf8(path, what, OutputError)
             check_name_fits(path, what)
         for place in self.places:

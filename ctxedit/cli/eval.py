@@ -83,7 +83,8 @@ def _of_video(
 
     with resumable(None):
         figures = api.evaluate(
-            video, prompt, config=config, frames=span.frames, start=span.start or 0, stride=span.stride or 1,
+            video, prompt, config=config, frames=span.frames, start=span.start or 0,
+            stride=1 if span.stride is None else span.stride,
             offline=base.offline, reporter=teller(screen),
         )  # fmt: skip
     return {"video": video, "prompt": prompt, **api.plain_figures(figures.table())}

@@ -277,6 +277,18 @@ def test_an_output_without_a_name_is_2(edit, name):
     assert "names no file" in told(edit("-o", name), 2)
 
 
+@pytest.mark.parametrize("name", ["-", "https://host/out.mp4", "s3://bucket/out.mp4"])
+def test_an_output_that_is_no_file_is_2(edit, ctxedit, name):
+    assert "is no file" in told(edit("-o", name), 2)
+    assert "is no file" in told(ctxedit("t2i", "a cat", "-o", name), 2)
+
+
+@pytest.mark.parametrize("option", ["--stride", "--frames"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_span_of_a_scored_clip_is_never_guessed(ctxedit, clip, option, value, no_weights):
+    told(ctxedit("eval", "--video", clip, "--prompt", "a tiger", option, value), 2)
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "loop", "/dev/null"])
 def test_a_training_sees_beforehand_that_it_cannot_write(ctxedit, make_recipe, tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
