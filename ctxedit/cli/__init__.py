@@ -39,7 +39,7 @@ def _leave_at_once_on_ctrl_c(as_json: bool) -> None:
     def leave(*_: object) -> None:
         os.write(2, _message())
         if as_json:
-            os.write(1, b'{"error": "interrupted; nothing was begun", "hint": null, "exit_code": 130}\n')
+            os.write(1, b'{"error": "interrupted before any work", "hint": null, "exit_code": 130}\n')
         os._exit(_INTERRUPTED)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -48,4 +48,4 @@ def _leave_at_once_on_ctrl_c(as_json: bool) -> None:
 
 
 def _message() -> bytes:
-    return b"error: interrupted; nothing was begun\n"
+    return b"error: interrupted before any work\n"

@@ -94,7 +94,7 @@ def explain(error: BaseException) -> Failure:
         hint = error.hint or _HINTS.get(error.exit_code)
         return Failure(error.message, hint, error.exit_code)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Failure("interrupted; nothing was begun", None, Interrupted.exit_code)
+        return Failure("interrupted before any work", None, Interrupted.exit_code)
     if isinstance(error, SystemExit):
         return Failure("stopped", None, error.code if isinstance(error.code, int) else 1)
     if _UsageError is not None and isinstance(error, _UsageError):

@@ -22,6 +22,8 @@ def run(arguments: list[str]) -> int:
             # The reader (`| head`) has what it wanted; Python would complain once more when it flushes.
             _discard_stdout()
             return 0
+        if isinstance(raised, SystemExit) and not raised.code:  # shell completion ends this way
+            return 0
         if debugging():
             import traceback
 

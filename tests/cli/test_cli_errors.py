@@ -259,4 +259,4 @@ def test_ctrl_c_before_anything_began(ctxedit, monkeypatch):
 
     monkeypatch.setattr("ctxedit.config.preset_names", stop)
     answer = ctxedit("presets", "ls")
-    assert answer.code == 130 and answer.err == "error: interrupted; nothing was begun\n"
+    assert answer.code == 130 and answer.err == "error: interrupted before any work\n"

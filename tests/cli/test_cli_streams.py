@@ -147,7 +147,7 @@ def test_ctrl_c_while_modules_load_is_one_line(module, as_json, tmp_path):
     assert running.stderr.readline() == b"loading\n"
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
-    assert (running.returncode, err) == (130, b"error: interrupted; nothing was begun\n")
+    assert (running.returncode, err) == (130, b"error: interrupted before any work\n")
     assert (json.loads(out)["exit_code"] == 130) if as_json else out == b""
 
 
