@@ -257,7 +257,9 @@ def evaluate(
     if not prompt.strip():
         raise InputError("the prompt is empty", "say what the clip should show")
     info = probe(Path(video))
-    count = frames or max(1, -(-(info.frames - start) // stride))
+    if stride < 1:
+        raise ConfigError(f"--stride must be at least 1, not {stride}", "2 takes every other frame")
+    count = max(1, -(-(info.frames - start) // stride)) if frames is None else frames
     if count * info.width * info.height * 3 > _MOST_BYTES:
         raise InputError(
             f"{video}: {count} frames of {info.width}×{info.height} are too many at once",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ctxedit import footprint
+from ctxedit import footprint, needs, request
 from ctxedit.config import Config
 from ctxedit.costs import Costs, captioner_weight, clip_weight
 from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
@@ -24,15 +24,18 @@ from ctxedit.media.mask import read_mask
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output
-from ctxedit.models.backbones import family_of
+from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.backbones import builtin_vocabulary, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import Checkpoint, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.pipeline import Session
+from ctxedit.prompts import check_syntax
 from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
+from ctxedit.stages.heatmaps import files_for as heatmaps_for
 from ctxedit.stages.report import files_for
 from ctxedit.stages.wording import check_describes
 
@@ -108,14 +111,19 @@ def check_memory(stages: Sequence[Stage], available: int) -> None:
             )
 
 
-def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") -> Plan:
+def make(
+    session: Session, targets: Sequence[str] = (), last: str = "evaluate", heatmaps: bool = False
+) -> Plan:
     """Check a session's inputs and say what its stages up to ``last`` will do. Errors as they would come."""
     config, options = session.config, session.options
+    request.for_session(session, targets, heatmaps).check()
     if options.prompt is not None and not options.prompt.strip():
         raise InputError("the prompt is empty", "omit it to caption the clip")
     for target in targets:
         if not target.strip():
             raise InputError("the target is empty", "describe what the edited clip should show")
+    for what, text in _texts(config, options.prompt, targets):
+        check_syntax(text, what)
     check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -123,12 +131,16 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     clip = read_frames(
         session.clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride
     )
-    _check_outputs(session, clip.fps, targets)
+    _check_outputs(session, clip.fps, targets, heatmaps)
     checkpoint = locate(config.model, options.offline)
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
+    builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    needs.check_settings(config, body)
     height, width = clip.frames.shape[1:3]
     fit = plan_fit(width, height, config.clip.size or body.resolution, body.multiple)
+    side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+    needs.check_layers(config, body, side, heatmaps)
     if options.mask is not None:
         read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
     told, control = _control(config, checkpoint, body, fit, options.offline)
@@ -137,6 +149,7 @@ def make(session: Session, targets: Sequence[str] = (), last: str = "evaluate") 
     if prompt is not None and not options.overwrite:
         for target in targets:
             check_describes(target, prompt)
+    needs.check_words(config, prompt, targets)
     names = STAGES[: STAGES.index(last) + 1]
     if options.prompt is not None and "caption" in names:
         names = names[1:]
@@ -178,7 +191,13 @@ def _control(
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
 
 
-def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> None:
+def _texts(config: Config, prompt: str | None, targets: Sequence[str]) -> list[tuple[str, str]]:
+    """All prompts, and what each is called."""
+    negative = ("negative prompt", config.edit.negative_prompt)
+    return [("prompt", prompt or ""), *(("target", target) for target in targets), negative]
+
+
+def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str], heatmaps: bool) -> None:
     options = session.options
     if options.output is None:
         folder = options.runs if session._run is None else session._run.folder
@@ -190,6 +209,7 @@ def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> N
             "leave it out: the run folder takes them",
         )
     files = files_for(options.output)
+    maps = heatmaps_for(options.output)
     outputs, free = (files.video, files.side_by_side, files.sheet), options.overwrite
     if not free and targets and any(path.exists() for path in outputs):
         own = _own(session, targets[0], outputs)
@@ -198,6 +218,8 @@ def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str]) -> N
     check_output(options.output, fps, free or files.video in own)
     for path in outputs[1:]:
         check_writable(path, free or path in own)
+    for path in (maps.sheet, maps.video) if heatmaps else ():
+        check_writable(path, free)
 
 
 def _own(session: Session, target: str, outputs: Sequence[Path]) -> set[Path]:
@@ -300,18 +322,29 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     }
 
 
-def for_image(text: str, config: Config, offline: bool, output: Path, overwrite: bool) -> dict[str, Any]:
+def for_image(
+    text: str, config: Config, offline: bool, output: Path, overwrite: bool, adapter: Path | None = None,
+    sources: Sequence[Path] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Check what text to image needs, and say what it takes; sizes are (width, height).
+
+    ``adapter`` and ``sources``, the files of the settings, are read: ``output`` may be none of them.
 
     Raises:
         ConfigError, InputError, WeightsError, ResourceError, OutputError.
     """
+    request.for_image(output, config, adapter, sources).check()
+    if adapter is not None:
+        ContextAdapter.check(adapter)
+    for what, words in _texts(config, text, ()):
+        check_syntax(words, what)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     check_image(output, overwrite)
     checkpoint = locate(config.model, offline)
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
+    builtin_vocabulary(checkpoint.path)  # refuses a broken one
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)

@@ -129,18 +129,19 @@ class Run:
         Raises:
             InputError: there is none.
         """
-        files = sorted(root.glob(f"*/{_FILE}"), key=_changed, reverse=True)
-        for file in files:
+        skipped = 0
+        for file in sorted(root.glob(f"*/{_FILE}"), key=_changed, reverse=True):
             try:
                 run = cls(file.parent)
             except InputError as error:
                 warn(f"{error.message}: this run is skipped")
+                skipped += 1
                 continue
             if clip is None or run.clip == clip.resolve():
                 return run
         of = "" if clip is None else f" of {clip}"
         hint = f"make one with `ctxedit tune {clip or 'CLIP'}`, or name one with --run"
-        raise InputError(f"no {'undamaged ' if files else ''}run{of} in {root}", hint)
+        raise InputError(f"no {'undamaged ' if skipped else ''}run{of} in {root}", hint)
 
     @property
     def clip(self) -> Path:

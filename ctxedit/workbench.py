@@ -74,6 +74,7 @@ class Options:
         offline: touch no hub.
         runs: folder for runs.
         lavis_python: interpreter of the LAVIS worker.
+        sources: files that the settings were read from; no output may take their place.
     """
 
     prompt: str | None = None
@@ -85,6 +86,7 @@ class Options:
     offline: bool = False
     runs: Path = DEFAULT_ROOT
     lavis_python: Path | None = None
+    sources: tuple[Path, ...] = ()
 
 
 class Workbench:

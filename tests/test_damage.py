@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
-from ctxedit.bundled.world import scenes
 from safetensors.numpy import load_file
 
 from ctxedit import api, config, pipeline, plan, runs
@@ -23,6 +22,7 @@ from ctxedit.media import temporary
 from ctxedit.media.write import write_clip
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import Run
+from ctxedit.synthetic import scenes
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 

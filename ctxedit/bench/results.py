@@ -45,6 +45,18 @@ class Row:
         return asdict(self)
 
 
+def row_of(table: dict[str, Any]) -> Row:
+    """A row from JSON; raises TypeError for what is none."""
+    row = Row(**table)
+    texts = (row.key, row.method, row.clip, row.target, row.kind, row.prompt)
+    tables = (row.figures, row.costs, row.facts)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(t, dict) for t in tables):
+        raise TypeError("a key, a name or a table of a row is of another type")
+    if not all(text is None or isinstance(text, str) for text in (row.video, row.error)):
+        raise TypeError("a row's video and error are texts")
+    return row
+
+
 class Results:
     """The file of a bench's folder.
 

@@ -53,6 +53,7 @@ class Bench:
         clips, methods: each method runs on each target of each clip.
         overwrite: redo finished edits (their tuning and inversion stay).
         offline: touch no hub.
+        sources: the list and the files of settings; no output may take their place.
     """
 
     out: Path
@@ -60,6 +61,7 @@ class Bench:
     methods: tuple[Method, ...]
     overwrite: bool = False
     offline: bool = False
+    sources: tuple[Path, ...] = ()
 
     def session(self, clip: Clip, method: Method, reporter: Reporter | None = None) -> Session:
         """The session of one method on one clip; its run folder lies in the bench's."""

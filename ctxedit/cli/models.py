@@ -63,7 +63,7 @@ def check(
     pairs: Annotated[
         int, typer.Option("--pairs", min=1, help="Clips to tune on; each is edited three ways.")
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 7,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Folder of models. [default: the built-in ones]", show_default=False),

@@ -68,7 +68,7 @@ def run(
 
     options = pipeline.Options(
         tuning.prompt, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python,
+        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python, asked.sources(base),
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 def checked(
-    session: Session, targets: Sequence[str], last: str, screen: Screen, dry_run: bool, show: bool = True
-) -> bool:
+    session: Session, targets: Sequence[str], last: str, screen: Screen, dry_run: bool, show: bool = True,
+    heatmaps: bool = False,
+) -> bool:  # fmt: skip
     """Check all that can be checked; print the plan of a dry run. Returns whether to go on."""
     from ctxedit import plan
 
-    made = plan.make(session, targets, last)
+    made = plan.make(session, targets, last, heatmaps)
     if dry_run:
         screen.result(describe(made), {"plan": made.table()})
     made.check()

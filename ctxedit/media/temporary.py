@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ctxedit.errors import CtxeditError, OutputError
+from ctxedit.files import cut
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -213,9 +214,7 @@ def replace(temporary: Path, path: Path) -> None:
 
 
 def _beside(path: Path, stem: str, end: str) -> Path:
-    # File systems limit a name to 255 bytes, and a letter may take four.
-    short = stem.encode("utf-8", "surrogateescape")[:150].decode("utf-8", "ignore")
-    return path.with_name(f".{short}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{end}")
+    return path.with_name(f".{cut(stem, 150)}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{end}")
 
 
 def _host() -> str:

@@ -173,7 +173,7 @@ def _loss(
     autocast: Any,
 ) -> tuple[Tensor, float]:
     """One draw of level and noise: the loss and the shift's share of the signal."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(_in_64_bits(seed * 1_000_003 + step))
     t, a, s = backbone.training_level(generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     with autocast():
@@ -276,3 +276,8 @@ def load_tensors(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
         raise ConfigError(f"the tuned weights do not fit this model: {', '.join(odd)}", "tune again")
     for name, value in tensors.items():
         parameters[name].copy_(value)
+
+
+def _in_64_bits(number: int) -> int:
+    """The number itself where it is a signed 64-bit one, as torch takes; others wrap around."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
