@@ -1,13 +1,13 @@
 """How long idle OpenMP threads spin, set before torch loads its OpenMP runtime.
 
-A thread that waits for the others burns its core for a while before it sleeps: 300,000 rounds in GNU's libgomp
-(torch's Linux wheels), 200 ms in LLVM's libomp (macOS) and Intel's libiomp5 (Windows, conda, MKL). That is
-quickest on an idle machine. When another process keeps a core busy, the spinning thread takes the time slice
-that the thread it waits for needs, and a run takes ten times as long. Spinning briefly costs next to nothing
-on an idle machine and lets the threads share a core. ``python tests/busy.py`` measures it.
+A thread that waits for the others burns its core for a while before it sleeps: 300,000 rounds in GNU's
+libgomp (torch's Linux wheels), 200 ms in LLVM's libomp (macOS) and Intel's libiomp5 (Windows, conda, MKL).
+That is quickest on an idle machine. When another process keeps a core busy, the spinning thread takes the
+time slice that the thread it waits for needs, and a run takes ten times as long. Spinning briefly costs
+next to nothing on an idle machine and lets the threads share a core. ``python tests/busy.py`` measures it.
 
-MKL in torch's wheels uses the same threads. OpenBLAS (NumPy, SciPy) has its own, but no stage spends its time
-there, so they are left alone.
+MKL in torch's wheels uses the same threads. OpenBLAS (NumPy, SciPy) has its own, but no stage spends its
+time there, so they are left alone.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """How much a tuning slows down beside one busy process, for several OpenMP settings.
 
-    python tests/busy.py [--settings GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=passive unset] [--repeats 3] [--json]
+    python tests/busy.py [--settings unset ours GOMP_SPINCOUNT=300 …] [--repeats 3] [--json]
 
-Run it on an otherwise idle machine. Each setting tunes the built-in models on a sample in a process of its own,
-idle and beside one process that keeps a core busy, in turns so that drift meets all settings alike. Times are
-of the tuning steps alone. The goal: at most 2.2 times as long beside the busy process as idle with the
-runtime's own defaults, on two cores, and at most 10 % lost when idle. Another runtime is measured by preloading
-it: LD_PRELOAD=/path/to/libiomp5.so.
+Run it on an otherwise idle machine. Each setting tunes the built-in models on a sample in a process of its
+own, idle and beside one process that keeps a core busy, in turns so that drift meets all settings alike.
+Times are of one tuning, with what it loads, torch's import left out. The goal, on two cores: at most 2.2
+times as long beside the busy process as idle with the runtime's own defaults, and at most 10 % lost when
+idle. Another runtime is measured by preloading it: LD_PRELOAD=/path/to/libiomp5.so.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ import json, os, runpy, sys
 class AtTorch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(json.dumps({k: v for k, v in os.environ.items() if k.startswith(("GOMP_", "KMP_", "OMP_"))}))
+            names = ("GOMP_", "KMP_", "OMP_")
+            print(json.dumps({k: v for k, v in os.environ.items() if k.startswith(names)}))
             sys.stdout.flush()
             os._exit(0)
 sys.meta_path.insert(0, AtTorch())
