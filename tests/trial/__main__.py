@@ -14,6 +14,7 @@ for _name in [name for name in os.environ if name.startswith("CTXEDIT_")]:
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -86,6 +87,7 @@ def main() -> int:
     asked = _arguments()
     trials = _trials(asked)
     start = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     preload()
     with tempfile.TemporaryDirectory(prefix="ctxedit-trial-") as place:
         base = Path(place) / "base"

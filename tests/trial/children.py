@@ -63,6 +63,11 @@ def preload() -> None:
     cv2.setNumThreads(1)
 
 
+def die_with_parent() -> None:
+    """Leave no orphans when the trial is stopped (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def call(
     arguments: list[str],
     folder: Path,
@@ -101,7 +106,7 @@ def _be_child(
     code = 99
     try:
         os.setsid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphans when the trial is stopped
+        die_with_parent()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number, name in ((1, "out"), (2, "err")):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from children import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ def say(text: str) -> None:
 
 
 def in_jobs(one: Callable[[Any], Trial], trials: Sequence[Any], jobs: int) -> list[Trial]:
-    """Run every trial, in ``jobs`` forked processes that take them from one queue."""
+    """Run every trial, in ``jobs`` forked processes that take them from one queue.
+
+    Ctrl-C and SIGTERM end it early: what was done until then is returned.
+    """
     tickets, results = os.pipe(), os.pipe()
     workers = []
     for _ in range(jobs):
@@ -43,26 +49,38 @@ def in_jobs(one: Callable[[Any], Trial], trials: Sequence[Any], jobs: int) -> li
     # A pipe holds some thousands of tickets; a worker reads four bytes, which are never split.
     feeder = os.fork()
     if feeder == 0:
+        die_with_parent()
         try:
             for number in range(len(trials)):
                 os.write(tickets[1], number.to_bytes(4, "little"))
         finally:
             os._exit(0)
     os.close(tickets[1])
-    with os.fdopen(results[0]) as lines:
-        for line in lines:
-            done.append(Trial(**json.loads(line)))
-            if done[-1].found:
-                say(f"{done[-1].kind}:{done[-1].number} {done[-1].how}: {done[-1].found}")
-            if len(done) % 100 == 0:
-                say(f"{len(done)} of {len(trials)}")
+    try:
+        with os.fdopen(results[0]) as lines:
+            for line in lines:
+                done.append(Trial(**json.loads(line)))
+                _tell(done, len(trials))
+    except KeyboardInterrupt:
+        say(f"stopped after {len(done)} of {len(trials)}")
+        for process in (*workers, feeder):
+            os.kill(process, signal.SIGKILL)
     for process in (*workers, feeder):
         os.waitpid(process, 0)
     return done
 
 
+def _tell(done: Sequence[Trial], count: int) -> None:
+    last = done[-1]
+    if last.found:
+        say(f"{last.kind}:{last.number} {last.how}: {last.found}")
+    if len(done) % 100 == 0:
+        say(f"{len(done)} of {count}")
+
+
 def _work(one: Callable[[Any], Trial], trials: Sequence[Any], tickets: int, results: int) -> None:
     """A worker: never returns."""
+    die_with_parent()
     try:
         while ticket := os.read(tickets, 4):
             trial = trials[int.from_bytes(ticket, "little")]
