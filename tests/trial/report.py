@@ -10,9 +10,11 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from children import die_with_parent
+
+#: What, kind, number of its kind, how many of its kind.
+Ticket = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def in_jobs(one: Callable[[Any], Trial], trials: Sequence[Any], jobs: int) -> list[Trial]:
+def in_jobs(one: Callable[[Ticket], Trial], trials: Sequence[Ticket], jobs: int) -> list[Trial]:
     """Run every trial, in ``jobs`` forked processes that take them from one queue.
 
     Ctrl-C and SIGTERM end it early: what was done until then is returned.
@@ -78,13 +80,18 @@ def _tell(done: Sequence[Trial], count: int) -> None:
         say(f"{len(done)} of {count}")
 
 
-def _work(one: Callable[[Any], Trial], trials: Sequence[Any], tickets: int, results: int) -> None:
+def _work(one: Callable[[Ticket], Trial], trials: Sequence[Ticket], tickets: int, results: int) -> None:
     """A worker: never returns."""
     die_with_parent()
     try:
         while ticket := os.read(tickets, 4):
             trial = trials[int.from_bytes(ticket, "little")]
-            os.write(results, json.dumps(asdict(one(trial))).encode() + b"\n")
+            try:
+                done = one(trial)
+            except Exception as error:  # the trial's own fault must not hide the other trials
+                what, kind, number, _ = trial
+                done = Trial(what, kind, number, "not tried", f"the trial failed: {error!r}"[:300])
+            os.write(results, json.dumps(asdict(done)).encode() + b"\n")
     except BaseException:
         traceback.print_exc()
     finally:
