@@ -82,12 +82,20 @@ def _replay(asked: argparse.Namespace) -> str:
     return f"python tests/trial {chosen}"
 
 
+def _stop(number: int, frame: object) -> None:
+    """Stop once: a terminal, or ``timeout``, may send its signal twice."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run the trial; 0 when nothing failed."""
     asked = _arguments()
     trials = _trials(asked)
     start = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     preload()
     with tempfile.TemporaryDirectory(prefix="ctxedit-trial-") as place:
         base = Path(place) / "base"

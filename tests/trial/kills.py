@@ -214,7 +214,9 @@ def kill_once(scenario: Scenario, blow: Blow, reference: Undisturbed, base: Path
 
 def _end_complaint(ended: Ended, blow: Blow) -> str | None:
     number = signal.SIGKILL if blow.signal is None else blow.signal.number
-    allowed = {0, -number, INTERRUPTED} if number != signal.SIGKILL else {0, -number, -signal.SIGALRM}
+    allowed = (
+        {0, -number, 128 + number, INTERRUPTED} if number != signal.SIGKILL else {0, -number, -signal.SIGALRM}
+    )
     if number == signal.SIGINT:
         allowed.discard(-number)
     return complaint(ended, tuple(allowed))
