@@ -32,6 +32,7 @@ from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages.evaluate import Figures
+from ctxedit.stages.prepare import read_for_caption
 
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
@@ -79,8 +80,7 @@ def caption(
     """
     chosen, teller = settings(preset, config), reporter or Reporter()
     device = pick_device(chosen.device)
-    span = chosen.clip
-    frames = read_frames(Path(clip), frames=span.frames, start=span.start, stride=span.stride).frames
+    frames = read_for_caption(Path(clip), chosen.clip)
     own = own_folder(chosen.model)
     model = captioning.make_captioner(
         chosen.captioner,
@@ -142,6 +142,7 @@ def edit(
     output: PathLike | None = None,
     source_size: bool = False,
     audio: bool = True,
+    chroma: str = "420",
     overwrite: bool = False,
     offline: bool = False,
     reporter: Reporter | None = None,
@@ -156,6 +157,7 @@ def edit(
         output: the edited file; None is inside the run folder.
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
+        chroma: of H.264: "420", or "444", which keeps odd sizes and which few players show.
         overwrite: replace existing files, and make a finished edit anew.
         offline, reporter: as for :func:`caption`.
 
@@ -171,6 +173,7 @@ def edit(
         output=Path(output) if output else None,
         source_size=source_size,
         audio=audio,
+        chroma=chroma,
         overwrite=overwrite,
         offline=offline,
         runs=opened.folder.parent,

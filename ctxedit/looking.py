@@ -40,7 +40,7 @@ def heatmaps(session: Session, target: str) -> stage.Files:
         for word, heat in maps.items():
             shown.append((f"{word}{note}", session.prepared.unpad(stage.overlay(frames, heat))))
     files.sheet.parent.mkdir(parents=True, exist_ok=True)
-    stage.write(shown, files, session.prepared.clip.fps, options.overwrite or options.output is None)
+    stage.write(shown, files, session.prepared.clip, options.overwrite or options.output is None)
     run.finish(name, key, [str(files.sheet.resolve()), str(files.video.resolve())], target=target)
     return files
 

@@ -130,6 +130,6 @@ def not_empty(text: str | None, what: str) -> None:
 
 def existing(path: Path) -> Path:
     """The path; raises InputError when there is nothing."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist", "check the path; it is taken from the current folder")
-    return path
+    from ctxedit.media.sources import check_exists
+
+    return check_exists(path)

@@ -197,6 +197,10 @@ class Result:
         _option("--output-size", panel=_OUTPUT, help="The model's working size, or the source's. (working)"),
     ] = None
     no_audio: Annotated[bool, _option("--no-audio", panel=_OUTPUT, help="Drop the source's sound.")] = False
+    chroma: Annotated[
+        Literal["420", "444"],
+        _option("--chroma", panel=_OUTPUT, help="Of H.264: 420 plays everywhere, 444 keeps odd sizes. (420)"),
+    ] = "420"
 
 
 @dataclass(frozen=True)
