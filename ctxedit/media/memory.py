@@ -9,7 +9,7 @@ from ctxedit.media.write import VIDEO_SUFFIXES
 
 #: Pictures that a decoder keeps for reference, and an encoder for reference and to look ahead, in 4:2:0.
 _DECODED, _ENCODED = 8, 12
-_YUV, _RGB = 1.5, 3
+_YUV, _RGB, _PILLOW = 1.5, 3, 4
 
 
 def reading_bytes(info: ClipInfo, frames: int, width: int, height: int) -> int:
@@ -20,7 +20,8 @@ def reading_bytes(info: ClipInfo, frames: int, width: int, height: int) -> int:
     """
     pixels = info.coded_width * info.coded_height
     deep = 2 if info.bit_depth > 8 else 1
-    decoder = 0 if info.kind in ("image", "folder", "animation") else _DECODED * _YUV * deep
+    # Pillow holds four bytes a pixel.
+    decoder = _PILLOW if info.kind in ("image", "folder", "animation") else _DECODED * _YUV * deep
     converting = 4 * deep if info.has_alpha or info.converted or info.interlaced else 0
     source = pixels * (decoder + 2 * _RGB + converting) + info.width * info.height * _RGB
     return int(source) + kept_bytes(frames, width, height)

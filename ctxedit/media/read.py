@@ -133,8 +133,8 @@ def decord_fits(info: ClipInfo) -> bool:
     The decord on PyPI (0.6.0, 2021) drops the pixel aspect, turns some rotated clips and not others, knows
     no alpha, is built on an FFmpeg that lacks newer codecs, finds frames of uneven streams by guess, gives
     the wrong frames after a seek into open groups of pictures, and trusts a seek to land where it aimed,
-    which it does not in MPEG-TS, Matroska or fragmented MP4. So it gets the common case, for which the tests hold
-    both equal: an MP4 or MOV whose every frame stands in its table, 8-bit H.264 4:2:0 in limited range,
+    which it does not in MPEG-TS, Matroska or fragmented MP4. So it gets the common case, for which the tests
+    hold both equal: an MP4 or MOV whose every frame stands in its table, 8-bit H.264 4:2:0 in limited range,
     progressive, upright, square pixels, even size, even timing, closed groups. All else goes to PyAV.
     """
     if info.kind != "video":

@@ -22,6 +22,7 @@ SUFFIXES = frozenset(
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 _ANIMATED = ("PNG", "WEBP", "AVIF")
+_ROWS = 256
 _NO_DELAY = 100  # milliseconds that browsers show a frame which names no time, or nearly none
 # Orientations 5 to 8 of EXIF lie on their side.
 _EXIF_ORIENTATION = 0x0112
@@ -164,7 +165,8 @@ def animation_frames(path: Path, indices: Sequence[int], background: int = 255) 
 
 def _rgb(opened: Image.Image, background: int) -> np.ndarray:
     opened.load()
-    image = ImageOps.exif_transpose(opened)
+    # An animation's frame is drawn on the one before it, which must stay.
+    image = opened if opened.getexif().get(_EXIF_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey at 255 when it converts.
         values = np.asarray(image).astype(np.float64) / 257.0
@@ -172,14 +174,18 @@ def _rgb(opened: Image.Image, background: int) -> np.ndarray:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
         return flatten(np.asarray(image.convert("RGBA")), background)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def flatten(rgba: np.ndarray, background: int) -> np.ndarray:
     """Lay (..., 4) uint8 RGBA with straight alpha over a grey level; gives (..., 3) uint8."""
-    alpha = rgba[..., 3:].astype(np.uint32)
-    mixed = rgba[..., :3] * alpha + np.uint32(background) * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    out = np.empty((*rgba.shape[:-1], 3), np.uint8)
+    for top in range(0, len(rgba), _ROWS):  # the wider integers of a whole large picture would fill memory
+        rows = rgba[top : top + _ROWS]
+        alpha = rows[..., 3:].astype(np.uint32)
+        mixed = rows[..., :3] * alpha + np.uint32(background) * (255 - alpha)
+        out[top : top + _ROWS] = (mixed + 127) // 255
+    return out
 
 
 @contextmanager

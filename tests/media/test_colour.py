@@ -63,7 +63,9 @@ def _hlg(nits: np.ndarray) -> np.ndarray:
 
 def _hdr(folder: Path, nits: np.ndarray, transfer: str, primaries: str = "bt2020") -> Path:
     """Patches of light in cd/m², BT.2020 primaries, as a ten-bit film."""
-    code = {"smpte2084": _pq, "arib-std-b67": _hlg}.get(transfer, lambda light: (light / 100) ** (1 / 2.4))(nits)
+    code = {"smpte2084": _pq, "arib-std-b67": _hlg}.get(transfer, lambda light: (light / 100) ** (1 / 2.4))(
+        nits
+    )
     picture = _patches(np.rint(code * 65535).astype("<u2"))
     height, width = picture.shape[1:3]
     path = folder / f"{transfer}.mkv"

@@ -1,4 +1,4 @@
-"""The frames asked for, whatever the container, the codec and the span: held against decoding from the start."""
+"""The frames asked for, whatever container, codec and span: held against decoding from the start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,18 @@ FILES = {
     "disc.mpg": ("-c:v", "mpeg2video", "-g", 12, "-bf", 2, "-q:v", 2, "-pix_fmt", "yuv420p"),
     "old.avi": ("-c:v", "mpeg4", "-g", 12, "-bf", 2, "-q:v", 2, "-pix_fmt", "yuv420p"),
     "intra.avi": ("-c:v", "mjpeg", "-q:v", 2, "-pix_fmt", "yuvj420p"),
-    "web.webm": ("-c:v", "libvpx-vp9", "-g", 12, "-cpu-used", 8, "-deadline", "realtime", "-pix_fmt", "yuv420p"),
+    "web.webm": (
+        "-c:v",
+        "libvpx-vp9",
+        "-g",
+        12,
+        "-cpu-used",
+        8,
+        "-deadline",
+        "realtime",
+        "-pix_fmt",
+        "yuv420p",
+    ),
     "hevc.mp4": ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none:keyint=12"),
 }
 # Fragments that do not begin at key frames, ones that do, and a file whose index comes first.
