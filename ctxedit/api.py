@@ -80,7 +80,9 @@ def caption(
     """
     chosen, teller = settings(preset, config), reporter or Reporter()
     device = pick_device(chosen.device)
-    frames = read_for_caption(Path(clip), chosen.clip)
+    seen = read_for_caption(Path(clip), chosen.clip)
+    for note in seen.notes:
+        teller.warn(note)
     own = own_folder(chosen.model)
     model = captioning.make_captioner(
         chosen.captioner,
@@ -94,7 +96,7 @@ def caption(
     if captioning.asks_clip(chosen, own is not None):
         scorer = evaluating.make_scorer(chosen.clip_model, own, device, offline)
     with teller.task("caption", 1) as progress:
-        text = captioning.caption(frames, model, scorer)
+        text = captioning.caption(seen.frames, model, scorer)
         progress(1, "")
     return text
 
@@ -266,11 +268,13 @@ def evaluate(
             f"{video}: {count} frames of {info.width}×{info.height} are too many at once",
             "score some of them: --frames 24 --stride 10",
         )
-    pictures = read_frames(Path(video), frames=count, start=start, stride=stride).frames
+    seen = read_frames(Path(video), frames=count, start=start, stride=stride)
+    for note in seen.info.notes:
+        teller.warn(note)
     own = own_folder(chosen.model)
     scorer = evaluating.make_scorer(chosen.clip_model, own, pick_device(chosen.device), offline)
     with teller.task("evaluate", 1) as progress:
-        figures = evaluating.evaluate(pictures, prompt, scorer)
+        figures = evaluating.evaluate(seen.frames, prompt, scorer)
         progress(1, "")
     return figures
 

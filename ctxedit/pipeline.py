@@ -160,7 +160,7 @@ class Session(Workbench):
             make_scorer(config.clip_model, self.own, self.device, self.options.offline) if by_clip else None
         )
         with self.reporter.task("caption", 1) as progress:
-            text = captioning.caption(read_for_caption(self.clip, config.clip), model, scorer)
+            text = captioning.caption(read_for_caption(self.clip, config.clip).frames, model, scorer)
             progress(1, "")
         self.reporter.say(f"caption ({model.name}): {text}")
         self.run.finish("caption", key, [], text=text, model=model.name, by="clip" if by_clip else "vote")

@@ -173,9 +173,8 @@ def _written(session: Session, fit: Fit, clip: Clip, targets: Sequence[str]) -> 
     options, output = session.options, session.options.output or Path("edit.mp4")
     size = (fit.source_width, fit.source_height) if options.source_size else (fit.width, fit.height)
     note = even_note(output, *size, options.chroma)
-    notes = clip.notes + (() if note is None else (note,))
-    if not options.audio or not holds_audio(output):
-        notes = tuple(one for one in notes if one != clip.info.sound_note)
+    sound = clip.info.sound_note if options.audio and holds_audio(output) else None
+    notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
     return writing_bytes(output, session.config.clip.frames, *size), notes
 
 

@@ -66,7 +66,7 @@ class ClipInfo:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is done to the clip, or cannot be, that a person should know: a sentence each."""
+        """What reading does to the picture that a person should know: a sentence each."""
         said = []
         if self.motion_photo:
             said.append("the photo holds a video, which is taken as the clip")
@@ -76,8 +76,6 @@ class ClipInfo:
             said.append(f"the clip is {self.converted}: its frames are tone-mapped to BT.709")
         elif self.converted is not None:
             said.append(f"the clip is {self.converted}: its colours are converted to BT.709")
-        if self.sound_note is not None:
-            said.append(self.sound_note)
         return tuple(said)
 
 

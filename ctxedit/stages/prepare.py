@@ -57,8 +57,8 @@ def read_working(path: Path, config: ClipConfig, fit: Fit) -> Clip:
     )
 
 
-def read_for_caption(path: Path, config: ClipConfig) -> NDArray[np.uint8]:
-    """Frames to be captioned, RGB uint8 (F, H, W, 3): of the source's size, but for very large sources."""
+def read_for_caption(path: Path, config: ClipConfig) -> Clip:
+    """The frames that the settings name, to be captioned: of the source's size, unless that is very large."""
     width, height = captioned_size(probe(path))
     return read_frames(
         path,
@@ -66,7 +66,7 @@ def read_for_caption(path: Path, config: ClipConfig) -> NDArray[np.uint8]:
         start=config.start,
         stride=config.stride,
         each=lambda picture: resize(picture[None], width, height)[0],
-    ).frames
+    )
 
 
 def captioned_size(info: ClipInfo) -> tuple[int, int]:

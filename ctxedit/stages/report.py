@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.media.write import contact_sheet, side_by_side, write_clip, write_image
+from ctxedit.media.write import contact_sheet, holds_audio, side_by_side, write_clip, write_image
 from ctxedit.stages.prepare import Prepared
 
 
@@ -62,6 +62,8 @@ def write(
     """
     clip, fit = prepared.clip, prepared.fit
     sound = clip.info.path if audio and clip.info.has_audio else None
+    if audio and holds_audio(files.video) and clip.info.sound_note is not None:
+        warn(clip.info.sound_note)
     write_clip(
         files.video,
         edited,

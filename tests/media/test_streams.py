@@ -84,7 +84,7 @@ def test_sound_in_an_unknown_codec(tmp_path: Path, film: Path) -> None:
     assert not info.has_audio and info.sound_note is not None and "silent" in info.sound_note
     said: list[str] = []
     edit = write_clip(tmp_path / "a.mp4", draw(5), Fraction(25), audio_from=one, warn=said.append)
-    assert probe(edit).frames == 5
+    assert (probe(edit).frames, probe(edit).has_audio) == (5, False)
     two = tmp_path / "two.mkv"
     ffmpeg(
         *("-i", film, *TONES, "-map", 0, "-map", 1, "-map", 2, "-c:v", "copy", "-c:a", "aac"),
