@@ -22,8 +22,14 @@ def check_exists(path: str | Path) -> Path:
             says what to give instead.
     """
     path, text = Path(path), str(path)
-    if path.exists():
+    try:
+        path.stat()
         return path
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # no permission, too long a name, a loop of links
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{text[:200]} cannot be read: {reason.lower()}", "check the path") from error
     if text == "-":
         raise InputError(
             "clips are not read from standard input", "a clip is read several times: save it to a file first"

@@ -167,6 +167,10 @@ def _pattern(folder: Path) -> Path:
     return folder / "frame_%04d.png"
 
 
+def _long(folder: Path) -> Path:
+    return folder / ("x" * 300 + ".mp4")
+
+
 def _heif(folder: Path) -> Path:
     (folder / "bad.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40)
     return folder / "bad.jpg"
@@ -196,6 +200,7 @@ BAD = {
     _standard_input: "standard input",
     _address: "web address",
     _pattern: "pattern",
+    _long: "too long",
     _heif: "HEIF",
     _huge: "megapixels",
 }
