@@ -46,7 +46,7 @@ def _heatmaps(session: Session, target: str) -> stage.Files:
             shown.append((f"{word}{note}", session.prepared.unpad(stage.overlay(frames, heat))))
     run.publish(
         name, key, (files.sheet, files.video),
-        lambda staged: stage.write(shown, stage.Files(*staged), session.prepared.clip.fps, True),
+        lambda staged: stage.write(shown, stage.Files(*staged), session.prepared.clip, True),
         options.overwrite or options.output is None, target=target,
     )  # fmt: skip
     return files

@@ -33,6 +33,7 @@ from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
 from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.invert import invert
+from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
 from ctxedit.stages.wording import check_describes
 from ctxedit.workbench import Options, Reporter, Workbench, warn_of_unknown_words
@@ -187,7 +188,7 @@ class Session(Workbench):
             make_scorer(config.clip_model, self.own, self.device, self.options.offline) if by_clip else None
         )
         with self.reporter.task("caption", 1) as progress:
-            text = captioning.caption(self.prepared.clip.frames, model, scorer)
+            text = captioning.caption(read_for_caption(self.clip, config.clip).frames, model, scorer)
             progress(1, "")
         self.reporter.say(f"caption ({model.name}): {text}")
         self.run.finish("caption", key, [], text=text, model=model.name, by="clip" if by_clip else "vote")
@@ -296,6 +297,7 @@ class Session(Workbench):
             reporting.write(
                 self.prepared, frames, target, self.prompt, reporting.Files(*staged),
                 source_size=options.source_size, audio=options.audio, overwrite=True,
+                chroma=options.chroma, warn=self.reporter.warn,
             )  # fmt: skip
 
         self.run.publish(
@@ -330,6 +332,7 @@ class Session(Workbench):
         key = key_of(
             self.invert_key(), config.fusion, config.edit, config.seed, target, mask_hash,
             options.source_size, options.audio, str(options.output),
+            *([options.chroma] if options.chroma != "420" else []),
         )  # fmt: skip
         return f"edit/{slug(target)}-{key[:6]}", key
 

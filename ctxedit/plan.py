@@ -21,9 +21,11 @@ from ctxedit.errors import ConfigError, InputError, OutputError, ResourceError
 from ctxedit.media.beside import read_beside
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
-from ctxedit.media.read import read_frames
+from ctxedit.media.memory import reading_bytes, writing_bytes
+from ctxedit.media.probe import probe
+from ctxedit.media.read import Clip, span_of
 from ctxedit.media.temporary import check_writable
-from ctxedit.media.write import check_output
+from ctxedit.media.write import check_output, even_note, holds_audio
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import builtin_vocabulary, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
@@ -36,6 +38,7 @@ from ctxedit.prompts import check_syntax
 from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
 from ctxedit.stages.heatmaps import files_for as heatmaps_for
+from ctxedit.stages.prepare import captioned_size, read_for_caption, read_working
 from ctxedit.stages.report import files_for
 from ctxedit.stages.wording import check_describes
 
@@ -62,7 +65,9 @@ class Stage:
 class Plan:
     """Sizes are (width, height) in pixels; ``run`` is None while there is no run folder yet.
 
-    ``control`` says what the ControlNet is shown, and which one it is; None without one.
+    ``control`` says what the ControlNet is shown, and which one it is; None without one. ``reading_bytes``
+    and ``writing_bytes`` are peaks in main memory (estimated); ``notes`` is what is done to the clip and to
+    the output that a person should know.
     """
 
     clip: str
@@ -84,6 +89,9 @@ class Plan:
     disk_free: int
     disk_needed: int
     control: str | None = None
+    reading_bytes: int = 0
+    writing_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
     def table(self) -> dict[str, Any]:
         """As plain values for JSON; the frame rate is a fraction in text."""
@@ -92,6 +100,8 @@ class Plan:
     def check(self) -> None:
         """Raises ResourceError when a stage wants more memory than there is, OutputError for the disk."""
         check_memory([s for s in self.stages if not s.reused], self.memory_available)
+        if any(stage.name.startswith("edit ") and not stage.reused for stage in self.stages):
+            check_handling("writing the edit", self.writing_bytes)
         if self.disk_needed > self.disk_free:
             raise OutputError(
                 f"about {self.disk_needed / GIB:.2f} GiB are needed on the disk, "
@@ -127,20 +137,21 @@ def make(
     check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
-    clip = read_frames(
-        session.clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride
-    )
-    _check_outputs(session, clip.fps, targets, heatmaps)
+    info, span = probe(session.clip), config.clip
+    timed = span_of(info, span.frames, span.start, span.stride)
+    _check_outputs(session, timed.fps, targets, heatmaps)
     checkpoint = locate(config.model, options.offline)
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
     needs.check_settings(config, body)
-    height, width = clip.frames.shape[1:3]
-    fit = plan_fit(width, height, config.clip.size or body.resolution, body.multiple)
+    fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
     needs.check_layers(config, body, side, heatmaps)
+    reading = reading_bytes(info, span.frames, fit.width, fit.height)
+    check_handling("reading the clip", reading)
+    # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
+    clip = read_working(session.clip, span, fit)
     if options.mask is not None:
         read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
     told, control = _control(config, checkpoint, body, fit, options.offline)
@@ -165,10 +176,33 @@ def make(
     return Plan(
         str(session.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, prompt, tuple(targets), config.clip.frames, clip.fps,
-        (width, height), (fit.width, fit.height), (fit.padded_width, fit.padded_height), tuple(stages),
-        memory_available(device), disk_free(root), costs.disk([s.name for s in stages if not s.reused]),
-        told,
+        (info.width, info.height), (fit.width, fit.height), (fit.padded_width, fit.padded_height),
+        tuple(stages), memory_available(device), disk_free(root),
+        costs.disk([s.name for s in stages if not s.reused]),
+        told, reading, *_written(session, fit, clip, targets),
     )  # fmt: skip
+
+
+def _written(session: Session, fit: Fit, clip: Clip, targets: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """Bytes that writing an edit takes, and what a person should know of the clip and of the output."""
+    if not targets:
+        return 0, clip.notes
+    options, output = session.options, session.options.output or Path("edit.mp4")
+    size = (fit.source_width, fit.source_height) if options.source_size else (fit.width, fit.height)
+    note = even_note(output, *size, options.chroma)
+    sound = clip.info.sound_note if options.audio and holds_audio(output) else None
+    notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
+    return writing_bytes(output, session.config.clip.frames, *size), notes
+
+
+def check_handling(what: str, needed: int) -> None:
+    """Raises ResourceError, with the numbers, where main memory does not suffice for frames at hand."""
+    available = memory_available(torch.device("cpu"))
+    if needed > available:
+        raise ResourceError(
+            f"{what} needs about {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available",
+            "take fewer --frames, or scale the clip down first: ffmpeg -i IN -vf scale=1920:-2 OUT.mp4",
+        )
 
 
 def _control(
@@ -304,7 +338,10 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     width = pick_dtype(config.dtype, device).itemsize
     if config.captioner == "lavis" and lavis_python is None:
         raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
-    read_frames(clip, frames=config.clip.frames, start=config.clip.start, stride=config.clip.stride)
+    info, span = probe(clip), config.clip
+    span_of(info, span.frames, span.start, span.stride)  # enough frames?
+    check_handling("reading the clip", reading_bytes(info, span.frames, *captioned_size(info)))
+    read_for_caption(clip, span)
     own = own_folder(config.model)
     weight = captioner_weight(config, own, offline)
     peak = 2 * weight.parameters * width  # beams and images take less than the weights once more

@@ -25,7 +25,7 @@ WAYS_IN = {
     "main": "from ctxedit.cli import main; main(['env'])",
     "module": "sys.argv[1:] = ['env']; runpy.run_module('ctxedit', run_name='__main__', alter_sys=True)",
     "api": "import ctxedit; ctxedit.tune",
-    "training": "import ctxedit.bundled.training.loop",
+    "training": "import ctxedit.training.loop",
     "bench": "import ctxedit.bench.runner",
 }
 

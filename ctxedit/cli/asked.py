@@ -14,7 +14,6 @@ from ctxedit.cli.options import Base
 from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.files import status
 from ctxedit.naming import expanded
 from ctxedit.tables import lay, nested, parse, preset_files
 
@@ -138,8 +137,9 @@ def not_empty(text: str | None, what: str) -> None:
 
 def existing(path: Path) -> Path:
     """The path; raises InputError when there is nothing, or nothing that can be reached."""
-    status(path, "clip")
-    return path
+    from ctxedit.media.sources import check_exists
+
+    return check_exists(path)
 
 
 def sources(base: Base) -> tuple[Path, ...]:

@@ -277,6 +277,14 @@ class Result:
     no_audio: Annotated[
         bool, _option("--no-audio", panel=_OUTPUT, help="Do not copy the source's sound.")
     ] = False
+    chroma: Annotated[
+        Literal["420", "444"],
+        _option(
+            "--chroma",
+            panel=_OUTPUT,
+            help="H.264 chroma: 420 plays everywhere, 444 keeps odd sizes. [default: 420]",
+        ),
+    ] = "420"
 
 
 @dataclass(frozen=True)

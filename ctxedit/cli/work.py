@@ -44,15 +44,19 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | Non
 def describe(plan: Plan) -> str:
     """A plan for people."""
     work, padded = _size(plan.working_size), _size(plan.padded_size)
+    handling = f"{gib(plan.reading_bytes)} to read the clip"
+    if plan.writing_bytes:
+        handling += f", {gib(plan.writing_bytes)} to write an edit"
     facts = [
         ("clip", f"{plan.clip}: {plan.frames} frames, {_rate(plan.fps)} a second, {_size(plan.source_size)}"),
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
+        *(("note", note) for note in plan.notes),
         ("run", plan.run or "a new one"),
         ("prompt", plan.prompt or "by the captioner"),
         ("seed", str(plan.seed)),
-        ("memory", f"{gib(plan.memory_available)} available"),
+        ("memory", f"{gib(plan.memory_available)} available; {handling}"),
         ("disk", f"{gib(plan.disk_needed)} needed, {gib(plan.disk_free)} free"),
     ]
     width = max(len(name) for name, _ in facts)
