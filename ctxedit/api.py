@@ -32,6 +32,7 @@ from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages.evaluate import Figures
+from ctxedit.stages.prepare import read_for_caption
 
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
@@ -79,8 +80,9 @@ def caption(
     """
     chosen, teller = settings(preset, config), reporter or Reporter()
     device = pick_device(chosen.device)
-    span = chosen.clip
-    frames = read_frames(Path(clip), frames=span.frames, start=span.start, stride=span.stride).frames
+    seen = read_for_caption(Path(clip), chosen.clip)
+    for note in seen.notes:
+        teller.warn(note)
     own = own_folder(chosen.model)
     model = captioning.make_captioner(
         chosen.captioner,
@@ -94,7 +96,7 @@ def caption(
     if captioning.asks_clip(chosen, own is not None):
         scorer = evaluating.make_scorer(chosen.clip_model, own, device, offline)
     with teller.task("caption", 1) as progress:
-        text = captioning.caption(frames, model, scorer)
+        text = captioning.caption(seen.frames, model, scorer)
         progress(1, "")
     return text
 
@@ -142,6 +144,7 @@ def edit(
     output: PathLike | None = None,
     source_size: bool = False,
     audio: bool = True,
+    chroma: str = "420",
     overwrite: bool = False,
     offline: bool = False,
     reporter: Reporter | None = None,
@@ -157,6 +160,7 @@ def edit(
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
         overwrite: replace existing files and redo a finished edit.
+        chroma: of H.264: "420", or "444", which keeps odd sizes but plays in few players.
         offline, reporter: as for :func:`caption`.
 
     Returns:
@@ -171,6 +175,7 @@ def edit(
         output=Path(output) if output else None,
         source_size=source_size,
         audio=audio,
+        chroma=chroma,
         overwrite=overwrite,
         offline=offline,
         runs=opened.folder.parent,
@@ -257,17 +262,21 @@ def evaluate(
     if not prompt.strip():
         raise InputError("the prompt is empty", "say what the clip should show")
     info = probe(Path(video))
-    count = frames or max(1, -(-(info.frames - start) // stride))
+    if stride < 1:
+        raise ConfigError(f"--stride must be at least 1, not {stride}", "2 takes every other frame")
+    count = max(1, -(-(info.frames - start) // stride)) if frames is None else frames
     if count * info.width * info.height * 3 > _MOST_BYTES:
         raise InputError(
             f"{video}: {count} frames of {info.width}×{info.height} are too many at once",
             "score some of them: --frames 24 --stride 10",
         )
-    pictures = read_frames(Path(video), frames=count, start=start, stride=stride).frames
+    seen = read_frames(Path(video), frames=count, start=start, stride=stride)
+    for note in seen.info.notes:
+        teller.warn(note)
     own = own_folder(chosen.model)
     scorer = evaluating.make_scorer(chosen.clip_model, own, pick_device(chosen.device), offline)
     with teller.task("evaluate", 1) as progress:
-        figures = evaluating.evaluate(pictures, prompt, scorer)
+        figures = evaluating.evaluate(seen.frames, prompt, scorer)
         progress(1, "")
     return figures
 
@@ -312,11 +321,12 @@ def plain_figures(row: Mapping[str, Any]) -> dict[str, Any]:
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> Path:
     """Put rows into the run's ``metrics.json``; a row of the same video is replaced, the others stay."""
     path = run.folder / "metrics.json"
-    try:
-        known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError, KeyError):
-        known = {}
-    known |= {row["video"]: row for row in rows}
-    with atomic(path, True) as temporary:
-        temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
+    with run.noting():
+        try:
+            known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            known = {}
+        known |= {row["video"]: row for row in rows}
+        with atomic(path, True) as temporary:
+            temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
     return path

@@ -10,6 +10,7 @@ import torch
 from ctxedit import footprint
 from ctxedit.config import Config
 from ctxedit.media.geometry import Fit
+from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import own_part
@@ -109,7 +110,7 @@ class Costs:
         if not adapter.enabled:
             return 0
         image = 768 if adapter.image == "clip" else 0
-        return footprint.adapter_parameters(adapter, body.latent_channels, body.context_width, image)
+        return adapter_parameters(adapter, body.latent_channels, body.context_width, image)
 
     @property
     def _trained(self) -> int:

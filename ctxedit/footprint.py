@@ -6,18 +6,8 @@ Activations follow the formulas below, which were set against the built-in model
 
 from __future__ import annotations
 
-import torch
-
 from ctxedit.config import AdapterConfig
-from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.sizes import Sizes
-
-
-def adapter_parameters(config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> int:
-    """Parameters of a ``ContextAdapter`` of these sizes, counted on one without memory."""
-    with torch.device("meta"):
-        adapter = ContextAdapter(config, channels, context_width, image_width)
-    return sum(p.numel() for p in adapter.parameters())
 
 
 def forward_bytes(a: Sizes, side: tuple[int, int], images: int, window: int, width: int) -> int:

@@ -23,10 +23,18 @@ _KEYWORDS = ("auto", BUILTIN, "lavis")
 
 def is_own(model: str) -> bool:
     """Whether a model is one of ctxedit's own: built in, or a folder that `ctxedit train` made."""
-    return model == BUILTIN or (Path(model).expanduser() / VOCABULARY).is_file()
+    return model == BUILTIN or os.path.isfile(expanded(model) / VOCABULARY)
 
 
 def whole(name: str) -> str:
     """A name that is a relative path, as the whole path: settings outlive the folder they were said in."""
-    path = Path(name).expanduser()
-    return os.path.abspath(path) if name not in _KEYWORDS and path.exists() else name
+    path = expanded(name)
+    return os.path.abspath(path) if name not in _KEYWORDS and os.path.exists(path) else name
+
+
+def expanded(name: str | Path) -> Path:
+    """A path with ``~`` expanded, where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ctxedit.config import Config
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
-from ctxedit.media.geometry import pad, resize
+from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
@@ -75,6 +75,8 @@ class Options:
         offline: touch no hub.
         runs: folder for runs.
         lavis_python: interpreter of the LAVIS worker.
+        sources: files that the settings were read from; no output may take their place.
+        chroma: of H.264 outputs: "420", or "444", which few players show.
     """
 
     prompt: str | None = None
@@ -86,6 +88,8 @@ class Options:
     offline: bool = False
     runs: Path = DEFAULT_ROOT
     lavis_python: Path | None = None
+    sources: tuple[Path, ...] = ()
+    chroma: str = "420"
 
 
 class Workbench:
@@ -142,6 +146,8 @@ class Workbench:
         prepared = prepare(self.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple)
         height, width = prepared.frames.shape[1:3]
         self.reporter.say(f"{len(prepared.frames)} frames of {self.clip.name} at {width}×{height}")
+        for note in prepared.clip.notes:
+            self.reporter.warn(note)
         return prepared
 
     @cached_property
@@ -166,7 +172,7 @@ class Workbench:
         else:
             fit = self.prepared.fit
             brought = read_beside(config.map, "control map", clip.frames, clip.start, clip.stride, fit)
-            pictures = pad(resize(brought, fit.width, fit.height), fit)
+            pictures = pad(brought, fit)
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
 
     def shift(self, prompt: str) -> ContextShift | None:

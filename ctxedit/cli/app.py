@@ -13,6 +13,7 @@ from ctxedit.cli import bench, caption, edit, env, eval, models, presets, runs, 
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
+from ctxedit.cli.output import put
 from ctxedit.errors import ConfigError
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"ctxedit {__version__}")
+        put(f"ctxedit {__version__}")
         raise typer.Exit
 
 

@@ -16,11 +16,11 @@ from typer.core import TyperGroup
 
 from ctxedit import config as configuration
 from ctxedit.cli import asked
-from ctxedit.cli.failures import resumable
+from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns, print_table
 from ctxedit.errors import ConfigError, CtxeditError
-from ctxedit.tables import lay
+from ctxedit.tables import lay, preset_files
 
 if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
@@ -139,6 +139,9 @@ def run(
     from ctxedit.bench import preview, report, runner
     from ctxedit.bench.sweep import parse
 
+    files = [path for path in (clips, settings.config) if path is not None]
+    sources = (*files, *(path for name in names for path in preset_files(name)))
+
     def load(name: str, point: Mapping[str, Any]) -> configuration.Config:
         table = copy.deepcopy(flags)
         lay(table, point)
@@ -151,8 +154,10 @@ def run(
             raise ConfigError(
                 f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
             )
+    work_begins()
     with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
-        bench = runner.Bench(out, listed, methods, overwrite.yes, settings.offline or dry.dry_run)
+        offline = settings.offline or dry.dry_run
+        bench = runner.Bench(out, listed, methods, overwrite.yes, offline, sources)
         seen = preview.look(bench)
     if dry.dry_run:
         screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
@@ -259,7 +264,7 @@ def study(
         typer.Option("--against", metavar="A", help="Use only pairs with this preset.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Edits for each pair of presets.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
 ) -> None:
     """Write the page of a user study: two anonymous edits beside their source, in random order.
 

@@ -89,10 +89,11 @@ def edit(
     config = api.rebased(chosen, changes)
     options = Options(
         None, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None,
+        overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None, asked.sources(base),
+        result.chroma,
     )  # fmt: skip
     with Session.reopen(chosen, config, options, teller(screen)) as session:
-        if not work.checked(session, [target], "edit", screen, dry.dry_run):
+        if not work.checked(session, [target], "edit", screen, dry.dry_run, heatmaps=heatmaps):
             return
         with resumable(chosen.folder):
             done = session.edit(target)

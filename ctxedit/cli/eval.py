@@ -11,7 +11,7 @@ from ctxedit.cli import asked
 from ctxedit.cli.edit import RunFolder
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Place, Scoring, Span, Talk
-from ctxedit.cli.output import Screen, print_table, to_json
+from ctxedit.cli.output import Screen, print_table, put, to_json
 from ctxedit.errors import ConfigError
 
 Video = Annotated[
@@ -48,7 +48,7 @@ def evaluate(
         assert video is not None and prompt is not None
         rows = _of_video(video, prompt, base, span, scoring, screen)
     if screen.json:
-        print(to_json(rows), flush=True)
+        put(to_json(rows))
     else:
         print_table(lines(rows.get("edits", [rows])))
 
@@ -83,7 +83,8 @@ def _of_video(
 
     with resumable(None):
         figures = api.evaluate(
-            video, prompt, config=config, frames=span.frames, start=span.start or 0, stride=span.stride or 1,
+            video, prompt, config=config, frames=span.frames, start=span.start or 0,
+            stride=1 if span.stride is None else span.stride,
             offline=base.offline, reporter=teller(screen),
         )  # fmt: skip
     return {"video": video, "prompt": prompt, **api.plain_figures(figures.table())}

@@ -59,11 +59,11 @@ def check(
             help="autoencoder, clip, captioner, text-to-image or editing. Repeatable. [default: all]",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes for each part.")] = 100,
+    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes per part.")] = 100,
     pairs: Annotated[
         int, typer.Option("--pairs", min=1, help="Clips to tune on; each is edited three ways.")
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 7,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Folder of models. [default: the built-in ones]", show_default=False),
@@ -145,9 +145,9 @@ def builtin() -> list[dict[str, Any]]:
     return found
 
 
-def _total(sittings: list[dict[str, Any]], key: str) -> Any:
-    """The sum over all sittings; None where one of them does not know, or there is none."""
-    found = [sitting.get(key) for sitting in sittings]
+def _total(records: list[dict[str, Any]], key: str) -> Any:
+    """The sum over all records of a model; None if one lacks the value or there is none."""
+    found = [made.get(key) for made in records]
     return sum(found) if found and None not in found else None
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ctxedit.cli.failures import Carried
+from ctxedit.cli.output import put
 from ctxedit.naming import BUILTIN, SHORT_NAMES
 from ctxedit.tables import preset_names
 
@@ -275,6 +277,14 @@ class Result:
     no_audio: Annotated[
         bool, _option("--no-audio", panel=_OUTPUT, help="Do not copy the source's sound.")
     ] = False
+    chroma: Annotated[
+        Literal["420", "444"],
+        _option(
+            "--chroma",
+            panel=_OUTPUT,
+            help="H.264 chroma: 420 plays everywhere, 444 keeps odd sizes. [default: 420]",
+        ),
+    ] = "420"
 
 
 @dataclass(frozen=True)
@@ -343,7 +353,12 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     def called(**values: Any) -> Any:
         for name, group in groups.items():
             values[name] = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
-        return command(**values)
+        try:
+            return command(**values)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BaseException as error:
+            raise Carried(error) from error
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -354,4 +369,4 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
 def help_unless_called(context: typer.Context) -> None:
     """Callback of a group of commands: without a command its help is printed."""
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        put(context.get_help())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import tomli_w
 import typer
 
 from ctxedit import config
+from ctxedit.cli.failures import work_begins
 from ctxedit.cli.options import Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
 from ctxedit.tables import BASE, preset_table
@@ -55,11 +57,14 @@ def show(name: Name, talk: Talk) -> None:
 def cp(name: Name, overwrite: Overwrite, talk: Talk, path: Destination = None) -> None:
     """Copy a preset for editing and print the path of the copy. Use it with --preset FILE.toml."""
     from ctxedit.media.temporary import atomic
+    from ctxedit.request import Input, Request
 
     source = config.preset_path(name)
     target = path or Path(f"{source.stem}.toml")
-    if target.is_dir():
+    if os.path.isdir(target):
         target = target / f"{source.stem}.toml"
+    Request((Input(source, "preset"),), (("copy", target),)).check()
+    work_begins()
     with atomic(target, overwrite.yes) as temporary:
         temporary.write_bytes(source.read_bytes())
     Screen(talk.quiet, talk.json).result(str(target), {"name": name, "path": target})

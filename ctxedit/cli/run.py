@@ -68,7 +68,8 @@ def run(
 
     options = pipeline.Options(
         tuning.prompt, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python,
+        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python, asked.sources(base),
+        result.chroma,
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
@@ -76,7 +77,7 @@ def run(
             return
         with resumable(session.run.folder):
             results = pipeline.run(session, targets)
-        folder, prompt = session.run.folder, session.prompt
+        folder, prompt, notes = session.run.folder, session.prompt, session.prepared.clip.notes
         rows = []
         for one in results:
             assert one.figures is not None
@@ -92,7 +93,8 @@ def run(
         for one, row in zip(results, rows, strict=True)
     ]  # fmt: skip
     paths = "\n".join(str(one.files.video) for one in results)
-    screen.result(paths, {"run": folder, "prompt": prompt, "seed": config.seed, "edits": edits})
+    facts = {"run": folder, "prompt": prompt, "seed": config.seed, "notes": notes}
+    screen.result(paths, {**facts, "edits": edits})
 
 
 def _tell(screen: Screen, target: str, figures: dict[str, object]) -> None:

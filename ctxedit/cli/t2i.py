@@ -11,7 +11,7 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
 from ctxedit.cli.output import Screen
-from ctxedit.errors import InputError
+from ctxedit.files import check_file
 
 Text = Annotated[str, typer.Argument(help="What the image should show.", show_default=False)]
 Image = Annotated[
@@ -42,8 +42,8 @@ def t2i(
     """Generate an image from text and print its path."""
     screen = Screen(talk.quiet, talk.json)
     asked.not_empty(text, "text")
-    if adapter is not None and not adapter.is_file():
-        raise InputError(f"no file {adapter}", "an adapter lies in a run folder: tune/adapter.safetensors")
+    if adapter is not None:
+        check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
     config = asked.settings(base, screen, size, sampling)
 
     from ctxedit import pipeline, plan
@@ -54,7 +54,9 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    looked = plan.for_image(text, config, base.offline or dry.dry_run, path, overwrite.yes)
+    looked = plan.for_image(
+        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
+    )
     if dry.dry_run:
         width, height = looked["size"]
         line = (

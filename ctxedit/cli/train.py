@@ -13,6 +13,9 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Dry, Overwrite, Talk
 from ctxedit.cli.output import Screen, columns
 from ctxedit.errors import ConfigError
+from ctxedit.files import TEXT_LIMIT, check_file
+from ctxedit.media.temporary import check_writable
+from ctxedit.request import Input, Request
 
 if TYPE_CHECKING:
     from ctxedit.training.job import Options, Training
@@ -98,11 +101,19 @@ def train(
     from ctxedit.training import policy
     from ctxedit.training.job import Options, Training
 
+    if name.endswith(".toml"):
+        check_file(Path(name), "recipe", TEXT_LIMIT, ConfigError)
     chosen = policy.Request(name, data, steps, precision, passes).recipes()
     out = out or Path(f"weights-{policy.ALL if name == policy.ALL else chosen[0].name}")
     state = state or out / ".state"
     trainings = [Training(recipe, state, out) for recipe in chosen]
     several = name == policy.ALL
+    inputs = [Input(Path(name), "recipe")] if name.endswith(".toml") else []
+    inputs += [Input(data, "data")] if data is not None else []
+    written = (*(("weights", training.weights) for training in trainings), ("state", state))
+    Request(tuple(inputs), written).check()
+    for place in (out, state):
+        check_writable(place / ".ctxedit", True)
     if record_:
         wanted = [one for one in trainings if not several or policy.has_own_weights(one)]
         paths = [one.write_record() for one in wanted]
@@ -148,7 +159,7 @@ def _train(training: Training, options: Options, screen: Screen) -> Done:
     hush()
     screen = Screen(quiet=True) if _silent() else screen
     part, steps = training.recipe.part, training.recipe.schedule.steps
-    start = 0 if options.restart else training.steps_done
+    start = 0 if options.restart else training.steps_done(screen.warn)
     if start:
         screen.say(f"{part}: resuming at step {start} of {steps}")
     elif training.continues is not None:

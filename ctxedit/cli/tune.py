@@ -78,6 +78,7 @@ def tune(
         offline=base.offline or dry.dry_run,
         runs=place.runs,
         lavis_python=captioning.lavis_python,
+        sources=asked.sources(base),
     )
     with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:
         if not work.checked(session, [], "tune", screen, dry.dry_run):

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ctxedit.errors import WeightsError
+from ctxedit.files import check_file, check_model_files
 from ctxedit.models.families import family_named
 from ctxedit.models.sizes import read_json
-from ctxedit.naming import BUILTIN, VOCABULARY, is_own
+from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
 from ctxedit.naming import SHORT_NAMES as SHORT_NAMES
 
 #: The built-in models' folder, in diffusers' layout.
@@ -58,17 +59,16 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
         if not (BUILTIN_FOLDER / "model_index.json").is_file():
             raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
         return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.suffix.lower() in _PICKLES:
         raise WeightsError(
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
             "convert it to safetensors once, in a place you trust it",
         )
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise WeightsError(f"no file {model}")
+        check_file(path, "checkpoint", error=WeightsError)
         return Checkpoint(path.stem, path, "file", offline)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
     hub_id = SHORT_NAMES.get(model, model)
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
@@ -83,7 +83,7 @@ def own_folder(model: str) -> Path | None:
     """Where one of ctxedit's own models lies; None for a checkpoint from elsewhere."""
     if not is_own(model):
         return None
-    return BUILTIN_FOLDER if model == BUILTIN else Path(model).expanduser().resolve()
+    return BUILTIN_FOLDER if model == BUILTIN else expanded(model).resolve()
 
 
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
@@ -183,6 +183,7 @@ def _diffusers_folder(path: Path) -> Path:
     for part in (*family.networks_in, *family.others_in):
         if not (path / part).is_dir():
             raise WeightsError(f"{path} has no folder {part}/", f"every {pipeline} has one; save it again")
+    check_model_files(path, (*family.networks_in, *family.others_in))
     for part in family.networks_in:
         files = list((path / part).iterdir())
         if not any(f.suffix == ".safetensors" for f in files):

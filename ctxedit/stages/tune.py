@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from ctxedit.config import TuneConfig
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import loss_weight
-from ctxedit.errors import ConfigError, NumericsError, OutputError
+from ctxedit.errors import ConfigError, NumericsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
+from ctxedit.models.state import BrokenState, load_state, save_state
 from ctxedit.models.temporal import TemporalLayers
 
 #: Names in ``tune.train`` that are not paths in the UNet.
@@ -88,6 +89,7 @@ def tune(
     temporal: TemporalLayers | None = None,
     report: Callable[[TuneStep], None] = lambda row: None,
     probe: Callable[[int], float | None] = lambda step: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Tensor]:
     """Minimise λ_t ‖x̂_0 − x_0‖² over noise levels; the gradient reaches the adapter through x_t.
 
@@ -106,6 +108,7 @@ def tune(
         report: called every step.
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
+        warn: told of a state that is damaged: the tuning then begins anew.
 
     Returns:
         The tuned tensors by name, on the CPU.
@@ -118,7 +121,7 @@ def tune(
     with _training(backbone, parameters, config) as autocast:
         optimizer = _optimizer(parameters, config)
         scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
-        done = _resume(folder, parameters, optimizer, scaler)
+        done = _resume(folder, parameters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
             loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
@@ -170,7 +173,7 @@ def _loss(
     autocast: Any,
 ) -> tuple[Tensor, float]:
     """One draw of level and noise: the loss and the shift's share of the signal."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(_in_64_bits(seed * 1_000_003 + step))
     t, a, s = backbone.training_level(generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     with autocast():
@@ -207,20 +210,32 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
                 net.to(dtype)
 
 
-def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> int:
-    file = folder / "state.pt"
-    if not file.exists():
-        (folder / "log.jsonl").unlink(missing_ok=True)
+def _resume(
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: Any,
+    scaler: Any,
+    warn: Callable[[str], None],
+) -> int:
+    """Put back what was saved; returns the steps done, 0 where nothing was or where it is damaged."""
+    file, log = folder / "state.pt", folder / "log.jsonl"
+    try:
+        state = load_state(file)
+    except BrokenState as error:
+        warn(f"the state of the tuning, {file}, {error}: the tuning begins anew")
+        state = None
+    if state is None:
+        file.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
         return 0
-    state = torch.load(file, map_location="cpu", weights_only=True)
     load_tensors(parameters, state["parameters"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     done = int(state["step"])
-    log = folder / "log.jsonl"
     if log.exists():  # rows of steps after the last save are of a lost future
-        rows = log.read_text().splitlines()[:done]
-        log.write_text("".join(f"{row}\n" for row in rows))
+        rows = log.read_text(encoding="utf-8", errors="replace").splitlines()[:done]
+        with atomic(log, True, durable=False) as temporary:
+            temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     return done
 
 
@@ -242,14 +257,7 @@ def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimize
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "state.pt", True) as temporary:
-        try:
-            torch.save(blob, temporary)
-        except RuntimeError as error:  # torch's own words for a write that failed
-            raise OutputError(
-                f"{folder}: the tuning's state cannot be written", "is the disk full?"
-            ) from error
+    save_state(folder / "state.pt", blob)
 
 
 def _log(folder: Path, row: TuneStep) -> None:
@@ -268,3 +276,8 @@ def load_tensors(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
         raise ConfigError(f"the tuned weights do not fit this model: {', '.join(odd)}", "tune again")
     for name, value in tensors.items():
         parameters[name].copy_(value)
+
+
+def _in_64_bits(number: int) -> int:
+    """The number itself where it is a signed 64-bit one, as torch takes; others wrap around."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,1 +1,1 @@
-"""The small world that the built-in models know: drawn scenes with exact captions and masks."""
+"""The drawn world that the built-in models are trained on: scenes with exact captions and masks."""

@@ -1,18 +1,20 @@
-"""Procedural backgrounds: functions of world coordinates, so that a camera can pan and zoom over them.
+"""Procedural backgrounds as functions of world coordinates, so that the camera can pan and zoom.
 
-Each takes ``u, v`` (H, W): horizontal and vertical position in frame heights, v growing downwards from 0
-(top) to 1 (bottom) when the camera is at rest, and a ``rng``-drawn vector of variation ``p`` in [0, 1]⁸.
-It returns RGB (H, W, 3) in [0, 1].
+Each takes the horizontal and vertical positions ``u, v`` (H, W), in frame heights, where ``v`` runs from 0
+(top) to 1 (bottom) for a camera at rest, and a random vector ``p`` in [0, 1]⁸ that varies the background. It
+returns RGB (H, W, 3) in [0, 1].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+#: Positions and colours; float32, or float64 where numpy promotes.
+Array = NDArray[np.floating[Any]]
 
 
 def _mix(a: Array | tuple[float, ...], b: Array | tuple[float, ...], w: Array) -> Array:
@@ -21,18 +23,21 @@ def _mix(a: Array | tuple[float, ...], b: Array | tuple[float, ...], w: Array) -
 
 
 def _edge(v: Array, at: Array | float, soft: float = 0.02) -> Array:
-    """0 above the line ``at``, 1 below it, over a soft band."""
-    return np.clip((v - at) / soft + 0.5, 0, 1)
+    """0 above the line ``at`` and 1 below it, with a transition of width ``soft``."""
+    below: Array = np.clip((v - at) / soft + 0.5, 0, 1)
+    return below
 
 
 def _hash(n: Array, salt: float) -> Array:
-    """A fixed pseudo-random number in [0, 1) for each integer."""
+    """A deterministic pseudo-random number in [0, 1) for each integer."""
     x = np.sin(n * 12.9898 + salt * 78.233) * 43758.5453
-    return x - np.floor(x)
+    fraction: Array = x - np.floor(x)
+    return fraction
 
 
 def _disc(u: Array, v: Array, x: float, y: float, r: float) -> Array:
-    return np.clip((r - np.hypot(u - x, v - y)) / 0.02 + 0.5, 0, 1)
+    inside: Array = np.clip((r - np.hypot(u - x, v - y)) / 0.02 + 0.5, 0, 1)
+    return inside
 
 
 def _beach(u: Array, v: Array, p: Array) -> Array:
@@ -124,7 +129,7 @@ def _space(u: Array, v: Array, p: Array) -> Array:
 def _mountains(u: Array, v: Array, p: Array) -> Array:
     out = _mix((0.30, 0.52, 0.86), (0.70, 0.84, 0.97), v * 2)
     for depth, (rock, scale) in enumerate((((0.52, 0.56, 0.70), 1.7), ((0.36, 0.38, 0.48), 2.3))):
-        # Peaks are the tips of a triangle wave; what is near a tip lies under snow.
+        # Peaks are the tips of a triangle wave, covered by snow near the tip.
         cell = u * scale + 3 * p[depth]
         n = np.floor(cell)
         peak = 0.16 + 0.12 * depth + 0.14 * _hash(n, p[2 + depth])
@@ -192,11 +197,11 @@ PAINTERS: dict[str, Callable[[Array, Array, Array], Array]] = {
 
 
 def paint(name: str, variation: Array, size: int, *, pan: float = 0.0, zoom: float = 1.0) -> Array:
-    """Draw a background.
+    """Render a background.
 
     Args:
         name: a key of :data:`PAINTERS`.
-        variation: (8,) in [0, 1], what differs between two beaches.
+        variation: (8,) in [0, 1], what distinguishes one beach from another.
         size: pixels, the frame is square.
         pan: how far the camera has moved to the right, in frame heights.
         zoom: 1 at rest, larger shows less.

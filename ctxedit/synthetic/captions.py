@@ -1,4 +1,4 @@
-"""Captions in natural English, several wordings for each scene."""
+"""Captions in English, with several wordings for each scene."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def word(
         actors: (name, colour or None) of each object, the main one first.
         background: a key of ``BACKGROUNDS``.
         style: a key of ``STYLES``.
-        rng: draws one of the wordings; None gives the canonical one, the same for ever.
+        rng: chooses one of the wordings; None gives the canonical one, which must never change.
 
     Returns:
         Lower case, no full stop, e.g. ``a tiger walking on the beach, watercolor style``.

@@ -1,8 +1,8 @@
-"""Clip–target pairs of held-out combinations: what the comparison and the check of edits are measured on.
+"""Pairs of a clip and a target, for the comparison of presets and the check of edits.
 
-The clip's combination is one that no part of the built-in models was trained on; the target's is any other
-in which one part differs (of 486 held-out combinations 123 have held-out neighbours of every kind). The
-target is drawn as well: it is the ideal edit.
+The clip's combination is held out from the training of the built-in models. The target differs in one
+attribute and may have been trained on: only 123 of the 486 held-out combinations have a held-out neighbour of
+every kind. The target scene can be rendered, which gives the ideal edit.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ctxedit.synthetic.vocabulary import GREY_STYLES
 #: Every clip has one target of each of these; ``colour`` needs an object that shows one.
 KINDS = ("object", "background", "style")
 COLOUR = "colour"
-#: Draws before it is said that the held-out combinations do not suffice.
+#: Samples before giving up on finding enough held-out combinations.
 _DRAWS = 3000
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A clip and what to make of it.
+    """A clip and a target.
 
     Attributes:
-        clip: a name, the same for all pairs of one clip; a file name without suffix.
-        kind: the part that changes: ``object``, ``background``, ``style`` or ``colour``.
-        source, target: the scenes; they differ in that part alone.
+        clip: name of the clip, which several pairs share; a file name without suffix.
+        kind: the attribute that changes: ``object``, ``background``, ``style`` or ``colour``.
+        source, target: the scenes, which differ in that attribute only.
         source_prompt, target_prompt: their canonical captions.
     """
 
@@ -42,19 +42,19 @@ class Pair:
 
 
 def draw_pairs(per_kind: int, seed: int = 0, colours: int = 0) -> list[Pair]:
-    """Draw pairs: ``per_kind`` clips of one object, each with a target of every kind in ``KINDS``.
+    """Sample ``per_kind`` clips of one object, each with a target of every kind in ``KINDS``.
 
     Args:
         per_kind: clips, and so pairs of each kind.
-        seed: the pairs are a function of it and of the numbers asked for.
-        colours: so many of the clips, the first ones, show a coloured object and have a target of another
-            colour too; at most ``per_kind``.
+        seed: the pairs are a function of it and of the other arguments.
+        colours: number of clips, at most ``per_kind``, with a coloured object and an additional target of
+            another colour. They come first.
 
     Returns:
-        ``3 · per_kind + colours`` pairs, those of a clip after one another; no two clips of one combination.
+        ``3 · per_kind + colours`` pairs, grouped by clip. All clips have different combinations.
 
     Raises:
-        ValueError: more than the held-out combinations give.
+        ValueError: there are not enough held-out combinations.
     """
     if not 0 <= colours <= per_kind:
         raise ValueError(f"colours is 0 to {per_kind}, got {colours}")

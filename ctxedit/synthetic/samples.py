@@ -1,6 +1,6 @@
-"""The clips in ``samples/``: drawn, with their prompts and targets.
+"""The drawn clips in ``samples/``, with their prompts and targets.
 
-``python -m ctxedit.synthetic.samples [FOLDER]`` draws them again.
+``python -m ctxedit.synthetic.samples [FOLDER]`` renders them again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZE, FRAMES, FPS = 128, 24, Fraction(8)
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip and what to ask of it: ``targets`` by the kind of edit."""
+    """A clip with target prompts by kind of edit."""
 
     name: str
     scene: Scene
@@ -33,7 +33,7 @@ class Sample:
 def _scene(
     name: str, background: str, motion: str, style: str = "plain", colour: str | None = None, seed: int = 0
 ) -> Scene:
-    """One object, placed like the training scenes; ``seed`` draws the background's variation."""
+    """One object, placed as in training scenes; ``seed`` determines the background's variation."""
     rng = np.random.default_rng(seed)
     free = background in GROUNDLESS or BY_NAME[name].floats
     actor = Actor(name, colour, 0.5, 0.78 if free else 0.86, 0.56)
@@ -125,7 +125,7 @@ SAMPLES: tuple[Sample, ...] = (
 
 
 def write(folder: Path) -> None:
-    """Draw every sample as mp4, and ``prompts.toml`` with captions and targets."""
+    """Render every sample as MP4, and write ``prompts.toml`` with captions and targets."""
     table = {}
     for sample in SAMPLES:
         frames, _ = scenes.render(sample.scene, FRAMES, SIZE)

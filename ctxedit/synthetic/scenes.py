@@ -1,4 +1,4 @@
-"""Scenes: what is in a clip and how it moves, drawn from a seed; rendering to frames and masks."""
+"""Scenes: what a clip shows and how it moves, sampled from a seed; rendering to frames and masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HELD_OUT_SHARE = 0.08
 
 @dataclass(frozen=True)
 class Actor:
-    """An object in a scene: ``x`` its middle and ``y`` its feet, in frame sizes; ``scale`` its height."""
+    """An object in a scene: centre ``x``, feet ``y`` and height ``scale``, relative to the frame's side."""
 
     name: str
     colour: str | None
@@ -30,7 +30,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a clip shows. ``replace(scene, background="snow")`` is its ideal edit."""
+    """Everything that a clip shows. ``replace(scene, background="snow")`` renders to its ideal edit."""
 
     actors: tuple[Actor, ...]
     background: str
@@ -48,15 +48,15 @@ class Scene:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene's combination is kept for testing: about 8 % of all, fixed for ever."""
+    """Whether the scene's combination is reserved for testing. About 8 % are, and this must never change."""
     return zlib.crc32(repr(scene.key).encode()) % 1000 < 1000 * _HELD_OUT_SHARE
 
 
 def draw_scene(rng: np.random.Generator, *, test: bool = False, pairs: float = 0.08) -> Scene:
-    """Draw a scene: of the training combinations, or with ``test`` of the held-out ones.
+    """Sample a scene from the training combinations, or with ``test`` from the held-out ones.
 
     Args:
-        rng: numpy generator; the scene is a function of its state alone.
+        rng: the scene is a function of its state.
         test: which side of :func:`held_out` to draw from.
         pairs: share of scenes with two objects.
     """
@@ -94,7 +94,7 @@ def _draw(rng: np.random.Generator, pairs: float) -> Scene:
 
 
 def _pose(scene: Scene, actor: Actor, t: float) -> tuple[float, float, float, float]:
-    """Middle x, feet y, scale and tilt (radians) of an actor at time ``t`` in [0, 1]."""
+    """Centre x, feet y, scale and tilt in radians of an actor at time ``t`` in [0, 1]."""
     x, y, scale, tilt = actor.x, actor.y, actor.scale, 0.0
     s, centred = scene.speed, t - 0.5
     if scene.motion == "walk":
@@ -114,10 +114,10 @@ def _pose(scene: Scene, actor: Actor, t: float) -> tuple[float, float, float, fl
 
 
 def render_frame(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Draw one frame.
+    """Render one frame.
 
     Args:
-        scene: what to draw.
+        scene: what to render.
         t: time in [0, 1].
         size: side in pixels.
 
@@ -140,33 +140,33 @@ def render_frame(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uin
 
 
 def _place(actor: Actor, pose: tuple[float, float, float, float], size: int) -> NDArray[np.float32]:
-    """The actor alone on a clear frame: premultiplied RGBA (size, size, 4), at sub-pixel position."""
+    """The actor alone on a transparent frame, premultiplied RGBA (size, size, 4), at sub-pixel position."""
     x, y, scale, tilt = pose
     side = max(8, round(actor.scale * size))
-    # A sprite of about the right size, so that the bicubic warp below never has to shrink much.
+    # A sprite of nearly the final size: the bicubic warp below would alias if it had to shrink it.
     image = sprites.sprite(actor.name, actor.colour, side)
     k = side / (scale * size)
     cos, sin = math.cos(tilt) * k, math.sin(tilt) * k
     cx, cy = x * size, (y - scale / 2) * size
     matrix = (cos, sin, side / 2 - cos * cx - sin * cy, -sin, cos, side / 2 + sin * cx - cos * cy)
     placed = image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    layer = np.asarray(placed, np.float32) / 255
+    layer: NDArray[np.float32] = np.asarray(placed, np.float32) / np.float32(255)
     # Bicubic overshoots: no premultiplied colour may exceed its alpha.
     layer[..., :3] = np.minimum(layer[..., :3], layer[..., 3:])
     return layer
 
 
 def render(scene: Scene, frames: int = 16, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Draw a clip: RGB uint8 (F, size, size, 3) and masks float32 (F, size, size)."""
+    """Render a clip: RGB uint8 (F, size, size, 3) and masks float32 (F, size, size)."""
     times = [0.5] if frames == 1 else [i / (frames - 1) for i in range(frames)]
     pictures, masks = zip(*(render_frame(scene, t, size) for t in times), strict=True)
     return np.stack(pictures), np.stack(masks)
 
 
 def change(scene: Scene, rng: np.random.Generator, part: str) -> Scene:
-    """The scene with one part (``object``, ``background``, ``style`` or ``colour``) drawn anew and different.
+    """The scene with another ``object``, ``background``, ``style`` or ``colour``, as ``part`` says.
 
-    ``colour`` needs a colourable first object; raises ValueError otherwise.
+    Raises ValueError for ``colour`` if the first object has none.
     """
     first = scene.actors[0]
     if part == "background":
@@ -195,6 +195,6 @@ def _other(rng: np.random.Generator, options: list[str], but: str) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """A caption of the scene: canonical without ``rng``, else one of its wordings."""
+    """A caption of the scene: the canonical one, or with ``rng`` a random wording."""
     actors = [(a.name, a.colour) for a in scene.actors]
     return captions.word(actors, scene.background, scene.style, rng)

@@ -1,6 +1,6 @@
-"""Object sprites: baked once from the Noto Color Emoji font, shipped as PNG, read at run time.
+"""Object sprites, rendered from the Noto Color Emoji font and shipped as PNG.
 
-``python -m ctxedit.synthetic.sprites`` bakes them again (Debian: ``fonts-noto-color-emoji``).
+``python -m ctxedit.synthetic.sprites`` renders them again (Debian: ``fonts-noto-color-emoji``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BITMAP_SIZE = 109  # the one size that the font's bitmaps come in
 
 
 def bake(font: Path = FONT, folder: Path = FOLDER) -> None:
-    """Draw every glyph, crop it to its ink, fit it into a 96×96 square with a 1-pixel margin."""
+    """Render every glyph, cropped to its ink, into a 96×96 square with a margin of one pixel."""
     folder.mkdir(exist_ok=True)
     face = ImageFont.truetype(str(font), _BITMAP_SIZE)
     for thing in THINGS:
@@ -31,7 +31,7 @@ def bake(font: Path = FONT, folder: Path = FOLDER) -> None:
         scale = (_SIDE - 2) / max(glyph.size)
         glyph = glyph.resize([max(1, round(s * scale)) for s in glyph.size], Image.Resampling.LANCZOS)
         square = Image.new("RGBA", (_SIDE, _SIDE))
-        # The ink stands on the square's lower edge, so that feet and wheels meet the ground.
+        # Aligned with the lower edge, so that feet and wheels touch the ground.
         square.alpha_composite(glyph, ((_SIDE - glyph.width) // 2, _SIDE - 1 - glyph.height))
         square.save(folder / f"{thing.name}.png", optimize=True)
 
@@ -42,7 +42,7 @@ def sprite(name: str, colour: str | None, side: int) -> Image.Image:
 
     Args:
         name: a name of :data:`~ctxedit.synthetic.vocabulary.THINGS`.
-        colour: a key of ``COLOURS``, or None for the glyph's own.
+        colour: a key of ``COLOURS``, or None for the glyph's own colour.
         side: pixels.
     """
     return _glyph(name, colour).resize((side, side), Image.Resampling.BOX)
@@ -57,12 +57,12 @@ def _glyph(name: str, colour: str | None) -> Image.Image:
 
 
 def _recolour(image: Image.Image, hue: float) -> Image.Image:
-    """Turn every saturated pixel to one hue; greys, glass and shadows stay."""
+    """Give every saturated pixel the same hue; greys, glass and shadows are unchanged."""
     alpha = image.getchannel("A")
     hsv = np.asarray(image.convert("RGB").convert("HSV")).copy()
     strong = hsv[..., 1] > 70
     hsv[..., 0][strong] = round(hue * 255)
-    # Below full saturation a glyph's own light hue (blue umbrella) would read as pastel.
+    # Without more saturation, glyphs of a light hue such as the umbrella would look pastel.
     hsv[..., 1][strong] = np.maximum(hsv[..., 1][strong], 190)
     hsv[..., 2][strong] = np.maximum(hsv[..., 2][strong], 150)
     out = Image.fromarray(hsv, "HSV").convert("RGB")

@@ -1,6 +1,6 @@
-"""What the world holds: objects, colours, backgrounds and styles, and the words for each.
+"""Objects, colours, backgrounds and styles of the drawn world, and the words for each.
 
-Every list is ordered and append-only: scene seeds index into it.
+The order of every list matters: scene seeds index into it. Only append.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ class Thing:
     """One drawable object.
 
     Attributes:
-        name: its first and canonical word.
-        emoji: the Noto Color Emoji glyph that is drawn.
-        words: every wording used in captions, the canonical one first.
-        verbs: what it may be said to do.
+        name: the canonical word for it.
+        emoji: its glyph in Noto Color Emoji.
+        words: all words for it in captions, the canonical one first.
+        verbs: what it does in captions.
         colourable: whether its main hue can be changed.
-        floats: whether it need not stand on the ground.
+        floats: whether it can be above the ground.
     """
 
     name: str
@@ -99,10 +99,10 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "volcano": ("near a volcano", "before a volcano", "on black lava"),
 }
 
-#: Where nothing has to stand on the ground.
+#: Backgrounds in which every object can be above the ground.
 GROUNDLESS = frozenset({"sea", "space", "sky"})
 
-#: Style name to (suffixes, prefixes); plain pictures have none.
+#: Style name to (suffixes, prefixes) in captions.
 STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain": (("",), ("", "a photo of ", "a picture of ")),
     "black and white": ((", black and white", ", black and white style"), ("a black and white photo of ",)),
@@ -113,7 +113,7 @@ STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sepia": ((", sepia", ", sepia photo"), ("an old sepia photo of ",)),
 }
 
-#: Styles that take the colour away: no colour word is true of them.
+#: Styles without colour, in which captions do not mention one.
 GREY_STYLES = frozenset({"black and white", "pencil sketch", "sepia"})
 
 BY_NAME: dict[str, Thing] = {thing.name: thing for thing in THINGS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ def find_component(models: Path, name: str) -> Path:
     if not (BUILTIN_FOLDER / name).is_dir():
         raise WeightsError(f"{models} has no {name}, and none is built in", "train it first")
     return BUILTIN_FOLDER / name
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each weight file in a folder, by name."""
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _names(bad: dict[str, str]) -> str:
 
 
 class Images(Dataset[dict[str, Any]]):
-    """Listed images, shuffled anew in every epoch.
+    """Listed images, reshuffled in every epoch.
 
     An unreadable image is replaced by the next one in the order and reported in the sample's ``bad``, as
     lines of ``name<TAB>reason``: data workers share no state, so the training loop collects them.

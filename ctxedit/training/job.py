@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,17 +17,12 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.device import name_of
 from ctxedit.training import record
-from ctxedit.training.components import Components, find_component, link_components
+from ctxedit.training.components import Components, find_component, hashes, link_components
 from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train
 from ctxedit.training.progress_log import read_metrics, seconds_of
 from ctxedit.training.recipe import Recipe
 from ctxedit.training.tasks import base as tasks
 from ctxedit.training.tasks.base import Task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,8 @@ class Options:
 class Training:
     """The training of one recipe.
 
-    A task that continues another's replaces the weights that it starts from. They are therefore copied beside
-    its state, so that it can be restarted from the same weights.
+    A task that continues another's replaces the weights that it starts from. They are therefore copied next
+    to its state, so that it can be restarted from the same weights.
 
     Attributes:
         recipe: what to train.
@@ -92,10 +86,9 @@ class Training:
         """Whether there is a state to resume."""
         return self.state_file.exists()
 
-    @property
-    def steps_done(self) -> int:
-        """Steps of the saved state; 0 without one."""
-        saved = read_state(self.state_file)
+    def steps_done(self, warn: Callable[[str], None] = lambda text: None) -> int:
+        """Steps of the saved state; 0 without one, or if it is damaged, which ``warn`` is told."""
+        saved = read_state(self.state_file, warn)
         return int(saved["step"]) if saved else 0
 
     # -- the weights that a training starts from ---------------------------------------------------------
@@ -115,11 +108,11 @@ class Training:
             return present
         if self.started and not restart:
             return copy
-        copied = record.hashes(copy)
-        return copy if record.hashes(present) == copied or self._trained_from(present, copied) else present
+        copied = hashes(copy)
+        return copy if hashes(present) == copied or self._trained_from(present, copied) else present
 
     def _keep_initial_weights(self) -> Path:
-        """:meth:`initial_weights`, copied beside the state if the training is about to start."""
+        """:meth:`initial_weights`, copied next to the state if the training is about to start."""
         found, copy = self.initial_weights(), self._initial_copy
         if found == copy or self.started:
             return found
@@ -141,16 +134,15 @@ class Training:
         if self.continues is None or not self.started or record.owner_of(self.weights) is None:
             return False
         initial = record.started_from(self.state).files
-        return record.hashes(self.weights) != initial and not self._trained_from(self.weights, initial)
+        return hashes(self.weights) != initial and not self._trained_from(self.weights, initial)
 
     # -- resuming ----------------------------------------------------------------------------------------
 
     def check_settings(self) -> None:
         """Raise ConfigError if the state is of a training with other settings."""
-        file = self.state / record.STARTED
-        if not self.started or not file.is_file():
+        before, now = record.read_started(self.state), self.recipe.resume_settings
+        if not self.started or not before:
             return
-        before, now = tomllib.loads(file.read_text()), self.recipe.resume_settings
         for table, value in now.items():
             if before.get(table) != value:
                 old = before.get(table, {})
@@ -170,19 +162,21 @@ class Training:
             )
 
     def _remember_start(self, initial: Path | None) -> None:
-        """Write the settings, and the hashes and record of the initial weights, beside the state.
+        """Write the settings, and the hashes and record of the initial weights, next to the state.
 
         The record is copied because the training's own record soon replaces it.
         """
         file, previous = self.state / record.STARTED, self.state / record.PREVIOUS
-        if file.is_file() and self.started:
+        if record.read_started(self.state) and self.started:
             return
         self.state.mkdir(parents=True, exist_ok=True)
         previous.unlink(missing_ok=True)
         if initial is not None and (known := record.read(initial)) is not None:
-            previous.write_text(json.dumps(known))
-        warm = {} if initial is None else record.hashes(initial)
-        file.write_text(tomli_w.dumps({**self.recipe.resume_settings, "warm": warm}))
+            with atomic(previous, True) as temporary:
+                temporary.write_text(json.dumps(known))
+        warm = {} if initial is None else hashes(initial)
+        with atomic(file, True) as temporary:
+            temporary.write_text(tomli_w.dumps({**self.recipe.resume_settings, "warm": warm}))
 
     # -- the exported weights ----------------------------------------------------------------------------
 
@@ -194,7 +188,7 @@ class Training:
         part, known = self.recipe.part, record.read(self.weights) or {}
         if known.get("part") in _continuing(part):
             known = next((r for r in record.history(self.weights) if r.get("part") == part), {})
-        elif known.get("files") != record.hashes(self.weights):
+        elif known.get("files") != hashes(self.weights):
             return True
         return known.get("part") != part or known.get("steps", 0) < steps
 
@@ -202,7 +196,7 @@ class Training:
         """The task that made the weights in the folder: by their record, else by states; None if unknown."""
         if (recorded := record.owner_of(self.weights)) is not None:
             return recorded
-        present = record.hashes(self.weights)
+        present = hashes(self.weights)
         for name in _continuing(self.recipe.part):
             state = self.states / name
             if (state / "state.pt").exists() and present != record.started_from(state).files:
@@ -242,7 +236,7 @@ class Training:
             "pictures": "endless" if listing is None else len(listing.entries),
             "bad": 0 if listing is None else len(listing.bad),
             "steps": recipe.schedule.steps,
-            "first step": 0 if restart else self.steps_done,
+            "first step": 0 if restart else self.steps_done(),
             "images": recipe.schedule.steps * recipe.schedule.images,
             "weights": str(self.weights),
             "state": str(self.state),
@@ -272,7 +266,7 @@ class Training:
             initial = self._keep_initial_weights() if self.continues is not None else None
             torch.manual_seed(recipe.schedule.seed)
             task = self.build_task(initial)
-        if options.warm and initial is None and not self.started:
+        if options.warm and initial is None and read_state(self.state_file) is None:
             initial = find_component(self.models, recipe.folder)
             task.load_weights(initial)
         # No process may save a state before all have looked for one.

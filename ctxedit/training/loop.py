@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from ctxedit.errors import ConfigError, NumericsError, OutputError
-from ctxedit.media.temporary import as_output_error, atomic, remove
+from ctxedit.errors import ConfigError, NumericsError
+from ctxedit.media.temporary import staging, sweep, synchronize
 from ctxedit.models.device import keep_heap, name_of, pick_device
+from ctxedit.models.state import BrokenState, load_state, save_state
 from ctxedit.training.data import raise_if_bad
 from ctxedit.training.progress_log import ProgressLog, read_metrics, seconds_of
 from ctxedit.training.schedule import Schedule, lr_scheduler
@@ -281,13 +282,7 @@ class _Loop:
         }
         if self.accelerator.scaler is not None:
             blob["scaler"] = self.accelerator.scaler.state_dict()
-        with atomic(self.state, True) as temporary:
-            try:
-                torch.save(blob, temporary)
-            except RuntimeError as error:  # torch raises this for a failed write
-                raise OutputError(
-                    f"{self.state} cannot be written; the previous one is kept", "is the disk full?"
-                ) from error
+        save_state(self.state, blob)
 
     def _load(self) -> Done:
         blob = read_state(self.state)
@@ -317,45 +312,40 @@ class _Loop:
         self.exported(self.done)
 
 
-def read_state(file: Path) -> dict[str, Any] | None:
-    """A saved state, on the CPU; None if there is none; raises ConfigError if it is broken."""
-    if not file.exists():
-        return None
+def read_state(file: Path, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
+    """A saved state, on the CPU; None where there is none, or where it is damaged, which ``warn`` is told.
+
+    States of ctxedit 0.1 have no checksum and are taken as they are: hours of work are in them.
+    """
     try:
-        blob: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(f"{file} is broken", "delete it to start the training again") from error
-    return blob
+        return load_state(file, unchecked=True)
+    except BrokenState as error:
+        warn(f"{file} {error}: the training begins anew")
+        return None
 
 
 def export(task: Trainable, model: nn.Module, folder: Path) -> None:
     """Save a model: its files are written to a temporary folder, then each replaces the old one.
 
-    ``task.export`` may also write beside ``folder`` (a pipeline's index), so its parent is temporary as well.
+    ``task.export`` may also write next to ``folder`` (a pipeline's index), so its parent is temporary too.
 
     Raises:
         OutputError: the disk is full or ``folder`` cannot be written; the old files are kept.
     """
-    apart = folder.parent / f".{folder.name}.{os.getpid()}.part"
-    try:
-        (apart / folder.name).mkdir(parents=True)
+    sweep(folder.parent)
+    with staging(folder.parent, folder.name) as apart:
+        (apart / folder.name).mkdir()
         task.export(model, apart / folder.name)
+        (apart / "probe").touch()
+        allowed = (apart / "probe").stat().st_mode & 0o777  # what the umask leaves
+        (apart / "probe").unlink()
         for file in sorted(f for f in apart.rglob("*") if f.is_file()):
-            # safetensors files are readable by their owner only; a package is installed for everyone.
-            file.chmod(0o644)
+            # safetensors writes for the owner alone.
+            file.chmod(allowed)
+            synchronize(file)
             target = folder.parent / file.relative_to(apart)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
-    except OSError as error:
-        raise as_output_error(error, folder) or error from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError" and "PytorchStreamWriter" not in str(error):
-            raise
-        raise OutputError(
-            f"{folder} cannot be written; the old files are kept", "is the disk full?"
-        ) from error
-    finally:
-        remove(apart)
 
 
 def clear(state: Path) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ctxedit.errors import ConfigError
+from ctxedit.media.temporary import atomic
 
 _EVERY = 2.0
 
@@ -44,7 +45,7 @@ class ProgressLog:
         if main:
             state.mkdir(parents=True, exist_ok=True)
             _truncate(self.log, start)
-        self.began = self.reported = time.monotonic()
+        self.started = self.reported = time.monotonic()
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -67,7 +68,7 @@ class ProgressLog:
         now = time.monotonic()
         if now - self.reported <= _EVERY and step + 1 < self.end:
             return
-        speed = (step + 1 - self.start) / max(now - self.began, 1e-9)
+        speed = (step + 1 - self.start) / max(now - self.started, 1e-9)
         line = {key: value / self.count for key, value in self.sums.items()}
         if self.board is not None:
             for key, value in line.items():
@@ -84,11 +85,14 @@ def read_metrics(state: Path) -> list[dict[str, float]]:
     """The rows of ``metrics.jsonl``; a truncated line is left out."""
     file = state / "metrics.jsonl"
     rows = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and all(isinstance(v, (int, float)) for v in row.values()):
+            rows.append(row)
     return rows
 
 
@@ -122,4 +126,5 @@ def _truncate(log: Path, start: int) -> None:
     rows = read_metrics(log.parent)
     kept = [row for row in rows if row.get("step", 0) <= start]
     if len(kept) < len(rows):
-        log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with atomic(log, True, durable=False) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,4 +1,4 @@
-"""The record beside trained weights, ``training.json``: how they were made.
+"""The record next to trained weights, ``training.json``: how they were made.
 
 It has the recipe's text and hash, the hash of every weight file, and the hashes of the components that the
 model was trained on, so that it can be verified that the recipe made these weights. Weights that were trained
@@ -7,7 +7,6 @@ further keep the earlier record inside theirs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import versions
-from ctxedit.training.components import find_component
+from ctxedit.training.components import find_component, hashes
 from ctxedit.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -48,11 +47,6 @@ class InitialWeights:
 
     files: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each weight file in a folder, by name."""
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
 
 
 def write(recipe: Recipe, facts: Facts, weights: Path, initial: InitialWeights | None = None) -> Path:
@@ -109,9 +103,13 @@ def describe_data(recipe: Recipe) -> str:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The record in a folder, or None if there is none or it cannot be read."""
+    return _table(folder / FILE)
+
+
+def _table(file: Path) -> dict[str, Any] | None:
     try:
-        table = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return table if isinstance(table, dict) else None
 
@@ -133,9 +131,19 @@ def owner_of(folder: Path) -> str | None:
 
 def started_from(state: Path) -> InitialWeights:
     """The weights that the training with its state in a folder started from; none if from scratch."""
-    file, previous = state / STARTED, state / PREVIOUS
-    files = dict(tomllib.loads(file.read_text()).get("warm", {})) if file.is_file() else {}
-    return InitialWeights(files, json.loads(previous.read_text()) if previous.is_file() else None)
+    files = read_started(state).get("warm", {})
+    return InitialWeights(dict(files) if isinstance(files, dict) else {}, _table(state / PREVIOUS))
+
+
+def read_started(state: Path) -> dict[str, Any]:
+    """The settings that the training with its state in a folder was started with.
+
+    Empty if there are none, or if they are damaged: then the state alone says what it belongs to.
+    """
+    try:
+        return tomllib.loads((state / STARTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def matches(weights: Path, name: str) -> bool | None:

@@ -1,4 +1,4 @@
-"""The results of a check, kept as ``check.json`` beside the weights so that they can be shown at any time."""
+"""The results of a check, kept as ``check.json`` next to the weights so that they can be shown later."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctxedit.errors import WeightsError
 from ctxedit.media.temporary import atomic
-from ctxedit.training.components import find_component
-from ctxedit.training.record import hashes
+from ctxedit.training.components import find_component, hashes
 from ctxedit.training.tasks import base as tasks
 
 if TYPE_CHECKING:

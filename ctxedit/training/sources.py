@@ -2,7 +2,7 @@
 
 Shards are read with the standard library's ``tarfile``. The webdataset package streams shards in sequence;
 resuming bit for bit and shuffling need random access, which the members' offsets in the tar give. Its indexed
-reader (``wids``) needs an index file beside the shards.
+reader (``wids``) needs an index file next to the shards.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _read(entry: Entry) -> bytes:
 def list_folder(folder: Path, captions: bool = True) -> Listing:
     """List the images in a folder and its subfolders.
 
-    Captions come from ``name.txt`` beside ``name.png``, or from ``metadata.jsonl`` or ``captions.jsonl`` in
+    Captions come from ``name.txt`` next to ``name.png``, or from ``metadata.jsonl`` or ``captions.jsonl`` in
     any of these folders: lines ``{"file_name": …, "text": …}`` (or ``"caption"``), relative to that folder.
 
     Raises:

@@ -90,7 +90,7 @@ def test_a_list_of_nothing_is_refused(write, text):
 
 
 def test_no_list(tmp_path):
-    with pytest.raises(ConfigError, match="no file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         read_list(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="folder"):
         read_list(tmp_path)

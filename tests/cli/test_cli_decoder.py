@@ -1,4 +1,4 @@
-"""``ctxedit train decoder``: a part that goes on from another's weights, in their place."""
+"""``ctxedit train decoder``: a task that starts from another's weights and replaces them."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import pytest
 
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import job, loop, record
+from ctxedit.training.components import hashes
 from ctxedit.training.tasks import base as tasks
 
 
@@ -15,7 +16,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_decoder_goes_on_and_leaves_the_latents_as_they_are(ctxedit, make_recipe, tmp_path):
+def test_the_decoder_is_trained_further_and_the_latents_stay_the_same(ctxedit, make_recipe, tmp_path):
     from safetensors.torch import load_file
 
     answer = ctxedit("train", make_recipe("decoder"), "--out", "mine")
@@ -29,7 +30,7 @@ def test_the_decoder_goes_on_and_leaves_the_latents_as_they_are(ctxedit, make_re
     assert scales[0] == scales[1]
     assert "_name_or_path" not in json.loads((tmp_path / "mine/vae/config.json").read_text())
     last, *earlier = record.history(tmp_path / "mine/vae")
-    assert last["part"] == "decoder" and last["began_with"] == record.hashes(BUILTIN_FOLDER / "vae")
+    assert last["part"] == "decoder" and last["began_with"] == hashes(BUILTIN_FOLDER / "vae")
     assert earlier == record.history(BUILTIN_FOLDER / "vae")
     assert record.matches(tmp_path / "mine", "vae") is True
 
@@ -44,10 +45,10 @@ def two_recipes(make_recipe, monkeypatch, tmp_path):
 
 
 def parts_of(folder):
-    return [sitting["part"] for sitting in record.history(folder)]
+    return [made["part"] for made in record.history(folder)]
 
 
-def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, two_recipes, tmp_path):
+def test_with_all_the_decoder_replaces_the_autoencoder(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     made = record.history(vae)
@@ -61,7 +62,7 @@ def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, 
     assert record.history(vae)[0]["files"] == made[0]["files"]
     shutil.rmtree(vae)
     assert ctxedit("train", "decoder", "--out", "mine").code == 0
-    assert record.hashes(vae) == made[0]["files"]
+    assert hashes(vae) == made[0]["files"]
     # Longer: the decoder begins anew on what the autoencoder came to.
     longer = ctxedit("train", "all", "--out", "mine", "--steps", 2)
     assert longer.code == 0, longer.err
@@ -69,7 +70,7 @@ def test_a_decoder_takes_the_place_of_the_autoencoder_that_all_trained(ctxedit, 
     assert record.read(vae)["before"]["files"] != made[1]["files"]
 
 
-def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_recipes, tmp_path):
+def test_a_decoder_is_restarted_from_another_autoencoder_on_request(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "autoencoder", "--out", "mine").code == 0
     refused = ctxedit("train", "decoder", "--out", "mine")
@@ -92,10 +93,10 @@ def test_a_decoder_of_another_autoencoder_is_begun_anew_on_request(ctxedit, two_
     # The autoencoder is wanted back: it is done, and lies no more where it was.
     wanted = record.read(vae)["began_with"]
     assert ctxedit("train", "autoencoder", "--out", "mine", "--steps", 2, "-y").code == 0
-    assert parts_of(vae) == ["autoencoder"] and record.hashes(vae) == wanted
+    assert parts_of(vae) == ["autoencoder"] and hashes(vae) == wanted
 
 
-def test_a_decoder_begun_anew_begins_with_the_autoencoder_not_with_itself(ctxedit, two_recipes, tmp_path):
+def test_a_restarted_decoder_starts_from_the_autoencoder_not_from_itself(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     made = record.read(vae)
@@ -117,11 +118,11 @@ def test_a_decoder_resumes_bit_for_bit(ctxedit, make_recipe, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     resumed = ctxedit("train", path, "--out", "halves")
     assert resumed.code == 0 and "resuming at step 1 of 3" in resumed.err
-    assert record.hashes(tmp_path / "halves/vae") == record.hashes(tmp_path / "whole/vae")
+    assert hashes(tmp_path / "halves/vae") == hashes(tmp_path / "whole/vae")
     assert parts_of(tmp_path / "halves/vae") == ["decoder", *parts_of(BUILTIN_FOLDER / "vae")]
 
 
-def test_weights_from_elsewhere_are_not_written_over_unasked(ctxedit, two_recipes, tmp_path):
+def test_weights_of_another_training_are_not_replaced_without_asking(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     # A decoder of another state went on from this one's; then one of another autoencoder lies there.
@@ -133,16 +134,14 @@ def test_weights_from_elsewhere_are_not_written_over_unasked(ctxedit, two_recipe
             shutil.copytree(BUILTIN_FOLDER / "vae", vae)
         refused = ctxedit("train", "all", "--out", "mine")
         assert refused.code == 2 and "has changed since the training in" in refused.err
-        assert record.history(vae) == made and record.hashes(vae) == made[0]["files"]
+        assert record.history(vae) == made and hashes(vae) == made[0]["files"]
         assert (tmp_path / "mine/.state/decoder/state.pt").exists()
 
 
-def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
-    ctxedit, make_recipe, monkeypatch, tmp_path
-):
+def test_an_export_that_a_kill_prevented_is_made_next_time(ctxedit, make_recipe, monkeypatch, tmp_path):
     path, vae = make_recipe("autoencoder", steps=2), tmp_path / "mine/vae"
     assert ctxedit("train", path, "--out", "mine", "--steps", 1).code == 0
-    first = record.hashes(vae)
+    first = hashes(vae)
 
     def killed(self):
         raise KeyboardInterrupt
@@ -150,14 +149,14 @@ def test_what_a_kill_kept_from_being_exported_is_exported_next_time(
     with monkeypatch.context() as patched:
         patched.setattr(loop._Loop, "export", killed)
         assert ctxedit("train", path, "--out", "mine").code == 130
-    assert record.hashes(vae) == first, "the state is of two steps, the weights of one"
+    assert hashes(vae) == first, "the state is of two steps, the weights of one"
     assert ctxedit("train", path, "--out", "mine").code == 0
-    assert record.hashes(vae) != first and record.read(vae)["steps"] == 2
+    assert hashes(vae) != first and record.read(vae)["steps"] == 2
     (vae / "training.json").unlink()
     assert ctxedit("train", path, "--out", "mine").code == 0 and record.read(vae)["steps"] == 2
 
 
-def test_the_record_of_a_part_that_another_took_the_place_of_is_not_made(ctxedit, two_recipes, tmp_path):
+def test_no_record_is_written_for_weights_that_another_task_replaced(ctxedit, two_recipes, tmp_path):
     vae = tmp_path / "mine/vae"
     assert ctxedit("train", "all", "--out", "mine").code == 0
     made = record.history(vae)
@@ -170,7 +169,7 @@ def test_the_record_of_a_part_that_another_took_the_place_of_is_not_made(ctxedit
     assert ctxedit("train", "all", "--out", "mine", "--record").out.split() == ["mine/vae/training.json"]
 
 
-def test_all_recipes_on_several_processes_want_one_precision(ctxedit, two_recipes, monkeypatch):
+def test_several_processes_need_one_precision_for_all_recipes(ctxedit, two_recipes, monkeypatch):
     path = tasks.RECIPES / "decoder.toml"
     path.write_text(path.read_text().replace("workers = 0", 'workers = 0\nprecision = "bf16"'))
     monkeypatch.setenv("WORLD_SIZE", "2")

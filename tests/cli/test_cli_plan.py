@@ -8,7 +8,6 @@ import pytest
 from asking import FEW, TARGET, call
 
 import ctxedit as package
-from ctxedit import footprint
 from ctxedit.cli.output import Screen
 from ctxedit.config import AdapterConfig, load
 from ctxedit.costs import edit_evaluations
@@ -19,11 +18,11 @@ from ctxedit.pipeline import Session
 
 @pytest.mark.parametrize("image", [0, 48])
 def test_adapter_parameters_are_exact(image):
-    from ctxedit.models.adapter import ContextAdapter
+    from ctxedit.models.adapter import ContextAdapter, adapter_parameters
 
     config = AdapterConfig(width=32, heads=4, blocks=3, patch=3)
     adapter = ContextAdapter(config, 4, 24, image)
-    assert footprint.adapter_parameters(config, 4, 24, image) == sum(p.numel() for p in adapter.parameters())
+    assert adapter_parameters(config, 4, 24, image) == sum(p.numel() for p in adapter.parameters())
 
 
 def test_anatomy_is_the_backbones(stable_diffusion):

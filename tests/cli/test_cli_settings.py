@@ -90,7 +90,7 @@ def test_presets_ls_names_all_and_says_what_they_are(ctxedit):
 
 def test_presets_show_prints_the_file(ctxedit):
     answer = ctxedit("presets", "show", "contextdiff")
-    assert config.tomllib.loads(answer.out) == config.read_table(config.preset_path("contextdiff"))
+    assert config.parse(answer.out) == config.read_table(config.preset_path("contextdiff"))
     assert ctxedit("presets", "show", "contextdiff", "--json").table["table"]["edit"]["guidance"] == 7.5
 
 

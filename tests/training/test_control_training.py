@@ -1,4 +1,4 @@
-"""The ControlNet's training: what is drawn on it, what moves, where it begins."""
+"""The ControlNet's training: the edges, what is trained, and its initialisation."""
 
 from pathlib import Path
 
@@ -51,14 +51,14 @@ def test_without_a_denoiser_there_is_nothing_to_control(tmp_path):
         ControlTask.build(Components(tmp_path), DataConfig(), {"embedding": [16, 32]})
 
 
-def test_at_first_the_loss_is_the_denoisers_own(task, batch):
-    """Zero convolutions: the ControlNet starts as nothing."""
+def test_the_initial_loss_is_the_denoisers(task, batch):
+    """The zero convolutions make an untrained ControlNet a no-op."""
     with_control, _ = task.loss(task.model, batch, generator())
     without, _ = task.velocity(task.unet, batch, generator())
     assert torch.equal(with_control, without)
 
 
-def test_only_the_controlnet_moves(task, batch):
+def test_only_the_controlnet_is_trained(task, batch):
     loss, _ = task.loss(task.model, batch, generator())
     loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in task.unet.parameters())

@@ -1,4 +1,4 @@
-"""The training loop and every recipe: losses fall, a resumed run is the unbroken run."""
+"""The training loop and every recipe: losses fall, a resumed run equals an uninterrupted one."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe, tokenizer
 from ctxedit.training.data import Scenes
 from ctxedit.training.job import Training
-from ctxedit.training.loop import make_accelerator, train
+from ctxedit.training.loop import make_accelerator, read_state, train
 from ctxedit.training.schedule import Schedule, lr_scheduler
 from ctxedit.training.tasks import base as tasks
 
@@ -34,7 +34,7 @@ class Line(Dataset):
 
 
 class LineTask:
-    """The smallest task there is: a line."""
+    """The smallest task: fitting a line."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -90,17 +90,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("place", ["s", "w"])
 @pytest.mark.parametrize("words", ["PytorchStreamWriter failed writing file", None], ids=["torch", "errno"])
 def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, place, words):
-    """The write breaks off half way, at the state or at the weights: what lay there stays whole."""
+    """Writing the state or the weights fails half way: the old files are kept."""
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
     before = contents(tmp_path / place)
     before.pop("metrics.jsonl", None)
     save = torch.save
 
-    def full(blob, path):
-        if (Path(path).suffix == ".pt") and (("step" in blob) == (place == "s")):
-            Path(path).write_bytes(b"half of it")
+    def full(blob, to):
+        path = to if isinstance(to, Path) else Path(to.name)
+        if (path.suffix == ".pt") and (("step" in blob) == (place == "s")):
+            path.write_bytes(b"half of it")
             raise RuntimeError(words) if words else OSError(errno.ENOSPC, "No space left on device")
-        save(blob, path)
+        save(blob, to)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OutputError):
@@ -141,7 +142,7 @@ def test_an_interrupted_training_is_saved_first(tmp_path, number, error):
     assert torch.equal(ended.weight, whole.weight)
 
 
-def test_rows_of_a_lost_future_go(tmp_path):
+def test_metrics_after_the_saved_state_are_removed(tmp_path):
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
     log = tmp_path / "s" / "metrics.jsonl"
     with log.open("a") as file:
@@ -150,8 +151,8 @@ def test_rows_of_a_lost_future_go(tmp_path):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20]
 
 
-def test_a_state_of_before_the_record_is_gone_on_with(tmp_path):
-    """Its time is what its metrics say."""
+def test_a_state_of_the_first_version_is_resumed(tmp_path):
+    """It has no time, which follows from its metrics."""
     train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=10)
     state = tmp_path / "s" / "state.pt"
     old = {k: v for k, v in torch.load(state).items() if k in ("step", "model", "average", "optimizer")}
@@ -170,9 +171,22 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     other.model = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="another recipe"):
         train(other, LINE, tmp_path / "s", tmp_path / "w")
-    (tmp_path / "s" / "state.pt").write_bytes(b"PK")
-    with pytest.raises(ConfigError, match="broken"):
-        train(LineTask(), LINE, tmp_path / "s", tmp_path / "w")
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "changed"])
+def test_a_damaged_state_is_begun_anew(tmp_path, damage):
+    whole = train(LineTask(), LINE, tmp_path / "s", tmp_path / "w", stop_after=4)
+    again = train(LineTask(), LINE, tmp_path / "t", tmp_path / "v", stop_after=2)
+    state, said = tmp_path / "t" / "state.pt", []
+    blob = bytearray(state.read_bytes())
+    at = blob.find(again.weight.detach().numpy().tobytes())
+    assert at > 0
+    blob[at] ^= 1
+    state.write_bytes({"empty": b"", "half": blob[: len(blob) // 2], "changed": blob}[damage])
+    assert read_state(state, said.append) is None and "begins anew" in said[0]
+    anew = train(LineTask(), LINE, tmp_path / "t", tmp_path / "v", stop_after=4)
+    assert torch.equal(anew.weight, whole.weight)
+    assert read_state(state)["step"] == 4
 
 
 class StillTask(LineTask):

@@ -27,7 +27,8 @@ from ctxedit.config import AttentionConfig
 from ctxedit.diffusion.broadcast import Level
 from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.diffusion.schedule import Levels
-from ctxedit.errors import InputError
+from ctxedit.errors import InputError, WeightsError
+from ctxedit.files import read_json
 from ctxedit.models.attention import FrameView, current_view, frame_attention
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
@@ -306,7 +307,10 @@ def split_words(text: str) -> list[str]:
 
 def builtin_vocabulary(path: Path) -> set[str] | None:
     """Words that the built-in models were trained on, or None for a model that does not say."""
-    import json
-
     file = path / VOCABULARY
-    return set(json.loads(file.read_text())) if file.is_file() else None
+    if not file.is_file():
+        return None
+    words = read_json(file, "list of words", error=WeightsError)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise WeightsError(f"{file} is not a list of words", "train or copy the model again")
+    return set(words)

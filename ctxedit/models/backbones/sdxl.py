@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctxedit.errors import WeightsError
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
-from ctxedit.models.clip import load_model
+from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.families import register
 from ctxedit.models.sizes import read_json
@@ -60,7 +60,7 @@ class StableDiffusionXL(StableDiffusion):
         return {
             **super().load_parts(checkpoint, dtype),
             "text_encoder_2": load_model(CLIPTextModelWithProjection, path / "text_encoder_2", "cpu", dtype),
-            "tokenizer_2": CLIPTokenizer.from_pretrained(path / "tokenizer_2"),
+            "tokenizer_2": load_tokenizer(path / "tokenizer_2", CLIPTokenizer),
         }
 
     @torch.no_grad()

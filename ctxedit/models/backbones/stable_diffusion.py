@@ -17,11 +17,11 @@ from ctxedit.diffusion import schedule
 from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
-from ctxedit.models.clip import load_model
+from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.families import register
-from ctxedit.models.sizes import Sizes, Weight, header, read_json, weigh, weight_of
+from ctxedit.models.sizes import Sizes, Weight, header, read_json, tensor_weight, weigh, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
 #: diffusers' names of beta schedules, and ours.
@@ -78,7 +78,8 @@ class StableDiffusion(Backbone):
         self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.latent_channels = int(self.unet.config.in_channels)
         self.context_width = int(self.unet.config.cross_attention_dim)
-        self.context_length = int(self.tokenizer.model_max_length)
+        places = int(self.text_encoder.config.max_position_embeddings)
+        self.context_length = min(int(self.tokenizer.model_max_length), places)
 
     # -- before loading ----------------------------------------------------------------------------
 
@@ -107,7 +108,7 @@ class StableDiffusion(Backbone):
             "vae": network(AutoencoderKL, path, "vae", dtype),
             "unet": network(UNet2DConditionModel, path, "unet", dtype),
             "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
-            "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
+            "tokenizer": load_tokenizer(path / "tokenizer", CLIPTokenizer),
             "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
         }
 
@@ -137,8 +138,8 @@ class StableDiffusion(Backbone):
             return
         from transformers import CLIPTokenizer
 
-        tokenizer = CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
-        room = tokenizer.model_max_length - 2
+        tokenizer = load_tokenizer(checkpoint.path / "tokenizer", CLIPTokenizer)
+        room = cls.sizes(checkpoint).context_length - 2
         for text in texts:
             ids = tokenizer(text).input_ids
             if len(ids) > room + 2:
@@ -155,6 +156,8 @@ class StableDiffusion(Backbone):
         path = checkpoint.path
         unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
         tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
+        scheduler = read_json(path / "scheduler/scheduler_config.json")
+        encoder = read_json(path / "text_encoder/config.json")
         try:
             kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
             depth = unet.get("transformer_layers_per_block", 1)
@@ -166,16 +169,22 @@ class StableDiffusion(Backbone):
                 weigh(path / "unet"),
                 weigh(path / "vae"),
                 text,
-                tuple(unet["block_out_channels"]),
+                _widths(unet["block_out_channels"]),
                 tuple(int(d) if "Attn" in kind else 0 for kind, d in zip(kinds, depth, strict=True)),
                 _largest(layers),
-                tuple(vae["block_out_channels"]),
+                _widths(vae["block_out_channels"]),
                 int(unet["in_channels"]),
                 int(unet["cross_attention_dim"]),
-                int(tokenizer.get("model_max_length", 77)),
+                min(
+                    int(tokenizer.get("model_max_length", 77)),
+                    int(encoder.get("max_position_embeddings", 77)),
+                ),
                 2 ** (len(vae["block_out_channels"]) - 1) * _largest(unet["sample_size"]),
+                *_attention(unet),
+                frozenset(header(weight_files(path / "unet"))),
+                int(scheduler.get("num_train_timesteps", 1000)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WeightsError(
                 f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
             ) from error
@@ -356,6 +365,24 @@ def alphas_cumprod(config: Any) -> Tensor:
     )
 
 
+def _widths(channels: Any) -> tuple[int, ...]:
+    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
+    found = tuple(channels)
+    if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
+        raise ValueError(f"block_out_channels = {channels!r}")
+    return found
+
+
+def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
+    """Levels with cross-attention, and whether some of it is outside the middle block."""
+    down, up = unet["down_block_types"], unet["up_block_types"]
+    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
+    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
+    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
+    lowest = {len(down) - 1} if "CrossAttn" in middle else set()
+    return frozenset(levels | lowest), bool(levels)
+
+
 def _largest(value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else max(value)
 
@@ -367,23 +394,15 @@ def _sizes_of_file(path: Path) -> Sizes:
     for name, entry in table.items():
         part = next((p for p, prefix in _PREFIXES.items() if name.startswith(prefix)), None)
         if part:
-            found[part] = found[part] + weight_of(entry)
+            found[part] = found[part] + tensor_weight(entry)
     key = f"{_PREFIXES['unet']}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     if key not in table:
         raise WeightsError(
             f"{path} is not a Stable Diffusion 1.x or 2.x checkpoint", "only these are supported as one file"
         )
     width = int(table[key]["shape"][1])
+    levels = frozenset(range(len(_CHANNELS)))  # the lowest resolution is the middle block's
     return Sizes(
-        found["unet"],
-        found["vae"],
-        found["text_encoder"],
-        _CHANNELS,
-        _DEPTH,
-        2,
-        _VAE_CHANNELS,
-        4,
-        width,
-        77,
-        512,
-    )
+        found["unet"], found["vae"], found["text_encoder"], _CHANNELS, _DEPTH, 2, _VAE_CHANNELS,
+        4, width, 77, 512, levels,
+    )  # fmt: skip

@@ -22,7 +22,7 @@ from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs
 from ctxedit.training.checks.base import Check, CheckConfig, Row
-from ctxedit.training.record import hashes
+from ctxedit.training.components import hashes
 from ctxedit.workbench import Reporter
 
 PRESET = "contextdiff"

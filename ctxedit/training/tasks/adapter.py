@@ -101,7 +101,7 @@ class AdapterTask(Task):
         return loss, {"loss": loss.item(), "x0_error": errors.mean().item(), "shift": share}
 
     def export(self, model: Any, folder: Path) -> None:
-        """Write ``adapter.safetensors``, as in a run folder; a trained denoiser as ``unet/`` beside it."""
+        """Write ``adapter.safetensors``, as in a run folder; a trained denoiser as ``unet/`` next to it."""
         folder.mkdir(parents=True, exist_ok=True)
         model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
         if "unet" in model:

@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def export(self, model: Any, folder: Path) -> None:
-        """Save a trained ``model`` into ``folder``; files beside it may be written too."""
+        """Save a trained ``model`` into ``folder``; files next to it may be written too."""
 
     def load_weights(self, folder: Path) -> None:
         """Initialise the model with exported weights; raises ConfigError if they do not fit it."""

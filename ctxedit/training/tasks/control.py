@@ -27,7 +27,7 @@ class ControlTask(Task):
     empty (section 3.4), so that it learns to read the edges without them.
 
     Args:
-        components: with a trained denoiser; the pipeline is installed beside the weights.
+        components: with a trained denoiser; the pipeline is installed next to the weights.
         data: images and captions.
         embedding: channels of the edge encoder; each after the first halves the resolution, and the last must
             arrive at the latents'.

@@ -74,7 +74,7 @@ class DenoiserTask(Task):
     """Velocity prediction; see :class:`VelocityLoss` for ``empty``, ``focus`` and ``draws``.
 
     Args:
-        components: with the autoencoder and the text encoder; they are installed beside the weights.
+        components: with the autoencoder and the text encoder; they are installed next to the weights.
         data: images and captions.
         channels: of each resolution.
         layers: residual blocks per resolution.
