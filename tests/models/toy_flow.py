@@ -76,7 +76,7 @@ class ToyFlow(Backbone):
     @classmethod
     def sizes(cls, checkpoint):
         net = weigh(checkpoint.path / "net")
-        return Sizes(net, Weight(), Weight(), (WIDTH,), (1,), 1, (3,), 3, WIDTH, LENGTH, 16)
+        return Sizes(net, Weight(), Weight(), (WIDTH,), (1,), 1, (3,), 3, WIDTH, LENGTH, 16, frozenset({0}))
 
     @classmethod
     def check_prompts(cls, checkpoint, texts):
