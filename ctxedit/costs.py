@@ -11,10 +11,10 @@ from ctxedit import footprint
 from ctxedit.config import Config
 from ctxedit.footprint import Anatomy, Weight
 from ctxedit.media.geometry import Fit
+from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.weights import own_part
 from ctxedit.stages.caption import BLIP2, asks_clip
-from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.sample import fused_steps
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
 

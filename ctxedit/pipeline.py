@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ from torch import Tensor
 from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.media.temporary import atomic
+from ctxedit.metrics import Metric
+from ctxedit.metrics import evaluate as evaluating
+from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.device import name_of, pick_device, pick_dtype
@@ -25,11 +28,9 @@ from ctxedit.models.weights import identity, locate, part_identity
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
-from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages import generate as generating
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
-from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.invert import invert
 from ctxedit.stages.tune import TuneStep
 from ctxedit.workbench import Options, Reporter, Workbench, warn_of_unknown_words
@@ -300,21 +301,24 @@ class Session(Workbench):
             frames = np.rint(frames * keep + self.prepared.frames * (1 - keep)).astype(np.uint8)
         return frames
 
-    def evaluate(self, name: str) -> evaluating.Figures:
-        """Figures of a finished edit stage, by the mask it was made with."""
+    def evaluate(self, name: str, chosen: Sequence[Metric] | None = None) -> evaluating.Figures:
+        """Scores of a finished edit stage by the mask it was made with; the usual ones unless ``chosen``."""
         facts = self.run.facts(name)
         kept = load_file(self.run.folder / facts["frames"])
         mask = kept["mask"].numpy() if "mask" in kept else None
         return evaluating.evaluate(
-            kept["frames"].numpy(), facts["target"], self.scorer, self.prepared.frames, self.prompt, mask
-        )
+            kept["frames"].numpy(), facts["target"], self.scorer, self.prepared.frames, self.prompt, mask,
+            chosen, self.device, self.options.offline,
+        )  # fmt: skip
 
-    def evaluate_run(self) -> list[dict[str, Any]]:
+    def evaluate_run(self, chosen: Sequence[Metric] | None = None) -> list[dict[str, Any]]:
         """Figures of every finished edit of the run; noted in ``metrics.json`` by the caller."""
         rows = []
         for name in self.run.edits():
             facts = self.run.facts(name)
-            rows.append({"target": facts["target"], "video": facts["video"], **self.evaluate(name).table()})
+            rows.append(
+                {"target": facts["target"], "video": facts["video"], **self.evaluate(name, chosen).table()}
+            )
         if not rows:
             raise InputError(
                 f"{self.run.folder} has no edits yet", "make one with `ctxedit edit --target TEXT`"

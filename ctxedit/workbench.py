@@ -19,6 +19,7 @@ from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad, resize
 from ctxedit.media.mask import read_mask
+from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
 from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
@@ -31,7 +32,6 @@ from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import VOCABULARY
 from ctxedit.runs import DEFAULT_ROOT
 from ctxedit.stages.edit import latent_mask
-from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.prepare import Prepared, prepare
 
 _Self = TypeVar("_Self", bound="Workbench")

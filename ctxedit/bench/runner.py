@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ctxedit.bench.figures import VERSION, Measure, Truth, Values
+from ctxedit.bench.figures import identity as measured_by
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import Ledger, Meter
 from ctxedit.bench.results import Results, Row
@@ -53,6 +54,7 @@ class Bench:
         clips, methods: each method runs on each target of each clip.
         overwrite: redo finished edits (their tuning and inversion stay).
         offline: touch no hub.
+        metrics: keys of metrics besides the usual ones.
     """
 
     out: Path
@@ -60,6 +62,7 @@ class Bench:
     methods: tuple[Method, ...]
     overwrite: bool = False
     offline: bool = False
+    metrics: tuple[str, ...] = ()
 
     def session(self, clip: Clip, method: Method, reporter: Reporter | None = None) -> Session:
         """The session of one method on one clip; its run folder lies in the bench's."""
@@ -78,7 +81,8 @@ class Bench:
         scorer = part_identity(config.clip_model, own_folder(config.model), "clip")
         weights = (identity(config.model), scorer, judge_identity())
         clip_of = (fingerprint(clip.path), clip.name, clip.prompt)
-        return key_of(VERSION, method, config, weights, clip_of, wanted, files)
+        more = measured_by(self.metrics)  # nothing for the built-in metrics: their results stay valid
+        return key_of(VERSION, method, config, weights, clip_of, wanted, files, *([more] if more else []))
 
 
 class Watcher(Reporter):
@@ -153,7 +157,7 @@ def _serve(
             frames = len(session.prepared.frames)
             with meter.watch(session.backbone.unet, frames, session.device):
                 costs = _before_edits(session, meter)
-                measure = Measure(session.scorer)
+                measure = Measure(session.scorer, bench.metrics, bench.offline)
                 yield from _references(bench, results, session, measure, clip)
                 while left:
                     target, key = left[0]

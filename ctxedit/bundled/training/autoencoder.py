@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.half import save_half
 from ctxedit.bundled.training.noise import noise_like
-from ctxedit.stages.metrics import ssim_map
+from ctxedit.metrics.formulas import ssim_map
 
 
 class _OfPictures:

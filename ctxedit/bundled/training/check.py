@@ -20,11 +20,11 @@ from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.vocabulary import GREY_STYLES
 from ctxedit.config import BUILTIN
 from ctxedit.errors import ConfigError
+from ctxedit.metrics import formulas as metrics
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.captioner import Blip2Captioner
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.stages import metrics
 from ctxedit.stages.caption import caption
 from ctxedit.stages.generate import generate
 from ctxedit.workbench import Reporter

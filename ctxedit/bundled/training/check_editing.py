@@ -21,10 +21,10 @@ from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.pairs import KINDS, Pair, draw_pairs
 from ctxedit.config import Config
 from ctxedit.media.write import write_clip
+from ctxedit.metrics import formulas as metrics
 from ctxedit.models.clip import ClipScorer
 from ctxedit.pipeline import Options, Session
 from ctxedit.runs import key_of
-from ctxedit.stages import metrics
 from ctxedit.workbench import Reporter
 
 PRESET = "contextdiff"

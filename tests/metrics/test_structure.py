@@ -9,9 +9,9 @@ import torch
 from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.scenes import Actor, Scene
 from ctxedit.errors import NumericsError
+from ctxedit.metrics.structure import patch_descriptors, self_similarity, structure_distance
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.stages.structure import patch_descriptors, self_similarity, structure_distance
 
 
 def test_by_hand():
