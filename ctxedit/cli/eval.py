@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ctxedit.cli import asked
+from ctxedit.cli import asked, eval_images
 from ctxedit.cli.edit import RunFolder
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Place, Scoring, Span, Talk, spread
@@ -99,6 +99,9 @@ def edits(
         print_table(chosen_only(rows["edits"], keys))
     else:
         print_table(lines(rows.get("edits", [rows])))
+
+
+app.command("images")(spread(eval_images.images))
 
 
 def _check(
