@@ -11,8 +11,9 @@ import typer
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Judging, Talk
+from ctxedit.cli.options import Base, Judging, Overwrite, Sampling, Talk
 from ctxedit.cli.output import Screen, print_table
+from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from ctxedit.cli.progress import Teller
@@ -20,11 +21,48 @@ if TYPE_CHECKING:
     from ctxedit.metrics.images.scores import Extractors, Score
     from ctxedit.metrics.images.sets import ImageSet
 
+_COCO = "Zero-shot on COCO"
+#: The sides that FID-30K is reported at.
+_COCO_SIDE = 256
+
 Generated = Annotated[
-    Path, typer.Argument(metavar="GENERATED", help="Folder of generated images.", show_default=False)
+    Path | None, typer.Argument(metavar="GENERATED", help="Folder of generated images.", show_default=False)
 ]
 Reference = Annotated[
-    Path, typer.Argument(metavar="REFERENCE", help="Folder of real images.", show_default=False)
+    Path | None, typer.Argument(metavar="REFERENCE", help="Folder of real images.", show_default=False)
+]
+Coco = Annotated[
+    Path | None,
+    typer.Option(
+        "--coco",
+        metavar="FILE",
+        rich_help_panel=_COCO,
+        help="Generate an image for each of --count captions in COCO's format, then score them.",
+        show_default=False,
+    ),
+]
+Real = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", metavar="DIR", rich_help_panel=_COCO, help="Folder of COCO's images.", show_default=False
+    ),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--count", min=1, rich_help_panel=_COCO, help="Number of captions. (30000)", show_default=False
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        rich_help_panel=_COCO,
+        help="Folder for the generated images. (coco-MODEL)",
+        show_default=False,
+    ),
 ]
 Captions = Annotated[
     Path | None,
@@ -62,24 +100,47 @@ Metrics = Annotated[
 
 
 def images(
-    generated: Generated,
-    reference: Reference,
     base: Base,
     judging: Judging,
+    sampling: Sampling,
+    overwrite: Overwrite,
     talk: Talk,
+    generated: Generated = None,
+    reference: Reference = None,
     captions: Captions = None,
     features: Features = "clip",
     size: Side = None,
     metrics: Metrics = None,
+    coco: Coco = None,
+    images: Real = None,
+    count: Count = None,
+    out: Out = None,
 ) -> None:
     """Compare generated images with real ones; prints a table with 95 % intervals.
 
     FID, KID, IS, precision and recall are torch-fidelity's (pip install 'ctxedit[images]'), on the features
     of a CLIP or of its Inception; CMMD and the CLIP score (mean cosine, not below 0) are always CLIP's.
     Figures of different features, or of different numbers of images, do not compare.
+
+    With --coco, --images and --model, an image is generated for each of --count captions first, as for the
+    zero-shot FID-30K; run the same command again to resume. Both sets are then scored at 256 pixels, or at
+    the model's size where that is smaller.
     """
     screen = Screen(talk.quiet, talk.json)
     keys = None if metrics is None else [k.strip() for k in metrics.split(",") if k.strip()]
+    if coco is not None:
+        wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
+        if generated or reference or captions:
+            raise ConfigError("--coco brings its own folders and captions", "leave the others out")
+        _from_coco(
+            wanted, features, size, keys, asked.settings(base, screen, judging, sampling), base, screen
+        )
+        return
+    _only_with_coco(images, count, out, overwrite.yes, sampling)
+    if generated is None or reference is None:
+        raise ConfigError(
+            "two folders are compared: GENERATED and REFERENCE", "or generate first: --coco FILE --images DIR"
+        )
     config = asked.settings(base, screen, judging)
     for path in (generated, reference, captions):
         if path is not None:
@@ -94,6 +155,61 @@ def images(
         )
         found = _scored(sets, networks, chosen, texts, told)
     show(screen, found, {"generated": generated, "reference": reference})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coco:
+    captions: Path
+    images: Path | None
+    count: int
+    out: Path | None
+    overwrite: bool
+
+
+def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Sampling) -> None:
+    given = {"--images": images, "--count": count, "--out": out, "--yes": yes or None}
+    given |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(sampling).items()}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} needs --coco", "it says how images are generated, and none are here")
+
+
+def _from_coco(
+    wanted: _Coco, features: str, size: int | None, keys: list[str] | None, config: Config, base: Base,
+    screen: Screen,
+) -> None:  # fmt: skip
+    """Check everything, generate what is missing, score."""
+    if wanted.images is None:
+        raise ConfigError("--coco needs --images", "the folder of COCO's images, e.g. val2014")
+    asked.existing(wanted.captions)
+
+    from ctxedit import plan
+    from ctxedit.bench import coco
+    from ctxedit.cli.progress import teller
+    from ctxedit.metrics.images import scores
+    from ctxedit.metrics.images.sets import open_set
+    from ctxedit.runs import slug
+
+    told = teller(screen)
+    out = wanted.out or Path(f"coco-{slug(Path(config.model).name)}")
+    kind, which = scores.features_from(features)
+    chosen = scores.chosen(keys, kind == "inception", True)
+    scores.check_counts(chosen, wanted.count, wanted.count)
+    items = coco.choose(wanted.captions, wanted.images, wanted.count, config.seed)
+    coco.check(out, config, wanted.overwrite)
+    looked = plan.for_image("a", config, base.offline, out / items[0].name, True)
+    side = size or min(_COCO_SIDE, *looked["size"])
+    networks = extractors(kind, which, chosen, config, base.offline, told.warn)
+    with told.task("check the real images", 1) as step:
+        real = open_set(wanted.images, side, tuple(item.image for item in items))
+        step(1, f"{len(real)} images")
+    screen.say(f"seed {config.seed}, {len(items)} captions, images in {out}, scored at {side} pixels")
+    with resumable(out):
+        files = coco.make(items, out, config, base.offline, wanted.overwrite, told)
+        sets = (open_set(out, side, tuple(files)), real)
+        found = _scored(sets, networks, chosen, [item.caption for item in items], told)
+    about = {"generated": out, "reference": wanted.images, "captions": wanted.captions, "model": config.model}
+    show(screen, found, {**about, "seed": config.seed, "count": len(items), "size": side})
 
 
 def _prepared(

@@ -79,9 +79,15 @@ def library(module: str) -> Any:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "FID, KID, IS, precision and recall need torch-fidelity, which is not installed",
-                f"pip install '{EXTRA}', or --metrics cmmd,clip_score",
+                f"{_install()}, or --metrics cmmd,clip_score",
             ) from error
     return importlib.import_module(f"torch_fidelity.{module}")
+
+
+def _install() -> str:
+    """PyPI's torchvision, which the extra brings along, breaks diffusers beside a CPU build of torch."""
+    cpu_only = torch.version.cuda is None and torch.version.hip is None
+    return "pip install --no-deps torch-fidelity" if cpu_only else f"pip install '{EXTRA}'"
 
 
 def fid(generated: Tensor, reference: Tensor) -> float:
@@ -133,9 +139,9 @@ def inception(weights: Path | None, device: torch.device, offline: bool) -> nn.M
         ConfigError: torch-fidelity is not installed.
         WeightsError: no weights, a file that may run code when it is read, or another network's.
     """
-    network = library("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     path = _fetched(offline) if weights is None else weights
     state = _state(path)
+    network = library("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     # The class reads a file and nothing else; it gets one that is known to hold tensors only.
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "inception.pth"
