@@ -236,6 +236,7 @@ def evaluate(
     source_prompt: str | None = None,
     mask: PathLike | None = None,
     metrics: Sequence[str] | None = None,
+    weights: Mapping[str, str] | None = None,
     frames: int | None = None,
     start: int = 0,
     stride: int = 1,
@@ -255,6 +256,7 @@ def evaluate(
         source_prompt: what the source shows.
         mask: image, video or folder beside the source; white may change.
         metrics: keys of the metrics to compute instead of the usual ones.
+        weights: paths or hub ids of the networks of metrics that have their own, by the metric's key.
         frames: how many; None is every one from ``start`` on, ``stride`` apart.
         start, stride: as for clips; with a source, which of its frames the edit's were made from.
         offline, reporter: as for :func:`caption`.
@@ -279,7 +281,7 @@ def evaluate(
         )
     device = pick_device(chosen.device)
     scorer = evaluating.make_scorer(chosen.clip_model, own_folder(chosen.model), device, offline)
-    networks = Networks(scorer, device, offline)
+    networks = Networks(scorer, device, offline, weights)
     evaluating.prepare(wanted, networks)
     with teller.task("evaluate", 1) as progress:
         edit = Edit(material.frames, networks, prompt, material.source, source_prompt, material.mask)
@@ -294,6 +296,7 @@ def evaluate_run(
     *,
     mask: PathLike | None = None,
     metrics: Sequence[str] | None = None,
+    weights: Mapping[str, str] | None = None,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
@@ -307,6 +310,7 @@ def evaluate_run(
         config: a table over the run's settings; ``clip_model`` names the CLIP.
         mask: fidelity is taken outside it.
         metrics: keys of the metrics to compute instead of the usual ones.
+        weights: as for :func:`evaluate`.
         offline, reporter: as for :func:`caption`.
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
@@ -317,7 +321,7 @@ def evaluate_run(
     check_writable(opened.folder / "metrics.json", True)
     teller = reporter or Reporter()
     with Session.reopen(opened, chosen, options, reporter) as session, teller.task("evaluate", 1) as progress:
-        rows = [plain_figures(row) for row in session.evaluate_run(wanted)]
+        rows = [plain_figures(row) for row in session.evaluate_run(wanted, weights)]
         progress(1, "")
     write_metrics(opened, rows)
     return rows

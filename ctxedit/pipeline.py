@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.media.temporary import atomic
-from ctxedit.metrics import Metric
+from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
@@ -301,23 +301,32 @@ class Session(Workbench):
             frames = np.rint(frames * keep + self.prepared.frames * (1 - keep)).astype(np.uint8)
         return frames
 
-    def evaluate(self, name: str, chosen: Sequence[Metric] | None = None) -> evaluating.Figures:
+    def evaluate(
+        self, name: str, chosen: Sequence[Metric] | None = None, networks: Networks | None = None
+    ) -> evaluating.Figures:
         """Scores of a finished edit stage by the mask it was made with; the usual ones unless ``chosen``."""
         facts = self.run.facts(name)
         kept = load_file(self.run.folder / facts["frames"])
         mask = kept["mask"].numpy() if "mask" in kept else None
         return evaluating.evaluate(
-            kept["frames"].numpy(), facts["target"], self.scorer, self.prepared.frames, self.prompt, mask,
-            chosen, self.device, self.options.offline,
+            kept["frames"].numpy(), facts["target"], networks or Networks(self.scorer), self.prepared.frames,
+            self.prompt, mask, chosen,
         )  # fmt: skip
 
-    def evaluate_run(self, chosen: Sequence[Metric] | None = None) -> list[dict[str, Any]]:
+    def evaluate_run(
+        self, chosen: Sequence[Metric] | None = None, weights: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
         """Figures of every finished edit of the run; noted in ``metrics.json`` by the caller."""
         rows = []
+        networks = Networks(self.scorer, self.device, self.options.offline, weights)
         for name in self.run.edits():
             facts = self.run.facts(name)
             rows.append(
-                {"target": facts["target"], "video": facts["video"], **self.evaluate(name, chosen).table()}
+                {
+                    "target": facts["target"],
+                    "video": facts["video"],
+                    **self.evaluate(name, chosen, networks).table(),
+                }
             )
         if not rows:
             raise InputError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ctxedit.bench.listing import Clip, Target
@@ -46,13 +47,15 @@ class Measure:
     Args:
         scorer: the CLIP model.
         chosen: keys of metrics to measure besides the usual ones.
-        offline: fetch nothing from the hub.
+        networks: those of further metrics, kept from one measurement to the next.
     """
 
-    def __init__(self, scorer: ClipScorer, chosen: Sequence[str] = (), offline: bool = False) -> None:
-        self.scorer, self.networks = scorer, Networks(scorer, offline=offline)
+    def __init__(
+        self, scorer: ClipScorer, chosen: Sequence[str] = (), networks: Networks | None = None
+    ) -> None:
+        self.scorer = scorer
+        self.networks = Networks(scorer) if networks is None else networks.beside(scorer)
         self.metrics = columns(chosen)
-        prepare(self.metrics, self.networks)
 
     def __call__(self, frames: NDArray[np.uint8], clip: Clip, target: Target, truth: Truth) -> Values:
         """Every metric for RGB uint8 frames (F, h, w, 3), and the judge's answers; None does not apply."""
@@ -74,6 +77,17 @@ def columns(chosen: Sequence[str] = ()) -> tuple[Metric, ...]:
     """
     more = {one.key for one in named(chosen)} if chosen else set()
     return tuple(one for one in metrics() if "bench" in one.where or one.key in more)
+
+
+def prepared(chosen: Sequence[str], device: torch.device, offline: bool) -> Networks:
+    """The networks of all columns but CLIP's, loaded: whatever is missing is known before the first edit.
+
+    Raises:
+        WeightsError, ConfigError: a network or a package that is not there.
+    """
+    networks = Networks(None, device, offline)
+    prepare(columns(chosen), networks)
+    return networks
 
 
 def identity(chosen: Sequence[str] = ()) -> list[tuple[str, str, int]]:

@@ -55,6 +55,15 @@ Metrics = Annotated[
         show_default=False,
     ),
 ]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="METRIC=PATH",
+        help="Where the weights of pickscore, dino_structure or lpips are: a path or hub id. Repeatable.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(EDITS, epilog="Sets of images (FID, KID, CMMD, …): see `ctxedit eval images --help`.")
@@ -71,6 +80,7 @@ def edits(
     source: Source = None,
     source_prompt: SourcePrompt = None,
     metrics: Metrics = None,
+    weights: Weights = None,
 ) -> None:
     """Score the edits of a run, or any clip with --video and --prompt; prints a table.
 
@@ -86,11 +96,12 @@ def edits(
         return
     _check(video, prompt, run, source, source_prompt, scoring.mask)
     keys = None if metrics is None else tuple(k.strip() for k in metrics.split(",") if k.strip())
+    places = _weights(weights or [], keys or ())
     if video is None:
-        rows = _of_run(run, base, span, scoring, place, keys, screen)
+        rows = _of_run(run, base, span, scoring, place, keys, places, screen)
     else:
         assert prompt is not None
-        rows = _of_video(video, prompt, source, source_prompt, base, span, scoring, keys, screen)
+        rows = _of_video(video, prompt, source, source_prompt, base, span, scoring, keys, places, screen)
     if screen.json:
         print(to_json(rows), flush=True)
     elif source is not None or (keys is not None and video is not None):
@@ -124,7 +135,7 @@ def _check(
 
 def _of_run(
     run: Path | None, base: Base, span: Span, scoring: Scoring, place: Place,
-    keys: tuple[str, ...] | None, screen: Screen,
+    keys: tuple[str, ...] | None, places: dict[str, str], screen: Screen,
 ) -> dict[str, Any]:  # fmt: skip
     changes = asked.for_run(base, screen, span, scoring)
     from ctxedit import api
@@ -134,7 +145,13 @@ def _of_run(
     chosen = work.chosen_run(run, place.runs, screen)
     with resumable(None):
         rows = api.evaluate_run(
-            chosen, changes, mask=scoring.mask, metrics=keys, offline=base.offline, reporter=teller(screen)
+            chosen,
+            changes,
+            mask=scoring.mask,
+            metrics=keys,
+            weights=places,
+            offline=base.offline,
+            reporter=teller(screen),
         )
     screen.say(f"written to {chosen.folder / 'metrics.json'}")
     return {"run": chosen.folder, "edits": rows}
@@ -142,7 +159,7 @@ def _of_run(
 
 def _of_video(
     video: Path, prompt: str, source: Path | None, source_prompt: str | None, base: Base, span: Span,
-    scoring: Scoring, keys: tuple[str, ...] | None, screen: Screen,
+    scoring: Scoring, keys: tuple[str, ...] | None, places: dict[str, str], screen: Screen,
 ) -> dict[str, Any]:  # fmt: skip
     asked.not_empty(prompt, "prompt")
     asked.not_empty(source_prompt, "source prompt")
@@ -156,7 +173,7 @@ def _of_video(
     with resumable(None):
         figures = api.evaluate(
             video, prompt, config=config, source=source, source_prompt=source_prompt, mask=scoring.mask,
-            metrics=keys, frames=span.frames, start=span.start or 0, stride=span.stride or 1,
+            metrics=keys, weights=places, frames=span.frames, start=span.start or 0, stride=span.stride or 1,
             offline=base.offline, reporter=teller(screen),
         )  # fmt: skip
     if source is None and keys is None:
@@ -164,6 +181,18 @@ def _of_video(
     values = api.plain_figures(figures.values)
     about = {"video": video, "prompt": prompt, "source": source, "source_prompt": source_prompt}
     return {**about, "mask": scoring.mask, "clip_model": figures.clip_model, **values}
+
+
+def _weights(texts: list[str], keys: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, equals, path = (part.strip() for part in text.partition("="))
+        if not (key and equals and path):
+            raise ConfigError(f"--weights {text}", "it takes METRIC=PATH: --weights lpips=alexnet.pth")
+        if key not in keys:
+            raise ConfigError(f"--weights {text}: {key!r} is not computed", f"add --metrics {key}")
+        found[key] = path
+    return found
 
 
 def _list_metrics(screen: Screen) -> None:

@@ -28,14 +28,26 @@ class Networks:
         clip: the CLIP of the CLIP metrics; None where none of them is computed.
         device: where further networks run; None is CLIP's.
         offline: fetch nothing from the hub.
+        weights: where the weights of a metric's own network are, by its key: a path or a hub id.
     """
 
     def __init__(
-        self, clip: ClipScorer | None, device: torch.device | str | None = None, offline: bool = False
+        self,
+        clip: ClipScorer | None,
+        device: torch.device | str | None = None,
+        offline: bool = False,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
+        self._weights = dict(weights or {})
         self._clip, self.offline = clip, offline
         self.device = device or (clip.device if clip else "cpu")
         self._loaded: dict[str, Any] = {}
+
+    def beside(self, clip: ClipScorer) -> Networks:
+        """The same networks with this CLIP; what one of both loads, the other has."""
+        made = Networks(clip, self.device, self.offline, self._weights)
+        made._loaded = self._loaded
+        return made
 
     @property
     def clip(self) -> ClipScorer:
@@ -43,6 +55,10 @@ class Networks:
         if self._clip is None:
             raise ValueError("a CLIP metric is computed, and no CLIP was given")
         return self._clip
+
+    def weights_of(self, key: str, default: str) -> str:
+        """Where a metric's weights are: what was given for it, or ``default``."""
+        return self._weights.get(key, default)
 
     def once(self, name: str, load: Callable[[], T]) -> T:
         """What ``load`` gave when it was first called under this name."""

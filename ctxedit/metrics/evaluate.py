@@ -104,32 +104,28 @@ def scores(edit: Edit, chosen: Iterable[Metric]) -> dict[str, float | None]:
 def evaluate(
     frames: NDArray[np.uint8],
     prompt: str,
-    scorer: ClipScorer,
+    networks: Networks,
     source: NDArray[np.uint8] | None = None,
     source_prompt: str | None = None,
     mask: NDArray[np.float32] | None = None,
     chosen: Iterable[Metric] | None = None,
-    device: torch.device | str | None = None,
-    offline: bool = False,
 ) -> Figures:
     """Score an edit.
 
     Args:
         frames: RGB uint8 (F, H, W, 3).
         prompt: what it should show.
-        scorer: the CLIP model.
+        networks: CLIP, and whatever else the metrics need.
         source: the clip it was made from, same shape; for psnr and ssim.
         source_prompt: for frame accuracy.
         mask: (F, H, W), above 0.5 where change was allowed: left out of psnr and ssim.
         chosen: the metrics; None is those that are usual for a run's edits.
-        device: where networks other than CLIP run; None is CLIP's.
-        offline: fetch none of them from the hub.
     """
-    edit = Edit(frames, Networks(scorer, device, offline), prompt, source, source_prompt, mask)
+    edit = Edit(frames, networks, prompt, source, source_prompt, mask)
     chosen = usual("run") if chosen is None else tuple(chosen)
-    prepare(chosen, edit.networks)
+    prepare(chosen, networks)
     values = scores(edit, chosen)
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
         values |= {key: edit.value(f"{key}_kept") for key in ("psnr", "ssim") if key in values}
-    return Figures(scorer.name, values, mask is not None)
+    return Figures(networks.clip.name, values, mask is not None)

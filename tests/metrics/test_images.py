@@ -119,7 +119,7 @@ def test_intervals_cover_the_truth():
     """The KID and FID intervals of two sets of one kind: most hold the values of far larger sets."""
     torch.manual_seed(3)
     shift, hits = 0.4, 0
-    truth = fidelity.kid(torch.randn(4000, 4), torch.randn(4000, 4) + shift, 4000, 1)[0]
+    truth = fidelity.kid(torch.randn(1500, 4), torch.randn(1500, 4) + shift, 1500, 1)[0]
     for _ in range(20):
         sets = [scores._Set(torch.randn(120, 4) + s, torch.randn(120, 4), None) for s in (0, shift)]
         found = scores._Comparison(*sets, "toy", None, scores.Extractors(None)).score("kid")

@@ -130,7 +130,7 @@ def test_a_plugin_is_in_bench_tables_page_and_json(install):
     from pathlib import Path
 
     assert '"key": "brightness"' in page.page(Path(), [row], ["ddim"], [])
-    figures = evaluate(light, "a dog", scorer, dark, "a cat")
+    figures = evaluate(light, "a dog", Networks(scorer), dark, "a cat")
     assert figures.brightness == 30 == figures.table()["brightness"]
 
 

@@ -6,12 +6,8 @@ Its functions take features, so CLIP's go the same way as Inception's, and nothi
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import tempfile
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError, WeightsError
+from ctxedit.metrics.optional import fetched, how_to_install, tensors, torchvision_or_none
 
-#: What pip installs it by.
-EXTRA = "ctxedit[images]"
 _URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-_HASH = "6726825d"
-_TORCHVISION = ("", ".datasets", ".transforms", ".transforms.functional", ".models")
-
-
-class _Absent(types.ModuleType):
-    """Stands for a torchvision that is not there: any name in it is an empty class."""
-
-    __path__: list[str] = []  # noqa: RUF012
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-@contextmanager
-def _torchvision_or_none() -> Iterator[None]:
-    """Let torch-fidelity be imported where torchvision is missing or was built for another torch.
-
-    It imports torchvision for its sample data sets and its VGG, neither of which is used here. The wheel on
-    PyPI is built for CUDA and cannot be imported beside a CPU build of torch.
-    """
-    try:
-        import torchvision  # noqa: F401
-
-        yield
-        return
-    except Exception:  # a build that does not fit raises RuntimeError or OSError
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    names = [f"torchvision{part}" for part in _TORCHVISION]
-    for name in names:
-        sys.modules[name] = _Absent(name)
-        parent, _, own = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], own, sys.modules[name])
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
 
 
 def library(module: str) -> Any:
@@ -74,20 +28,14 @@ def library(module: str) -> Any:
     """
     if f"torch_fidelity.{module}" not in sys.modules:
         try:
-            with _torchvision_or_none():
+            with torchvision_or_none():
                 importlib.import_module("torch_fidelity")
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "FID, KID, IS, precision and recall need torch-fidelity, which is not installed",
-                f"{_install()}, or --metrics cmmd,clip_score",
+                f"{how_to_install('torch-fidelity', 'images')}, or --metrics cmmd,clip_score",
             ) from error
     return importlib.import_module(f"torch_fidelity.{module}")
-
-
-def _install() -> str:
-    """PyPI's torchvision, which the extra brings along, breaks diffusers beside a CPU build of torch."""
-    cpu_only = torch.version.cuda is None and torch.version.hip is None
-    return "pip install --no-deps torch-fidelity" if cpu_only else f"pip install '{EXTRA}'"
 
 
 def fid(generated: Tensor, reference: Tensor) -> float:
@@ -139,8 +87,9 @@ def inception(weights: Path | None, device: torch.device, offline: bool) -> nn.M
         ConfigError: torch-fidelity is not installed.
         WeightsError: no weights, a file that may run code when it is read, or another network's.
     """
-    path = _fetched(offline) if weights is None else weights
-    state = _state(path)
+    instead = "give the file as --features FILE, or use --features clip"
+    path = fetched(_URL, "Inception", instead, offline) if weights is None else weights
+    state = tensors(path, "an Inception")
     network = library("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     # The class reads a file and nothing else; it gets one that is known to hold tensors only.
     with tempfile.TemporaryDirectory() as folder:
@@ -153,38 +102,3 @@ def inception(weights: Path | None, device: torch.device, offline: bool) -> nn.M
                 f"{path} does not hold the weights of torch-fidelity's Inception", f"they are at {_URL}"
             ) from error
     return made.to(device)  # type: ignore[no-any-return]
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise WeightsError(
-            f"{path} cannot be read as weights of an Inception", f"fetch them again from {_URL}"
-        ) from error
-
-
-def _fetched(offline: bool) -> Path:
-    from huggingface_hub import is_offline_mode
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(_URL).name
-    if path.is_file():
-        return path
-    if offline or is_offline_mode():
-        raise WeightsError(
-            f"Inception's weights are not at {path}, and this is offline",
-            f"fetch {_URL} and give it as --features FILE, or use --features clip",
-        )
-    try:
-        os.makedirs(path.parent, exist_ok=True)
-        torch.hub.download_url_to_file(_URL, str(path), hash_prefix=_HASH, progress=False)
-    except Exception as error:
-        raise WeightsError(
-            f"Inception's weights could not be fetched from {_URL}",
-            "fetch them elsewhere and give the file as --features FILE, or use --features clip",
-        ) from error
-    return path
