@@ -20,6 +20,7 @@ from ctxedit.media.temporary import atomic
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import make_scorer
+from ctxedit.metrics.registry import usual
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbone import Backbone
 from ctxedit.models.device import name_of, pick_device, pick_dtype
@@ -398,10 +399,14 @@ def run(session: Session, targets: list[str]) -> list[EditResult]:
     """All stages; one tuning and one inversion serve every target. Targets are checked before any of it."""
     for target in targets:
         session.check_target(target)
+    # A metric that cannot be computed is known now, and not when the edits are made.
+    chosen, networks = usual("run"), Networks(None, session.device, session.options.offline)
+    evaluating.prepare(chosen, networks)
     session.tune()
     session.invert()
     results = []
     for target in targets:
         result = session.edit(target)
-        results.append(replace(result, figures=session.evaluate(session.edit_key(target)[0])))
+        scored = session.evaluate(session.edit_key(target)[0], chosen, networks.beside(session.scorer))
+        results.append(replace(result, figures=scored))
     return results

@@ -118,7 +118,7 @@ def images(
 ) -> None:
     """Compare generated images with real ones; prints a table with 95 % intervals.
 
-    FID, KID, IS, precision and recall are torch-fidelity's (pip install 'ctxedit[images]'), on the features
+    FID, KID, IS, precision and recall are torch-fidelity's (the optional extra `images`), on the features
     of a CLIP or of its Inception; CMMD and the CLIP score (mean cosine, not below 0) are always CLIP's.
     Figures of different features, or of different numbers of images, do not compare.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ctxedit.errors import CtxeditError
 from ctxedit.metrics.registry import Metric, metrics
 
 if TYPE_CHECKING:
@@ -105,11 +106,26 @@ class Edit:
         return bool(value) if need == "expected" else value is not None
 
     def score(self, metric: Metric) -> float | None:
-        """A metric's value, computed once; None where it does not apply."""
+        """A metric's value, computed once; None where it does not apply.
+
+        Raises:
+            CtxeditError: a plugin's metric failed.
+        """
         if metric.key not in self._values:
             applies = all(self.has(need) for need in metric.needs)
-            self._values[metric.key] = metric.score(self) if applies else None
+            self._values[metric.key] = self._compute(metric) if applies else None
         return self._values[metric.key]
+
+    def _compute(self, metric: Metric) -> float | None:
+        try:
+            return metric.score(self)
+        except Exception as error:
+            if metric.builtin or isinstance(error, CtxeditError):
+                raise
+            raise CtxeditError(
+                f"the metric {metric.key} failed: {type(error).__name__}: {error}",
+                f"it is defined in {metric.source}, which is no part of ctxedit",
+            ) from error
 
     def value(self, key: str) -> float | None:
         """Another metric's value, by its key."""

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, CtxeditError
 from ctxedit.metrics import Edit, Networks, metric, metrics
 from ctxedit.metrics.registry import named, usual
 
@@ -132,6 +132,25 @@ def test_a_plugin_is_in_bench_tables_page_and_json(install):
     assert '"key": "brightness"' in page.page(Path(), [row], ["ddim"], [])
     figures = evaluate(light, "a dog", Networks(scorer), dark, "a cat")
     assert figures.brightness == 30 == figures.table()["brightness"]
+
+
+def test_a_plugin_that_fails_is_named(install):
+    install(PLUGIN.replace("float(edit.source.mean())", "1 / 0"))
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(CtxeditError, match="brightness failed: ZeroDivisionError") as error:
+        Edit(frames, Networks(None), source=frames).value("brightness")
+    assert "toy_metric" in error.value.hint
+
+
+def test_a_broken_plugin_stops_a_run_before_it_begins(install):
+    from types import SimpleNamespace
+
+    from ctxedit import pipeline
+
+    install("import nowhere")
+    session = SimpleNamespace(check_target=lambda t: None, tune=lambda: pytest.fail("tuned"))
+    with pytest.raises(ConfigError, match="nowhere"):
+        pipeline.run(session, ["a cat"])
 
 
 def test_a_plugin_is_in_eval(install, tmp_path):
