@@ -116,7 +116,7 @@ def make(
     texts = [_fitting(backbone, item.caption) for item, _ in due]
     if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):
         teller.warn(f"{cut} captions are longer than the text encoder takes and are cut")
-    warn_of_unknown_words(backbone, " ".join(texts), teller)
+    warn_of_unknown_words(backbone, " ".join(texts[:20]), teller)  # enough to see that it is the wrong model
     side = config.clip.size
     with teller.task("generate", len(due)) as step:
         for done, (text, (item, path)) in enumerate(zip(texts, due, strict=True), 1):

@@ -22,7 +22,7 @@ class EditsUnlessNamed(TyperGroup):
     """A group whose ``edits`` command can be left out: ``ctxedit eval --run DIR``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
+        if not args or args[0].startswith("-"):  # it has options only; a word is a command, or a mistake
             args = [EDITS, *args]
         return super().parse_args(ctx, args)
 

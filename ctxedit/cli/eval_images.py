@@ -263,7 +263,8 @@ def extractors(
                 "the built-in CLIP knows drawn scenes only; for photographs name a real one: "
                 "--clip-model openai/clip-vit-large-patch14-336, which CMMD is defined on"
             )
-    return Extractors(clip, inception, device=device)
+    name = "inception-v3-compat" + (f" ({which.name})" if inception is not None and which else "")
+    return Extractors(clip, inception, name, device)
 
 
 def _scored(

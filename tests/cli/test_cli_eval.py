@@ -112,6 +112,14 @@ def test_options_that_need_others(ctxedit, more):
     assert ctxedit("eval", *more).code == 2
 
 
+def test_the_command_may_be_left_out_and_a_wrong_one_is_told(ctxedit):
+    for ask in (("eval", "--help"), ("eval", "edits", "--help")):
+        assert "--source-prompt" in ctxedit(*ask).out
+    assert "GENERATED" in ctxedit("eval", "images", "--help").out
+    answer = ctxedit("eval", "imges", "a", "b")
+    assert answer.code == 2 and "imges" in answer.err, answer.err
+
+
 def test_chosen_metrics(ctxedit, files, made, run_folder):
     answer = ask(ctxedit, files, "--metrics", "ssim, clip_text")
     assert {"clip_text", "ssim"} <= answer.table.keys() and "psnr" not in answer.table

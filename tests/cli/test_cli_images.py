@@ -110,7 +110,7 @@ def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
     )
     assert answer.code == 0, answer.err
     fid, inception_score = answer.table["scores"]
-    assert fid["features"] == inception_score["features"] == "inception-v3-compat"
+    assert fid["features"] == inception_score["features"] == "inception-v3-compat (weights.pth)"
     assert inception_score["value"] >= 1 and fid["low"] is None and "more than 2048" in answer.err
 
 
