@@ -10,9 +10,13 @@ A metric is a function of an :class:`~ctxedit.metrics.edit.Edit` under the :func
         return float(edit.frames.mean())
 
 Every module in ``ctxedit/metrics/scores`` is read, and every entry point of the group ``ctxedit.metrics``
-(an entry point names a module, or one metric). A metric found there is in ``ctxedit eval``, in the tables,
-page and JSON of ``ctxedit bench``, and can be named by ``--metrics``. Nothing here imports torch; importing a
-metric may.
+(an entry point names a module, or one metric), which a package declares in its pyproject.toml::
+
+    [project.entry-points."ctxedit.metrics"]
+    mine = "my_package.metrics"
+
+A metric found there is in ``ctxedit eval``, in the tables, page and JSON of ``ctxedit bench``, and can be named
+by ``--metrics``. Nothing here imports torch; importing a metric may.
 """
 
 from __future__ import annotations
