@@ -15,8 +15,8 @@ Every module in ``ctxedit/metrics/scores`` is read, and every entry point of the
     [project.entry-points."ctxedit.metrics"]
     mine = "my_package.metrics"
 
-A metric found there is in ``ctxedit eval``, in the tables, page and JSON of ``ctxedit bench``, and can be named
-by ``--metrics``. Nothing here imports torch; importing a metric may.
+A metric found there is in ``ctxedit eval``, in the tables, page and JSON of ``ctxedit bench``, and can be
+named by ``--metrics``. Nothing here imports torch; importing a metric may.
 """
 
 from __future__ import annotations
