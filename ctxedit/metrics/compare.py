@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.errors import InputError
+from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.geometry import Fit, resize
 from ctxedit.media.mask import read_mask
 from ctxedit.media.probe import ClipInfo, probe
@@ -35,9 +35,11 @@ def read_video(video: Path, frames: int | None = None, start: int = 0, stride: i
 
     Raises:
         InputError: an unreadable clip, or one of too many frames to hold at once.
+        ConfigError: a count, start or stride out of range.
     """
+    _check_stride(stride)
     info = probe(video)
-    count = frames or max(1, -(-(info.frames - start) // stride))
+    count = max(1, -(-(info.frames - start) // stride)) if frames is None else frames
     if count * info.width * info.height * 3 > MOST_BYTES:
         raise InputError(
             f"{video}: {count} frames of {info.width}×{info.height} are too many at once",
@@ -67,10 +69,12 @@ def read_pair(
 
     Raises:
         InputError: an unreadable clip; a source of another shape or with too few frames; a bad mask.
+        ConfigError: as above.
     """
+    _check_stride(stride)
     edit, original = probe(video), probe(source)
     _check_shapes(video, edit, source, original)
-    count = frames or edit.frames
+    count = edit.frames if frames is None else frames
     needed = start + (count - 1) * stride + 1
     if needed > original.frames:
         fits = max(0, -(-(original.frames - start) // stride))
@@ -93,6 +97,11 @@ def read_pair(
     fit = Fit(original.width, original.height, width, height, width, height)
     where = None if mask is None else read_mask(mask, count, start, stride, fit)
     return Material(edited, compared, where)
+
+
+def _check_stride(stride: int) -> None:
+    if stride < 1:
+        raise ConfigError(f"--stride must be at least 1, not {stride}", "2 takes every other frame")
 
 
 def _check_shapes(video: Path, edit: ClipInfo, source: Path, original: ClipInfo) -> None:
