@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ctxedit import threads
+
 if TYPE_CHECKING:
     from ctxedit.api import (
         Config,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+threads.set_defaults()  # here, because every way in imports the package before it imports torch
 
 __all__ = [
     "Config",

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from ctxedit import pipeline, plan
 from ctxedit.config import BUILTIN, Config, absolute, load, merge, validated
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.metrics import Edit, Networks, compare
 from ctxedit.metrics import evaluate as evaluating
@@ -32,6 +31,7 @@ from ctxedit.naming import is_own
 from ctxedit.pipeline import EditResult, Options, Reporter, Session
 from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
+from ctxedit.stages.prepare import read_for_caption
 
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
@@ -77,8 +77,9 @@ def caption(
     """
     chosen, teller = settings(preset, config), reporter or Reporter()
     device = pick_device(chosen.device)
-    span = chosen.clip
-    frames = read_frames(Path(clip), frames=span.frames, start=span.start, stride=span.stride).frames
+    seen = read_for_caption(Path(clip), chosen.clip)
+    for note in seen.notes:
+        teller.warn(note)
     own = own_folder(chosen.model)
     model = captioning.make_captioner(
         chosen.captioner,
@@ -92,7 +93,7 @@ def caption(
     if captioning.asks_clip(chosen, own is not None):
         scorer = evaluating.make_scorer(chosen.clip_model, own, device, offline)
     with teller.task("caption", 1) as progress:
-        text = captioning.caption(frames, model, scorer)
+        text = captioning.caption(seen.frames, model, scorer)
         progress(1, "")
     return text
 
@@ -114,7 +115,7 @@ def tune(
         clip: a video, GIF or folder of images.
         prompt: what it shows; None captions it.
         preset, config: as for :func:`settings`.
-        runs: where run folders lie.
+        runs: folder for runs.
         lavis_python, offline, reporter: as for :func:`caption`.
 
     Returns:
@@ -140,6 +141,7 @@ def edit(
     output: PathLike | None = None,
     source_size: bool = False,
     audio: bool = True,
+    chroma: str = "420",
     overwrite: bool = False,
     offline: bool = False,
     reporter: Reporter | None = None,
@@ -148,13 +150,14 @@ def edit(
 
     Args:
         run: what :func:`tune` gave, or a run folder.
-        target: what the clip shall show.
+        target: target prompt, what the edited clip should show.
         config: a table over the run's own settings; tables ``edit``, ``fusion``, ``invert``, and ``seed``.
         mask: image, video or folder; white may change.
         output: the edited file; None is inside the run folder.
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
-        overwrite: replace existing files, and make a finished edit anew.
+        overwrite: replace existing files and redo a finished edit.
+        chroma: of H.264: "420", or "444", which keeps odd sizes but plays in few players.
         offline, reporter: as for :func:`caption`.
 
     Returns:
@@ -169,6 +172,7 @@ def edit(
         output=Path(output) if output else None,
         source_size=source_size,
         audio=audio,
+        chroma=chroma,
         overwrite=overwrite,
         offline=offline,
         runs=opened.folder.parent,
@@ -217,7 +221,7 @@ def generate(
     """Text to image: RGB uint8 (count, H, W, 3), on the same schedule, sampler and guidance as edits.
 
     Args:
-        text: what the pictures shall show.
+        text: what the images should show.
         preset, config: as for :func:`settings`; ``clip.size`` is the side, 0 the model's own.
         count: pictures.
         offline, reporter: as for :func:`caption`.
@@ -339,14 +343,15 @@ def write_metrics(run: Run, rows: list[dict[str, Any]]) -> Path:
     other pixels (outside a mask, or all).
     """
     path = run.folder / "metrics.json"
-    try:
-        known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError, KeyError):
-        known = {}
-    for row in rows:
-        old = known.get(row["video"], {})
-        same = all(old.get(key) == row.get(key) for key in ("clip_model", "outside_mask"))
-        known[row["video"]] = {**old, **row} if same else row
-    with atomic(path, True) as temporary:
-        temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
+    with run.noting():
+        try:
+            known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            known = {}
+        for row in rows:
+            old = known.get(row["video"], {})
+            same = all(old.get(key) == row.get(key) for key in ("clip_model", "outside_mask"))
+            known[row["video"]] = {**old, **row} if same else row
+        with atomic(path, True) as temporary:
+            temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
     return path

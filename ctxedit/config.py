@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import os
-import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -23,14 +22,9 @@ from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole
 from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
+from ctxedit.tables import parse, preset_table, read_table
 from ctxedit.tables import preset_names as preset_names
 from ctxedit.tables import preset_path as preset_path
-from ctxedit.tables import preset_table, read_table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
@@ -223,6 +217,8 @@ class Config:
 
 
 _T = TypeVar("_T")
+#: How an error message names the type of a setting.
+_KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
 def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
@@ -256,11 +252,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {str(k): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is too large a number", "it takes a float") from error
     if isinstance(hint, type) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where} = {value!r}", f"it takes a {name}")
+    raise ConfigError(f"{where} = {value!r}", f"must be {_KINDS.get(hint, f'a {name}')}")
 
 
 def load(
@@ -331,14 +330,20 @@ def _from_text(environ: Mapping[str, str], name: str, old: Any, out: dict[str, A
         out[key] = text
         return
     try:
-        out[key] = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError as error:
+        out[key] = parse(f"v = {text}")["v"]
+    except ValueError as error:
         raise ConfigError(f"{name}={text!r} is not a value", "write it as in a TOML file") from error
 
 
 def validated(config: Config) -> Config:
     """The config itself, or ConfigError for a value out of range."""
     checks = [
+        (-(2**63) <= config.seed < 2**63, "seed", "from -2**63 to 2**63 - 1"),
+        (
+            config.clip.start + config.clip.frames * config.clip.stride < 2**53,
+            "clip.frames",
+            "less, with this clip.stride and clip.start",
+        ),
         (config.clip.frames >= 1, "clip.frames", "at least 1"),
         (config.clip.stride >= 1, "clip.stride", "at least 1"),
         (config.clip.start >= 0, "clip.start", "0 or more"),
@@ -376,6 +381,7 @@ def validated(config: Config) -> Config:
         (0 < config.fusion.mask_layers <= 1, "fusion.mask_layers", "above 0, up to 1"),
         (0 < config.fusion.finest <= 1, "fusion.finest", "above 0, up to 1"),
         (0 <= config.fusion.threshold < 1, "fusion.threshold", "0 to 1"),
+        (all(map(math.isfinite, config.fusion.words.values())), "fusion.words", "finite weights"),
     ]
     for good, name, expected in checks:
         if not good:

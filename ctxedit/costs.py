@@ -9,10 +9,11 @@ import torch
 
 from ctxedit import footprint
 from ctxedit.config import Config
-from ctxedit.footprint import Anatomy, Weight
 from ctxedit.media.geometry import Fit
 from ctxedit.metrics.evaluate import CLIP
+from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
+from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import own_part
 from ctxedit.stages.caption import BLIP2, asks_clip
 from ctxedit.stages.sample import fused_steps
@@ -29,7 +30,7 @@ class Costs:
         config: Config,
         offline: bool,
         own: Path | None,
-        body: Anatomy,
+        body: Sizes,
         fit: Fit,
         dtype: torch.dtype,
         control: Weight = _NOTHING,
@@ -109,7 +110,7 @@ class Costs:
         if not adapter.enabled:
             return 0
         image = 768 if adapter.image == "clip" else 0
-        return footprint.adapter_parameters(adapter, body.latent_channels, body.context_width, image)
+        return adapter_parameters(adapter, body.latent_channels, body.context_width, image)
 
     @property
     def _trained(self) -> int:
@@ -148,5 +149,5 @@ def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
 
 def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool) -> Weight:
     if found := own_part(name, own, part):
-        return footprint.weigh(found[0])
-    return footprint.weigh(checkpoint_folder(default if name == "auto" else name, offline))
+        return weigh(found[0])
+    return weigh(checkpoint_folder(default if name == "auto" else name, offline))

@@ -25,9 +25,14 @@ def heatmaps(session: Session, target: str) -> stage.Files:
 
     Both are sampled for it, so the edit need not be made anew. Reused where it is done already.
     """
+    with session.working():
+        return _heatmaps(session, target)
+
+
+def _heatmaps(session: Session, target: str) -> stage.Files:
     run, options = session.run, session.options
     name, key = session.edit_key(target)
-    files = stage.files_for(options.output or run.folder / "edits" / f"{name.removeprefix('edit/')}.mp4")
+    files = stage.files_for(session.edit_files(name).video)
     name = name.replace("edit/", "heatmaps/", 1)
     if run.done(name, key) and not options.overwrite:
         return files
@@ -39,9 +44,11 @@ def heatmaps(session: Session, target: str) -> stage.Files:
         shown.append((f"edit{note}", session.prepared.unpad(frames)))
         for word, heat in maps.items():
             shown.append((f"{word}{note}", session.prepared.unpad(stage.overlay(frames, heat))))
-    files.sheet.parent.mkdir(parents=True, exist_ok=True)
-    stage.write(shown, files, session.prepared.clip.fps, options.overwrite or options.output is None)
-    run.finish(name, key, [str(files.sheet.resolve()), str(files.video.resolve())], target=target)
+    run.publish(
+        name, key, (files.sheet, files.video),
+        lambda staged: stage.write(shown, stage.Files(*staged), session.prepared.clip, True),
+        options.overwrite or options.output is None, target=target,
+    )  # fmt: skip
     return files
 
 
@@ -68,7 +75,7 @@ def curve(session: Session, target: str, every: int, compare: bool = False) -> c
 
     Args:
         session: the clip, its prompt and settings.
-        target: what the sampled edits shall show.
+        target: target prompt of the sampled edits.
         every: sample after so many steps, and after the last.
         compare: tune once more with the adapter switched over, in a run of its own, and draw both.
 
@@ -122,7 +129,7 @@ def _clip_text_now(session: Session, target: str) -> float:
     if config.edit.start == "inversion":
         prompt = session.prompt if config.invert.prompt == "source" else ""
         trajectory = invert(
-            backbone, session.latents, backbone.embed([prompt]), backbone.levels(config.invert.steps),
+            backbone, session.latents, backbone.condition([prompt]), backbone.levels(config.invert.steps),
             session.view, session.shift(prompt), config.invert.refinements,
         )  # fmt: skip
     levels = backbone.levels(config.edit.steps)

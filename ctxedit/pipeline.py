@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ctxedit.config import BUILTIN, Config
-from ctxedit.errors import ConfigError, InputError, WeightsError
-from ctxedit.media.temporary import atomic
+from ctxedit.errors import ConfigError, InputError
+from ctxedit.media.temporary import atomic, sweep
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.metrics.registry import usual
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import open_backbone
 from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
+from ctxedit.models.tensors import save_tensors
 from ctxedit.models.weights import identity, locate, part_identity
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
@@ -33,7 +35,9 @@ from ctxedit.stages import generate as generating
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
 from ctxedit.stages.invert import invert
+from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
+from ctxedit.stages.wording import check_describes
 from ctxedit.workbench import Options, Reporter, Workbench, warn_of_unknown_words
 
 __all__ = ["EditResult", "Options", "Reporter", "Session", "generate", "run"]
@@ -74,6 +78,7 @@ class Session(Workbench):
         seed = config.seed if run is None else run.config.seed
         super().__init__(clip, config, options or Options(), reporter or Reporter(), seed)
         self.preset, self._run, self._tuned = preset, run, False
+        self._prints: dict[Path, str] = {}
         #: Asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
         self.probe: Callable[[int], float | None] = lambda step: None
 
@@ -86,7 +91,7 @@ class Session(Workbench):
         reporter: Reporter | None = None,
     ) -> Session:
         """Go on with a run; ``config`` replaces its settings where they may still change (edit, fusion)."""
-        run.check_clip()
+        run.check_clip((reporter or Reporter()).warn)
         return cls(run.clip, config or run.config, run.preset, options, reporter, run)
 
     @cached_property
@@ -94,12 +99,32 @@ class Session(Workbench):
         """The run folder of these inputs."""
         if self._run is not None:
             return self._run
-        return Run.create(self.options.runs, self.clip, self.preset, self.config, self.identity)
+        options, warn = self.options, self.reporter.warn
+        return Run.create(options.runs, self.clip, self.preset, self.config, self.identity, warn)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the run folder for a stage; whoever else holds it is waited for, which is said."""
+        with self.run.working(self.reporter.say):
+            yield
+
+    def print_of(self, path: Path) -> str:
+        """A file's or folder's fingerprint, taken once a session."""
+        if path not in self._prints:
+            self._prints[path] = fingerprint(path)
+        return self._prints[path]
+
+    def _must_run(self, stage: str, key: str, what: str) -> bool:
+        """Whether a stage is not done; if that is because of its files, it is said."""
+        standing = self.run.standing(stage, key)
+        if standing.flaw:
+            self.reporter.warn(f"{standing.flaw}: {what} again")
+        return not standing.done
 
     @property
     def identity(self) -> str:
         """A hash of these inputs: what a run folder is found again by."""
-        return key_of(fingerprint(self.clip), self.preset, self._shared_settings(), self.options.prompt)
+        return key_of(self.print_of(self.clip), self.preset, self._shared_settings(), self.options.prompt)
 
     def _shared_settings(self) -> list[Any]:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
@@ -110,7 +135,7 @@ class Session(Workbench):
             shared.append(part_identity(c.clip_model, self.own, "clip"))
         if c.control.kind != "none":
             # A map is known by what is in it: it may move, and it may be drawn anew under its name.
-            drawn = fingerprint(Path(c.control.map)) if c.control.map else None
+            drawn = self.print_of(Path(c.control.map)) if c.control.map else None
             shared += [replace(c.control, map=""), drawn]
         return shared
 
@@ -120,11 +145,11 @@ class Session(Workbench):
         says = part_identity(config.captioner, self.own, "captioner")
         by_clip = captioning.asks_clip(config, self.own is not None)
         by = part_identity(config.clip_model, self.own, "clip") if by_clip else None
-        return key_of(fingerprint(self.clip), config.clip, says, by)
+        return key_of(self.print_of(self.clip), config.clip, says, by)
 
     def tune_key(self) -> str:
         """What the tuning depends on."""
-        return key_of(fingerprint(self.clip), [key_of(s) for s in self._shared_settings()], self.prompt)
+        return key_of(self.print_of(self.clip), [key_of(s) for s in self._shared_settings()], self.prompt)
 
     def invert_key(self) -> str:
         """What the inversion depends on."""
@@ -138,7 +163,7 @@ class Session(Workbench):
         if self.options.prompt is not None:
             text = self.options.prompt
             if not text.strip():
-                raise InputError("the prompt is empty", "leave it out and the clip is captioned")
+                raise InputError("the prompt is empty", "omit it to caption the clip")
             if self.run.facts("caption").get("text") != text:
                 self.run.finish("caption", key_of(text), [], text=text, model="given")
             return text
@@ -148,6 +173,10 @@ class Session(Workbench):
 
     def caption(self) -> str:
         """Caption the clip; noted in the run folder."""
+        with self.working():
+            return self._caption()
+
+    def _caption(self) -> str:
         config, key = self.config, self.caption_key()
         if self.run.done("caption", key):
             return str(self.run.facts("caption")["text"])
@@ -161,7 +190,7 @@ class Session(Workbench):
             make_scorer(config.clip_model, self.own, self.device, self.options.offline) if by_clip else None
         )
         with self.reporter.task("caption", 1) as progress:
-            text = captioning.caption(self.prepared.clip.frames, model, scorer)
+            text = captioning.caption(read_for_caption(self.clip, config.clip).frames, model, scorer)
             progress(1, "")
         self.reporter.say(f"caption ({model.name}): {text}")
         self.run.finish("caption", key, [], text=text, model=model.name, by="clip" if by_clip else "vote")
@@ -169,117 +198,143 @@ class Session(Workbench):
 
     def tune(self) -> Run:
         """Tune unless it is done; resumes a killed tuning."""
+        with self.working():
+            self._tune()
+        self._tuned = True
+        return self.run
+
+    def _tune(self) -> None:
         key, config = self.tune_key(), self.config.tune
         if self.own is not None and self.scorer.name == BUILTIN:
             self.warn_of_strange_pictures(self.prompt)
         shift = self.shift(self.prompt)
-        tuned = self.run.folder / "tune" / "tuned.safetensors"
-        files = ["tune/tuned.safetensors"] if config.steps else []
-        if not self.run.done("tune", key) and config.steps:
-            folder = self._tuning_folder(key)
-            with self.reporter.task("tune", config.steps) as progress:
-
-                def report(row: TuneStep) -> None:
-                    note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
-                    progress(row.step, note)
-
-                tensors = tuning.tune(
-                    self.backbone, self.latents, self.backbone.embed([self.prompt]), self.view, config,
-                    folder, self.tuning_seed, shift, self.temporal, report, self.probe,
-                )  # fmt: skip
-            with atomic(tuned, True) as temporary:
-                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"prompt": self.prompt})
-            if shift is not None:
-                with atomic(folder / "adapter.safetensors", True) as temporary:
-                    shift.adapter.save(temporary, prompt=self.prompt)
-                files.append("tune/adapter.safetensors")
-            (folder / "state.pt").unlink(missing_ok=True)
+        folder = self.run.folder / "tune"
+        must = self._must_run("tune", key, "the clip is tuned on")
+        if must and config.steps:
+            self._tune_now(self._tuning_folder(key), shift)
         elif config.steps:
-            self._load_tuned(tuned, shift)
-        if not self.run.done("tune", key):
+            self._load_tuned(folder / "tuned.safetensors", shift)
+        if must:
+            files = ["tune/tuned.safetensors"] if config.steps else []
             self.run.finish("tune", key, files, prompt=self.prompt, steps=config.steps)
-        self._tuned = True
-        return self.run
+        if config.steps and shift is not None and self._must_run("adapter", key, "the adapter is saved"):
+            # The tuned weights hold it, too: by itself it is there to be taken elsewhere.
+            shift.adapter.save(folder / "adapter.safetensors", prompt=self.prompt)
+            self.run.finish("adapter", key, ["tune/adapter.safetensors"])
+        (folder / "state.pt").unlink(missing_ok=True)
+
+    def _tune_now(self, folder: Path, shift: ContextShift | None) -> None:
+        config = self.config.tune
+        with self.reporter.task("tune", config.steps) as progress:
+
+            def report(row: TuneStep) -> None:
+                note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
+                progress(row.step, note)
+
+            tensors = tuning.tune(
+                self.backbone, self.latents, self.backbone.condition([self.prompt]), self.view, config,
+                folder, self.tuning_seed, shift, self.temporal, report, self.probe, self.reporter.warn,
+            )  # fmt: skip
+        save_tensors(folder / "tuned.safetensors", tensors, {"prompt": self.prompt})
 
     def _tuning_folder(self, key: str) -> Path:
         """The folder of a tuning in progress; what another key left there is cleared."""
         folder = self.run.folder / "tune"
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / "key"
-        if not mark.exists() or mark.read_text() != key:
+        if not mark.exists() or mark.read_bytes() != key.encode():
             for name in ("state.pt", "log.jsonl"):
                 (folder / name).unlink(missing_ok=True)
-            mark.write_text(key)
+            with atomic(mark, True) as temporary:
+                temporary.write_text(key)
         return folder
 
     def _load_tuned(self, path: Path, shift: ContextShift | None) -> None:
         parameters = tuning.trainable(self.backbone, self.config.tune, shift, self.temporal)
-        try:
-            tensors = load_file(path)
-        except Exception as error:
-            raise WeightsError(f"{path} is broken: {str(error)[:120]}", "delete it and tune again") from error
-        tuning.load_tensors(parameters, tensors)
+        tuning.load_tensors(parameters, load_file(path))
 
     def invert(self) -> Tensor:
         """The inverted trajectory (S + 1, F, C, h, w), made or reused; level 0 alone where none is needed."""
-        if not self._tuned:
-            self.tune()
-        if self.config.edit.start == "noise":
-            return self.latents[None]
-        key, path = self.invert_key(), self.run.folder / "inversion.safetensors"
-        if self.run.done("invert", key):
+        with self.working():
+            if not self._tuned:
+                self.tune()
+            if self.config.edit.start == "noise":
+                return self.latents[None]
+            key, path = self.invert_key(), self.run.folder / "inversion.safetensors"
+            if self._must_run("invert", key, "the clip is inverted"):
+                save_tensors(path, {"trajectory": self._invert_now()})
+                self.run.finish("invert", key, [path.name], steps=self.config.invert.steps)
             return load_file(path)["trajectory"].to(self.device)
-        config = self.config.invert
+
+    def _invert_now(self) -> Tensor:
+        config, backbone = self.config.invert, self.backbone
         prompt = self.prompt if config.prompt == "source" else ""
-        backbone = self.backbone
         total = config.steps * (1 + config.refinements)
         with self.reporter.task("invert", total) as progress:
-            trajectory = invert(
-                backbone, self.latents, backbone.embed([prompt]), backbone.levels(config.steps), self.view,
-                self.shift(prompt), config.refinements, lambda done, _: progress(done, ""),
+            return invert(
+                backbone, self.latents, backbone.condition([prompt]), backbone.levels(config.steps),
+                self.view, self.shift(prompt), config.refinements, lambda done, _: progress(done, ""),
             )  # fmt: skip
-        with atomic(path, True) as temporary:
-            save_file({"trajectory": trajectory.cpu().contiguous()}, temporary)
-        self.run.finish("invert", key, ["inversion.safetensors"], steps=config.steps)
-        return trajectory
 
     def edit(self, target: str) -> EditResult:
         """Edit towards a target and write the three files; reused where it is done already."""
         self.check_target(target)
+        with self.working():
+            return self._edit(target)
+
+    def _edit(self, target: str) -> EditResult:
         options = self.options
         name, key = self.edit_key(target)
-        files = reporting.files_for(options.output or self.run.folder / "edits" / f"{name[5:]}.mp4")
-        if self.run.done(name, key) and not options.overwrite:
+        files = self.edit_files(name)
+        sweep(files.video.parent)
+        if not self._must_run(name, key, "the edit's files are written") and not options.overwrite:
             return EditResult(target, files, True)
-        trajectory = self.invert()
-        frames = self.edited_frames(target, trajectory)
-        files.video.parent.mkdir(parents=True, exist_ok=True)
-        overwrite = options.overwrite or options.output is None
-        reporting.write(
-            self.prepared, frames, target, self.prompt, files,
-            source_size=options.source_size, audio=options.audio, overwrite=overwrite,
-        )  # fmt: skip
-        np_path = self.run.folder / "edits" / f"{name[5:]}.safetensors"
-        np_path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(np_path, True) as temporary:
-            tensors = {"frames": torch.from_numpy(np.ascontiguousarray(frames))}
-            if (mask := self.mask()) is not None:
-                tensors["mask"] = torch.from_numpy(np.ascontiguousarray(mask))
-            save_file(tensors, temporary)
-        kept = [str(Path(p).resolve()) for p in files.names()] + [f"edits/{np_path.name}"]
-        self.run.finish(
-            name, key, kept, target=target, video=str(files.video.resolve()), frames=f"edits/{np_path.name}",
+        kept = f"edits/{name[5:]}.safetensors"
+        frames = self._frames(name, key, target, kept)
+        video = files.video
+
+        def write(staged: list[Path]) -> None:
+            if video.is_dir():
+                staged[0].mkdir()  # that it is a folder need not show in its name
+            reporting.write(
+                self.prepared, frames, target, self.prompt, reporting.Files(*staged),
+                source_size=options.source_size, audio=options.audio, overwrite=True,
+                chroma=options.chroma, warn=self.reporter.warn,
+            )  # fmt: skip
+
+        self.run.publish(
+            name, key, (video, files.side_by_side, files.sheet), write,
+            options.overwrite or options.output is None, [kept],
+            target=target, video=str(video.resolve()), frames=kept,
             device=name_of(self.device), dtype=str(self.backbone.dtype).split(".")[-1],
         )  # fmt: skip
         return EditResult(target, files, False)
 
+    def _frames(self, name: str, key: str, target: str, kept: str) -> NDArray[np.uint8]:
+        """An edit's frames at working size: sampled, or read where they are done already."""
+        stage, path = name.replace("edit/", "frames/", 1), self.run.folder / kept
+        if self._must_run(stage, key, "the edit is sampled") or self.options.overwrite:
+            tensors = {"frames": torch.from_numpy(self.edited_frames(target, self.invert()))}
+            if (mask := self.mask()) is not None:
+                tensors["mask"] = torch.from_numpy(mask)
+            save_tensors(path, tensors)
+            self.run.finish(stage, key, [kept])
+            return tensors["frames"].numpy()
+        return load_file(path)["frames"].numpy()
+
+    def edit_files(self, name: str) -> reporting.Files:
+        """Where the edit stage of this name leaves its results."""
+        inside = self.run.folder / "edits" / f"{name[5:]}.mp4"
+        return reporting.files_for(self.options.output or inside)
+
     def edit_key(self, target: str) -> tuple[str, str]:
         """An edit's stage name and key."""
         config, options = self.config, self.options
-        mask_hash = fingerprint(options.mask) if options.mask else None
+        mask_hash = self.print_of(options.mask) if options.mask else None
         key = key_of(
             self.invert_key(), config.fusion, config.edit, config.seed, target, mask_hash,
             options.source_size, options.audio, str(options.output),
+            *([options.chroma] if options.chroma != "420" else []),
         )  # fmt: skip
         return f"edit/{slug(target)}-{key[:6]}", key
 
@@ -317,30 +372,34 @@ class Session(Workbench):
     def evaluate_run(
         self, chosen: Sequence[Metric] | None = None, weights: Mapping[str, str] | None = None
     ) -> list[dict[str, Any]]:
-        """Figures of every finished edit of the run; noted in ``metrics.json`` by the caller."""
+        """Figures of every finished edit of the run; noted in ``metrics.json`` by the caller.
+
+        An edit whose frames are damaged is left out, which is said.
+        """
         rows = []
         networks = Networks(self.scorer, self.device, self.options.offline, weights)
         for name in self.run.edits():
             facts = self.run.facts(name)
-            rows.append(
-                {
-                    "target": facts["target"],
-                    "video": facts["video"],
-                    **self.evaluate(name, chosen, networks).table(),
-                }
-            )
+            if flaw := self.run.flaw_of(name, str(facts.get("frames", "its frames"))):
+                self.reporter.warn(f"{flaw}: not scored; `ctxedit edit` with the same target makes it again")
+                continue
+            figures = self.evaluate(name, chosen, networks).table()
+            rows.append({"target": facts["target"], "video": facts["video"], **figures})
         if not rows:
             raise InputError(
-                f"{self.run.folder} has no edits yet", "make one with `ctxedit edit --target TEXT`"
+                f"{self.run.folder} has no edits to score",
+                "make one with `ctxedit edit --target TEXT`",
             )
         return rows
 
     # -- what can be said before it goes wrong ---------------------------------------------------------------
 
     def check_target(self, target: str) -> None:
-        """Raise InputError for a target, or a source prompt, that the text encoder cannot take whole."""
+        """Raise InputError for a target that gives an order, or that the text encoder cannot take whole."""
         if not target.strip():
-            raise InputError("the target is empty", "say what the clip shall show")
+            raise InputError("the target is empty", "describe what the edited clip should show")
+        if not self.options.overwrite:
+            check_describes(target, self.prompt)
         self.backbone.words(target)
         self.backbone.words(self.prompt)
         warn_of_unknown_words(self.backbone, target, self.reporter)
@@ -357,7 +416,7 @@ def generate(
     """Text to image on the settings' backbone, at ``clip.size`` or the backbone's own resolution.
 
     Args:
-        text: what the picture shall show.
+        text: what the image should show.
         config: model, seed, edit.steps, guidance.
         options: offline.
         reporter: who is told.
@@ -368,9 +427,9 @@ def generate(
         RGB uint8 (count, H, W, 3).
     """
     if not text.strip():
-        raise InputError("the text is empty", "say what the picture shall show")
+        raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
-    backbone = Backbone(
+    backbone = open_backbone(
         locate(config.model, options.offline), device, pick_dtype(config.dtype, device), config.offload
     )
     warn_of_unknown_words(backbone, text, reporter)

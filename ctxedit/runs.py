@@ -2,7 +2,9 @@
 
 ``runs/<clip>-<preset>-<date>-<id>/`` holds ``run.toml`` (settings, versions, hashes of inputs, finished
 stages) and one artefact a stage. A stage is valid while the key it was finished with, a hash of all that it
-depends on, is the key that it would get today.
+depends on, is the key that it would get today, and its files have the hashes that they were finished with.
+
+One process at a time works in a run folder (:meth:`Run.working`); notes are merged, whoever makes them.
 """
 
 from __future__ import annotations
@@ -13,24 +15,53 @@ import os
 import platform
 import re
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
-from ctxedit.config import Config, merge, read_table, to_table
+from ctxedit.config import Config, merge, to_table
+from ctxedit.contents import fingerprint as fingerprint
 from ctxedit.errors import InputError, OutputError
+from ctxedit.locks import held
+from ctxedit.media.temporary import (
+    check_writable,
+    replace,
+    staging,
+    sweep,
+    synchronize,
+    synchronize_one,
+)
+from ctxedit.run_file import is_ruined, name_of, noted, read_run
+from ctxedit.run_file import write_toml as write_toml
 
 DEFAULT_ROOT = Path("runs")
 _FILE = "run.toml"
-_EDGE = 1 << 20
+#: Held for as long as a stage works; held for a moment while ``run.toml`` or a table beside it is rewritten.
+_WORK_LOCK, _NOTES_LOCK = ".work.lock", ".notes.lock"
+Say = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Whom nobody listens to."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a stage need not run again; where it finished with the same key but must, why (``flaw``)."""
+
+    done: bool
+    flaw: str | None = None
 
 
 class Run:
-    """A run folder on disk. Every change is written to a temporary name and renamed."""
+    """A run folder on disk. Every change is written to a temporary name and renamed.
+
+    Raises:
+        InputError: the folder holds no ``run.toml``, or one that is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,20 +69,24 @@ class Run:
             raise InputError(
                 f"{folder} is not a run folder", "a run folder holds run.toml; `ctxedit tune` makes one"
             )
-        self._table = read_table(folder / _FILE)
-        if lacking := {"clip", "clip_hash", "preset", "config", "stages"} - set(self._table):
-            raise InputError(f"{folder / _FILE} lacks {', '.join(sorted(lacking))}", "tune again")
+        self._table = read_run(folder / _FILE)
 
     @classmethod
-    def create(cls, root: Path, clip: Path, preset: str, config: Config, identity: str) -> Run:
+    def create(
+        cls, root: Path, clip: Path, preset: str, config: Config, identity: str, warn: Say = _silent
+    ) -> Run:
         """The run of this identity: the one there is, or a new one.
+
+        A run whose ``run.toml`` is damaged is begun anew in its place, and ``warn`` is told.
 
         Raises:
             OutputError: the place cannot be written.
         """
         if found := cls.find(root, clip, preset, identity):
             return found
-        folder = root / f"{_label(clip, preset)}-{time.strftime('%Y%m%d')}-{identity[:8]}"
+        broken = _candidates(root, clip, preset, identity)
+        name = f"{_label(clip, preset)}-{time.strftime('%Y%m%d')}-{identity[:8]}"
+        folder = broken[0] if broken else root / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -68,26 +103,45 @@ class Run:
             "config": to_table(config),
             "stages": {},
         }
-        write_toml(folder / _FILE, table)
+        with held(folder / _NOTES_LOCK):
+            if found := cls.find(root, clip, preset, identity):
+                return found  # another process was faster
+            if os.path.lexists(folder / _FILE):
+                warn(f"{folder / _FILE} is damaged: the run is begun anew (kept as {_FILE}.broken)")
+                replace(folder / _FILE, folder / f"{_FILE}.broken")
+            write_toml(folder / _FILE, table)
         return cls(folder)
 
     @classmethod
     def find(cls, root: Path, clip: Path, preset: str, identity: str) -> Run | None:
-        """The run of this identity, if there is one."""
-        for folder in sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8]}"), reverse=True):
-            if (folder / _FILE).is_file():
+        """The run of this identity, if there is one; those that are damaged are passed over."""
+        for folder in _candidates(root, clip, preset, identity):
+            with suppress(InputError):
                 run = cls(folder)
                 if run._table.get("identity") == identity:
                     return run
         return None
 
     @classmethod
-    def newest(cls, root: Path) -> Run:
-        """The run whose ``run.toml`` was changed last; raises InputError when there is none."""
-        files = sorted(root.glob(f"*/{_FILE}"), key=lambda f: f.stat().st_mtime)
-        if not files:
-            raise InputError(f"no run in {root}", "make one with `ctxedit tune CLIP`, or name one with --run")
-        return cls(files[-1].parent)
+    def newest(cls, root: Path, warn: Say = _silent, clip: Path | None = None) -> Run:
+        """The run that was changed last, of ``clip`` if given; ``warn`` is told of damaged ones passed over.
+
+        Raises:
+            InputError: there is none.
+        """
+        skipped = 0
+        for file in sorted(root.glob(f"*/{_FILE}"), key=_changed, reverse=True):
+            try:
+                run = cls(file.parent)
+            except InputError as error:
+                warn(f"{error.message}: this run is skipped")
+                skipped += 1
+                continue
+            if clip is None or run.clip == clip.resolve():
+                return run
+        of = "" if clip is None else f" of {clip}"
+        hint = f"make one with `ctxedit tune {clip or 'CLIP'}`, or name one with --run"
+        raise InputError(f"no {'undamaged ' if skipped else ''}run{of} in {root}", hint)
 
     @property
     def clip(self) -> Path:
@@ -104,33 +158,178 @@ class Run:
         """The settings it was made with."""
         return merge(Config(), self._table["config"])
 
-    def check_clip(self) -> None:
-        """Raise InputError when the clip is gone or is no longer the file that was tuned on."""
+    def check_clip(self, warn: Say = _silent) -> None:
+        """Raise InputError when the clip is gone or is no longer the file that was tuned on.
+
+        A run of ctxedit 0.1 noted too little of its clip to say so. It goes on with the clip that is there;
+        since the hash is in every key, its stages are made again.
+        """
         if not self.clip.exists():
             raise InputError(f"the run's clip is gone: {self.clip}", "put it back, or tune again")
-        if fingerprint(self.clip) != self._table["clip_hash"]:
+        now, noted = fingerprint(self.clip), self._table["clip_hash"]
+        if len(noted) != len(now):
+            warn(f"{self.folder} was made by an older ctxedit, without checksums: its stages are made again")
+            self._table["clip_hash"] = now
+        elif now != noted:
             raise InputError(f"the run's clip has changed: {self.clip}", "tune again on the new clip")
 
-    def done(self, stage: str, key: str) -> bool:
-        """Whether the stage finished with this key and its files are still there."""
+    @contextmanager
+    def working(self, say: Say = _silent) -> Iterator[None]:
+        """Hold the run for work; another process that holds it is waited for, and ``say`` is told.
+
+        What that one noted is read, and what a killed one left half written is deleted. May be nested.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+
+        def waiting() -> None:
+            say(f"another ctxedit works in {self.folder}: waiting for it to finish")
+
+        with held(self.folder / _WORK_LOCK, waiting) as nested:
+            if not nested:
+                clip_hash = self._table["clip_hash"]
+                self._table = {**read_run(self.folder / _FILE), "clip_hash": clip_hash}
+                for folder in (self.folder, *(f for f in self.folder.iterdir() if f.is_dir())):
+                    sweep(folder)
+            yield
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Hold the tables of the run for as long as it takes to read, change and write one."""
+        with held(self.folder / _NOTES_LOCK):
+            yield
+
+    def standing(self, stage: str, key: str) -> Standing:
+        """Whether the stage finished with this key and left what is still there, unchanged."""
         entry = self._table["stages"].get(stage)
         if entry is None or entry["key"] != key:
-            return False
-        return all((self.folder / file).exists() for file in entry["files"])
+            return Standing(False)
+        flaws = (self._flaw(file) for file in entry["files"])
+        flaw = next((f for f in flaws if f), None)
+        return Standing(flaw is None, flaw)
+
+    def done(self, stage: str, key: str) -> bool:
+        """Whether the stage finished with this key and its files are what they were then."""
+        return self.standing(stage, key).done
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What the stage noted when it finished; empty when it did not."""
         return dict(self._table["stages"].get(stage, {}).get("facts", {}))
 
-    def finish(self, stage: str, key: str, files: list[str], **facts: Any) -> None:
-        """Note that a stage has finished; ``files`` are relative to the folder."""
-        entry = {"key": key, "files": files, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "facts": facts}
-        self._table["stages"][stage] = entry
-        write_toml(self.folder / _FILE, self._table)
+    def flaw_of(self, stage: str, name: str) -> str | None:
+        """What is wrong with one file of a finished stage; None if nothing is."""
+        entry = self._table["stages"].get(stage, {"files": []})
+        return self._flaw(next((f for f in entry["files"] if name_of(f) == name), name))
+
+    def may_replace(self, stage: str, key: str, output: Path) -> bool:
+        """Whether an output that exists is the stage's own of this key: as it was written, or ruined since.
+
+        Ruined is one that was cut off, be it all of it: nobody's work.
+        """
+        file = self._known(stage, key, output)
+        if file is None or not output.exists():
+            return False
+        return fingerprint(output) in (file["hash"], file.get("before")) or is_ruined(output, file)
+
+    def finish(self, stage: str, key: str, files: Sequence[str], **facts: Any) -> None:
+        """Note that a stage has finished, and the hashes of its files, which are relative to the folder."""
+        self._note(stage, key, [noted(self.folder / name, name) for name in files], facts)
+
+    def publish(
+        self,
+        stage: str,
+        key: str,
+        outputs: Sequence[Path],
+        write: Callable[[list[Path]], object],
+        overwrite: bool,
+        kept: Sequence[str] = (),
+        **facts: Any,
+    ) -> None:
+        """Make a stage's results for the person, and note that it has finished.
+
+        They are written apart, noted with their hashes, and only then renamed: killed at whichever moment,
+        what lies at their place is known to be the run's own.
+
+        Args:
+            stage, key: as for :meth:`finish`.
+            outputs: files or folders of one parent folder, inside the run folder or not.
+            write: makes them all at the paths that it is given, in the same order.
+            overwrite: replace what is there; the stage's own of this key is replaced in any case.
+            kept: further files of the stage, which are there already.
+            facts: as for :meth:`finish`.
+
+        Raises:
+            OutputError: an output exists, the place cannot be written, the disk is full.
+        """
+        free = [overwrite or self.may_replace(stage, key, path) for path in outputs]
+        with staging(outputs[0].parent, outputs[0].stem) as place:
+            sweep(outputs[0].parent)
+            staged = [place / path.name for path in outputs]
+            write(staged)
+            synchronize(place)
+            for path, mine in zip(outputs, free, strict=True):
+                check_writable(path, mine)
+            files = [noted(self.folder / name, name) for name in kept]
+            for new, path in zip(staged, outputs, strict=True):
+                files.append(noted(new, self._name(path)))
+                if (old := self._known(stage, key, path)) is not None:
+                    # Until the new one has its place: killed before, what lies there is still its own.
+                    files[-1]["before"] = old["hash"]
+            self._note(stage, key, files, facts)
+            for new, path in zip(staged, outputs, strict=True):
+                replace(new, path)
+            synchronize_one(outputs[0].parent)
 
     def edits(self) -> list[str]:
         """Names of the finished edit stages, in the order they finished."""
         return [name for name in self._table["stages"] if name.startswith("edit/")]
+
+    def _note(self, stage: str, key: str, files: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        entry = {"key": key, "files": files, "finished": now, "facts": dict(facts)}
+        with self.noting():
+            # Another process may have noted something since this one read the file.
+            with suppress(InputError):
+                self._table["stages"] = read_run(self.folder / _FILE)["stages"]
+            self._table["stages"][stage] = entry
+            write_toml(self.folder / _FILE, self._table)
+
+    def _name(self, path: Path) -> str:
+        """How an output is noted: relative where it is inside, so that the run folder can be moved."""
+        here, whole = self.folder.resolve(), path.resolve()
+        return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+    def _known(self, stage: str, key: str, output: Path) -> dict[str, Any] | None:
+        """What is noted of an output of a stage of this key."""
+        entry = self._table["stages"].get(stage)
+        if entry is None or entry["key"] != key:
+            return None
+        name = self._name(output)
+        return next((f for f in entry["files"] if isinstance(f, dict) and f["name"] == name), None)
+
+    def _flaw(self, file: Any) -> str | None:
+        name = name_of(file)
+        path = self.folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if isinstance(file, str):
+            return f"{name} has no checksum"
+        if path.is_file() and path.stat().st_size != file["size"]:
+            return f"{name} is {'empty' if not path.stat().st_size else 'damaged'}"
+        return None if fingerprint(path) == file["hash"] else f"{name} is damaged"
+
+
+def _candidates(root: Path, clip: Path, preset: str, identity: str) -> list[Path]:
+    found = sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8]}"), reverse=True)
+    return [folder for folder in found if (folder / _FILE).is_file()]
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return 0.0
 
 
 def _label(clip: Path, preset: str) -> str:
@@ -148,33 +347,6 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def fingerprint(path: Path) -> str:
-    """A hash of a file's size and its first and last megabyte, or of a folder's names and sizes.
-
-    A two-hour file is not read through; a copy of it has the same fingerprint.
-
-    Raises:
-        InputError: nothing there.
-    """
-    if not path.exists():
-        raise InputError(f"no file {path}")
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}\n".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(4096))
-    else:
-        size = path.stat().st_size
-        digest.update(str(size).encode())
-        with path.open("rb") as stream:
-            digest.update(stream.read(_EDGE))
-            if size > _EDGE:
-                stream.seek(max(_EDGE, size - _EDGE))
-                digest.update(stream.read(_EDGE))
-    return digest.hexdigest()[:16]
-
-
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("ctxedit", "torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg", "av", "decord")
@@ -185,26 +357,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             out[name] = "not installed"
     return out
-
-
-def write_toml(path: Path, table: Mapping[str, Any]) -> None:
-    """Write a table at once: to a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(tomli_w.dumps(_plain(table)).encode())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}", "check the folder and the disk"
-        ) from error
-
-
-def _plain(value: Any) -> Any:
-    """TOML has no null: a missing figure is left out."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if v is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.errors import ConfigError
+from ctxedit.files import TEXT_LIMIT, check_depth, check_file, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,15 +22,28 @@ BASE = "base"
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file as a table; raises ConfigError when it is missing or not TOML."""
+    """A TOML file as a table; raises ConfigError when it is missing, no regular file or not TOML."""
+    text = read_text(path, "TOML file", TEXT_LIMIT, ConfigError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no file {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return parse(text)
+    except ValueError as error:
         raise ConfigError(
             f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`"
         ) from error
+
+
+def parse(text: str) -> dict[str, Any]:
+    """TOML as a table.
+
+    Raises:
+        ValueError: not TOML, a number of thousands of digits, or nested without end.
+    """
+    try:
+        table = tomllib.loads(text)
+        check_depth(table)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return table
 
 
 def lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
@@ -56,14 +70,24 @@ def preset_names() -> list[str]:
 def preset_path(name: str) -> Path:
     """The preset's file; raises ConfigError when there is none of that name."""
     if name.endswith(".toml"):
-        path = Path(name)
-        if path.is_file():
-            return path
-        raise ConfigError(f"no file {name}")
-    for folder in PRESET_FOLDERS:
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
+        check_file(Path(name), "preset", TEXT_LIMIT, ConfigError)
+        return Path(name)
+    if name in preset_names():
+        return next(file for folder in PRESET_FOLDERS if (file := folder / f"{name}.toml").is_file())
     raise ConfigError(f"no preset named {name!r}", f"there are: {', '.join(preset_names())}")
+
+
+def preset_files(name: str) -> list[Path]:
+    """The preset's file and those of its bases, as far as they are named by a path."""
+    found: list[Path] = []
+    while name.endswith(".toml"):
+        path = preset_path(name)
+        if path in found:
+            break
+        found.append(path)
+        base = str(read_table(path).get(BASE, ""))
+        name = str(path.parent / base) if base.endswith(".toml") else ""
+    return found
 
 
 def preset_table(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:

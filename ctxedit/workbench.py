@@ -17,12 +17,12 @@ from torch import Tensor
 from ctxedit.config import Config
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
-from ctxedit.media.geometry import pad, resize
+from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -72,8 +72,10 @@ class Options:
         audio: copy the source's sound.
         overwrite: replace existing outputs, redo finished edits.
         offline: touch no hub.
-        runs: where run folders lie.
+        runs: folder for runs.
         lavis_python: interpreter of the LAVIS worker.
+        sources: files that the settings were read from; no output may take their place.
+        chroma: of H.264 outputs: "420", or "444", which few players show.
     """
 
     prompt: str | None = None
@@ -85,6 +87,8 @@ class Options:
     offline: bool = False
     runs: Path = DEFAULT_ROOT
     lavis_python: Path | None = None
+    sources: tuple[Path, ...] = ()
+    chroma: str = "420"
 
 
 class Workbench:
@@ -129,7 +133,7 @@ class Workbench:
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = Backbone(checkpoint, self.device, dtype, self.config.offload)
+        backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.options.offline)
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
@@ -141,6 +145,8 @@ class Workbench:
         prepared = prepare(self.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple)
         height, width = prepared.frames.shape[1:3]
         self.reporter.say(f"{len(prepared.frames)} frames of {self.clip.name} at {width}×{height}")
+        for note in prepared.clip.notes:
+            self.reporter.warn(note)
         return prepared
 
     @cached_property
@@ -165,7 +171,7 @@ class Workbench:
         else:
             fit = self.prepared.fit
             brought = read_beside(config.map, "control map", clip.frames, clip.start, clip.stride, fit)
-            pictures = pad(resize(brought, fit.width, fit.height), fit)
+            pictures = pad(brought, fit)
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
 
     def shift(self, prompt: str) -> ContextShift | None:

@@ -36,6 +36,6 @@ def backbone(stable_diffusion: Path):
     """The tiny checkpoint, loaded in float64 so that equalities are exact."""
     import torch
 
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import load_backbone
 
-    return Backbone.load(str(stable_diffusion), torch.device("cpu"), torch.float64)
+    return load_backbone(str(stable_diffusion), torch.device("cpu"), torch.float64)

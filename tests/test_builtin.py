@@ -24,7 +24,7 @@ def session(tmp_path_factory):
 
 
 def test_the_source_prompt_gives_the_source_back(session):
-    """Against the autoencoder's own reconstruction; the README states the figures that this prints."""
+    """Against the autoencoder's own reconstruction; ctxedit/bundled/README.md states what this prints."""
     trajectory = session.invert()
     own = session.prepared.unpad(session.backbone.decode(session.latents))
     settings, figures = session.config, {}

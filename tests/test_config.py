@@ -201,9 +201,9 @@ class TestRefusals:
         assert "contextdiff" in error.value.hint
 
     def test_missing_and_broken_files(self, tmp_path):
-        with pytest.raises(ConfigError, match="no file"):
+        with pytest.raises(ConfigError, match="does not exist"):
             load(str(tmp_path / "gone.toml"), environ={})
-        with pytest.raises(ConfigError, match="no file"):
+        with pytest.raises(ConfigError, match="does not exist"):
             load("contextdiff", tmp_path / "gone.toml", environ={})
         broken = tmp_path / "broken.toml"
         for text in (b"[edit\nsteps = 3", b"\xff\xfe\x00"):

@@ -6,12 +6,12 @@ import pytest
 from safetensors.torch import load_file
 
 from ctxedit import config as configuration
-from ctxedit.bundled.world import scenes
-from ctxedit.bundled.world.scenes import Actor
 from ctxedit.errors import ConfigError
 from ctxedit.looking import curve
 from ctxedit.media.write import write_clip
 from ctxedit.pipeline import Options, Session
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.scenes import Actor
 
 PROMPT, TARGET = "a tiger walking on the beach", "a tiger walking in the snow"
 FEW = {

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from ctxedit import config, pipeline
-from ctxedit.bundled.world import scenes
 from ctxedit.errors import InputError, NumericsError
 from ctxedit.media.write import write_clip
 from ctxedit.models import weights
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import Run
+from ctxedit.synthetic import scenes
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 

@@ -9,9 +9,9 @@ import torch
 from spies import Spy
 
 from ctxedit import config
-from ctxedit.bundled.world import scenes
 from ctxedit.media.write import write_clip
 from ctxedit.pipeline import Options, Session
+from ctxedit.synthetic import scenes
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 F, STEPS = 4, 6

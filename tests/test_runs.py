@@ -2,12 +2,13 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 
-import ctxedit.runs as runs
+from ctxedit import contents
 from ctxedit.config import AdapterConfig, Config, TuneConfig, merge, read_table
-from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.errors import InputError, OutputError
 from ctxedit.runs import Run, fingerprint, key_of, slug, versions, write_toml
 
 
@@ -81,8 +82,9 @@ class TestCreateAndFind:
     def test_a_broken_run_file_is_said(self, tmp_path, clip):
         run = make(tmp_path, clip)
         (run.folder / "run.toml").write_text("identity = ")
-        with pytest.raises(ConfigError, match=r"run\.toml"):
+        with pytest.raises(InputError, match=r"run\.toml is damaged") as error:
             Run(run.folder)
+        assert error.value.exit_code == 3 and error.value.hint
 
     def test_a_run_file_without_its_tables_is_said(self, tmp_path):
         (tmp_path / "run.toml").write_text('identity = "x"\n')
@@ -165,8 +167,8 @@ class TestAtomicity:
         def fail(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(runs.os, "replace", fail)
-        with pytest.raises(OutputError, match="No space left"):
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OutputError, match="disk is full"):
             write_toml(path, {"a": 2})
         assert read_table(path) == {"a": 1}
         assert [p.name for p in tmp_path.iterdir()] == ["run.toml"]
@@ -178,10 +180,10 @@ class TestAtomicity:
         seen, replace = [], os.replace
 
         def watch(source, target):
-            seen.append((read_table(runs.Path(source)), read_table(runs.Path(target))))
+            seen.append((read_table(Path(source)), read_table(Path(target))))
             replace(source, target)
 
-        monkeypatch.setattr(runs.os, "replace", watch)
+        monkeypatch.setattr(os, "replace", watch)
         write_toml(path, {"a": 2})
         assert seen == [({"a": 2}, {"a": 1})]
         assert read_table(path) == {"a": 2}
@@ -228,18 +230,36 @@ class TestFingerprint:
         path.write_bytes(bytes(size + 1))
         assert fingerprint(path) != before
 
-    def test_a_huge_file_is_not_read_through(self, tmp_path, monkeypatch):
-        path = tmp_path / "huge"
-        with path.open("wb") as stream:
-            stream.truncate(1 << 40)  # sparse: a terabyte of nothing
+    @pytest.mark.parametrize("folder", [False, True])
+    def test_a_large_file_is_read_once_and_again_when_anything_of_it_changed(
+        self, tmp_path, monkeypatch, folder
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(contents, "_RACY", -1.0)  # it counts as old at once
+        read, real = [], contents._hash_file
+        monkeypatch.setattr(contents, "_hash_file", lambda file: read.append(file) or real(file))
+        (tmp_path / "large").mkdir()
+        file = tmp_path / "large" / "clip.mp4"
+        path = file.parent if folder else file
+        with file.open("wb") as stream:
+            stream.truncate(20 << 20)
         first = fingerprint(path)
-        with path.open("r+b") as stream:
-            stream.seek((1 << 40) - 1)
-            stream.write(b"e")
-        assert fingerprint(path) != first
-        with path.open("r+b") as stream:
-            stream.truncate((1 << 40) - 1)
-        assert fingerprint(path) != first
+        assert fingerprint(path) == first and len(read) == 1
+        seen = file.stat()
+        with file.open("r+b") as stream:
+            stream.seek(10 << 20)
+            stream.write(b"x")
+        os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        assert fingerprint(path) != first, "in its middle, size and time as before"
+        (tmp_path / "cache" / "ctxedit" / "contents.json").write_text("[[")
+        assert fingerprint(path) != first and len(read) == 3, "a damaged cache is no cache"
+
+    def test_a_file_that_just_changed_is_not_remembered(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(bytes(17 << 20))
+        fingerprint(path)
+        assert not (tmp_path / "cache").exists()
 
     def test_folder(self, tmp_path):
         folder = tmp_path / "frames"

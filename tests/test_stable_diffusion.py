@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from ctxedit.bundled.training.tokenizer import build
+    from ctxedit.training.tokenizer import build
 
     place = tmp_path_factory.mktemp("sd14")
     tokenizer = build(place / "words", captions=2000)

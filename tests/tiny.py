@@ -29,7 +29,7 @@ def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from ctxedit.bundled.training.tokenizer import build
+    from ctxedit.training.tokenizer import build
 
     tokenizer = build(folder / "words", captions=2000)
     torch.manual_seed(0)

@@ -10,12 +10,12 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from ctxedit.bundled.training.judge import truth
-from ctxedit.bundled.world import scenes
-from ctxedit.bundled.world.pairs import Pair, draw_pairs
-from ctxedit.bundled.world.samples import FPS, FRAMES, SIZE
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_clip
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.judge import truth
+from ctxedit.synthetic.pairs import Pair, draw_pairs
+from ctxedit.synthetic.samples import FPS, FRAMES, SIZE
 
 #: 14 clips, 46 pairs: as many as the paper has videos, and a few. The seed is fixed: it is one list.
 CLIPS, COLOURS, SEED = 14, 4, 2024

@@ -10,14 +10,16 @@ Masks are for the figures only: the methods do not see them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxedit.bundled.training.judge import ANSWERS
 from ctxedit.config import read_table
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.naming import expanded
+from ctxedit.synthetic.judge import ANSWERS
 
 KINDS = ("object", "background", "style", "colour", "other")
 
@@ -53,8 +55,6 @@ def read_list(path: Path) -> tuple[Clip, ...]:
             twice, or nothing in it.
         InputError: a file that it names does not exist, or an empty prompt.
     """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder", "name the list itself, a TOML file")
     table = read_table(path)
     where = str(path)
     _known(table, {"clips"}, where)
@@ -87,7 +87,7 @@ def _clip(entry: Any, file: Path, where: str) -> Clip:
 def _target(entry: Any, file: Path, where: str) -> Target:
     entry = _as_table(entry, where)
     _known(entry, {"prompt", "kind", "mask", "ideal", "expect"}, where)
-    prompt = _text(entry, "prompt", where, "say what the clip shall show")
+    prompt = _text(entry, "prompt", where, "describe what the edited clip should show")
     kind = _text(entry, "kind", where) or "other"
     if kind not in KINDS:
         raise ConfigError(f"{where}: kind = {kind!r}", f"one of: {', '.join(KINDS)}")
@@ -129,8 +129,8 @@ def _path(table: Mapping[str, Any], key: str, file: Path, where: str) -> Path | 
     text = _text(table, key, where)
     if text is None:
         return None
-    path = file.parent / Path(text).expanduser()
-    if not path.exists():
+    path = file.parent / expanded(text)
+    if not os.path.exists(path):
         raise InputError(f"{where}: {key} {path} does not exist", "paths are relative to the list's folder")
     return path
 

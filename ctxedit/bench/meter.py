@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,11 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
-        try:
-            self._table: dict[str, Any] = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            self._table = {}  # none yet, or cut off: the stage's cost is then unknown, not wrong
+        self._table: dict[str, Any] = {}
+        # None yet, or damaged: the stage's cost is then unknown, not wrong.
+        with suppress(OSError, ValueError, RecursionError):
+            if isinstance(table := json.loads(self._path.read_text(encoding="utf-8")), dict):
+                self._table = table
 
     def add(self, stage: str, key: str, cost: Cost) -> None:
         """Add to what a resumable stage has cost under this key; what another key cost is forgotten."""
@@ -153,4 +154,5 @@ class Ledger:
         entry = self._table.get(stage)
         if not isinstance(entry, dict) or entry.get("key") != key:
             return None
-        return Cost(entry["seconds"], entry["peak_bytes"], entry["evaluations"])
+        figures: list[Any] = [entry.get(name) for name in ("seconds", "peak_bytes", "evaluations")]
+        return Cost(*figures) if all(isinstance(f, (int, float)) for f in figures) else None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from ctxedit import plan
 from ctxedit.bench import sweep
 from ctxedit.bench.listing import Clip
-from ctxedit.bench.results import Results
+from ctxedit.bench.report import files_in
+from ctxedit.bench.results import NAME, Results
 from ctxedit.bench.runner import REFERENCES, Bench, Method, settings_for
 from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.request import Input, Request
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def look(bench: Bench) -> Preview:
         ConfigError: a method asks for a control that a clip lacks; settings that a model cannot serve.
         WeightsError, ResourceError, OutputError: as :func:`ctxedit.plan.make` and its check raise them.
     """
+    request(bench).check()
     for clip in bench.clips:
         for method in bench.methods:
             _check_control(clip, method)
@@ -100,6 +103,17 @@ def look(bench: Bench) -> Preview:
         name, why = next(iter(failing.items()))
         raise InputError(f"no clip of the list can be edited; {name}: {why}")
     return Preview(edits, done, left, peak, failing)
+
+
+def request(bench: Bench) -> Request:
+    """What a comparison reads and writes."""
+    inputs = [Input(path, "list or its settings") for path in bench.sources]
+    for clip in bench.clips:
+        inputs.append(Input(clip.path, "clip", True))
+        brought = [clip.mask, clip.control, *(p for t in clip.targets for p in (t.mask, t.ideal))]
+        inputs += [Input(path, "mask, map or ideal edit", True) for path in brought if path is not None]
+    names = (NAME, "references", *(path.name for path in astuple(files_in(bench.out))))
+    return Request(tuple(inputs), tuple((name, bench.out / name) for name in names), (bench.out / "runs",))
 
 
 def _check_control(clip: Clip, method: Method) -> None:

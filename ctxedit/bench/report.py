@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import page, tables
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import Row, row_of
 from ctxedit.bench.runner import IDEAL, REFERENCES, SOURCE, Bench
 from ctxedit.errors import InputError
+from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import versions
 
@@ -70,20 +72,18 @@ def write(bench: Bench, rows: Sequence[Row], compare: Sequence[tuple[str, str]] 
 def read(out: Path) -> dict[str, Any]:
     """``table.json`` of a bench's folder; raises InputError where there is none."""
     path = files_in(out).table_json
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InputError(f"{out} holds no comparison", "make one with `ctxedit bench --presets …`") from error
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is broken", "run the same `ctxedit bench` again: it writes it anew"
-        ) from error
+    if not os.path.exists(path):
+        raise InputError(f"{out} holds no comparison", "make one with `ctxedit bench --presets …`")
+    table = read_json(path, "comparison's table", limit=1 << 30)
+    if not isinstance(table, dict):
+        raise InputError(f"{path} is broken", "run the same `ctxedit bench` again: it writes it anew")
+    return table
 
 
 def edits_of(whole: dict[str, Any]) -> list[Row]:
     """The rows that ``table.json`` holds; raises InputError for those of another version."""
     try:
-        return [Row(**row) for row in whole["edits"]]
+        return [row_of(row) for row in whole["edits"]]
     except (KeyError, TypeError) as error:
         raise InputError("table.json is of another version", "run the same `ctxedit bench` again") from error
 

@@ -45,6 +45,18 @@ class Row:
         return asdict(self)
 
 
+def row_of(table: dict[str, Any]) -> Row:
+    """A row from JSON; raises TypeError for what is none."""
+    row = Row(**table)
+    texts = (row.key, row.method, row.clip, row.target, row.kind, row.prompt)
+    tables = (row.figures, row.costs, row.facts)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(t, dict) for t in tables):
+        raise TypeError("a key, a name or a table of a row is of another type")
+    if not all(text is None or isinstance(text, str) for text in (row.video, row.error)):
+        raise TypeError("a row's video and error are texts")
+    return row
+
+
 class Results:
     """The file of a bench's folder.
 
@@ -52,26 +64,33 @@ class Results:
         folder: the bench's folder.
 
     Raises:
-        InputError: the file is not one of ours. A last line that was cut off is no error: the process died
-            while it wrote.
+        InputError: the file is not one of ours. Lines that are no JSON are of a process that died while it
+            wrote, or were damaged since: they do not count, and their edits are made again.
+
+    Attributes:
+        damaged: how many such lines there are, but for the last one, whose process died.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._rows: dict[str, Row] = {}
+        self.damaged = 0
         lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else []
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = Row(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                if number == len(lines):
-                    continue
+                row = _row(line)
+            except (ValueError, RecursionError):
+                self.damaged += number < len(lines)
+                continue
+            if row is None:
                 raise InputError(
                     f"{self.path}, line {number} is no result", "delete the line, or choose another --out"
-                ) from error
+                )
             self._rows[row.key] = row
+        if self.damaged and not self._rows:
+            raise InputError(f"{self.path} holds no results", "delete it, or choose another --out")
         self._torn = bool(lines) and bool(lines[-1].strip())
 
     def done(self, key: str) -> Row | None:
@@ -97,3 +116,23 @@ class Results:
             raise OutputError(f"{self.path} cannot be written: {error.strerror}", "check the disk") from error
         self._torn = False
         self._rows[row.key] = row
+
+
+def _row(line: bytes) -> Row | None:
+    """The row that a line holds; None for other JSON. Raises ValueError for what is none."""
+    table = json.loads(line)
+    kinds: dict[str, Any] = {
+        "figures": dict,
+        "costs": dict,
+        "facts": dict,
+        "video": (str, type(None)),
+        "error": (str, type(None)),
+    }
+    texts = ("key", "method", "clip", "target", "kind", "prompt")
+    try:
+        row = Row(**table)
+    except TypeError:
+        return None
+    good = all(isinstance(getattr(row, name), str) for name in texts)
+    good = good and all(isinstance(getattr(row, name), kind) for name, kind in kinds.items())
+    return row if good else None

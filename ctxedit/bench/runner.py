@@ -22,16 +22,15 @@ from ctxedit.bench.meter import Ledger, Meter
 from ctxedit.bench.results import Results, Row
 from ctxedit.config import Config
 from ctxedit.errors import CtxeditError, InputError, OutputError
-from ctxedit.media.geometry import to_working
 from ctxedit.media.mask import read_mask
-from ctxedit.media.read import read_frames
+from ctxedit.media.probe import probe
 from ctxedit.media.write import write_clip
 from ctxedit.metrics import Networks
 from ctxedit.models.device import pick_device
 from ctxedit.models.weights import identity, judge_identity, own_folder, part_identity
 from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import fingerprint, key_of, slug
-from ctxedit.stages.prepare import Prepared
+from ctxedit.stages.prepare import Prepared, read_working
 
 #: References beside the methods: the clip unedited, and the true edit where there is one.
 SOURCE, IDEAL = "source", "ideal"
@@ -56,6 +55,7 @@ class Bench:
         clips, methods: each method runs on each target of each clip.
         overwrite: redo finished edits (their tuning and inversion stay).
         offline: touch no hub.
+        sources: the list and the files of settings; no output may take their place.
         metrics: keys of metrics besides the usual ones.
     """
 
@@ -64,6 +64,7 @@ class Bench:
     methods: tuple[Method, ...]
     overwrite: bool = False
     offline: bool = False
+    sources: tuple[Path, ...] = ()
     metrics: tuple[str, ...] = ()
 
     def session(self, clip: Clip, method: Method, reporter: Reporter | None = None) -> Session:
@@ -116,6 +117,8 @@ def run(bench: Bench, watcher: Watcher | None = None) -> list[Row]:
     """
     watcher = watcher or Watcher()
     results = Results(bench.out)
+    if results.damaged:
+        watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     jobs = [(c, m, t, bench.key(c, t, m.label, settings_for(c, m))) for c, m, t in _edits(bench)]
     known = set() if bench.overwrite else {key for *_, key in jobs if results.done(key)}
     watcher.began(len(jobs), len(known))
@@ -160,7 +163,7 @@ def _serve(
     with bench.session(clip, method, meter) as session:
         try:
             frames = len(session.prepared.frames)
-            with meter.watch(session.backbone.unet, frames, session.device):
+            with meter.watch(session.backbone.networks[0], frames, session.device):
                 costs = _before_edits(session, meter)
                 measure = Measure(session.scorer, bench.metrics, networks)
                 yield from _references(bench, results, session, measure, clip)
@@ -232,9 +235,11 @@ def _references(
             if frames is None or (not bench.overwrite and results.done(key)):
                 continue
             name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
+            timed = session.prepared.clip
             video = write_clip(
-                bench.out / "references" / f"{name}.mp4", frames, session.prepared.clip.fps, overwrite=True
-            )
+                bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
+                overwrite=True,
+            )  # fmt: skip
             figures, facts = measure(frames, clip, target, truth), {"clip_model": measure.scorer.name}
             yield _row(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
 
@@ -256,11 +261,10 @@ def _truth(session: Session, clip: Clip, target: Target) -> Truth:
 
 
 def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8]:
-    span = session.config.clip
-    frames = read_frames(path, frames=span.frames, start=span.start, stride=span.stride).frames
-    if frames.shape != prepared.clip.frames.shape:
+    info, fit = probe(path), prepared.fit
+    if (info.width, info.height) != (fit.source_width, fit.source_height):
         raise InputError(f"the ideal edit {path} has another size than the clip", "make them equal")
-    return to_working(frames, prepared.fit)
+    return read_working(path, session.config.clip, fit).frames
 
 
 def _mask(clip: Clip, target: Target) -> Path | None:

@@ -7,6 +7,7 @@ with it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,9 @@ from ctxedit.bench.runner import REFERENCES, SOURCE
 from ctxedit.bench.statistics import wilson
 from ctxedit.bench.tables import markdown
 from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
+from ctxedit.request import Input, Request
 from ctxedit.runs import key_of
 
 #: What is asked of each pair: the key in the answers, and its name in the tables.
@@ -158,6 +161,9 @@ def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
     Raises:
         InputError: no study, a file that holds no answers to it, or the answers of one person twice.
     """
+    folder = out / FOLDER
+    written = tuple(("table", folder / f"preferences.{kind}") for kind in ("md", "json"))
+    Request(tuple(Input(file, "file of answers") for file in files), written).check()
     key = _key(out)
     questions = {q["id"]: Question(**q) for q in key["questions"]}
     raters: dict[str, Path] = {}
@@ -183,29 +189,33 @@ def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
 
 def _key(out: Path) -> dict[str, Any]:
     path = out / FOLDER / "key.json"
+    if not os.path.exists(path):
+        raise InputError(f"{out} holds no study", "make one with `ctxedit bench study`")
+    key = read_json(path, "key of a study")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InputError(f"{out} holds no study", "make one with `ctxedit bench study`") from error
-    except (OSError, ValueError) as error:
+        if not isinstance(key["study"], str):
+            raise TypeError("study")
+        for question in key["questions"]:
+            if not all(isinstance(text, str) for text in asdict(Question(**question)).values()):
+                raise TypeError("questions")
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path} is broken", "make the study again; the same seed gives the same") from error
+    return dict(key)
 
 
 def _answers(file: Path, study: str, questions: dict[str, Question]) -> dict[str, Any]:
     """A file's answers, every one checked."""
     hint = "it is the file that the study's page lets a person download"
+    blob = read_json(file, "file of answers")
     try:
-        blob = json.loads(file.read_text(encoding="utf-8"))
         good = isinstance(blob["rater"], str) and isinstance(blob["answers"], list)
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{file} holds no answers", hint) from error
     if not good or blob.get("study") != study:
         raise InputError(f"{file} holds no answers to this study", "its page has changed since; or " + hint)
     seen: set[str] = set()
     for answer in blob["answers"]:
-        known = isinstance(answer, dict) and answer.get("id") in questions
+        known = isinstance(answer, dict) and isinstance(answer.get("id"), str) and answer["id"] in questions
         if not known or any(answer.get(criterion) not in SIDES for criterion in CRITERIA):
             raise InputError(f"{file}: {json.dumps(answer)[:80]} is no answer", hint)
         if answer["id"] in seen:

@@ -1,14 +1,17 @@
-"""The command line. ``main`` is its only door; nothing here imports torch before a command needs it."""
+"""The command line. ``main`` is its only door.
+
+Nothing is imported here that takes time: while modules load, Ctrl-C must find ``main`` in charge already.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
-from ctxedit.cli.failures import Failure, explain
-from ctxedit.cli.output import debugging, print_failure
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,23 +21,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes the process's.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    failure: Failure
     try:
-        from ctxedit.cli.app import run
+        _leave_at_once_on_ctrl_c("--json" in arguments)
+        from ctxedit.cli.outermost import run
+    except KeyboardInterrupt:
+        print(_message().decode(), end="", file=sys.stderr)
+        return _INTERRUPTED
+    return run(arguments)
 
-        with warnings.catch_warnings():
-            if not debugging():
-                warnings.simplefilter("ignore")  # libraries' talk; ours does not go through warnings
-            return run(arguments)
-    except BaseException as error:
-        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
-            # The reader (`| head`) has what it wanted; Python would complain once more when it flushes.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return 0
-        if debugging():
-            import traceback
 
-            traceback.print_exc()
-        failure = explain(error)
-    print_failure(failure, "--json" in arguments)
-    return failure.exit_code
+def _leave_at_once_on_ctrl_c(as_json: bool) -> None:
+    """Until the work begins Ctrl-C ends the process: an import that is interrupted half-way may swallow it.
+
+    :func:`ctxedit.cli.failures.work_begins` puts Python's own handler back. Another program's handler stays.
+    """
+
+    def leave(*_: object) -> None:
+        os.write(2, _message())
+        if as_json:
+            os.write(1, b'{"error": "interrupted before any work", "hint": null, "exit_code": 130}\n')
+        os._exit(_INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not the main thread: Ctrl-C does not come here
+            signal.signal(signal.SIGINT, leave)
+
+
+def _message() -> bytes:
+    return b"error: interrupted before any work\n"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import bench, caption, edit, env, eval, models, presets, t2i, train, tune
+from ctxedit.cli import bench, caption, edit, env, eval, models, presets, runs, t2i, train, tune
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
+from ctxedit.cli.output import put
+from ctxedit.errors import ConfigError
 
 app = typer.Typer(
     name="ctxedit",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,7 +27,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"ctxedit {__version__}")
+        put(f"ctxedit {__version__}")
         raise typer.Exit
 
 
@@ -32,7 +35,8 @@ def _print_version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print version."),
     ] = False,
 ) -> None:
     """Edit a video with words."""
@@ -45,15 +49,65 @@ _VERBS = (
 )  # fmt: skip
 for _name, _verb in _VERBS:
     app.command(_name)(spread(_verb))
+
+
+@app.command("help")
+def help_(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="A command.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the help of a command: `ctxedit help run`."""
+    build().main([*(command or []), "--help"], prog_name="ctxedit", standalone_mode=False)
+
+
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
+app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")
 app.add_typer(models.app, name="models")
 
 
+def build() -> Any:
+    """The whole command, with help texts in their final form."""
+    command = typer.main.get_command(app)
+    _finish_help(command)
+    return command
+
+
+def _finish_help(command: Any) -> None:
+    """Keep ``[default: …]`` from being read as markup, and show no type beside a switch."""
+    for parameter in command.params:
+        if getattr(parameter, "help", None):
+            parameter.help = parameter.help.replace("[default", r"\[default")
+        if getattr(parameter, "is_flag", False):
+            _hide_type(parameter)
+    help_option = command.get_help_option
+    command.get_help_option = lambda context: _hide_type(help_option(context))
+    for inner in getattr(command, "commands", {}).values():
+        _finish_help(inner)
+
+
+def _hide_type(switch: Any) -> Any:
+    switch.display_type_rich = lambda ctx: None
+    return switch
+
+
+def _refuse_clip(arguments: list[str]) -> None:
+    """Raise ConfigError, with the right command, where a clip stands in the command's place."""
+    clip = Path(arguments[0])
+    if clip.suffix and clip.exists():
+        text = next((a for a in arguments[1:] if not a.startswith("-")), "a panda walking on the beach")
+        call = shlex.join(["ctxedit", "run", arguments[0], text])
+        raise ConfigError(f"{arguments[0]} is a clip, not a command", f"to edit it: {call}")
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code, raises what went wrong."""
-    code = typer.main.get_command(app).main(arguments, prog_name="ctxedit", standalone_mode=False)
+    command = build()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in command.commands:
+        _refuse_clip(arguments)
+    code = command.main(arguments, prog_name="ctxedit", standalone_mode=False)
     if code == Interrupted.exit_code:  # Typer swallows Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,8 @@ from ctxedit.cli.options import Base
 from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.tables import lay, nested
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ctxedit.naming import expanded
+from ctxedit.tables import lay, nested, parse, preset_files
 
 DEFAULT_PRESET = "contextdiff"
 #: Variables that are no settings.
@@ -60,7 +55,7 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
             value = getattr(group, option.name)
             if value is not None:
                 if isinstance(value, Path):  # a setting outlives the folder that it was said in
-                    value = str(value.expanduser().absolute())
+                    value = str(expanded(value).absolute())
                 for key in _KEYS.get(option.name, ()):
                     lay(out, nested(key, value))
                 if option.name == "control":
@@ -74,14 +69,14 @@ def assignment(text: str) -> dict[str, Any]:
     """``KEY=VALUE`` as a nested table: a TOML value, or a bare word or path where it is none."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
-        raise ConfigError(f"--set {text}", "it takes KEY=VALUE, e.g. --set fusion.blend=self")
+        raise ConfigError(f"--set {text}", "use KEY=VALUE, e.g. --set fusion.blend=self")
     for written in (value, json.dumps(value)):
         try:
-            return tomllib.loads(f"{key} = {written}")
-        except tomllib.TOMLDecodeError:
+            return parse(f"{key} = {written}")
+        except ValueError:
             continue
     raise ConfigError(
-        f"--set {text}: {key!r} is no key", "write it as in TOML: table.key, quotes around spaces"
+        f"--set {text}: {key!r} is not a key", "write it as in TOML: table.key, quotes around spaces"
     )
 
 
@@ -119,17 +114,35 @@ def warn_of_variables(screen: Screen) -> None:
     for name in sorted(os.environ):
         if name.startswith("CTXEDIT_") and name not in known:
             close = difflib.get_close_matches(name, sorted(known), 1)
-            screen.warn(f"{name} is no setting" + (f"; did you mean {close[0]}?" if close else ""))
+            screen.warn(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def targets(arguments: list[str] | None, options: list[str] | None) -> list[str]:
+    """Target prompts, given as arguments or with ``--target``; raises for none and for empty ones."""
+    found = [*(arguments or []), *(options or [])]
+    if not found:
+        raise ConfigError(
+            "no target prompt", 'describe the edited clip: ctxedit run CLIP "a panda walking on the beach"'
+        )
+    for text in found:
+        not_empty(text, "target")
+    return found
 
 
 def not_empty(text: str | None, what: str) -> None:
     """Raise InputError for a text of nothing but white space; None was not given."""
     if text is not None and not text.strip():
-        raise InputError(f"the {what} is empty", "say what the clip shows, in words")
+        raise InputError(f"the {what} is empty", "describe what the clip shows")
 
 
 def existing(path: Path) -> Path:
-    """The path; raises InputError when there is nothing."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist", "check the path; it is taken from the current folder")
-    return path
+    """The path; raises InputError when there is nothing, or nothing that can be reached."""
+    from ctxedit.media.sources import check_exists
+
+    return check_exists(path)
+
+
+def sources(base: Base) -> tuple[Path, ...]:
+    """The files that settings are read from: no output may take their place."""
+    config = [base.config] if base.config is not None else []
+    return (*config, *preset_files(base.preset or DEFAULT_PRESET))

@@ -16,11 +16,11 @@ from typer.core import TyperGroup
 
 from ctxedit import config as configuration
 from ctxedit.cli import asked
-from ctxedit.cli.failures import resumable
+from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns, print_table
 from ctxedit.errors import ConfigError, CtxeditError
-from ctxedit.tables import lay
+from ctxedit.tables import lay, preset_files
 
 if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
@@ -42,7 +42,7 @@ class RunUnlessNamed(TyperGroup):
 
 app = typer.Typer(
     cls=RunUnlessNamed,
-    help="Compare presets: `ctxedit bench [LIST.toml] --presets a,b,c`; then study and answers.",
+    help="Compare presets on a list of clips: `ctxedit bench [LIST.toml] --presets a,b,c`.",
 )
 app.callback(invoke_without_command=True)(help_unless_called)
 
@@ -64,29 +64,35 @@ else:
 List = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[LIST.toml]", help="Clips and targets. (46 pairs of the built-in world)", show_default=False
+        metavar="[LIST.toml]",
+        help="List of clips and targets. [default: 46 pairs of the built-in world]",
+        show_default=False,
     ),
 ]
 Presets = Annotated[
-    str, typer.Option("--presets", metavar="A,B,C", help="Presets, or files of them.", show_default=False)
+    str,
+    typer.Option(
+        "--presets", metavar="A,B,C", help="Presets to compare: names or TOML files.", show_default=False
+    ),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", metavar="DIR", help="Where all of it goes. (bench)", show_default=False)
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", help="Output folder. [default: bench]", show_default=False),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first N clips.", show_default=False)
+    int | None, typer.Option("--limit", min=1, help="Use only the first N clips.", show_default=False)
 ]
 Compare = Annotated[
     list[str] | None,
     typer.Option(
-        "--compare", metavar="A:B", help="Also the difference B less A. Repeatable.", show_default=False
+        "--compare", metavar="A:B", help="Also report the difference B − A. Repeatable.", show_default=False
     ),
 ]
 Sweep = Annotated[
     list[str] | None,
     typer.Option(
         "--sweep", metavar="KEY=A,B", show_default=False,
-        help="Every preset with each of these values; what needs no new tuning last. Repeatable.",
+        help="Run every preset with each of these values. Repeatable.",
     ),
 ]  # fmt: skip
 More = Annotated[
@@ -104,7 +110,7 @@ Drawn = Annotated[
         "--drawn",
         min=0,
         metavar="SEED",
-        help="Another drawn list, to choose settings on.",
+        help="Draw another default list, for choosing settings.",
         show_default=False,
     ),
 ]
@@ -126,11 +132,11 @@ def run(
     drawn: Drawn = None,
     metrics: More = None,
 ) -> None:
-    """Run every preset on every clip and target of a list; prints the table. The word `run` may be left out.
+    """Run every preset on every clip and target of a list and print a table. The word `run` may be omitted.
 
     Writes results.jsonl, table.json, table.csv, table.md, costs.md and index.html into --out.
-    An interrupted comparison goes on where it was; a clip that fails is reported and the rest go on.
-    Settings given here hold for every preset.
+    Run an interrupted comparison again to resume it. A clip that fails is reported; the others continue.
+    Settings given here apply to every preset.
     """
     screen = Screen(talk.quiet, talk.json)
     names = [name.strip() for name in presets.split(",") if name.strip()]
@@ -143,6 +149,9 @@ def run(
     from ctxedit.bench import preview, report, runner
     from ctxedit.bench.figures import columns as columns_of
     from ctxedit.bench.sweep import parse
+
+    files = [path for path in (clips, settings.config) if path is not None]
+    sources = (*files, *(path for name in names for path in preset_files(name)))
 
     def load(name: str, point: Mapping[str, Any]) -> configuration.Config:
         table = copy.deepcopy(flags)
@@ -158,8 +167,10 @@ def run(
             raise ConfigError(
                 f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
             )
+    work_begins()
     with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
-        bench = runner.Bench(out, listed, methods, overwrite.yes, settings.offline or dry.dry_run, more)
+        offline = settings.offline or dry.dry_run
+        bench = runner.Bench(out, listed, methods, overwrite.yes, offline, sources, more)
         seen = preview.look(bench)
     if dry.dry_run:
         screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
@@ -220,7 +231,7 @@ def _planned(bench: Bench, seen: Preview) -> str:
     ]
     lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
     lines += [f"fails   {clip}: {why}" for clip, why in seen.failing.items()]
-    rows = [("preset", "passes of the network left")]
+    rows = [("preset", "network passes remaining")]
     rows += [(method.label, str(seen.evaluations.get(method.label, 0))) for method in bench.methods]
     return "\n".join([*lines, "", columns(rows)])
 
@@ -246,7 +257,7 @@ def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
     screen.say(f"with intervals: {files.table_markdown}; videos side by side: {files.page}")
 
 
-Compared = Annotated[Path, typer.Argument(metavar="DIR", help="A comparison's folder.", show_default=False)]
+Compared = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.", show_default=False)]
 
 
 @app.command("study")
@@ -256,19 +267,22 @@ def study(
     overwrite: Overwrite,
     talk: Talk,
     presets: Annotated[
-        str | None, typer.Option("--presets", metavar="A,B,C", help="Only these. (all)", show_default=False)
+        str | None,
+        typer.Option(
+            "--presets", metavar="A,B,C", help="Use only these presets. [default: all]", show_default=False
+        ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="A", help="Only pairs with this preset.", show_default=False),
+        typer.Option("--against", metavar="A", help="Use only pairs with this preset.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Edits for each pair of presets.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn, and of the order.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
 ) -> None:
     """Write the page of a user study: two anonymous edits beside their source, in random order.
 
-    It asks for the better text alignment and temporal consistency and lets a person download the answers.
-    Prints the page's path. key.json beside it says which edit is whose: do not send that along.
+    The page asks which edit matches the text better and which is steadier, and lets people download their
+    answers. Prints the path of the page. key.json beside it says which edit is whose: do not send it along.
     """
     screen = Screen(talk.quiet, talk.json)
     names = [name.strip() for name in (presets or "").split(",") if name.strip()]
@@ -291,7 +305,7 @@ def answers(
     ],
     talk: Talk,
 ) -> None:
-    """Count a study's answers: how often each preset was preferred, with 95 % intervals. Prints a table."""
+    """Count the answers of a study: how often each preset was preferred, with 95% intervals."""
     screen = Screen(talk.quiet, talk.json)
 
     from ctxedit.bench import study as studying

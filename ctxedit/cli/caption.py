@@ -11,7 +11,7 @@ from ctxedit.cli.output import Screen
 def caption(
     clip: Clip, base: Base, span: Span, captioning: Captioning, judging: Judging, dry: Dry, talk: Talk
 ) -> None:
-    """Say in one sentence what a clip shows; prints the caption."""
+    """Describe a clip in one sentence; prints the caption."""
     screen = Screen(talk.quiet, talk.json)
     config = asked.settings(base, screen, span, captioning, judging)
     asked.existing(clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,22 +21,45 @@ from ctxedit.cli.options import (
     Talk,
 )
 from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
 
-Target = Annotated[str, typer.Option("--target", help="What the clip shall show.", show_default=False)]
-RunFolder = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="A run folder. (the newest)", show_default=False)
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CLIP TEXT",
+        help="Target prompt: what the edited clip should show. With a clip, its newest run is edited.",
+        show_default=False,
+    ),
 ]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", help="Target prompt: what the edited clip should show.", show_default=False),
+]
+
+
+def _run_folders() -> list[str]:
+    """Run folders below the folder for runs, for shell completion."""
+    root = Path(os.environ.get("CTXEDIT_RUNS", "runs"))
+    return sorted(str(file.parent) for file in root.glob("*/run.toml"))
+
+
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="DIR", help="Run folder. [default: the newest]", show_default=False,
+        autocompletion=_run_folders,
+    ),
+]  # fmt: skip
 
 Heatmaps = Annotated[
     bool,
     typer.Option(
-        "--heatmaps", help="Also show where each word of the target looks, with and without the adapter."
+        "--heatmaps", help="Also draw where each word of the target attends, with and without the adapter."
     ),
 ]
 
 
 def edit(
-    target: Target,
     base: Base,
     sampling: Sampling,
     scoring: Scoring,
@@ -44,12 +68,16 @@ def edit(
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
+    words: Words = None,
+    target: Target = None,
     run: RunFolder = None,
     heatmaps: Heatmaps = False,
 ) -> None:
-    """Edit the clip of a run; prints the edited file's path. The run's own settings are the base."""
+    """Edit the clip of a run and print the path of the edited video. Starts from the run's settings."""
     screen = Screen(talk.quiet, talk.json)
-    asked.not_empty(target, "target")
+    clip, target = _understood(words or [], target)
+    if clip is not None and run is not None:
+        raise ConfigError("--run already names a run", "leave out the clip")
     changes = asked.for_run(base, screen, sampling, scoring)
 
     from ctxedit import api, looking
@@ -57,20 +85,21 @@ def edit(
     from ctxedit.cli.progress import teller
     from ctxedit.pipeline import Options, Session
 
-    chosen = work.chosen_run(run, place.runs, screen)
+    chosen = work.chosen_run(run, place.runs, screen, clip)
     config = api.rebased(chosen, changes)
     options = Options(
         None, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None,
+        overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None, asked.sources(base),
+        result.chroma,
     )  # fmt: skip
     with Session.reopen(chosen, config, options, teller(screen)) as session:
-        if not work.checked(session, [target], "edit", screen, dry.dry_run):
+        if not work.checked(session, [target], "edit", screen, dry.dry_run, heatmaps=heatmaps):
             return
         with resumable(chosen.folder):
             done = session.edit(target)
             maps = looking.heatmaps(session, target) if heatmaps else None
     if done.reused:
-        screen.say("this edit was done already; -y makes it anew")
+        screen.say("Edit already exists; use -y to redo it")
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
     if maps is not None:
         files |= {"heatmaps": maps.sheet, "heatmaps_video": maps.video}
@@ -79,3 +108,15 @@ def edit(
         str(done.files.video),
         {"run": chosen.folder, "target": target, **files, "reused": done.reused, "seed": config.seed},
     )
+
+
+def _understood(words: list[str], option: str | None) -> tuple[Path | None, str]:
+    """The clip, if one was named, and the target prompt."""
+    texts = [*words, *([option] if option is not None else [])]
+    if not texts or len(texts) > 2:
+        found = "no target prompt" if not texts else f"{len(texts)} texts where one clip and one target fit"
+        raise ConfigError(found, 'describe the edited clip: ctxedit edit "a panda walking on the beach"')
+    asked.not_empty(texts[-1], "target")
+    if len(texts) == 1:
+        return None, texts[0]
+    return asked.existing(Path(texts[0])), texts[1]

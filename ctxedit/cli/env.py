@@ -15,7 +15,7 @@ _OPTIONAL = ("decord", "av", "xformers", "lavis", "torch_fidelity", "lpips")
 
 
 def env(talk: Talk) -> None:
-    """Print versions, devices, memory, paths and variables."""
+    """Print versions, devices, memory, paths and environment variables (for bug reports)."""
     facts = gather()
     lines = []
     for name, value in facts.items():
@@ -33,7 +33,7 @@ def gather() -> dict[str, Any]:
     import torch
     from huggingface_hub import constants
 
-    from ctxedit import __version__, runs
+    from ctxedit import __version__, runs, threads
     from ctxedit.config import PRESET_FOLDERS
     from ctxedit.models.weights import BUILTIN_FOLDER
 
@@ -42,7 +42,7 @@ def gather() -> dict[str, Any]:
         "versions": {**runs.versions(), "ctxedit": __version__},
         "platform": platform.platform(),
         "executable": sys.executable,
-        "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), **threads.settings()},
         "memory": {"total": memory.total, "available": memory.available},
         "devices": _devices(torch),
         "ffmpeg": _quietly(imageio_ffmpeg.get_ffmpeg_exe),

@@ -12,7 +12,7 @@ from ctxedit.cli import asked, eval_images
 from ctxedit.cli.edit import RunFolder
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Place, Scoring, Span, Talk, spread
-from ctxedit.cli.output import Screen, print_table, to_json
+from ctxedit.cli.output import Screen, print_table, put, to_json
 from ctxedit.errors import ConfigError
 
 EDITS = "edits"
@@ -31,7 +31,7 @@ app = typer.Typer(cls=EditsUnlessNamed, help="Score edits or, with `ctxedit eval
 
 Video = Annotated[
     Path | None,
-    typer.Option("--video", metavar="FILE", help="Score this clip instead of a run.", show_default=False),
+    typer.Option("--video", metavar="FILE", help="Score this video instead of a run.", show_default=False),
 ]
 Prompt = Annotated[str | None, typer.Option("--prompt", help="What --video should show.", show_default=False)]
 Source = Annotated[
@@ -103,7 +103,7 @@ def edits(
         assert prompt is not None
         rows = _of_video(video, prompt, source, source_prompt, base, span, scoring, keys, places, screen)
     if screen.json:
-        print(to_json(rows), flush=True)
+        put(to_json(rows))
     elif source is not None or (keys is not None and video is not None):
         print_table(one_by_one(rows))
     elif keys is not None:

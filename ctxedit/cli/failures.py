@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,26 +12,36 @@ from pathlib import Path
 
 import typer
 
-from ctxedit.errors import CtxeditError, OutputError, ResourceError
+from ctxedit.errors import (
+    ConfigError,
+    CtxeditError,
+    InputError,
+    OutputError,
+    ResourceError,
+    WeightsError,
+)
+from ctxedit.files import printable, reason
 
 #: What Typer raises for a command line that does not parse; its own click is private.
 _UsageError = typer.BadParameter.__base__
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_READ_ONLY = {errno.EROFS, errno.EFBIG}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 _LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry-run shows what is needed"
 #: For errors that bring no hint of their own.
 _HINTS = {
     2: "see `ctxedit COMMAND --help`, and `ctxedit presets show contextdiff` for the settings",
-    3: "check the path; it is taken from the current folder",
+    3: "check the path; relative paths start at the current folder",
     4: "see `ctxedit models ls` for what is there",
     5: "see `ctxedit env` for devices and memory",
-    6: "choose another place",
+    6: "choose another output path",
     7: "try --dtype float32",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a person is told, and the process's exit code."""
+    """The error message, its hint, and the exit code of the process."""
 
     message: str
     hint: str | None
@@ -38,20 +49,43 @@ class Failure:
 
 
 class Interrupted(CtxeditError):
-    """Ctrl-C where something is left that the next call goes on from."""
+    """Ctrl-C during work that can be resumed."""
 
     exit_code = 130
 
 
+class StdoutClosed(Exception):
+    """Nobody reads stdout any more."""
+
+
+class Carried(BaseException):
+    """Carries a command's exception past Typer.
+
+    Typer makes exits of broken pipes, EOFError and Ctrl-C, whoever's pipe it was that broke.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def work_begins() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt: there may be something to clean up."""
+    current = signal.getsignal(signal.SIGINT)
+    if getattr(current, "__module__", "") == "ctxedit.cli":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def resumable(folder: Path | None) -> Iterator[None]:
-    """Say on Ctrl-C where the work goes on; None is work that leaves nothing."""
+    """On Ctrl-C say that the work in ``folder`` can be resumed; None is work that leaves nothing."""
+    work_begins()
     try:
         yield
     except KeyboardInterrupt as error:
         if folder is None:
             raise Interrupted("interrupted; nothing was written") from error
-        raise Interrupted(f"interrupted; the same command goes on where it was, in {folder}") from error
+        raise Interrupted(f"interrupted; run the same command again to resume, in {folder}") from error
 
 
 def explain(error: BaseException) -> Failure:
@@ -60,7 +94,7 @@ def explain(error: BaseException) -> Failure:
         hint = error.hint or _HINTS.get(error.exit_code)
         return Failure(error.message, hint, error.exit_code)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return Failure("interrupted; nothing was begun", None, Interrupted.exit_code)
+        return Failure("interrupted before any work", None, Interrupted.exit_code)
     if isinstance(error, SystemExit):
         return Failure("stopped", None, error.code if isinstance(error.code, int) else 1)
     if _UsageError is not None and isinstance(error, _UsageError):
@@ -72,11 +106,38 @@ def explain(error: BaseException) -> Failure:
         return Failure(
             f"the disk is full{place}", "free some space, or write elsewhere", OutputError.exit_code
         )
-    return Failure(
+    return _of_a_kind(error) or Failure(
         f"{type(error).__name__}: {_line(error)}",
         "set CTXEDIT_DEBUG=1 for the traceback, and see `ctxedit env` for a bug report",
         1,
     )
+
+
+def _of_a_kind(error: BaseException) -> Failure | None:
+    """What some of Python's exceptions stand for wherever they come from; None for a fault of our own."""
+    if type(error).__name__ == "PanicException":  # Rust's, of tokenizers or safetensors; no Exception
+        return Failure(f"the model's files are broken: {_line(error)}", _HINTS[4], WeightsError.exit_code)
+    if isinstance(error, RecursionError):
+        return Failure("a setting or a file is nested too deeply", _HINTS[2], ConfigError.exit_code)
+    if isinstance(error, UnicodeError):
+        text = f"a name or a text is not UTF-8: {_line(error)}"
+        return Failure(text, "rename the file, or write the text in UTF-8", InputError.exit_code)
+    if isinstance(error, OverflowError):
+        return Failure(f"a number is too large: {_line(error)}", _HINTS[2], ConfigError.exit_code)
+    if isinstance(error, EOFError):
+        return Failure(f"a file ends too early: {_line(error)}", _HINTS[3], InputError.exit_code)
+    if isinstance(error, BrokenPipeError | ConnectionError):
+        return Failure(f"a helper process ended: {_line(error)}", _HINTS[5], ResourceError.exit_code)
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    said = f"{printable(str(error.filename))}: {reason(error)}" if error.filename else reason(error)
+    if error.errno in _EXHAUSTED:
+        return Failure(f"the system has no more to give: {said}", _HINTS[5], ResourceError.exit_code)
+    if error.errno in _READ_ONLY:
+        return Failure(f"cannot be written: {said}", _HINTS[6], OutputError.exit_code)
+    if error.filename:
+        return Failure(f"cannot be opened: {said}", _HINTS[3], InputError.exit_code)
+    return None
 
 
 def _usage(error: BaseException) -> Failure:

@@ -15,7 +15,7 @@ from ctxedit.cli.output import Screen, columns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(help="The models: what is built in and cached, and how good it is.")
+app = typer.Typer(help="List the built-in and downloaded models, and measure the built-in ones.")
 #: What a record of the training says of the weights that are there.
 _RECORDED = {True: "as recorded", False: "not those of the record", None: "no record"}
 
@@ -25,7 +25,7 @@ app.callback(invoke_without_command=True)(help_unless_called)
 @app.command("ls")
 @spread
 def ls(talk: Talk) -> None:
-    """List the built-in models, what they know and can do, and the models in the hub's cache."""
+    """List the built-in models, their vocabulary and scores, and the models in the hub cache."""
     from ctxedit.models.weights import SHORT_NAMES
 
     parts, known, checked, cache = builtin(), knowledge(), check_results(), cached()
@@ -56,47 +56,47 @@ def check(
         list[str] | None,
         typer.Option(
             "--part", show_default=False,
-            help="autoencoder, clip, captioner, text-to-image, editing. Repeatable. (all)",
+            help="autoencoder, clip, captioner, text-to-image or editing. Repeatable. [default: all]",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes for each part.")] = 100,
+    count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes per part.")] = 100,
     pairs: Annotated[
-        int, typer.Option("--pairs", min=1, help="Clips to edit, three ways each; each is tuned on.")
+        int, typer.Option("--pairs", min=1, help="Clips to tune on; each is edited three ways.")
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Of scenes and noise.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 7,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="Folder of models. (the built-in ones)", show_default=False),
+        typer.Option("--weights", help="Folder of models. [default: the built-in ones]", show_default=False),
     ] = None,
     work: Annotated[
         Path | None,
         typer.Option(
             "--work", show_default=False,
-            help="Keep the edits' clips and runs there; an interrupted check goes on. (a temporary folder)",
+            help="Keep clips and runs here, so that it resumes when interrupted. [default: temporary]",
         ),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Write check.json beside the weights.")] = False,
 ) -> None:  # fmt: skip
-    """Measure the models on held-out combinations of the drawn world, and print the table."""
+    """Measure the models on held-out combinations of the drawn world and print a table."""
     import tempfile
 
-    from ctxedit.bundled.training import results
-    from ctxedit.bundled.training.check import Checked
-    from ctxedit.bundled.training.check import check as measure
     from ctxedit.cli.progress import teller
     from ctxedit.errors import WeightsError
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import results
+    from ctxedit.training.check import check as measure
+    from ctxedit.training.checks.base import CheckConfig
 
     screen = Screen(talk.quiet, talk.json)
     if weights is not None and not weights.is_dir():
         raise WeightsError(f"no folder {weights}", "--weights is a folder that `ctxedit train --out` wrote")
     with resumable(work), tempfile.TemporaryDirectory() as temporary:
-        what = Checked(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
-        rows = list(measure(what, part or list(results.FOLDERS), teller(screen)))
+        config = CheckConfig(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
+        rows = list(measure(config, part, teller(screen)))
     if save:
-        screen.say(f"saved: {results.save(rows, what)}")
+        screen.say(f"saved: {results.save(rows, config)}")
     table = [{**vars(row), "reached": row.value >= row.wanted} for row in rows]
-    screen.result(check_table(table), {"weights": what.weights, "checked": table})
+    screen.result(check_table(table), {"weights": config.weights, "checked": table})
 
 
 def check_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -111,28 +111,27 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def check_results() -> list[dict[str, Any]]:
     """The saved check of the built-in models; ``current``: whether it is of the weights that are there."""
-    from ctxedit.bundled.training import results
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.training import results
 
-    now = {part: results.weights_of(part, BUILTIN_FOLDER) for part in results.FOLDERS}
     keys = ("part", "figure", "value", "wanted", "count", "seed")
     return [
-        {**{k: row.get(k) for k in keys}, "current": row.get("files") == now.get(row["part"])}
+        {**{k: row.get(k) for k in keys}, "current": results.is_current(row, BUILTIN_FOLDER)}
         for row in results.load(BUILTIN_FOLDER)
     ]
 
 
 def builtin() -> list[dict[str, Any]]:
     """The built-in parts with sizes and origin; raises WeightsError when they are not there or are broken."""
-    from ctxedit import footprint
-    from ctxedit.bundled.training import record
     from ctxedit.config import BUILTIN
+    from ctxedit.models.sizes import weigh
     from ctxedit.models.weights import locate
+    from ctxedit.training import record
 
     folder = locate(BUILTIN).path
     found = []
     for part in sorted({file.parent.name for file in folder.glob("*/*.safetensors")}):
-        weight, made = footprint.weigh(folder / part), record.sittings(folder / part)
+        weight, made = weigh(folder / part), record.history(folder / part)
         known = made[0] if made else {}
         found.append(
             {
@@ -146,9 +145,9 @@ def builtin() -> list[dict[str, Any]]:
     return found
 
 
-def _total(sittings: list[dict[str, Any]], key: str) -> Any:
-    """The sum over all sittings; None where one of them does not know, or there is none."""
-    found = [sitting.get(key) for sitting in sittings]
+def _total(records: list[dict[str, Any]], key: str) -> Any:
+    """The sum over all records of a model; None if one lacks the value or there is none."""
+    found = [made.get(key) for made in records]
     return sum(found) if found and None not in found else None
 
 
@@ -161,7 +160,7 @@ def _licence(card: Path) -> str:
 
 def knowledge() -> dict[str, list[str]]:
     """What the built-in models were taught."""
-    from ctxedit.bundled.world import vocabulary
+    from ctxedit.synthetic import vocabulary
 
     return {
         "objects": [thing.name for thing in vocabulary.THINGS],

@@ -13,27 +13,47 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Clip = Annotated[Path, typer.Argument(help="Video, GIF, image or folder of images.", show_default=False)]
+from ctxedit.cli.failures import Carried
+from ctxedit.cli.output import put
+from ctxedit.naming import BUILTIN, SHORT_NAMES
+from ctxedit.tables import preset_names
+
+Clip = Annotated[
+    Path, typer.Argument(metavar="CLIP", help="A video, GIF, image or folder of images.", show_default=False)
+]
+
+
+#: For ``run`` and ``edit``: the target prompt, as an argument or with ``--target``.
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", help="Target prompt: what the edited clip should show. Repeatable.", show_default=False
+    ),
+]
+
+
+def _model_names() -> list[str]:
+    return [BUILTIN, *SHORT_NAMES]
 
 
 def _option(*names: str, panel: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, show_default=False, **more)
 
 
-_SETTINGS, _CLIP, _METHOD, _OUTPUT, _TALK = "Settings", "Clip", "Method", "Output", "Talk"
+_SETTINGS, _CLIP, _METHOD, _OUTPUT, _TALK = "Settings", "Clip", "Method", "Output", "Messages"
 
 
 @dataclass(frozen=True)
 class Talk:
-    """How a command speaks."""
+    """Messages and output format."""
 
     json: Annotated[bool, _option("--json", panel=_TALK, help="Print one JSON object.")] = False
-    quiet: Annotated[bool, _option("--quiet", "-q", panel=_TALK, help="Say nothing but errors.")] = False
+    quiet: Annotated[bool, _option("--quiet", "-q", panel=_TALK, help="Print errors only.")] = False
 
 
 @dataclass(frozen=True)
 class Base:
-    """Where settings come from, and what every model needs to know."""
+    """Sources of settings, and the model to use."""
 
     preset: Annotated[
         str | None,
@@ -41,12 +61,15 @@ class Base:
             "--preset",
             panel=_SETTINGS,
             envvar="CTXEDIT_PRESET",
-            help="A method: `ctxedit presets ls`. (contextdiff)",
+            autocompletion=preset_names,
+            help="Method preset; see `ctxedit presets ls`. [default: contextdiff]",
         ),
     ] = None
     config: Annotated[
         Path | None,
-        _option("--config", panel=_SETTINGS, metavar="FILE", help="TOML settings over the preset."),
+        _option(
+            "--config", panel=_SETTINGS, metavar="FILE", help="TOML file whose settings override the preset."
+        ),
     ] = None
     set: Annotated[
         list[str] | None,
@@ -54,43 +77,53 @@ class Base:
             "--set",
             panel=_SETTINGS,
             metavar="KEY=VALUE",
-            help="Any setting, e.g. fusion.blend=self. Repeatable.",
+            help="Override any setting, e.g. fusion.blend=self. Repeatable.",
         ),
     ] = None
     model: Annotated[
         str | None,
         _option(
-            "--model", panel=_SETTINGS, help="builtin, sd14, sd15, sd21, hub id, folder or .safetensors."
+            "--model",
+            panel=_SETTINGS,
+            autocompletion=_model_names,
+            help="builtin, sd14, sd15, sd21, a hub id, a folder or a .safetensors file.",
         ),
     ] = None
-    seed: Annotated[int | None, _option("--seed", panel=_SETTINGS, help="Of noise and tuning. (0)")] = None
+    seed: Annotated[int | None, _option("--seed", panel=_SETTINGS, help="Random seed. [default: 0]")] = None
     device: Annotated[
-        str | None, _option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1, mps.")
+        str | None,
+        _option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"] | None,
-        _option("--dtype", panel=_SETTINGS, help="Precision."),
+        _option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
         bool | None,
         _option(
-            "--offload/--no-offload", panel=_SETTINGS, help="Autoencoder and text encoder wait off the GPU."
+            "--offload/--no-offload",
+            panel=_SETTINGS,
+            help="Keep autoencoder and text encoder in main memory between uses.",
         ),
     ] = None
     offline: Annotated[
         bool,
-        _option("--offline", panel=_SETTINGS, envvar="CTXEDIT_OFFLINE", help="Fetch nothing from the hub."),
+        _option("--offline", panel=_SETTINGS, envvar="CTXEDIT_OFFLINE", help="Do not download anything."),
     ] = False
 
 
 @dataclass(frozen=True)
 class Span:
-    """Which frames, at what size."""
+    """Which frames of the clip."""
 
-    frames: Annotated[int | None, _option("--frames", panel=_CLIP, help="Number of frames.")] = None
-    start: Annotated[int | None, _option("--start", panel=_CLIP, help="The first frame's number.")] = None
+    frames: Annotated[
+        int | None, _option("--frames", panel=_CLIP, help="Number of frames to use. [default: the preset's]")
+    ] = None
+    start: Annotated[
+        int | None, _option("--start", panel=_CLIP, help="First frame, counting from 0. [default: 0]")
+    ] = None
     stride: Annotated[
-        int | None, _option("--stride", panel=_CLIP, help="Every how many frames one is taken.")
+        int | None, _option("--stride", panel=_CLIP, help="Use every Nth frame. [default: the preset's]")
     ] = None
 
 
@@ -100,38 +133,54 @@ class Size:
 
     size: Annotated[
         int | None,
-        _option("--size", panel=_CLIP, help="Long side in pixels the model works at. (the model's)"),
+        _option(
+            "--size", panel=_CLIP, help="Long side of the working size, in pixels. [default: the model's]"
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Judging:
-    """Which CLIP judges."""
+    """The CLIP model for scoring."""
 
     clip_model: Annotated[
         str | None,
-        _option("--clip-model", panel=_METHOD, help="CLIP that judges: auto, builtin, hub id or folder."),
+        _option(
+            "--clip-model",
+            panel=_METHOD,
+            help="CLIP model for scoring: auto, builtin, a hub id or a folder. [default: auto]",
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Captioning:
-    """Who captions."""
+    """The captioner, and how one caption is chosen."""
 
     captioner: Annotated[
         str | None,
-        _option("--captioner", panel=_METHOD, help="auto, builtin, lavis, hub id or folder of a BLIP-2."),
+        _option(
+            "--captioner",
+            panel=_METHOD,
+            help="Captioner: auto, builtin, lavis, or the hub id or folder of a BLIP-2. [default: auto]",
+        ),
     ] = None
     caption_by: Annotated[
         Literal["auto", "vote", "clip"] | None,
         _option(
             "--caption-by",
             panel=_METHOD,
-            help="One caption of five frames': the most common (vote), or the likeliest with CLIP. (auto)",
+            help="Choose one of five captions: most common (vote) or by CLIP. [default: auto]",
         ),
     ] = None
     lavis_python: Annotated[
-        Path | None, _option("--lavis-python", panel=_METHOD, metavar="PATH", help="LAVIS's interpreter.")
+        Path | None,
+        _option(
+            "--lavis-python",
+            panel=_METHOD,
+            metavar="PATH",
+            help="Python interpreter of the LAVIS environment.",
+        ),
     ] = None
 
 
@@ -141,14 +190,21 @@ class Tuning:
 
     prompt: Annotated[
         str | None,
-        _option("--prompt", panel=_METHOD, help="What the clip shows; without it the clip is captioned."),
+        _option(
+            "--prompt",
+            panel=_METHOD,
+            help="Source prompt: what the clip shows. Without it the clip is captioned.",
+        ),
     ] = None
     tune_steps: Annotated[
-        int | None, _option("--tune-steps", panel=_METHOD, help="Steps of tuning; 0 is none.")
+        int | None,
+        _option("--tune-steps", panel=_METHOD, help="Tuning steps; 0 skips tuning. [default: the preset's]"),
     ] = None
     adapter: Annotated[
         bool | None,
-        _option("--adapter/--no-adapter", panel=_METHOD, help="With or without the context adapter."),
+        _option(
+            "--adapter/--no-adapter", panel=_METHOD, help="Use the context adapter. [default: the preset's]"
+        ),
     ] = None
     control: Annotated[
         Path | None,
@@ -156,52 +212,84 @@ class Tuning:
             "--control",
             panel=_METHOD,
             metavar="FILE",
-            help="A map for a ControlNet: video, image or folder of depth, pose, edges.",
+            help="Control map for the ControlNet: a video, image or folder of depth, pose or edges.",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are sampled."""
+    """Sampling."""
 
     steps: Annotated[
-        int | None, _option("--steps", panel=_METHOD, help="Steps of the inversion and of sampling.")
+        int | None,
+        _option(
+            "--steps",
+            panel=_METHOD,
+            help="Inference steps, of inversion and sampling. [default: the preset's]",
+        ),
     ] = None
-    guidance: Annotated[float | None, _option("--guidance", panel=_METHOD, help="Guidance scale.")] = None
+    guidance: Annotated[
+        float | None,
+        _option("--guidance", panel=_METHOD, help="Classifier-free guidance scale. [default: the preset's]"),
+    ] = None
     negative_prompt: Annotated[
-        str | None, _option("--negative-prompt", panel=_METHOD, help="What pictures shall not show.")
+        str | None, _option("--negative-prompt", panel=_METHOD, help="What the result should not show.")
     ] = None
 
 
 @dataclass(frozen=True)
 class Scoring(Judging):
-    """Which CLIP judges, and what of the picture was allowed to change."""
+    """The CLIP model for scoring, and where the edit may change the frames."""
 
     mask: Annotated[
         Path | None,
-        _option("--mask", panel=_METHOD, metavar="FILE", help="Image, video or folder; white may change."),
+        _option(
+            "--mask",
+            panel=_METHOD,
+            metavar="FILE",
+            help="Mask: an image, video or folder; only white areas may change.",
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is written where."""
+    """The edited video."""
 
     output: Annotated[
         Path | None,
-        _option("--output", "-o", panel=_OUTPUT, help="mp4, mov, mkv, webm, gif, or a folder for PNGs."),
+        _option(
+            "--output",
+            "-o",
+            panel=_OUTPUT,
+            help="Output file (mp4, mov, mkv, webm, gif), or a folder for PNG frames.",
+        ),
     ] = None
     output_size: Annotated[
         Literal["working", "source"] | None,
-        _option("--output-size", panel=_OUTPUT, help="The model's working size, or the source's. (working)"),
+        _option(
+            "--output-size",
+            panel=_OUTPUT,
+            help="Size of the output: the working size or the source's. [default: working]",
+        ),
     ] = None
-    no_audio: Annotated[bool, _option("--no-audio", panel=_OUTPUT, help="Drop the source's sound.")] = False
+    no_audio: Annotated[
+        bool, _option("--no-audio", panel=_OUTPUT, help="Do not copy the source's sound.")
+    ] = False
+    chroma: Annotated[
+        Literal["420", "444"],
+        _option(
+            "--chroma",
+            panel=_OUTPUT,
+            help="H.264 chroma: 420 plays everywhere, 444 keeps odd sizes. [default: 420]",
+        ),
+    ] = "420"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where run folders lie."""
+    """The folder for runs."""
 
     runs: Annotated[
         Path,
@@ -210,26 +298,31 @@ class Place:
             panel=_OUTPUT,
             envvar="CTXEDIT_RUNS",
             metavar="DIR",
-            help="Where run folders lie. (runs)",
+            help="Folder for runs. [default: runs]",
         ),
     ] = Path("runs")
 
 
 @dataclass(frozen=True)
 class Overwrite:
-    """Leave to replace."""
+    """Permission to replace files."""
 
     yes: Annotated[
-        bool, _option("--yes", "-y", panel=_OUTPUT, help="Replace what exists; redo a finished edit.")
+        bool, _option("--yes", "-y", panel=_OUTPUT, help="Replace existing files; redo a finished edit.")
     ] = False
 
 
 @dataclass(frozen=True)
 class Dry:
-    """Look first."""
+    """Check without running."""
 
     dry_run: Annotated[
-        bool, _option("--dry-run", panel=_OUTPUT, help="Check everything and print the plan; load nothing.")
+        bool,
+        _option(
+            "--dry-run",
+            panel=_OUTPUT,
+            help="Check everything and print the plan without loading or downloading models.",
+        ),
     ] = False
 
 
@@ -260,7 +353,12 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     def called(**values: Any) -> Any:
         for name, group in groups.items():
             values[name] = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
-        return command(**values)
+        try:
+            return command(**values)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BaseException as error:
+            raise Carried(error) from error
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -271,4 +369,4 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
 def help_unless_called(context: typer.Context) -> None:
     """Callback of a group of commands: without a command its help is printed."""
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        put(context.get_help())

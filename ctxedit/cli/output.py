@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import json
 import math
 import os
@@ -12,12 +15,66 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ctxedit.cli.failures import Failure
+from ctxedit.cli.failures import Failure, StdoutClosed
+from ctxedit.files import printable
+
+#: Letters of an error's line.
+_LONGEST = 1000
+#: What stands in for typographic characters where a stream's encoding lacks them.
+_PLAIN = {
+    "…": "...", "×": "x", "“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "→": "->", "²": "2",
+    "−": "-", "≤": "<=", "≥": ">=", "·": ".",
+}  # fmt: skip
 
 
 def debugging() -> bool:
     """Whether ``CTXEDIT_DEBUG`` asks for tracebacks and libraries' warnings."""
     return os.environ.get("CTXEDIT_DEBUG", "") not in ("", "0")
+
+
+def put(text: str) -> None:
+    """Print a result on stdout; raises StdoutClosed when nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        raise StdoutClosed from error
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EBADF):  # Windows' broken pipe; a closed stdout
+            raise StdoutClosed from error
+        raise
+
+
+def lenient_streams() -> None:
+    """Let stdout and stderr take any text, whatever their encoding: what they lack is replaced or escaped."""
+    codecs.register_error("ctxedit", _replacement)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ctxedit")
+
+
+def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler: plain characters for typographic ones, escapes for all others."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (_PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in text)
+    return "".join(plain), error.end
+
+
+class _Stderr(Console):
+    """Talk; when nobody listens any more the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class _Stdout(Console):
+    def on_broken_pipe(self) -> None:
+        raise StdoutClosed
+
+
+def _stderr() -> Console:
+    return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Screen:
@@ -30,7 +87,7 @@ class Screen:
 
     def __init__(self, quiet: bool = False, json: bool = False) -> None:
         self.quiet, self.json = quiet, json
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _stderr()
         self._warned: set[str] = set()
 
     @property
@@ -51,12 +108,20 @@ class Screen:
 
     def result(self, text: str, table: Mapping[str, Any]) -> None:
         """The result: lines for people and pipes, or one JSON object."""
-        print(to_json(table) if self.json else text, flush=True)
+        put(to_json(table) if self.json else text)
 
 
 def to_json(table: Mapping[str, Any]) -> str:
-    """One JSON object; infinity becomes the text ``"inf"``, NaN null, paths text."""
-    return json.dumps(_plain(table), ensure_ascii=False, allow_nan=False, indent=2)
+    """One JSON object; infinity becomes the text ``"inf"``, NaN null, paths text.
+
+    What stdout cannot hold is escaped: every stream takes the object, and it stays JSON.
+    """
+    text = json.dumps(_plain(table), ensure_ascii=False, allow_nan=False, indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(_plain(table), ensure_ascii=True, allow_nan=False, indent=2)
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -77,27 +142,77 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows on stdout: a drawn table on a terminal, aligned text elsewhere."""
-    if not sys.stdout.isatty():
-        print(columns(rows), flush=True)
+    """Rows on stdout; the first row is the heading. Nothing is ever cut.
+
+    Off a terminal, aligned text. On one, a drawn table: texts fold, numbers stay whole; where even that is
+    too wide, each row becomes a block of ``heading  value`` lines.
+    """
+    if sys.stdout is None or not sys.stdout.isatty():
+        put(columns(rows))
         return
     from rich.table import Table
 
+    console = _Stdout(highlight=False)
+    head, *body = rows
+    # A column of prose can fold to about its longest word, any other cell has to stay on one line.
+    prose = [any(" " in row[i].strip() for row in body) for i in range(len(head))]
+    if _least_width(rows, prose) > console.width:
+        put("\n\n".join(_block(head, row) for row in body))
+        return
     table = Table()
-    for cell in rows[0]:
-        table.add_column(Text(cell))
-    for row in rows[1:]:
+    for cell, folds in zip(head, prose, strict=True):
+        table.add_column(Text(cell), no_wrap=not folds, overflow="fold")
+    for row in body:
         table.add_row(*[Text(cell) for cell in row])
-    Console(highlight=False).print(table)
+    console.print(table)
+
+
+def _least_width(rows: Sequence[Sequence[str]], prose: Sequence[bool]) -> int:
+    """Columns of text that a drawn table needs at least, its rules included."""
+    head, *body = rows
+    widths = [
+        max(
+            max(map(len, head[i].split()), default=0),
+            *(_longest(row[i], prose[i]) for row in body),
+            12 * prose[i],
+        )
+        for i in range(len(head))
+    ]
+    return sum(widths) + 3 * len(head) + 1
+
+
+def _longest(cell: str, folds: bool) -> int:
+    return max(map(len, cell.split()), default=0) if folds else len(cell)
+
+
+def _block(head: Sequence[str], row: Sequence[str]) -> str:
+    width = max(map(len, head))
+    return "\n".join(f"{name.ljust(width)}  {cell}" for name, cell in zip(head, row, strict=True))
+
+
+def human_size(count: int) -> str:
+    """Bytes for people, in powers of 1024: ``3.4 MiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
 
 
 def print_failure(failure: Failure, as_json: bool) -> None:
     """The error on stderr, in one line and a hint; with ``--json`` one object on stdout too."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = _stderr()
     style = "yellow" if failure.exit_code == 130 else "bold red"
-    console.print(Text.assemble(("error: ", style), " ".join(failure.message.split())))
+    console.print(Text.assemble(("error: ", style), _line(failure.message)))
     if failure.hint:
-        console.print(Text.assemble(("hint: ", "cyan"), " ".join(failure.hint.split())))
+        console.print(Text.assemble(("hint: ", "cyan"), _line(failure.hint)))
     if as_json:
         table = {"error": failure.message, "hint": failure.hint, "exit_code": failure.exit_code}
-        print(to_json(table), flush=True)
+        put(to_json(table))
+
+
+def _line(text: str) -> str:
+    """One line that a person can read: an error may quote a value of megabytes."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +10,17 @@ import tomli_w
 import typer
 
 from ctxedit import config
+from ctxedit.cli.failures import work_begins
 from ctxedit.cli.options import Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
 from ctxedit.tables import BASE, preset_table
 
-app = typer.Typer(help="The presets: list them, print one, copy one to edit.")
-Name = Annotated[str, typer.Argument(help="A preset's name.", show_default=False)]
+app = typer.Typer(help="List presets, print one, or copy one to edit.")
+Name = Annotated[
+    str, typer.Argument(help="Preset name.", show_default=False, autocompletion=config.preset_names)
+]
 Destination = Annotated[
-    Path | None, typer.Argument(help="A file or folder. (./NAME.toml)", show_default=False)
+    Path | None, typer.Argument(help="Destination file or folder. [default: ./NAME.toml]", show_default=False)
 ]
 
 app.callback(invoke_without_command=True)(help_unless_called)
@@ -37,7 +41,7 @@ def ls(talk: Talk) -> None:
 @app.command("show")
 @spread
 def show(name: Name, talk: Talk) -> None:
-    """Print a preset's TOML; one that changes another preset is printed with all that it takes from it."""
+    """Print a preset as TOML, including what it inherits from another preset."""
     path, whole = config.preset_path(name), preset_table(name)
     text, own = path.read_text(encoding="utf-8"), config.read_table(path)
     if BASE in own:
@@ -51,13 +55,16 @@ def show(name: Name, talk: Talk) -> None:
 @app.command("cp")
 @spread
 def cp(name: Name, overwrite: Overwrite, talk: Talk, path: Destination = None) -> None:
-    """Copy a preset to edit it; use the copy with --preset FILE.toml. Prints the copy's path."""
+    """Copy a preset for editing and print the path of the copy. Use it with --preset FILE.toml."""
     from ctxedit.media.temporary import atomic
+    from ctxedit.request import Input, Request
 
     source = config.preset_path(name)
     target = path or Path(f"{source.stem}.toml")
-    if target.is_dir():
+    if os.path.isdir(target):
         target = target / f"{source.stem}.toml"
+    Request((Input(source, "preset"),), (("copy", target),)).check()
+    work_begins()
     with atomic(target, overwrite.yes) as temporary:
         temporary.write_bytes(source.read_bytes())
     Screen(talk.quiet, talk.json).result(str(target), {"name": name, "path": target})

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ctxedit.cli.failures import work_begins
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.pipeline import Reporter
 
@@ -77,7 +78,8 @@ class Teller(Reporter):
 
 
 def teller(screen: Screen) -> Teller:
-    """A reporter for the pipeline; libraries are told to keep silent."""
+    """A reporter for the pipeline; libraries are told to keep silent. Imports are done, the work begins."""
+    work_begins()
     if not debugging():
         hush()
     return Teller(screen)

@@ -21,19 +21,22 @@ from ctxedit.cli.options import (
     Size,
     Span,
     Talk,
+    TargetOption,
     Tuning,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
-Targets = Annotated[
-    list[str], typer.Option("--target", help="What the clip shall show. Repeatable.", show_default=False)
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEXT...", help="Target prompt: what the edited clip should show.", show_default=False
+    ),
 ]
 
 
 def run(
     clip: Clip,
-    target: Targets,
     base: Base,
     span: Span,
     size: Size,
@@ -46,15 +49,16 @@ def run(
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
+    text: Texts = None,
+    target: TargetOption = None,
 ) -> None:
-    """Caption, tune, invert, edit and score a clip; prints the edited file's path, one for each target."""
+    """Caption, tune, invert, edit and score a clip; prints the path of each edited video."""
     screen = Screen(talk.quiet, talk.json)
-    if result.output is not None and len(target) > 1:
+    targets = asked.targets(text, target)
+    if result.output is not None and len(targets) > 1:
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    for text in target:
-        asked.not_empty(text, "target")
     config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
     asked.existing(clip)
 
@@ -64,15 +68,16 @@ def run(
 
     options = pipeline.Options(
         tuning.prompt, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python,
+        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python, asked.sources(base),
+        result.chroma,
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
-        if not work.checked(session, target, "evaluate", screen, dry.dry_run):
+        if not work.checked(session, targets, "evaluate", screen, dry.dry_run):
             return
         with resumable(session.run.folder):
-            results = pipeline.run(session, target)
-        folder, prompt = session.run.folder, session.prompt
+            results = pipeline.run(session, targets)
+        folder, prompt, notes = session.run.folder, session.prompt, session.prepared.clip.notes
         rows = []
         for one in results:
             assert one.figures is not None
@@ -88,7 +93,8 @@ def run(
         for one, row in zip(results, rows, strict=True)
     ]  # fmt: skip
     paths = "\n".join(str(one.files.video) for one in results)
-    screen.result(paths, {"run": folder, "prompt": prompt, "seed": config.seed, "edits": edits})
+    facts = {"run": folder, "prompt": prompt, "seed": config.seed, "notes": notes}
+    screen.result(paths, {**facts, "edits": edits})
 
 
 def _tell(screen: Screen, target: str, figures: dict[str, object]) -> None:

@@ -11,17 +11,19 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
 from ctxedit.cli.output import Screen
-from ctxedit.errors import InputError
+from ctxedit.files import check_file
 
-Text = Annotated[str, typer.Argument(help="What the picture shall show.", show_default=False)]
+Text = Annotated[str, typer.Argument(help="What the image should show.", show_default=False)]
 Image = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="png, jpg or webp. (TEXT as a file name, .png)", show_default=False),
+    typer.Option(
+        "--output", "-o", help="Output image: png, jpg or webp. [default: TEXT.png]", show_default=False
+    ),
 ]
 Adapter = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", help="A context adapter: adapter.safetensors of a run's tune folder.", show_default=False
+        "--adapter", help="Context adapter to use: tune/adapter.safetensors of a run.", show_default=False
     ),
 ]
 
@@ -37,11 +39,11 @@ def t2i(
     output: Image = None,
     adapter: Adapter = None,
 ) -> None:
-    """Make a picture of a text; prints the picture's path."""
+    """Generate an image from text and print its path."""
     screen = Screen(talk.quiet, talk.json)
     asked.not_empty(text, "text")
-    if adapter is not None and not adapter.is_file():
-        raise InputError(f"no file {adapter}", "an adapter lies in a run folder: tune/adapter.safetensors")
+    if adapter is not None:
+        check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
     config = asked.settings(base, screen, size, sampling)
 
     from ctxedit import pipeline, plan
@@ -52,7 +54,9 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    looked = plan.for_image(text, config, base.offline or dry.dry_run, path, overwrite.yes)
+    looked = plan.for_image(
+        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
+    )
     if dry.dry_run:
         width, height = looked["size"]
         line = (

@@ -16,25 +16,27 @@ from ctxedit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Looking:
-    """What to note on the way."""
+    """Edits sampled while tuning."""
 
     curve: Annotated[
         int | None,
         typer.Option(
-            "--curve", min=1, metavar="N", help="Every N steps edit towards --target; draw CLIP-text.",
-            rich_help_panel="Looking inside",
+            "--curve", min=1, metavar="N", help="Sample an edit every N steps and plot CLIP-text.",
+            rich_help_panel="Inspection",
         ),
     ] = None  # fmt: skip
     target: Annotated[
         str | None,
-        typer.Option("--target", help="What the curve's edits shall show.", rich_help_panel="Looking inside"),
+        typer.Option(
+            "--target", help="Target prompt of the edits that --curve samples.", rich_help_panel="Inspection"
+        ),
     ] = None
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Tune once more with the adapter switched over; draw both curves.",
-            rich_help_panel="Looking inside",
+            help="Tune a second time with the adapter toggled, and plot both curves.",
+            rich_help_panel="Inspection",
         ),
     ] = False
 
@@ -44,7 +46,7 @@ class Looking:
         if self.curve is None and (self.target is not None or self.compare):
             raise ConfigError("--target and --compare belong to --curve", "add --curve 20, or leave them out")
         if self.curve is not None and self.target is None:
-            raise ConfigError("--curve needs a --target", "say what the edits on the way shall show")
+            raise ConfigError("--curve needs a --target", "describe what the sampled edits should show")
 
 
 def tune(
@@ -76,6 +78,7 @@ def tune(
         offline=base.offline or dry.dry_run,
         runs=place.runs,
         lavis_python=captioning.lavis_python,
+        sources=asked.sources(base),
     )
     with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:
         if not work.checked(session, [], "tune", screen, dry.dry_run):

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 def checked(
-    session: Session, targets: Sequence[str], last: str, screen: Screen, dry_run: bool, show: bool = True
-) -> bool:
+    session: Session, targets: Sequence[str], last: str, screen: Screen, dry_run: bool, show: bool = True,
+    heatmaps: bool = False,
+) -> bool:  # fmt: skip
     """Check all that can be checked; print the plan of a dry run. Returns whether to go on."""
     from ctxedit import plan
 
-    made = plan.make(session, targets, last)
+    made = plan.make(session, targets, last, heatmaps)
     if dry_run:
         screen.result(describe(made), {"plan": made.table()})
     made.check()
@@ -31,27 +32,31 @@ def checked(
     return not dry_run
 
 
-def chosen_run(folder: Path | None, runs: Path, screen: Screen) -> Run:
-    """The run that was named, or the newest one, which is then said."""
+def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | None = None) -> Run:
+    """The run that was named, or the newest one, of ``clip`` if given; which one it is, is said."""
     if folder is not None:
         return Run(folder)
-    run = Run.newest(runs)
-    screen.say(f"run: {run.folder} (the newest)")
+    run = Run.newest(runs, screen.warn, clip)
+    screen.say(f"run: {run.folder} (the newest{f' of {clip.name}' if clip else ''})")
     return run
 
 
 def describe(plan: Plan) -> str:
     """A plan for people."""
     work, padded = _size(plan.working_size), _size(plan.padded_size)
+    handling = f"{gib(plan.reading_bytes)} to read the clip"
+    if plan.writing_bytes:
+        handling += f", {gib(plan.writing_bytes)} to write an edit"
     facts = [
         ("clip", f"{plan.clip}: {plan.frames} frames, {_rate(plan.fps)} a second, {_size(plan.source_size)}"),
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
+        *(("note", note) for note in plan.notes),
         ("run", plan.run or "a new one"),
         ("prompt", plan.prompt or "by the captioner"),
         ("seed", str(plan.seed)),
-        ("memory", f"{gib(plan.memory_available)} available"),
+        ("memory", f"{gib(plan.memory_available)} available; {handling}"),
         ("disk", f"{gib(plan.disk_needed)} needed, {gib(plan.disk_free)} free"),
     ]
     width = max(len(name) for name, _ in facts)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctxedit.diffusion.broadcast import Level, as_level, per_sample, positive
 from ctxedit.diffusion.forward import effective_noise
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Weighting = Literal["snr", "one", "min_snr"]
 
 
@@ -27,7 +27,8 @@ def to_x0(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Predic
         x_t: the latents it saw, as ``output``.
         signal, noise: their level; float, 0-d or (B,).
         kind: "epsilon": ``(x_t - s out) / a``; "v_prediction": ``(a x_t - s out) / (a^2 + s^2)``, where the
-            denominator is 1 for a variance-preserving schedule; "sample": ``out``.
+            denominator is 1 for a variance-preserving schedule; "sample": ``out``; "flow", a flow
+            model's velocity ``eps - x_0``: ``(x_t - s out) / (a + s)``, whose denominator is 1 for a = 1 - s.
 
     Returns:
         x_0, as ``output``.
@@ -43,6 +44,35 @@ def to_x0(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Predic
         a, s = as_level(signal), as_level(noise)
         power = a**2 + s**2
         return per_sample(a / power, x_t) * x_t - per_sample(s / power, x_t) * output
+    if kind == "flow":
+        total = as_level(signal) + as_level(noise)
+        return per_sample(1 / total, x_t) * x_t - per_sample(as_level(noise) / total, x_t) * output
+    raise ValueError(f"no prediction named {kind!r}")
+
+
+def to_noise(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Prediction) -> Tensor:
+    """The effective noise that a network's output stands for, at zero noise as well where the head tells it.
+
+    Args:
+        output, x_t, signal, noise, kind: as in `to_x0`.
+
+    Returns:
+        eps, as ``output``: "epsilon": ``out``; "v_prediction": ``(s x_t + a out) / (a^2 + s^2)``; "flow":
+        ``(x_t + a out) / (a + s)``; "sample": ``(x_t - a out) / s``.
+
+    Raises:
+        ValueError: for "sample" at zero noise.
+    """
+    if kind == "epsilon":
+        return output
+    if kind == "sample":
+        return effective_noise(x_t, output, signal, noise)
+    a, s = as_level(signal), as_level(noise)
+    if kind == "v_prediction":
+        power = a**2 + s**2
+        return per_sample(s / power, x_t) * x_t + per_sample(a / power, x_t) * output
+    if kind == "flow":
+        return per_sample(1 / (a + s), x_t) * x_t + per_sample(a / (a + s), x_t) * output
     raise ValueError(f"no prediction named {kind!r}")
 
 
@@ -52,7 +82,7 @@ def from_x0(x0: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Predicti
     Args:
         x0, x_t: (B, ...).
         signal, noise: the level of ``x_t``, noise > 0 unless ``kind`` is "sample"; float, 0-d or (B,).
-        kind: as in `to_x0`. "v_prediction" is ``a eps - s x_0``.
+        kind: as in `to_x0`. "v_prediction" is ``a eps - s x_0``, "flow" is ``eps - x_0``.
 
     Returns:
         The output, as ``x0``.
@@ -67,6 +97,8 @@ def from_x0(x0: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Predicti
         return eps
     if kind == "v_prediction":
         return per_sample(signal, x_t) * eps - per_sample(noise, x_t) * x0
+    if kind == "flow":
+        return eps - x0
     raise ValueError(f"no prediction named {kind!r}")
 
 

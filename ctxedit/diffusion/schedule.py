@@ -24,7 +24,7 @@ class Levels:
     ``timesteps`` by level.
 
     Attributes:
-        timesteps: (S,) int64, strictly descending; what the network is told.
+        timesteps: (S,) int64, or floating point (flow models), strictly descending; what the network is told.
         signal: (S+1,) in [0, 1], descending: ``sqrt(alpha_bar)``. ``signal[0]`` is 1 for clean data.
         noise: (S+1,) in [0, 1], ascending: ``sqrt(1 - alpha_bar)``. ``noise[0]`` is 0 for clean data.
     """
@@ -47,7 +47,7 @@ class Levels:
         """S, the number of steps between clean data and the noisiest level."""
         return self.timesteps.numel()
 
-    def timestep(self, level: int) -> int:
+    def timestep(self, level: int) -> int | float:
         """The network's timestep at a level in 1..S. Clean data, level 0, has none.
 
         Raises:
@@ -55,7 +55,8 @@ class Levels:
         """
         if not 1 <= level <= self.steps:
             raise IndexError(f"level {level} has no timestep: levels with one are 1..{self.steps}")
-        return int(self.timesteps[self.steps - level])
+        found: int | float = self.timesteps[self.steps - level].item()
+        return found
 
     def at(self, level: int) -> tuple[Tensor, Tensor]:
         """``(signal, noise)`` of a level in 0..S, each 0-d.

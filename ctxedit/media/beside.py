@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit.errors import InputError
-from ctxedit.media.geometry import Fit
+from ctxedit.media.geometry import Fit, resize
 from ctxedit.media.probe import probe
 from ctxedit.media.read import read_frames
 
 
 def read_beside(
-    path: str | Path, what: str, frames: int, start: int, stride: int, size: Fit
-) -> NDArray[np.uint8]:
+    path: str | Path,
+    what: str,
+    frames: int,
+    start: int,
+    stride: int,
+    size: Fit,
+    each: Callable[[NDArray[np.uint8]], NDArray[Any]] | None = None,
+) -> NDArray[Any]:
     """Read a picture for each of `frames` frames of a clip that is read with the same `start` and `stride`.
 
     One image serves every frame. A video or folder of exactly `frames` pictures gives one to each frame; a
@@ -26,9 +34,11 @@ def read_beside(
         what: what it is called in errors.
         frames, start, stride: as for ``read_frames``.
         size: of the clip; the pictures must have the source's shape, at any scale.
+        each: what is kept of every RGB uint8 (H, W, 3) picture as it is read; scaled to the working size
+            where not given.
 
     Returns:
-        RGB uint8 (F, H, W, 3), of the file's own size.
+        RGB uint8 (F, h, w, 3) at working size, or what ``each`` made of the pictures.
 
     Raises:
         InputError: not readable, of another shape than the source, or too short.
@@ -41,8 +51,9 @@ def read_beside(
             f"{size.source_width}x{size.source_height}",
             f"draw the {what} on a frame of the clip, at its size or scaled with its aspect ratio",
         )
+    each = each or (lambda picture: resize(picture[None], size.width, size.height)[0])
     if info.frames == 1:
-        return np.repeat(read_frames(path, frames=1, background=0).frames, frames, axis=0)
+        return np.repeat(read_frames(path, frames=1, background=0, each=each).frames, frames, axis=0)
     if info.frames == frames:
-        return read_frames(path, frames=frames, background=0).frames
-    return read_frames(path, frames=frames, start=start, stride=stride, background=0).frames
+        start, stride = 0, 1
+    return read_frames(path, frames=frames, start=start, stride=stride, background=0, each=each).frames

@@ -1,15 +1,18 @@
-"""Opening video files through PyAV."""
+"""Opening video files through PyAV, and choosing the picture and the sound among their streams."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 
 from ctxedit.errors import InputError
+from ctxedit.media.sources import location
 
 DAMAGED = (
     "the file is damaged or cut short; copy it again, or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4"
@@ -18,13 +21,32 @@ DAMAGED = (
 #: Tags that are no UTF-8: PyAV 19 replaces what it cannot read of them by itself, and takes no word on it.
 _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
+#: Codecs of cover art that is not marked as an attached picture, beside a stream in a codec of films.
+_PICTURE_CODECS = frozenset({"png", "mjpeg", "bmp", "tiff", "webp", "gif"})
+
+_UNKNOWN_SOUND = "the clip's sound has a codec that FFmpeg does not know"
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The sound track that goes with the picture.
+
+    Attributes:
+        index: of the stream in the file, None where there is no track to be used.
+        codec: FFmpeg's name of its codec.
+        note: what a person should know of the choice, or None.
+    """
+
+    index: int | None = None
+    codec: str | None = None
+    note: str | None = None
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """A file's PyAV container, its video stream and the decoder for it; PyAV's errors become InputError."""
     try:
-        # The absolute path has no colon early enough to be taken for a protocol.
-        with av.open(str(path.absolute()), **_TAGS) as container:
+        with av.open(location(path), **_TAGS) as container:
             stream = _video_stream(container, path)
             yield container, stream, _decoder(stream, path)
     except av.FFmpegError as error:
@@ -36,16 +58,58 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
         ) from error
 
 
+def choose_sound(container: Any) -> Sound:
+    """The default track, of several the longest; one in an unknown codec only where there is no other."""
+    known: list[Any] = []
+    unknown: list[Any] = []
+    for stream in container.streams:
+        if stream.type == "audio":
+            (known if stream.codec_context is not None else unknown).append(stream)
+    if not known:
+        return Sound(note=f"{_UNKNOWN_SOUND}: the edit is silent") if unknown else Sound()
+    chosen = max(known, key=_rank)
+    note = None
+    if unknown and _rank(max(unknown, key=_rank))[:1] > _rank(chosen)[:1]:
+        note = f"{_UNKNOWN_SOUND}: another of its tracks is taken"
+    return Sound(chosen.index, chosen.codec_context.codec.canonical_name, note)
+
+
 def _video_stream(container: Any, path: Path) -> Any:
-    for stream in container.streams.video:
-        # A song's cover is a video stream too.
-        if av.stream.Disposition.attached_pic not in stream.disposition:
-            return stream
+    """The default stream, of several the longest. A sleeve's picture is a video stream too, but no clip."""
+    attached = av.stream.Disposition.attached_pic
+    films = [stream for stream in container.streams.video if attached not in stream.disposition]
+    moving = [stream for stream in films if _codec_name(stream) not in _PICTURE_CODECS]
+    if films:
+        return max(moving or films, key=_rank)
     if container.streams.audio:
         raise InputError(f"{path} holds sound only, no picture", "give a clip with a video stream")
     raise InputError(
         f"{path} holds no video", "mp4, mov, webm, mkv, gif, images and folders of images are read"
     )
+
+
+def _codec_name(stream: Any) -> str:
+    context = stream.codec_context
+    return "" if context is None else str(context.codec.canonical_name)
+
+
+def _rank(stream: Any) -> tuple[bool, bool, float, int]:
+    """Streams by how much they are what the file is about: known codec, default, length, order."""
+    default = av.stream.Disposition.default in stream.disposition
+    known = stream.type == "audio" or stream.codec_context is not None
+    return known and default, known, _seconds(stream), -stream.index
+
+
+def _seconds(stream: Any) -> float:
+    """A stream's length as the container says it; Matroska keeps it in a tag. 0 where it is not said."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tags = {name.upper(): value for name, value in stream.metadata.items()}
+    said = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", tags.get("DURATION", "").strip())
+    if said is None:
+        return 0.0
+    hours, minutes, seconds = said.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def _decoder(stream: Any, path: Path) -> Any:

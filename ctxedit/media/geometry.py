@@ -74,11 +74,6 @@ def to_working(frames: np.ndarray, fit: Fit) -> np.ndarray:
     return resize(frames, fit.width, fit.height)
 
 
-def to_source(frames: np.ndarray, fit: Fit) -> np.ndarray:
-    """Scale (F, H, W, 3) uint8 frames to the source's size (Lanczos)."""
-    return resize(frames, fit.source_width, fit.source_height)
-
-
 def pad(frames: np.ndarray, fit: Fit) -> np.ndarray:
     """Pad (F, h, w, ...) of the working size to the padded size by repeating the edge; of any dtype."""
     _expect(frames, fit.width, fit.height)

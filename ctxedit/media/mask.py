@@ -28,8 +28,7 @@ def read_mask(path: str | Path, frames: int, start: int, stride: int, size: Fit)
     Raises:
         InputError: not readable, of another shape than the source, too short, or black all over.
     """
-    pictures = read_beside(path, "mask", frames, start, stride, size)
-    mask = np.stack([_working(picture, size) for picture in pictures])
+    mask = read_beside(path, "mask", frames, start, stride, size, lambda picture: _working(picture, size))
     if not mask.any():
         raise InputError(
             f"the mask {path} is black all over: nothing may change", "white marks what may change"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from ctxedit.errors import InputError
-from ctxedit.media import stills
+from ctxedit.media import stills, timing
+from ctxedit.media.sources import check_exists, is_heif, video_offset
 from ctxedit.media.timeline import Timeline, scan
+from ctxedit.media.timing import FOLDER_FPS
 
-Kind = Literal["video", "gif", "folder", "image"]
+__all__ = ["FOLDER_FPS", "ClipInfo", "clock_of", "probe"]
 
-FOLDER_FPS = Fraction(8)
-"""Frame rate given to folders and single images, which have none of their own."""
+Kind = Literal["video", "gif", "animation", "folder", "image"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,12 @@ class ClipInfo:
         rotation: clockwise degrees that the player turns the stored picture by: 0, 90, 180 or 270.
         pixel_aspect: width over height of one stored pixel.
         bit_depth: bits of the deepest component.
-        audio_codec: FFmpeg's name of the first audio stream's codec, or None.
+        audio_codec: FFmpeg's name of the chosen sound track's codec, or None.
+        audio_index: that track's stream in the file, or None.
+        interlaced: reading deinterlaces.
+        converted: HDR or wide gamut that reading converts to BT.709, by name, or None.
+        sound_note: what a person should know of the choice of the sound, or None.
+        motion_photo: the clip is the video of a photo.
     """
 
     path: Path
@@ -54,18 +58,36 @@ class ClipInfo:
     pix_fmt: str = ""
     bit_depth: int = 8
     has_alpha: bool = False
+    audio_index: int | None = None
+    interlaced: bool = False
+    converted: str | None = None
+    sound_note: str | None = None
+    motion_photo: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading does to the picture that a person should know: a sentence each."""
+        said = []
+        if self.motion_photo:
+            said.append("the photo holds a video, which is taken as the clip")
+        if self.interlaced:
+            said.append("the clip is interlaced: its frames are deinterlaced")
+        if self.converted is not None and self.converted.startswith("HDR"):
+            said.append(f"the clip is {self.converted}: its frames are tone-mapped to BT.709")
+        elif self.converted is not None:
+            said.append(f"the clip is {self.converted}: its colours are converted to BT.709")
+        return tuple(said)
 
 
 def probe(path: str | Path) -> ClipInfo:
-    """Describe a video, a GIF, a folder of images or one image. Nothing but the first frame is decoded.
+    """Describe a video, an animation, a folder of images or one image. Of videos hardly more than the first
+    frame is decoded.
 
     Raises:
         InputError: missing, not readable as a clip, damaged, without picture or without frames; a folder
             that is empty or whose images differ in size.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist", "check the path; it is taken from the current folder")
+    path = check_exists(path)
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read", "check its permissions")
     if path.is_dir():
@@ -74,9 +96,23 @@ def probe(path: str | Path) -> ClipInfo:
         raise InputError(f"{path} is not a file", "give a clip, an image or a folder of images")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes)", "copy or download it again")
-    if stills.is_image(path):
+    if is_heif(path):
+        raise InputError(
+            f"{path} is a HEIF photo, which is not read",
+            "save it as JPEG or PNG; of a live photo give its .mov",
+        )
+    if stills.is_image(path) and video_offset(path) is None:
+        if stills.header(path).frames > 1:
+            return _probe_animation(path)
         return _probe_stills(path, "image", [path])
     return _probe_video(path, scan(path))
+
+
+def clock_of(info: ClipInfo) -> timing.Clock | None:
+    """When the frames of a clip are shown; None for images and folders, which have no times."""
+    if info.kind in ("image", "folder"):
+        return None
+    return stills.animation(info.path) if info.kind == "animation" else scan(info.path)
 
 
 def _probe_stills(path: Path, kind: Kind, files: list[Path]) -> ClipInfo:
@@ -107,9 +143,21 @@ def _probe_stills(path: Path, kind: Kind, files: list[Path]) -> ClipInfo:
     )
 
 
+def _probe_animation(path: Path) -> ClipInfo:
+    still, clock = _probe_stills(path, "animation", [path]), stills.animation(path)
+    fps = timing.frame_rate(clock)
+    return replace(
+        still,
+        frames=clock.count,
+        fps=fps,
+        duration=timing.duration(clock, fps),
+        variable_frame_rate=timing.varies(clock),
+    )
+
+
 def _probe_video(path: Path, timeline: Timeline) -> ClipInfo:
     width, height = timeline.display_size
-    fps = frame_rate(timeline)
+    fps = timing.frame_rate(timeline)
     return ClipInfo(
         path=path,
         kind="gif" if timeline.codec == "gif" else "video",
@@ -119,62 +167,22 @@ def _probe_video(path: Path, timeline: Timeline) -> ClipInfo:
         coded_height=timeline.coded_size[1],
         frames=timeline.count,
         fps=fps,
-        duration=_duration(timeline, fps),
-        has_audio=timeline.audio_codec is not None,
-        audio_codec=timeline.audio_codec,
+        duration=timing.duration(timeline, fps),
+        has_audio=timeline.sound.index is not None,
+        audio_codec=timeline.sound.codec,
         rotation=timeline.orientation.rotation,
         pixel_aspect=timeline.pixel_aspect,
-        variable_frame_rate=varies(timeline),
+        variable_frame_rate=timing.varies(timeline),
         codec=timeline.codec,
         pix_fmt=timeline.pix_fmt,
         bit_depth=timeline.bit_depth,
         has_alpha=timeline.has_alpha,
+        audio_index=timeline.sound.index,
+        interlaced=timeline.interlaced,
+        converted=timeline.colours,
+        sound_note=timeline.sound.note,
+        motion_photo=video_offset(path) is not None,
     )
-
-
-def varies(timeline: Timeline) -> bool:
-    """Whether frames lie unevenly in time, beyond what a container's clock (Matroska: 1 ms) rounds."""
-    if timeline.pts is None or timeline.count < 3:
-        return False
-    steps = np.diff(timeline.pts)
-    tolerance = max(1.0, 0.0015 / float(timeline.time_base))
-    return bool(np.abs(steps - np.median(steps)).max() > tolerance)
-
-
-def frame_rate(timeline: Timeline) -> Fraction:
-    """The exact rate. Equal steps of a fine clock say it exactly; a coarse clock (Matroska's milliseconds)
-    only bounds it, and the container's declared rate that agrees with the measured one is taken. Uneven
-    steps have an average only."""
-    declared = [rate for rate in timeline.declared_rates if rate and 0 < rate <= 1000]
-    gif = timeline.codec == "gif"
-    if timeline.pts is None or (timeline.count < 2 and not gif):
-        return declared[0] if declared else FOLDER_FPS
-    steps = np.diff(timeline.pts)
-    fine = gif or timeline.time_base <= Fraction(1, 8000)
-    if len(steps) and fine and steps.min() == steps.max():
-        return 1 / (int(steps[0]) * timeline.time_base)
-    length = _length(timeline)
-    if length and (gif or varies(timeline)):
-        return timeline.count / length  # a GIF's clock is its truth
-    span = int(timeline.pts[-1] - timeline.pts[0]) * timeline.time_base
-    measured = (timeline.count - 1) / span if span else FOLDER_FPS
-    slack = max(2 * timeline.time_base / span, Fraction(1, 2000)) if span else 1
-    fitting = [rate for rate in declared if abs(rate / measured - 1) <= slack]
-    return fitting[0] if fitting else measured.limit_denominator(1001)
-
-
-def _length(timeline: Timeline) -> Fraction | None:
-    """Seconds from the first frame's start to the last one's end, where the container says the latter."""
-    if timeline.pts is None or timeline.end is None or timeline.end <= timeline.pts[-1]:
-        return None
-    return (timeline.end - int(timeline.pts[0])) * timeline.time_base
-
-
-def _duration(timeline: Timeline, fps: Fraction) -> float:
-    if timeline.pts is None:
-        return float(timeline.count / fps)
-    span = int(timeline.pts[-1] - timeline.pts[0]) * timeline.time_base
-    return float(_length(timeline) or span + 1 / fps)
 
 
 def _size(size: tuple[int, int]) -> str:

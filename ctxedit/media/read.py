@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.media import stills
+from ctxedit.media import stills, timing
 from ctxedit.media.decode import rgb_frames
-from ctxedit.media.probe import ClipInfo, probe
+from ctxedit.media.probe import ClipInfo, clock_of, probe
 from ctxedit.media.timeline import scan
+from ctxedit.media.timing import Span
 
 BACKENDS = ("auto", "decord", "pyav")
+
+#: Larger frames are not read by decord, which holds several of them in RGB.
+_DECORD_PIXELS = 3840 * 2160
+_UNEVEN = (
+    "the clip's frames are unevenly spaced in time: each frame of the edit lasts as long as its source's"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +31,12 @@ class Clip:
     """Frames read from a source.
 
     Attributes:
-        frames: (F, H, W, 3) uint8 RGB, upright, square pixels.
-        fps: the source's frame rate divided by the stride, exact.
+        frames: (F, H, W, 3) uint8 RGB, upright, square pixels; or what ``each`` made of them.
+        fps: the source's frame rate divided by the stride, exact; the average where `durations` is given.
         indices: of each frame in the source, in the order of presentation.
         start_seconds: where the first frame lies, counted as FFmpeg's ``-ss`` counts.
         span_seconds: how much of the source the frames stand for.
+        durations: seconds that each frame stays, where the source's timing is uneven; else None.
     """
 
     frames: np.ndarray
@@ -37,6 +45,12 @@ class Clip:
     info: ClipInfo
     start_seconds: float
     span_seconds: float
+    durations: tuple[Fraction, ...] | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the clip was read: a sentence each."""
+        return self.info.notes + (() if self.durations is None else (_UNEVEN,))
 
 
 def read_frames(
@@ -47,15 +61,19 @@ def read_frames(
     stride: int = 1,
     backend: str = "auto",
     background: int = 255,
+    each: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Clip:
     """Read `frames` frames: `start`, `start + stride`, and so on, in the order they are shown.
 
     Only what is needed is decoded: from the key frame before, to the last frame wanted. Rotation is
     applied; pixels that are not square are made so by scaling the width (the height before turning is
-    kept); more than 8 bits are rounded to 8; transparency is laid over white (`background`: its grey level).
+    kept); interlaced pictures are deinterlaced; HDR is tone-mapped to BT.709; more than 8 bits are rounded
+    to 8; transparency is laid over white (`background`: its grey level).
 
     Args:
         backend: "auto" (decord where it is sure to give the same frames, else PyAV), "decord" or "pyav".
+        each: called with every (H, W, 3) frame as it is read, so that a clip larger than memory can be
+            scaled down on the way; what it returns is kept instead.
 
     Raises:
         InputError: the clip cannot be read, or has too few frames.
@@ -63,83 +81,107 @@ def read_frames(
     """
     _check(frames, start, stride, backend)
     info = probe(path)
+    span = span_of(info, frames, start, stride)
     indices = list(range(start, start + frames * stride, stride))
-    if indices[-1] >= info.frames:
+    pictures: np.ndarray | None = None
+    for index, picture in enumerate(_pictures(info, indices, backend, background)):
+        kept = picture if each is None else each(picture)
+        if pictures is None:
+            pictures = np.empty((frames, *kept.shape), kept.dtype)
+        pictures[index] = kept
+    assert pictures is not None
+    return Clip(pictures, span.fps, indices, info, span.start, span.seconds, span.durations)
+
+
+def span_of(info: ClipInfo, frames: int, start: int, stride: int) -> Span:
+    """When the frames that ``read_frames`` would read are shown; nothing is read.
+
+    Raises:
+        InputError: the clip has too few frames.
+        ConfigError: a number out of range.
+    """
+    _check(frames, start, stride, "auto")
+    if start + (frames - 1) * stride >= info.frames:
         raise _too_few(info, frames, start, stride)
-    fps = info.fps / stride
+    clock = clock_of(info)
+    if clock is None:
+        fps = info.fps / stride
+        return Span(float(start / info.fps), float(frames / fps), fps)
+    return timing.span(clock, range(start, start + frames * stride, stride), stride, info.fps)
+
+
+def _pictures(info: ClipInfo, indices: list[int], backend: str, background: int) -> Iterator[np.ndarray]:
+    """The frames of these indices, one by one, by whichever library reads such a clip."""
     if info.kind in ("image", "folder"):
         files = [info.path] if info.kind == "image" else stills.image_files(info.path)
-        stack = np.stack([stills.read_image(files[index], background) for index in indices])
-        return Clip(stack, fps, indices, info, float(start / info.fps), float(frames / fps))
-    pictures: np.ndarray | None = None
-    if backend != "pyav" and decord_fits(info):
-        pictures = _read_decord(info, indices)
-    if pictures is None and backend == "decord":
+        return (stills.read_image(files[index], background) for index in indices)
+    if info.kind == "animation":
+        return stills.animation_frames(info.path, indices, background)
+    reader = _decord_reader(info) if backend != "pyav" and decord_fits(info) else None
+    if reader is not None:
+        return _decord_frames(reader, info, indices)
+    if backend == "decord":
         raise ConfigError(
             f"decord is not installed, or cannot read {info.path} faithfully", "use the reader pyav, or auto"
         )
-    if pictures is None:
-        pictures = _read_pyav(info, indices, background)
-    return Clip(pictures, fps, indices, info, *_span(info, start, frames * stride))
+    return rgb_frames(info.path, scan(info.path), indices, background)
 
 
 def decord_fits(info: ClipInfo) -> bool:
-    """Whether decord gives the frames that PyAV gives.
+    """Whether decord may be sure to give the frames that PyAV gives.
 
     The decord on PyPI (0.6.0, 2021) drops the pixel aspect, turns some rotated clips and not others, knows
-    no alpha, is built on an FFmpeg that lacks newer codecs, finds frames of uneven streams by guess, and
-    gives the wrong frames after a seek into open groups of pictures. So it gets the common case, for which
-    the tests hold both equal: 8-bit H.264 or VP9 4:2:0 in limited range, upright, square pixels, even size,
-    even timing, closed groups. All else goes to PyAV.
+    no alpha, is built on an FFmpeg that lacks newer codecs, finds frames of uneven streams by guess, gives
+    the wrong frames after a seek into open groups of pictures, and trusts a seek to land where it aimed,
+    which it does not in MPEG-TS, Matroska or fragmented MP4. So it gets the common case, for which the tests
+    hold both equal: an MP4 or MOV whose every frame stands in its table, 8-bit H.264 4:2:0 in limited range,
+    progressive, upright, square pixels, even size, even timing, closed groups. All else goes to PyAV.
     """
+    if info.kind != "video":
+        return False
+    timeline = scan(info.path)
     return (
-        info.kind == "video"
-        and scan(info.path).plain
-        and info.codec in ("h264", "vp9")
+        timeline.plain
+        and timeline.indexed
+        and info.codec == "h264"
         and info.pix_fmt == "yuv420p"
         and (info.width, info.height) == (info.coded_width, info.coded_height)
         and info.width % 2 == info.height % 2 == 0
+        and info.width * info.height <= _DECORD_PIXELS
         and info.pixel_aspect == 1
         and info.rotation == 0
         and not info.variable_frame_rate
+        and not info.motion_photo
     )
 
 
-def _read_decord(info: ClipInfo, indices: list[int]) -> np.ndarray | None:
-    """Frames through decord, or None where it is absent, fails, or counts the frames otherwise than PyAV."""
+def _decord_reader(info: ClipInfo) -> Any:
+    """decord's reader; None where it is absent, fails, or tells other time stamps than PyAV."""
     try:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
         reader = decord.VideoReader(str(info.path.absolute()), num_threads=1)
-        if len(reader) != info.frames:
-            return None
-        pictures = reader.get_batch(indices).asnumpy()
+        if len(reader) != info.frames or reader[0].shape != (info.height, info.width, 3):
+            return None  # rows of some widths (48) come out as four channels
+        stamps = reader.get_frame_timestamp(range(info.frames))[:, 0]
     except Exception:  # ImportError, OSError (its libraries), its own DECORDError, RuntimeError
         return None
-    return pictures if pictures.shape[1:3] == (info.height, info.width) else None
-
-
-def _read_pyav(info: ClipInfo, indices: Sequence[int], background: int) -> np.ndarray:
-    pictures = np.empty((len(indices), info.height, info.width, 3), np.uint8)
-    found = rgb_frames(info.path, scan(info.path), indices, background)
-    for place, picture in enumerate(islice(found, len(indices))):
-        pictures[place] = picture
-    return pictures
-
-
-def _span(info: ClipInfo, start: int, length: int) -> tuple[float, float]:
-    """Seconds at which frame `start` is shown, and seconds until frame ``start + length`` is."""
     timeline = scan(info.path)
-    if timeline.pts is None:
-        return float(start / info.fps), float(length / info.fps)
-    begin = int(timeline.pts[start]) * timeline.time_base
-    span = length / info.fps
-    if info.variable_frame_rate:
-        end = min(start + length, info.frames - 1)
-        extra = (start + length - end) / info.fps
-        span = int(timeline.pts[end]) * timeline.time_base - begin + extra
-    return max(0.0, float(begin - timeline.start_time)), float(span)
+    assert timeline.pts is not None
+    seconds = timeline.pts * float(timeline.time_base)
+    return reader if np.abs(stamps - seconds).max() < 1e-3 else None
+
+
+def _decord_frames(reader: Any, info: ClipInfo, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames through decord; PyAV gives the rest where decord fails on the way."""
+    for place, index in enumerate(indices):
+        try:
+            picture = reader[index].asnumpy()
+        except Exception:  # its own DECORDError, RuntimeError
+            yield from rgb_frames(info.path, scan(info.path), indices[place:])
+            return
+        yield picture
 
 
 def _check(frames: int, start: int, stride: int, backend: str) -> None:

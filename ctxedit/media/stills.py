@@ -1,9 +1,15 @@
-"""Images and folders of images, through Pillow."""
+"""Images, animated images and folders of images, through Pillow."""
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +17,13 @@ from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
+_ANIMATED = ("PNG", "WEBP", "AVIF")
+_ROWS = 256
+_NO_DELAY = 100  # milliseconds that browsers show a frame which names no time, or nearly none
 # Orientations 5 to 8 of EXIF lie on their side.
 _EXIF_ORIENTATION = 0x0112
 
@@ -27,6 +38,23 @@ class Header:
     mode: str
     bit_depth: int
     has_alpha: bool
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class Animation:
+    """When the frames of an APNG or an animated WebP or AVIF are shown: a clock, in milliseconds."""
+
+    pts: np.ndarray
+    end: int
+    time_base: Fraction = Fraction(1, 1000)
+    start_time: Fraction = Fraction(0)
+    declared_rates: tuple[Fraction | None, ...] = ()
+    literal: bool = True
+
+    @property
+    def count(self) -> int:
+        return len(self.pts)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -56,13 +84,13 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether Pillow knows the file as a still image (GIF is a clip). By content, or by name when damaged."""
+    """Whether Pillow reads the file (GIF is read as a video). By content, or by name when damaged."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
         with _open(path):
             return True
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError):
+    except InputError:
         return False
 
 
@@ -70,27 +98,28 @@ def header(path: Path) -> Header:
     """Read an image's header.
 
     Raises:
-        InputError: not an image, or several in one file (APNG, animated WebP, multi-page TIFF).
+        InputError: not an image, a larger one than is read, or several pages in one TIFF file.
     """
-    try:
-        with _open(path) as image:
+    with _open(path) as image:
+        frames = int(getattr(image, "n_frames", 1))
+        if image.format not in _ANIMATED:
             # A JPEG of several pictures (MPO) is a photo with its previews: its first one is the photo.
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            if image.format != "MPO" and frames > 1:
                 raise InputError(
                     f"{path} holds several pictures in one {image.format} file",
                     "turn it into a GIF, an MP4 or a folder of images",
                 )
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return Header(
-                size=image.size[::-1] if turned else image.size,
-                coded_size=image.size,
-                codec=(image.format or "").lower(),
-                mode=image.mode,
-                bit_depth=16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8,
-                has_alpha=image.has_transparency_data,
-            )
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise _unreadable(path) from error
+            frames = 1
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        return Header(
+            size=image.size[::-1] if turned else image.size,
+            coded_size=image.size,
+            codec=(image.format or "").lower(),
+            mode=image.mode,
+            bit_depth=16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8,
+            has_alpha=image.has_transparency_data,
+            frames=frames,
+        )
 
 
 def read_image(path: Path, background: int = 255) -> np.ndarray:
@@ -99,35 +128,82 @@ def read_image(path: Path, background: int = 255) -> np.ndarray:
     Raises:
         InputError: it cannot be decoded.
     """
-    try:
-        with _open(path) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16") or image.mode == "I":
-                # Pillow clips 16-bit grey at 255 when it converts.
-                values = np.asarray(image).astype(np.float64) / 257.0
-                grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            if image.has_transparency_data:
-                return flatten(np.asarray(image.convert("RGBA")), background)
-            return np.array(image.convert("RGB"))
-    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise _unreadable(path) from error
+    with _open(path) as image:
+        return _rgb(image, background)
+
+
+def animation(path: Path) -> Animation:
+    """The clock of an animated image; every frame is decoded once, none is kept.
+
+    Raises:
+        InputError: a frame cannot be decoded.
+    """
+    stat = path.stat()
+    return _animation(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _animation(path: Path, size: int, mtime: int) -> Animation:
+    times = []
+    with _open(path) as image:
+        for index in range(int(getattr(image, "n_frames", 1))):
+            image.seek(index)
+            image.load()  # WebP and AVIF tell a frame's time no sooner
+            duration = round(image.info.get("duration", 0))
+            times.append(duration if duration > 10 else _NO_DELAY)
+    ends = list(accumulate(times))
+    return Animation(np.array([0, *ends[:-1]], np.int64), ends[-1])
+
+
+def animation_frames(path: Path, indices: Sequence[int], background: int = 255) -> Iterator[np.ndarray]:
+    """The frames of these rising indices, one by one, as ``read_image`` gives them."""
+    with _open(path) as image:
+        for index in indices:
+            image.seek(index)
+            yield _rgb(image, background)
+
+
+def _rgb(opened: Image.Image, background: int) -> np.ndarray:
+    opened.load()
+    # An animation's frame is drawn on the one before it, which must stay.
+    image = opened if opened.getexif().get(_EXIF_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16-bit grey at 255 when it converts.
+        values = np.asarray(image).astype(np.float64) / 257.0
+        grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        return flatten(np.asarray(image.convert("RGBA")), background)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def flatten(rgba: np.ndarray, background: int) -> np.ndarray:
     """Lay (..., 4) uint8 RGBA with straight alpha over a grey level; gives (..., 3) uint8."""
-    alpha = rgba[..., 3:].astype(np.uint32)
-    mixed = rgba[..., :3] * alpha + np.uint32(background) * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    out = np.empty((*rgba.shape[:-1], 3), np.uint8)
+    for top in range(0, len(rgba), _ROWS):  # the wider integers of a whole large picture would fill memory
+        rows = rgba[top : top + _ROWS]
+        alpha = rows[..., 3:].astype(np.uint32)
+        mixed = rows[..., :3] * alpha + np.uint32(background) * (255 - alpha)
+        out[top : top + _ROWS] = (mixed + 127) // 255
+    return out
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """An image, opened; whatever Pillow raises while it is used becomes InputError."""
     Image.init()  # Pillow knows five formats until it is asked to load the others
-    return Image.open(path, formats=_FORMATS)
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(
-        f"{path} cannot be read as an image", "it is damaged or of another kind; save it again as PNG"
-    )
+    try:
+        with warnings.catch_warnings():
+            # Pillow refuses what is twice as large as it warns of; what memory it takes is checked elsewhere.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                yield image
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels",
+            "scale it down first: models work at a thousandth of that",
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise InputError(
+            f"{path} cannot be read as an image", "it is damaged or of another kind; save it again as PNG"
+        ) from error

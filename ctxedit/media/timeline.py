@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 
 from ctxedit.errors import InputError
-from ctxedit.media.container import DAMAGED, opened
+from ctxedit.media.container import DAMAGED, Sound, choose_sound, opened
+from ctxedit.media.hdr import described
 
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot")
+#: Frames looked at to tell whether the picture is interlaced: recorders may begin with progressive ones.
+_LOOKED_AT = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Timeline:
         closed: whether no frame is shown before the key frame that it follows in the file.
         start_time: the file's first time stamp in seconds; players and FFmpeg count from it.
         declared_rates: frame rates that the container states, the average first.
+        transfer, primaries: of the colours, in H.273's numbers (as FFmpeg's).
+        interlaced: whether pictures are made of two fields, half a frame's time apart.
+        sound: the track that goes with the picture.
+        indexed: whether every frame stands in the MP4's own table, so that any seek is exact.
     """
 
     pts: np.ndarray | None
@@ -75,13 +83,28 @@ class Timeline:
     bit_depth: int
     has_alpha: bool
     color_range: int
-    audio_codec: str | None
+    transfer: int
+    primaries: int
+    interlaced: bool
+    sound: Sound
+    indexed: bool
 
     @property
     def plain(self) -> bool:
-        """Stamps to rely on, closed groups of pictures, an upright picture, not in full range."""
+        """Stamps to rely on, closed groups of pictures, upright, progressive, in ordinary colours."""
         upright = self.orientation == Orientation()
-        return self.pts is not None and self.closed and upright and self.color_range != _FULL_RANGE
+        ordinary = self.color_range != _FULL_RANGE and self.colours is None
+        return self.pts is not None and self.closed and upright and ordinary and not self.interlaced
+
+    @property
+    def literal(self) -> bool:
+        """A GIF's clock is its truth: it has no frame rate that was rounded."""
+        return self.codec == "gif"
+
+    @property
+    def colours(self) -> str | None:
+        """What HDR or wide gamut the colours are of, None for ordinary ones."""
+        return None if self.has_alpha else described(self.transfer, self.primaries)
 
     @property
     def square_size(self) -> tuple[int, int]:
@@ -135,17 +158,24 @@ def _scan(path: Path, size: int, mtime: int) -> Timeline:
     with opened(path) as (container, stream, decoder):
         packets = _Packets()
         first: Any = None
+        looked_at, interlaced = 0, False
         for packet in container.demux(stream):
-            if first is None:
-                first = next(iter(decoder.decode(packet)), None)
+            if looked_at < _LOOKED_AT:
+                for frame in decoder.decode(packet):
+                    first = first or frame
+                    looked_at += 1
+                    interlaced |= frame.interlaced_frame
             if packet.size and not packet.is_corrupt and not _invisible(packet, decoder.name):
                 packets.add(packet)
         if first is None or not packets.pts:
             raise InputError(f"{path} has no frames that can be decoded", DAMAGED)
-        return _timeline(container, stream, first, packets)
+        return _timeline(path, (container, stream), first, packets, interlaced)
 
 
-def _timeline(container: Any, stream: Any, first: Any, packets: _Packets) -> Timeline:
+def _timeline(
+    path: Path, source: tuple[Any, Any], first: Any, packets: _Packets, interlaced: bool
+) -> Timeline:
+    container, stream = source
     pts: np.ndarray | None = None
     keys = keys_dts = np.empty(0, np.int64)
     if None not in packets.pts and None not in packets.keys:
@@ -156,13 +186,12 @@ def _timeline(container: Any, stream: Any, first: Any, packets: _Packets) -> Tim
         if len(np.unique(pts)) != len(pts):
             pts = None
     parts = first.format.components
-    audio = next((one for one in container.streams.audio if one.codec_context is not None), None)
     return Timeline(
         pts=pts,
         keyframes=keys,
         keyframes_dts=keys_dts,
         count=len(packets.pts) if pts is None else len(pts),
-        end=max(packets.ends, default=None),
+        end=_end(container, stream, packets, pts),
         closed=packets.closed,
         time_base=stream.time_base,
         start_time=Fraction(container.start_time or 0, 1_000_000),
@@ -175,8 +204,44 @@ def _timeline(container: Any, stream: Any, first: Any, packets: _Packets) -> Tim
         bit_depth=max(part.bits for part in parts),
         has_alpha=any(part.is_alpha for part in parts) or first.format.has_palette,
         color_range=int(first.color_range),
-        audio_codec=audio.codec_context.codec.canonical_name if audio is not None else None,
+        transfer=int(stream.codec_context.color_trc),
+        primaries=int(stream.codec_context.color_primaries),
+        interlaced=interlaced,
+        sound=choose_sound(container),
+        indexed=_indexed(path, container.format.name),
     )
+
+
+def _end(container: Any, stream: Any, packets: _Packets, pts: np.ndarray | None) -> int | None:
+    """The stamp at which the last frame ends. Matroska may say it of the whole file only."""
+    end = max(packets.ends, default=None)
+    said_of_all = container.duration and not container.streams.audio
+    if pts is not None and (end is None or end <= pts[-1]) and said_of_all:
+        seconds = Fraction((container.start_time or 0) + container.duration, 1_000_000)
+        end = max(round(seconds / stream.time_base), end or 0)
+    return end
+
+
+def _indexed(path: Path, format_name: str) -> bool:
+    """Whether the file is an MP4 or MOV without fragments, by its boxes."""
+    if "mp4" not in format_name.split(","):
+        return False
+    with path.open("rb") as file:
+        at, size = 0, path.stat().st_size
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if head[4:8] in (b"moof", b"sidx") or (at == 0 and head[4:8] not in _FIRST_BOXES):
+                return False
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            if length == 0:  # to the end of the file
+                break
+            if length < 8:
+                return False
+            at += length
+    return True
 
 
 def _invisible(packet: Any, codec: str) -> bool:

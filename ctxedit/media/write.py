@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import re
-import subprocess
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
 from ctxedit.errors import ConfigError, CtxeditError, OutputError
+from ctxedit.media.geometry import resize
 from ctxedit.media.montage import contact_sheet, side_by_side
 from ctxedit.media.probe import probe
-from ctxedit.media.temporary import as_output_error, atomic, check_writable, remove
+from ctxedit.media.retime import retime
+from ctxedit.media.sound import add_sound, holds_audio
+from ctxedit.media.temporary import as_output_error, atomic, check_writable
 
-__all__ = ["check_output", "contact_sheet", "holds_audio", "side_by_side", "write_clip", "write_image"]
+__all__ = [
+    "check_output",
+    "contact_sheet",
+    "even_note",
+    "holds_audio",
+    "side_by_side",
+    "write_clip",
+    "write_image",
+]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif")
+_H264_SUFFIXES = (".mp4", ".mov", ".mkv")
+_LARGE = 3840 * 2160
 
 # BT.601 is what readers assume who do not look at the tag, and the tag tells the others.
 _COLOUR = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_trc", "smpte170m"]
@@ -30,19 +44,17 @@ _GIF = [
     "-filter_complex",
     "[0:v]split[a][b];[a]palettegen=reserve_transparent=0[p];[b][p]paletteuse=dither=sierra2_4a",
 ]
-# Audio codecs that a container takes as they are; None: all. Others are encoded anew.
-_COPIED: dict[str, frozenset[str] | None] = {
-    ".mp4": frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"}),
-    ".mov": frozenset({"aac", "mp3", "ac3", "alac", "pcm_s16le", "pcm_s24le"}),
-    ".webm": frozenset({"opus", "vorbis"}),
-    ".mkv": None,
-}
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
 
 
-def holds_audio(path: str | Path) -> bool:
-    """Whether an output of this name can carry sound."""
-    return Path(path).suffix.lower() in _COPIED
+def even_note(path: str | Path, width: int, height: int, chroma: str = "420") -> str | None:
+    """What is done to a size that H.264 in 4:2:0 cannot hold, as a sentence; None where nothing is."""
+    if _suffix(path) not in _H264_SUFFIXES or chroma != "420" or not (width % 2 or height % 2):
+        return None
+    return (
+        f"H.264 that every player shows has even sides: {width}×{height} becomes "
+        f"{width + width % 2}×{height + height % 2}, the last line of pixels repeated"
+    )
 
 
 def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool = False) -> None:
@@ -79,38 +91,57 @@ def write_clip(
     frames: np.ndarray,
     fps: Fraction,
     *,
+    durations: Sequence[Fraction] | None = None,
+    size: tuple[int, int] | None = None,
+    chroma: str = "420",
     audio_from: str | Path | None = None,
     audio_start: float = 0.0,
     audio_duration: float | None = None,
     overwrite: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write (F, H, W, 3) uint8 RGB frames; the suffix chooses the kind.
 
-    ``.mp4``, ``.mov``, ``.mkv``: H.264, yuv420p (yuv444p for an odd side, which 4:2:0 cannot hold; such a
-    file plays in VLC, mpv and Chrome, not in QuickTime). ``.webm``: VP9. ``.gif``: one palette; its clock
-    ticks 100 times a second, so that a rate like 30 holds on average only. No suffix, or a ``/`` at the end:
-    a folder of PNGs, lossless.
+    ``.mp4``, ``.mov``, ``.mkv``: H.264, yuv420p, which phones and browsers play; an odd side gets its last
+    line of pixels twice. ``.webm``: VP9. ``.gif``: one palette; its clock ticks 100 times a second, so that a
+    rate like 30 holds on average only. No suffix, or a ``/`` at the end: a folder of PNGs, lossless.
 
     Args:
+        durations: seconds that each frame stays, where they differ; `fps` is then their average.
+        size: width and height to scale every frame to as it is written (Lanczos); None leaves them.
+        chroma: of H.264: "420", or "444", which keeps odd sizes and colour edges and which few players show.
         audio_from: a clip whose sound from `audio_start` (seconds) on is copied, for `audio_duration`
             seconds but no longer than the frames last. Kept as it is where the container takes its codec,
             else encoded as AAC or Opus. A source without sound, and a GIF or folder, give a silent clip.
+        warn: is told of sound that could not be copied and of odd sizes; the picture is written all the same.
 
     Raises:
         OutputError, ConfigError: see ``check_output``; also a full disk. Nothing is left then.
     """
     _expect_frames(frames)
+    if chroma not in ("420", "444"):
+        raise ConfigError(f"unknown chroma {chroma!r}", 'take "420", or "444"')
+    if durations is not None and len(durations) != len(frames):
+        raise ValueError(f"{len(durations)} durations for {len(frames)} frames")
     check_output(path, fps, overwrite)
     suffix, path = _suffix(path), Path(path)
+    size = size or (frames.shape[2], frames.shape[1])
+    if (note := even_note(path, *size, chroma)) is not None:
+        warn(note)
+    length = float(sum(durations) if durations is not None else len(frames) / fps)
     with atomic(path, overwrite) as temporary:
+        pictures = (resize(frame[None], *size)[0] for frame in frames)
         if suffix == "":
-            _write_folder(temporary, frames)
+            _write_folder(temporary, pictures)
         else:
-            _write_video(temporary, frames, fps, suffix)
+            even = suffix in _H264_SUFFIXES and chroma == "420"
+            shape = (size[0] + size[0] % 2, size[1] + size[1] % 2) if even else size
+            _write_video(temporary, pictures, (len(frames), *shape), fps, suffix, chroma, durations)
             if audio_from is not None and holds_audio(path):
-                length = float(len(frames) / fps)
                 length = length if audio_duration is None else min(length, audio_duration)
-                _add_audio(temporary, Path(audio_from), audio_start, length)
+                said = add_sound(temporary, Path(audio_from), audio_start, length)
+                if said is not None:
+                    warn(said)
     return path
 
 
@@ -134,21 +165,30 @@ def _suffix(path: str | Path) -> str:
     return "" if str(path).endswith("/") or Path(path).is_dir() else Path(path).suffix.lower()
 
 
-def _write_folder(folder: Path, frames: np.ndarray) -> None:
+def _write_folder(folder: Path, frames: Iterable[np.ndarray]) -> None:
     folder.mkdir()
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{index:05d}.png")
 
 
-def _write_video(path: Path, frames: np.ndarray, fps: Fraction, suffix: str) -> None:
-    height, width = frames.shape[1:3]
-    codec, pixels, options = "libx264", "yuv420p", _H264
+def _write_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    fps: Fraction,
+    suffix: str,
+    chroma: str,
+    durations: Sequence[Fraction] | None,
+) -> None:
+    """Encode frames, one at a time; `shape` is their number and the width and height to be filled."""
+    count, width, height = shape
+    codec, pixels, options = "libx264", f"yuv{chroma}p", _H264
     if suffix == ".webm":
-        codec, options = "libvpx-vp9", _VP9
+        codec, pixels, options = "libvpx-vp9", "yuv420p", _VP9
     elif suffix == ".gif":
         codec, pixels, options = "gif", "pal8", _GIF
-    elif width % 2 or height % 2:
-        pixels = "yuv444p"
+    if durations is not None and codec == "libx264":
+        options = [*options, "-bf", "0"]  # frames stand in the file as they are shown, for ``retime``
     writer = imageio_ffmpeg.write_frames(
         str(path.absolute()),
         (width, height),
@@ -160,16 +200,26 @@ def _write_video(path: Path, frames: np.ndarray, fps: Fraction, suffix: str) -> 
         ffmpeg_log_level="quiet",
         # Older imageio-ffmpeg rounds the rate to two digits; the last -r counts.
         input_params=["-r", f"{fps.numerator}/{fps.denominator}"],
-        output_params=[*options, "-threads", "2", "-fps_mode", "passthrough"],
+        output_params=[*options, *_lean(width * height), "-threads", "2", "-fps_mode", "passthrough"],
     )
     try:
         writer.send(None)
         for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
+            sides = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
+            writer.send(np.ascontiguousarray(np.pad(frame, sides, mode="edge")))
         writer.close()
-    except OSError as error:
+        _verify(path, count, (width, height))
+        if durations is not None:
+            retime(path, durations)
+    except (OSError, av.FFmpegError) as error:
         raise _failed(path, error) from error
-    _verify(path, len(frames), (width, height))
+    if durations is not None:
+        _verify(path, count, (width, height))
+
+
+def _lean(pixels: int) -> list[str]:
+    """Options that keep an encoder from holding dozens of very large frames; none for ordinary ones."""
+    return [] if pixels <= _LARGE else ["-rc-lookahead", "4", "-lag-in-frames", "0", "-bf", "0"]
 
 
 def _verify(path: Path, frames: int, size: tuple[int, int]) -> None:
@@ -191,33 +241,6 @@ def _failed(path: Path, error: Exception | None) -> OutputError:
         f"FFmpeg could not write the video in {path.absolute().parent}",
         "check the free disk space there: df -h",
     )
-
-
-def _add_audio(video: Path, source: Path, start: float, duration: float) -> None:
-    """Put the sound of a span beside the picture, which is copied untouched."""
-    codec = probe(source).audio_codec
-    if codec is None:
-        return
-    suffix = video.suffix.lower()
-    takes = _COPIED[suffix]
-    encoder = "libopus" if suffix == ".webm" else "aac"
-    ways = ["copy", encoder] if takes is None or codec in takes else [encoder]
-    mixed = video.with_name(f"{video.stem}.sound{video.suffix}")
-    try:
-        for way in ways:
-            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-nostdin"]
-            command += ["-i", str(video.absolute())]
-            command += ["-ss", f"{start:.6f}", "-t", f"{duration:.6f}", "-i", str(source.absolute())]
-            command += ["-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy", "-c:a", way, "-map_metadata", "-1"]
-            # A seek may land early; without this, copied sound would begin there and lag behind.
-            command += ["-copypriorss:a", "0"]
-            done = subprocess.run([*command, str(mixed.absolute())], capture_output=True, check=False)
-            if done.returncode == 0:
-                mixed.replace(video)
-                return
-        raise _failed(video, None)
-    finally:
-        remove(mixed)
 
 
 def _expect_frames(frames: np.ndarray) -> None:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ctxedit.config import AdapterConfig, merge
+from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.forward import shift_scale
 from ctxedit.errors import WeightsError
+from ctxedit.models.sizes import header, weight_of
+from ctxedit.models.tensors import save_tensors
 
 
 class _Attention(nn.Module):
@@ -159,25 +160,70 @@ class ContextAdapter(nn.Module):
     def save(self, path: Path, **notes: str) -> None:
         """One safetensors file; the settings and sizes are in its metadata."""
         about = {"config": json.dumps(asdict(self.config)), "sizes": json.dumps(self.sizes), **notes}
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path, metadata=about
-        )
+        save_tensors(path, self.state_dict(), about)
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """See beforehand whether a file is an adapter's, by its header; raises WeightsError."""
+        try:
+            parameters = weight_of(header([path])).parameters
+            with safe_open(path, "pt") as file:
+                _about(file.metadata() or {}, parameters)
+        except Exception as error:
+            raise _no_adapter(path, error) from error
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> ContextAdapter:
         """Read what :meth:`save` wrote; raises WeightsError when it is not one."""
         try:
+            stored = weight_of(header([path]))
             with safe_open(path, "pt", device=str(device)) as file:
-                about: dict[str, Any] = file.metadata() or {}
+                config, sizes = _about(file.metadata() or {}, stored.parameters)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            adapter = cls(merge(AdapterConfig(), json.loads(about["config"])), **json.loads(about["sizes"]))
+            adapter = cls(config, **sizes)
             adapter.load_state_dict(tensors)
             if broken := [key for key, value in tensors.items() if not bool(value.isfinite().all())]:
                 raise ValueError(f"NaN or infinity in {broken[0]}")
         except Exception as error:
-            line = str(error).split("\n")[0][:160]
-            raise WeightsError(f"{path} is not a context adapter: {line}", "tune again") from error
+            raise _no_adapter(path, error) from error
         return adapter.to(device)
+
+
+def adapter_parameters(config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> int:
+    """Parameters of a :class:`ContextAdapter` of these sizes; exact, and quick for any number of blocks.
+
+    Counted on adapters of one and of two blocks without memory: each further block is like the second.
+    """
+
+    def count(blocks: int) -> int:
+        with torch.device("meta"):
+            adapter = ContextAdapter(replace(config, blocks=blocks), channels, context_width, image_width)
+        return sum(p.numel() for p in adapter.parameters())
+
+    one, two = count(1), count(2)
+    return one + (config.blocks - 1) * (two - one)
+
+
+def _no_adapter(path: Path, error: Exception) -> WeightsError:
+    line = str(error).split("\n")[0][:160]
+    return WeightsError(f"{path} is not a context adapter: {line}", "tune again")
+
+
+def _about(metadata: Mapping[str, str], parameters: int) -> tuple[AdapterConfig, dict[str, int]]:
+    """Settings and sizes from a file's metadata, held against what the file stores before anything is built.
+
+    Raises:
+        ValueError, KeyError, TypeError, ConfigError: they are none, or belong to other weights.
+    """
+    config = merge(AdapterConfig(), json.loads(metadata["config"]))
+    validated(replace(Config(), adapter=config))
+    stored = json.loads(metadata["sizes"])
+    sizes = {name: stored[name] for name in ("channels", "context_width", "image_width")}
+    if not all(type(size) is int and size >= 0 for size in sizes.values()):
+        raise ValueError(f"sizes = {sizes}")
+    if (due := adapter_parameters(config, **sizes)) != parameters:
+        raise ValueError(f"its settings make {due} parameters, {parameters} are stored")
+    return config, sizes
 
 
 def causal_mask(frames: int, window: int, device: torch.device | str = "cpu") -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import WordAlignment
-from ctxedit.models.backbone import Word
+from ctxedit.models.backbones import Word
 
 #: Words that say nothing of what is seen: never the reason for a mask.
 _FUNCTION_WORDS = frozenset(

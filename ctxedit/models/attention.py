@@ -1,7 +1,8 @@
 """What frames see of each other, and fusion: one attention processor, without state and without maps.
 
-A processor gets all it needs with each call, through diffusers' ``cross_attention_kwargs``: a
-:class:`FrameView` (which frames, which lanes) and, in a fused step, a :class:`Fusion`.
+A processor learns all it needs from the :class:`FrameView` in effect around the network's forward pass:
+which frames, which lanes and, in a fused step, its :class:`Fusion`. :meth:`FrameView.in_effect` sets it, in a
+context variable, because networks differ in what keyword arguments they hand to their attention.
 
 Lanes: the batch is ``lanes × frames``. A plain call has one lane; guidance has two (unconditional,
 conditional); a fused step puts the source's lane before them.
@@ -12,13 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
@@ -138,6 +139,15 @@ class FrameView:
     def frames(self) -> int:
         return len(self.seen)
 
+    @contextmanager
+    def in_effect(self) -> Iterator[None]:
+        """Every attention layer called in the block works by this view."""
+        token = _VIEW.set(self)
+        try:
+            yield
+        finally:
+            _VIEW.reset(token)
+
     def tokens_at(self, share: float) -> int:
         """Positions of the finest layer whose side is at most this share of the latent's."""
         h, w = self.side
@@ -154,6 +164,17 @@ class FrameView:
         if h * w != tokens:
             raise ConfigError(f"a layer of {tokens} positions does not belong to a latent of {self.side}")
         return h, w
+
+
+_VIEW: ContextVar[FrameView | None] = ContextVar("view", default=None)
+
+
+def current_view() -> FrameView:
+    """The view in effect; raises ConfigError outside of one."""
+    view = _VIEW.get()
+    if view is None:
+        raise ConfigError("this network's attention was prepared for clips: call it through the backbone")
+    return view
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -240,11 +261,9 @@ class FrameAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        view: FrameView | None = None,
     ) -> Tensor:
         """(lanes·frames, tokens, channels) to the same."""
-        if view is None:
-            raise ConfigError("this network's attention was prepared for clips: call it through the backbone")
+        view = current_view()
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.norm_cross and encoder_hidden_states is not None:
             context = attn.norm_encoder_hidden_states(context)
@@ -290,19 +309,21 @@ class FrameAttention:
 
 
 @contextmanager
-def frame_attention(unet: UNet2DConditionModel | ControlNetModel, backend: str = "sdpa") -> Iterator[None]:
+def frame_attention(net: nn.Module, backend: str = "sdpa") -> Iterator[None]:
     """Install :class:`FrameAttention` in every attention layer; what was there comes back on leaving.
 
     Raises:
         ConfigError: the network has no attention layer, or the backend is missing.
     """
-    before = unet.attn_processors
-    if not before:
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, Attention)}
+    if not layers:
         raise ConfigError("the network has no attention layers")
     kernel = make_kernel(backend)
-    # set_attn_processor empties the dictionary it is given: pass a copy.
-    unet.set_attn_processor({name: FrameAttention(kernel, "attn2" in name) for name in before})
+    before = {name: layer.processor for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.set_processor(FrameAttention(kernel, bool(layer.is_cross_attention)))
     try:
         yield
     finally:
-        unet.set_attn_processor(dict(before))
+        for name, layer in layers.items():
+            layer.set_processor(before[name])

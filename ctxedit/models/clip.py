@@ -7,7 +7,7 @@ preparing images by hand. Transformers' default image processors need torchvisio
 from __future__ import annotations
 
 import errno
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ctxedit.errors import OutputError, ResourceError, WeightsError
+from ctxedit.files import check_model_files, read_json
+from ctxedit.naming import expanded
 
 # Repositories whose main branch holds pickles only: the commit of the hub's own safetensors conversion.
 _SAFE_REVISIONS = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
@@ -186,8 +188,8 @@ class ImagePreprocessor:
 
 def checkpoint_name(folder_or_id: str | Path) -> str:
     """A folder's last name, or the hub id as it is."""
-    path = Path(folder_or_id).expanduser()
-    return path.resolve().name if path.is_dir() else str(folder_or_id)
+    path = expanded(folder_or_id)
+    return path.resolve().name if os.path.isdir(path) else str(folder_or_id)
 
 
 def checkpoint_folder(folder_or_id: str | Path, offline: bool = False) -> Path:
@@ -197,15 +199,16 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False) -> Path:
         WeightsError: no such folder or id, not in the cache and offline, or weights that are not safetensors.
         OutputError: the disk is full.
     """
-    path = Path(folder_or_id).expanduser()
-    if not path.is_dir():
-        if isinstance(folder_or_id, Path) or path.exists() or not _HUB_ID.fullmatch(folder_or_id):
+    path = expanded(folder_or_id)
+    if not os.path.isdir(path):
+        if isinstance(folder_or_id, Path) or os.path.exists(path) or not _HUB_ID.fullmatch(folder_or_id):
             raise WeightsError(
                 f"{folder_or_id} is not a folder", "give a folder in transformers' format, or a hub id"
             )
         path = _fetch(folder_or_id, offline)
     if not (path / "config.json").is_file():
         raise WeightsError(f"{folder_or_id} has no config.json", "give a folder in transformers' format")
+    check_model_files(path)
     if not any(path.glob("*.safetensors")):
         if any(found for pattern in _PICKLES for found in path.glob(pattern)):
             raise WeightsError(
@@ -216,15 +219,17 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False) -> Path:
     return path
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's own tokenizer, whatever its class."""
+def load_tokenizer(folder: Path, cls: Any = None) -> Any:
+    """The checkpoint's own tokenizer, whatever its class, unless that is known."""
     from transformers import AutoTokenizer
 
     try:
         if not any((folder / file).is_file() for file in _VOCABULARIES):
             raise FileNotFoundError("no vocabulary")  # transformers would make an empty one
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
+        return (cls or AutoTokenizer).from_pretrained(folder, local_files_only=True)
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise WeightsError(
             f"{folder}: the tokenizer cannot be read ({_first_line(error)})",
             "the folder needs tokenizer.json and tokenizer_config.json (save_pretrained writes them)",
@@ -282,9 +287,9 @@ def _image_settings(folder: Path) -> dict[str, Any]:
         if not (folder / file).is_file():
             continue
         try:
-            blob = json.loads((folder / file).read_text(encoding="utf-8"))
+            blob = read_json(folder / file, "JSON object", error=WeightsError)
             found = blob if key is None else blob.get(key)
-        except (ValueError, AttributeError) as error:
+        except AttributeError as error:
             raise WeightsError(f"{folder / file} is not a JSON object", _AGAIN) from error
         if isinstance(found, dict):
             return found
@@ -304,5 +309,10 @@ def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def _first_line(error: Exception) -> str:
+def is_panic(error: BaseException) -> bool:
+    """Whether a Rust library (tokenizers, safetensors) gave up; PyO3's panic is no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,7 +7,6 @@ frames that the denoiser's sees; fusion, heat maps and word weights are the deno
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ctxedit.config import ControlConfig
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
+from ctxedit.files import read_json
 from ctxedit.models.attention import FrameView
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.weights import check_finite, network
@@ -100,19 +100,20 @@ def locate_control(config: ControlConfig, denoiser: Denoiser, offline: bool = Fa
 def check_fit(folder: Path, denoiser: Denoiser) -> None:
     """Raise ConfigError where a ControlNet's sizes are not the denoiser's; reads its config alone."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json", "ControlNet's config", error=WeightsError)
         named = str(config.get("_class_name", "model of no name"))
-    except (OSError, ValueError, AttributeError) as error:
+        steps = len(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1
+        channels = tuple(config.get("block_out_channels", ()))
+    except (TypeError, AttributeError) as error:
         raise WeightsError(f"{folder}/config.json cannot be read: {error}", "fetch it again") from error
     if named != "ControlNetModel":
         raise ConfigError(
             f"{folder} is a {named}, not a ControlNetModel",
             "control.model takes a ControlNet for Stable Diffusion in diffusers' format",
         )
-    steps = len(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1
     sizes = {
         "cross-attention width": (config.get("cross_attention_dim", 1280), denoiser.context_width),
-        "channels": (tuple(config.get("block_out_channels", ())), denoiser.channels),
+        "channels": (channels, denoiser.channels),
         "layers": (config.get("layers_per_block", 2), denoiser.layers),
         "latent channels": (config.get("in_channels", 4), denoiser.latent_channels),
         "pixels a latent": (2**steps, denoiser.factor),
@@ -154,24 +155,29 @@ class Control:
         check_finite(net, str(folder))
         return cls(net, scale)
 
-    def __call__(self, x: Tensor, timestep: int | Tensor, words: Tensor, view: FrameView) -> dict[str, Any]:
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: int | float | Tensor,
+        tokens: Tensor,
+        view: FrameView,
+        added: dict[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
         """What the denoiser is to add, as its own keyword arguments.
 
         Args:
             x: noisy latents (lanes·frames, C, h, w).
             timestep: as the denoiser is told.
-            words: (lanes·frames, L, D).
+            tokens: (lanes·frames, L, D).
             view: the denoiser's; its ``control`` is shown to every lane.
+            added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.
         """
         assert view.control is not None
         plain = replace(view, fusion=None, heats=(), weight=None)
-        down, middle = self.net(
-            x,
-            timestep,
-            words,
-            view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1),
-            conditioning_scale=self.scale,
-            cross_attention_kwargs={"view": plain},
-            return_dict=False,
-        )
+        shown = view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1)
+        with plain.in_effect():
+            down, middle = self.net(
+                x, timestep, tokens, shown, conditioning_scale=self.scale, added_cond_kwargs=added,
+                return_dict=False,
+            )  # fmt: skip
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}

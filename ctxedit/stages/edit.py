@@ -13,7 +13,7 @@ from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, HeatMap
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
@@ -51,7 +51,7 @@ def edit(
 
     Args:
         scene: the inverted clip.
-        target: what it shall show.
+        target: target prompt, what the edited clip should show.
         config: fusion, guidance, steps, seed.
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
@@ -66,7 +66,7 @@ def edit(
     negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
     for prompt in (target, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.embed([negative, target])
+    context = backbone.condition([negative, target])
     generator = torch.Generator().manual_seed(config.seed)
     if config.edit.start == "noise":
         start = max(1, round(levels.steps * config.edit.strength))
@@ -90,7 +90,7 @@ def _source(scene: Scene, target: str, config: Config) -> Source:
     prompt = scene.prompt if config.invert.prompt == "source" else ""
     return Source(
         scene.trajectory,
-        backbone.embed([prompt]),
+        backbone.condition([prompt]),
         alignment,
         changed(old, new),
         config.invert.refinements > 0,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ctxedit.config import SOURCE, AttentionConfig, Config
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, sample
@@ -46,6 +46,6 @@ def generate(
     negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
     for prompt in (text, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.embed([negative, text])
+    context = backbone.condition([negative, text])
     with backbone.attention(config.attention):
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

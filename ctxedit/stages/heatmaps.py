@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ from torch import Tensor
 from ctxedit.config import Config
 from ctxedit.errors import InputError
 from ctxedit.media.montage import contact_sheet, labelled_row
+from ctxedit.media.read import Clip
 from ctxedit.media.write import write_clip, write_image
 from ctxedit.models.alignment import columns, content
 from ctxedit.models.attention import HeatMap
@@ -97,9 +97,7 @@ def overlay(frames: NDArray[np.uint8], heat: Tensor) -> NDArray[np.uint8]:
     return out
 
 
-def write(
-    rows: Sequence[tuple[str, NDArray[np.uint8]]], files: Files, fps: Fraction, overwrite: bool
-) -> None:
-    """Write the sheet and the video of labelled rows of frames (F, h, w, 3)."""
+def write(rows: Sequence[tuple[str, NDArray[np.uint8]]], files: Files, clip: Clip, overwrite: bool) -> None:
+    """Write the sheet and the video of labelled rows of frames (F, h, w, 3), timed as the clip is."""
     write_image(files.sheet, contact_sheet(rows), overwrite=overwrite)
-    write_clip(files.video, labelled_row(rows), fps, overwrite=overwrite)
+    write_clip(files.video, labelled_row(rows), clip.fps, durations=clip.durations, overwrite=overwrite)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.forward import effective_noise
-from ctxedit.diffusion.parameterization import to_x0
+from ctxedit.diffusion.parameterization import Prediction, to_noise, to_x0
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 
 Progress = Callable[[int, int], None]
@@ -27,7 +28,7 @@ def no_progress(done: int, total: int) -> None:
 def invert(
     backbone: Backbone,
     latents: Tensor,
-    context: Tensor,
+    context: Condition | Tensor,
     levels: Levels,
     view: FrameView,
     shift: ContextShift | None = None,
@@ -44,7 +45,7 @@ def invert(
     Args:
         backbone: with clip attention installed.
         latents: (F, C, h, w), clean.
-        context: (1, L, D) embedding of the prompt that is inverted with.
+        context: one row, of the prompt that is inverted with.
         levels: S used levels.
         view: one lane.
         shift: b_t of the same prompt, or None.
@@ -65,8 +66,7 @@ def invert(
         for i in range(1 + refinements):
             raw = backbone.raw(up, t, context, view)
             x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
-            # Clean data holds no noise to read: the head's own is taken (velocity is noise at a = 1).
-            eps = effective_noise(up, x0, *levels.at(asked)) if asked else raw
+            eps = _noise(raw, up, x0, levels, asked, high, backbone.prediction)
             up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
             asked = high
             progress(1 + i + (1 + refinements) * low, total)
@@ -74,6 +74,18 @@ def invert(
             raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
         trajectory.append(up)
     return torch.stack(trajectory)
+
+
+def _noise(
+    raw: Tensor, x: Tensor, x0: Tensor, levels: Levels, asked: int, high: int, kind: Prediction
+) -> Tensor:
+    """The effective noise of ``x``. Clean data holds none to read: there the head says it.
+
+    A head for x_0 says it only as what is left at the upper level, whose timestep the network was told.
+    """
+    if asked:
+        return effective_noise(x, x0, *levels.at(asked))
+    return to_noise(raw, x, *levels.at(high if kind == "sample" else asked), kind)
 
 
 def _step_up(

@@ -9,8 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit.config import ClipConfig
-from ctxedit.media.geometry import Fit, crop, pad, plan_fit, to_working
+from ctxedit.media.geometry import Fit, crop, pad, plan_fit, resize, to_working
+from ctxedit.media.probe import ClipInfo, probe
 from ctxedit.media.read import Clip, read_frames
+
+#: Longer sides of frames to be captioned are reduced to this: captioners look at a few hundred pixels.
+_CAPTIONED = 1024
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Prepared:
     """A clip at working size.
 
     Attributes:
-        clip: the frames as read, at the source's size.
+        clip: the frames at working size, and what is known of the source.
         fit: how sizes relate.
         frames: RGB uint8 (F, h, w, 3) at working size: what results are compared with.
         padded: the same, padded to the model's multiples.
@@ -36,8 +40,36 @@ class Prepared:
 
 def prepare(path: Path, config: ClipConfig, resolution: int, multiple: int) -> Prepared:
     """Read the frames that the settings name and bring them to the model's size; errors as in media."""
-    clip = read_frames(path, frames=config.frames, start=config.start, stride=config.stride)
-    height, width = clip.frames.shape[1:3]
-    fit = plan_fit(width, height, config.size or resolution, multiple)
-    working = to_working(clip.frames, fit)
-    return Prepared(clip, fit, working, pad(working, fit))
+    info = probe(path)
+    fit = plan_fit(info.width, info.height, config.size or resolution, multiple)
+    clip = read_working(path, config, fit)
+    return Prepared(clip, fit, clip.frames, pad(clip.frames, fit))
+
+
+def read_working(path: Path, config: ClipConfig, fit: Fit) -> Clip:
+    """Read the frames that the settings name at working size; one at a time is held at the source's."""
+    return read_frames(
+        path,
+        frames=config.frames,
+        start=config.start,
+        stride=config.stride,
+        each=lambda picture: to_working(picture[None], fit)[0],
+    )
+
+
+def read_for_caption(path: Path, config: ClipConfig) -> Clip:
+    """The frames that the settings name, to be captioned: of the source's size, unless that is very large."""
+    width, height = captioned_size(probe(path))
+    return read_frames(
+        path,
+        frames=config.frames,
+        start=config.start,
+        stride=config.stride,
+        each=lambda picture: resize(picture[None], width, height)[0],
+    )
+
+
+def captioned_size(info: ClipInfo) -> tuple[int, int]:
+    """Width and height of the frames that :func:`read_for_caption` gives."""
+    fit = plan_fit(info.width, info.height, min(_CAPTIONED, max(info.width, info.height)), 1)
+    return fit.width, fit.height

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.media.geometry import to_source
-from ctxedit.media.write import contact_sheet, side_by_side, write_clip, write_image
+from ctxedit.media.write import contact_sheet, holds_audio, side_by_side, write_clip, write_image
 from ctxedit.stages.prepare import Prepared
 
 
@@ -44,8 +44,10 @@ def write(
     source_size: bool,
     audio: bool,
     overwrite: bool,
+    chroma: str = "420",
+    warn: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Write all three.
+    """Write all three, as long as the span of the clip that they were made of.
 
     Args:
         prepared: the source clip.
@@ -55,19 +57,32 @@ def write(
         source_size: scale the video to the source's size.
         audio: copy the span's sound.
         overwrite: an existing file may be replaced.
+        chroma: of the video, as for ``write_clip``.
+        warn: is told what a file could not be given: its sound, an odd size.
     """
-    clip = prepared.clip
-    frames = to_source(edited, prepared.fit) if source_size else edited
+    clip, fit = prepared.clip, prepared.fit
     sound = clip.info.path if audio and clip.info.has_audio else None
+    if audio and holds_audio(files.video) and clip.info.sound_note is not None:
+        warn(clip.info.sound_note)
     write_clip(
         files.video,
-        frames,
+        edited,
         clip.fps,
+        durations=clip.durations,
+        size=(fit.source_width, fit.source_height) if source_size else None,
+        chroma=chroma,
         audio_from=sound,
         audio_start=clip.start_seconds,
         audio_duration=clip.span_seconds,
         overwrite=overwrite,
+        warn=warn,
     )
-    write_clip(files.side_by_side, side_by_side(prepared.frames, edited), clip.fps, overwrite=overwrite)
+    write_clip(
+        files.side_by_side,
+        side_by_side(prepared.frames, edited),
+        clip.fps,
+        durations=clip.durations,
+        overwrite=overwrite,
+    )
     sheet = contact_sheet([(f"source: {source_prompt}", prepared.frames), (f"edit: {target}", edited)])
     write_image(files.sheet, sheet, overwrite=overwrite)

@@ -16,7 +16,8 @@ from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.alignment import columns
 from ctxedit.models.attention import FrameView, Fusion, HeatMap, WordAlignment
-from ctxedit.models.backbone import Backbone, Word
+from ctxedit.models.backbones import Backbone, Word
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import Progress, no_progress
 
@@ -27,7 +28,7 @@ class Source:
 
     Attributes:
         trajectory: (S + 1, F, C, h, w) of the inversion.
-        context: (1, L, D) of the prompt that was inverted with.
+        context: one row, of the prompt that was inverted with.
         alignment: words of the target to words of the source.
         changed: content words that only the source has, and only the target has; for masks.
         exact: whether the inversion was refined: then its maps belong to the level itself, else (as the
@@ -35,7 +36,7 @@ class Source:
     """
 
     trajectory: Tensor
-    context: Tensor
+    context: Condition
     alignment: WordAlignment
     changed: tuple[Sequence[Word], Sequence[Word]] = ((), ())
     exact: bool = False
@@ -126,7 +127,7 @@ class Sampling:
 def sample(
     backbone: Backbone,
     x: Tensor,
-    context: Tensor,
+    context: Condition | Tensor,
     levels: Levels,
     view: FrameView,
     how: Sampling,
@@ -139,7 +140,7 @@ def sample(
     Args:
         backbone: with clip attention installed.
         x: (F, C, h, w) at level ``start``.
-        context: (2, L, D): unconditional (or negative) and conditional embedding.
+        context: two rows: the unconditional (or negative) prompt's and the conditional one's.
         levels: S used levels.
         view: one lane.
         how: guidance, fusion, masks.
@@ -153,11 +154,11 @@ def sample(
     Raises:
         NumericsError: NaN or infinity appeared.
     """
-    blend = Blend(how.fusion.threshold)
+    condition, blend = Condition.of(context), Blend(how.fusion.threshold)
     top = levels.steps if start is None else start
     for step, high in enumerate(range(top, 0, -1)):
         low = high - 1
-        x0 = _predict(backbone, x, context, levels, high, view, how, levels.steps - high, blend)
+        x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
         sigma: Tensor | float = 0.0
         z = None
         if how.eta > 0:
@@ -187,7 +188,7 @@ def _keep(x: Tensor, source: Tensor, how: Sampling, blend: Blend) -> Tensor:
 def _predict(
     backbone: Backbone,
     x: Tensor,
-    context: Tensor,
+    condition: Condition,
     levels: Levels,
     level: int,
     view: FrameView,
@@ -197,7 +198,7 @@ def _predict(
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's lane beside it in a fused step."""
     guided = how.guidance != 1
-    words = context if guided else context[1:]
+    words = condition if guided else condition[1:]
     fuse_self, fuse_cross = how.fused(step, levels.steps)
     a, s = levels.at(level)
     t = levels.timestep(level)
@@ -221,7 +222,7 @@ def _predict(
     watched = (*heats, *how.watching(target))
     lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=watched, weight=weight)
     batch = torch.cat([source.latent(level), *[x] * len(words)])
-    both = torch.cat([source.context, words])
+    both = Condition.stack([Condition.of(source.context), words])
     parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))
     if heats:
         blend.add(heats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from ctxedit.config import TuneConfig
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import loss_weight
-from ctxedit.errors import ConfigError, NumericsError, OutputError
+from ctxedit.errors import ConfigError, NumericsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import Backbone
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
+from ctxedit.models.state import BrokenState, load_state, save_state
 from ctxedit.models.temporal import TemporalLayers
 
 #: Names in ``tune.train`` that are not paths in the UNet.
@@ -78,7 +80,7 @@ def trainable(
 def tune(
     backbone: Backbone,
     latents: Tensor,
-    context: Tensor,
+    context: Condition | Tensor,
     view: FrameView,
     config: TuneConfig,
     folder: Path,
@@ -87,6 +89,7 @@ def tune(
     temporal: TemporalLayers | None = None,
     report: Callable[[TuneStep], None] = lambda row: None,
     probe: Callable[[int], float | None] = lambda step: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Tensor]:
     """Minimise λ_t ‖x̂_0 − x_0‖² over noise levels; the gradient reaches the adapter through x_t.
 
@@ -96,7 +99,7 @@ def tune(
     Args:
         backbone: with clip attention installed.
         latents: (F, C, h, w), clean.
-        context: (1, L, D) of the source prompt.
+        context: one row, of the source prompt.
         view: one lane.
         config: lengths, rates, what is trained.
         folder: receives ``state.pt`` every ``save_every`` steps and ``log.jsonl``.
@@ -105,6 +108,7 @@ def tune(
         report: called every step.
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
+        warn: told of a state that is damaged: the tuning then begins anew.
 
     Returns:
         The tuned tensors by name, on the CPU.
@@ -117,7 +121,7 @@ def tune(
     with _training(backbone, parameters, config) as autocast:
         optimizer = _optimizer(parameters, config)
         scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
-        done = _resume(folder, parameters, optimizer, scaler)
+        done = _resume(folder, parameters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
             loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
@@ -160,7 +164,7 @@ def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch
 def _loss(
     backbone: Backbone,
     latents: Tensor,
-    context: Tensor,
+    context: Condition | Tensor,
     view: FrameView,
     config: TuneConfig,
     shift: ContextShift | None,
@@ -169,11 +173,9 @@ def _loss(
     autocast: Any,
 ) -> tuple[Tensor, float]:
     """One draw of level and noise: the loss and the shift's share of the signal."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    t = int(torch.randint(0, len(backbone.alphas_cumprod), (), generator=generator))
+    generator = torch.Generator().manual_seed(_in_64_bits(seed * 1_000_003 + step))
+    t, a, s = backbone.training_level(generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    bar = backbone.alphas_cumprod[t]
-    a, s = bar.sqrt(), (1 - bar).sqrt()
     with autocast():
         b = None if shift is None else shift(latents, t, a, s)
         x = marginal(latents, noise, a, s, b)
@@ -191,39 +193,49 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
     for net in backbone.networks:
         if dtype != torch.float32:
             net.float()
-        if config.checkpointing:
-            net.enable_gradient_checkpointing()
     for p in parameters.values():
         p.requires_grad_(True)
     half = dtype != torch.float32
     backbone.dtype = torch.float32
     try:
         device = backbone.device.type
-        yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
+        with backbone.checkpointing() if config.checkpointing else nullcontext():
+            yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
     finally:
         backbone.dtype = dtype
         for p in parameters.values():
             p.requires_grad_(False)
         for net in backbone.networks:
-            net.disable_gradient_checkpointing()
             if dtype != torch.float32:
                 net.to(dtype)
 
 
-def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> int:
-    file = folder / "state.pt"
-    if not file.exists():
-        (folder / "log.jsonl").unlink(missing_ok=True)
+def _resume(
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: Any,
+    scaler: Any,
+    warn: Callable[[str], None],
+) -> int:
+    """Put back what was saved; returns the steps done, 0 where nothing was or where it is damaged."""
+    file, log = folder / "state.pt", folder / "log.jsonl"
+    try:
+        state = load_state(file)
+    except BrokenState as error:
+        warn(f"the state of the tuning, {file}, {error}: the tuning begins anew")
+        state = None
+    if state is None:
+        file.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
         return 0
-    state = torch.load(file, map_location="cpu", weights_only=True)
     load_tensors(parameters, state["parameters"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     done = int(state["step"])
-    log = folder / "log.jsonl"
     if log.exists():  # rows of steps after the last save are of a lost future
-        rows = log.read_text().splitlines()[:done]
-        log.write_text("".join(f"{row}\n" for row in rows))
+        rows = log.read_text(encoding="utf-8", errors="replace").splitlines()[:done]
+        with atomic(log, True, durable=False) as temporary:
+            temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     return done
 
 
@@ -245,14 +257,7 @@ def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimize
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "state.pt", True) as temporary:
-        try:
-            torch.save(blob, temporary)
-        except RuntimeError as error:  # torch's own words for a write that failed
-            raise OutputError(
-                f"{folder}: the tuning's state cannot be written", "is the disk full?"
-            ) from error
+    save_state(folder / "state.pt", blob)
 
 
 def _log(folder: Path, row: TuneStep) -> None:
@@ -271,3 +276,8 @@ def load_tensors(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
         raise ConfigError(f"the tuned weights do not fit this model: {', '.join(odd)}", "tune again")
     for name, value in tensors.items():
         parameters[name].copy_(value)
+
+
+def _in_64_bits(number: int) -> int:
+    """The number itself where it is a signed 64-bit one, as torch takes; others wrap around."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

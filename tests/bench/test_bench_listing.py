@@ -5,11 +5,11 @@ import pytest
 
 from ctxedit.bench import drawn
 from ctxedit.bench.listing import read_list
-from ctxedit.bundled.training.judge import ask, load_judge
-from ctxedit.bundled.world.pairs import draw_pairs
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.read import read_frames
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.synthetic.judge import ask, load_judge
+from ctxedit.synthetic.pairs import draw_pairs
 
 GOOD = """
 [[clips]]
@@ -90,7 +90,7 @@ def test_a_list_of_nothing_is_refused(write, text):
 
 
 def test_no_list(tmp_path):
-    with pytest.raises(ConfigError, match="no file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         read_list(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="folder"):
         read_list(tmp_path)

@@ -34,7 +34,21 @@ def test_a_line_that_was_cut_off_is_forgotten_and_does_not_swallow_the_next(tmp_
     again = Results(tmp_path)
     assert again.done("1") and again.get("2") is None
     again.add(row("3"))
-    with pytest.raises(InputError, match="line 2"):
+    once_more = Results(tmp_path)
+    assert once_more.done("1") and once_more.done("3") and once_more.damaged == 1
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path):
+    results = Results(tmp_path)
+    for key in "123":
+        results.add(row(key))
+    lines = results.path.read_bytes().split(b"\n")
+    lines[1] = lines[1][:20] + b"\xff\0" + lines[1][22:]
+    results.path.write_bytes(b"\n".join(lines))
+    again = Results(tmp_path)
+    assert again.done("1") and again.done("2") is None and again.done("3") and again.damaged == 1
+    results.path.write_bytes(b"a poem\nof two lines\n")
+    with pytest.raises(InputError, match="holds no results"):
         Results(tmp_path)
 
 

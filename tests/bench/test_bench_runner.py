@@ -11,9 +11,9 @@ from ctxedit import config
 from ctxedit.bench import preview, report, runner, tables
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.runner import Bench, Watcher
-from ctxedit.bundled.world import scenes
 from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.write import write_clip
+from ctxedit.synthetic import scenes
 
 PROMPT = "a tiger walking on the beach"
 FLAGS = {

@@ -26,9 +26,9 @@ def ctxedit():
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    from ctxedit.bundled.world import scenes
-    from ctxedit.bundled.world.scenes import Actor, Scene
     from ctxedit.media.write import write_clip
+    from ctxedit.synthetic import scenes
+    from ctxedit.synthetic.scenes import Actor, Scene
 
     tiger = Actor("tiger", None, 0.5, 0.86, 0.56)
     scene = Scene((tiger,), "beach", "plain", "walk", -1, 1.0, (0.5,) * 8)
@@ -52,17 +52,15 @@ def made(clip, runs):
 @pytest.fixture()
 def no_weights(monkeypatch):
     """Any attempt to load a network fails the test."""
-    import ctxedit.models.backbone
+    import ctxedit.models.backbones.stable_diffusion as stable_diffusion
     import ctxedit.models.captioner
     import ctxedit.models.clip
-    import ctxedit.models.weights
 
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    for module in (ctxedit.models.weights, ctxedit.models.backbone):
-        monkeypatch.setattr(module, "parts", refuse)
-    for module in (ctxedit.models.weights, ctxedit.models.captioner, ctxedit.models.clip):
+    monkeypatch.setattr(stable_diffusion, "parts", refuse)
+    for module in (stable_diffusion, ctxedit.models.captioner, ctxedit.models.clip):
         monkeypatch.setattr(module, "load_model", refuse)
 
 

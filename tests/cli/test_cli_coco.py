@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctxedit.bundled.world import scenes
+from ctxedit.synthetic import scenes
 
 ANIMALS = ("tiger", "cat", "dog", "panda", "rabbit", "frog")
 

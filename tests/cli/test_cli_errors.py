@@ -42,8 +42,8 @@ def test_unexpected_is_1_and_the_traceback_waits_for_the_variable(ctxedit, monke
     ("arguments", "said"),
     [
         (["rnu"], "rnu"),
-        (["edit"], "--target"),
-        (["run", "x.mp4"], "--target"),
+        (["edit"], "no target prompt"),
+        (["run", "x.mp4"], "no target prompt"),
         (["run", "x.mp4", "--target", "y", "--nonsense"], "--nonsense"),
         (["run", "x.mp4", "--target", "y", "--frames", "many"], "--frames"),
         (["run", "x.mp4", "--target", "y", "--dtype", "float8"], "float8"),
@@ -218,7 +218,7 @@ def test_a_full_disk_is_6(ctxedit, monkeypatch, tmp_path, clip):
 
 
 def test_nan_is_7_and_leaves_no_result(ctxedit, clip, tmp_path, monkeypatch):
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import Backbone
 
     real = Backbone.raw
     monkeypatch.setattr(Backbone, "raw", lambda *args: real(*args) * float("nan"))
@@ -245,7 +245,7 @@ def test_ctrl_c_is_130_says_where_it_goes_on_and_goes_on(ctxedit, clip, tmp_path
     (folder,) = (tmp_path / "runs").iterdir()
     assert answer.code == 130 and answer.table["exit_code"] == 130
     (line,) = [x for x in answer.err.splitlines() if x.startswith("error: ")]
-    assert str(folder) in line and "goes on" in line
+    assert str(folder) in line and "to resume" in line
     answer = ctxedit(*arguments)
     assert (answer.code, answer.out) == (0, f"{folder}\n")
     assert seen == [1, 2, 3], "the first step was not done again"
@@ -259,4 +259,4 @@ def test_ctrl_c_before_anything_began(ctxedit, monkeypatch):
 
     monkeypatch.setattr("ctxedit.config.preset_names", stop)
     answer = ctxedit("presets", "ls")
-    assert answer.code == 130 and answer.err == "error: interrupted; nothing was begun\n"
+    assert answer.code == 130 and answer.err == "error: interrupted before any work\n"

@@ -6,11 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ctxedit.bundled.world import scenes
-from ctxedit.bundled.world.scenes import Actor, Scene
 from ctxedit.media.geometry import resize
 from ctxedit.media.write import write_clip
 from ctxedit.metrics import flow, formulas
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.scenes import Actor, Scene
 
 PROMPT, SOURCE_PROMPT = "a panda walking on the beach", "a tiger walking on the beach"
 

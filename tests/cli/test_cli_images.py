@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ctxedit.bundled.world import scenes
 from ctxedit.errors import ConfigError
 from ctxedit.metrics.images import fidelity
+from ctxedit.synthetic import scenes
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,32 +8,31 @@ import pytest
 from asking import FEW, TARGET, call
 
 import ctxedit as package
-from ctxedit import footprint
 from ctxedit.cli.output import Screen
 from ctxedit.config import AdapterConfig, load
 from ctxedit.costs import edit_evaluations
 from ctxedit.errors import ConfigError, WeightsError
-from ctxedit.models import weights
+from ctxedit.models import sizes, weights
 from ctxedit.pipeline import Session
 
 
 @pytest.mark.parametrize("image", [0, 48])
 def test_adapter_parameters_are_exact(image):
-    from ctxedit.models.adapter import ContextAdapter
+    from ctxedit.models.adapter import ContextAdapter, adapter_parameters
 
     config = AdapterConfig(width=32, heads=4, blocks=3, patch=3)
     adapter = ContextAdapter(config, 4, 24, image)
-    assert footprint.adapter_parameters(config, 4, 24, image) == sum(p.numel() for p in adapter.parameters())
+    assert adapter_parameters(config, 4, 24, image) == sum(p.numel() for p in adapter.parameters())
 
 
 def test_anatomy_is_the_backbones(stable_diffusion):
     import torch
 
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import family_of, load_backbone
     from ctxedit.models.weights import locate
 
-    body = footprint.anatomy(locate(str(stable_diffusion)))
-    backbone = Backbone.load(str(stable_diffusion), torch.device("cpu"), torch.float32)
+    body = family_of(checkpoint := locate(str(stable_diffusion))).sizes(checkpoint)
+    backbone = load_backbone(str(stable_diffusion), torch.device("cpu"), torch.float32)
     for name in ("factor", "multiple", "resolution", "latent_channels", "context_width", "context_length"):
         assert getattr(body, name) == getattr(backbone, name), name
     assert body.unet.parameters == sum(p.numel() for p in backbone.unet.parameters())
@@ -44,14 +43,14 @@ def test_a_broken_header_is_refused(tmp_path):
     for content in (b"", b"\x00" * 8, b"\xff" * 64, b"\x05" + b"\0" * 7 + b"[1,2]"):
         file.write_bytes(content)
         with pytest.raises(WeightsError, match="safetensors"):
-            footprint.weigh(tmp_path)
+            sizes.weigh(tmp_path)
 
 
 @pytest.mark.parametrize("preset", ["contextdiff", "fatezero", "ddim", "sdedit"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_evaluations_are_those_that_are_made(preset, guidance, clip, stable_diffusion, tmp_path, monkeypatch):
     """Lanes that the network sees in one edit, counted at the network."""
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import Backbone
     from ctxedit.pipeline import Options, Session
 
     flags = {

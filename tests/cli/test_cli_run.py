@@ -79,7 +79,10 @@ def test_edit_takes_the_newest_run_says_so_and_equals_run(ctxedit, made, runs, f
     assert "tune: 2 steps" not in answer.err and "invert: 4 steps" not in answer.err
     again = frames_of(tmp_path / "again.mp4", 4)
     assert np.array_equal(again, frames_of(Path(made.out.strip()), 4))
-    assert ctxedit("edit", "--target", TARGET, "--runs", runs, "-o", tmp_path / "again.mp4").code == 6
+    other = ctxedit("edit", "--target", "a dog", "--runs", runs, "-o", tmp_path / "again.mp4")
+    assert other.code == 6, "another edit does not take its place"
+    again = ctxedit("edit", "--target", TARGET, "--runs", runs, "-o", tmp_path / "again.mp4")
+    assert (again.code, again.out) == (0, answer.out) and "done already" in again.err
 
 
 def test_an_edit_may_change_sampling_and_seed_and_tunes_nothing(

@@ -54,7 +54,7 @@ def test_steps_sets_inversion_and_sampling(ctxedit, clip, tmp_path):
 def test_a_misspelt_variable_is_said(ctxedit, clip, tmp_path, monkeypatch):
     monkeypatch.setenv("CTXEDIT_EDIT_GUIDENCE", "5")
     answer = ctxedit("run", clip, "--target", "a cat", "--frames", 4, "--stride", 1, "--dry-run")
-    assert "CTXEDIT_EDIT_GUIDENCE is no setting; did you mean CTXEDIT_EDIT_GUIDANCE?" in answer.err
+    assert "CTXEDIT_EDIT_GUIDENCE is not a setting; did you mean CTXEDIT_EDIT_GUIDANCE?" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_presets_ls_names_all_and_says_what_they_are(ctxedit):
 
 def test_presets_show_prints_the_file(ctxedit):
     answer = ctxedit("presets", "show", "contextdiff")
-    assert config.tomllib.loads(answer.out) == config.read_table(config.preset_path("contextdiff"))
+    assert config.parse(answer.out) == config.read_table(config.preset_path("contextdiff"))
     assert ctxedit("presets", "show", "contextdiff", "--json").table["table"]["edit"]["guidance"] == 7.5
 
 
@@ -113,11 +113,11 @@ def test_presets_cp_copies_and_does_not_overwrite(ctxedit, tmp_path, monkeypatch
 def test_models_ls_says_parts_and_words(ctxedit):
     import torch
 
-    from ctxedit.models.backbone import Backbone
+    from ctxedit.models.backbones import load_backbone
 
     answer = ctxedit("models", "ls", "--json")
     parts = {p["part"]: p for p in answer.table["builtin"]}
-    backbone = Backbone.load("builtin", torch.device("cpu"), torch.float32)
+    backbone = load_backbone("builtin", torch.device("cpu"), torch.float32)
     assert parts["unet"]["parameters"] == sum(p.numel() for p in backbone.unet.parameters())
     assert parts["vae"]["parameters"] == sum(p.numel() for p in backbone.vae.parameters())
     assert parts["unet"]["licence"] == "Apache-2.0" and parts["clip"]["bytes"] > 1e6

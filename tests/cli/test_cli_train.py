@@ -1,4 +1,4 @@
-"""``ctxedit train`` and ``ctxedit models check``: through the command line, on a person's own pictures."""
+"""``ctxedit train`` and ``ctxedit models check``: through the command line, on the user's own images."""
 
 import hashlib
 import itertools
@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from small_recipes import TASKS
 
-from ctxedit.bundled.training import recipe, record
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.training import recipe, record
+from ctxedit.training.components import hashes
+from ctxedit.training.tasks import base as tasks
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Eight drawn pictures with captions, one of them spoilt."""
+    """Eight drawn pictures with captions, one of them unreadable."""
     from PIL import Image
 
-    from ctxedit.bundled.world import scenes
+    from ctxedit.synthetic import scenes
 
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
@@ -36,20 +38,20 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", TASKS)
-def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictures, tmp_path, part):
+def test_every_task_trains_on_a_folder_of_images(ctxedit, make_recipe, pictures, tmp_path, part):
     answer = ctxedit("train", make_recipe(part), "--data", pictures, "--out", "mine", "--json")
     assert answer.code == 0, answer.err
     table = answer.table
     assert table["steps"] == 2 and table["images"] == 8
-    assert table["bad"].keys() == {"0.png"}, "eight samples of eight pictures meet the spoilt one"
-    assert "1 bad in the data, left out: 0.png" in answer.err
-    folder = tmp_path / "mine" / recipe.FOLDERS[part]
+    assert table["bad"].keys() == {"0.png"}, "eight samples of eight images include the unreadable one"
+    assert "1 bad sample was left out: 0.png" in answer.err
+    folder = tmp_path / "mine" / tasks.get(part).folder
     known = json.loads((folder / "training.json").read_text())
     assert known["steps"] == 2 and known["bad"] == 1 and known["data"].startswith("folder pictures")
-    assert known["files"] == record.hashes(folder) and record.matches(tmp_path / "mine", folder.name)
+    assert known["files"] == hashes(folder) and record.matches(tmp_path / "mine", folder.name)
     assert known["recipe_sha256"] == hashlib.sha256(known["recipe"].encode()).hexdigest()
     if part == "denoiser":
-        assert known["built_on"]["vae"] == record.hashes(BUILTIN_FOLDER / "vae")
+        assert known["built_on"]["vae"] == hashes(BUILTIN_FOLDER / "vae")
         made = ctxedit("t2i", "a tiger", "--model", "mine", "--steps", 2, "-o", "a.png")
         assert made.code == 0, made.err
     if part == "adapter":
@@ -60,7 +62,7 @@ def test_every_part_learns_from_a_folder_of_ones_own(ctxedit, make_recipe, pictu
         assert made.code == 0, made.err
 
 
-def test_an_adapter_may_move_the_denoiser_too(ctxedit, make_recipe, tmp_path):
+def test_an_adapter_can_train_the_denoiser_too(ctxedit, make_recipe, tmp_path):
     path = make_recipe("adapter", TASKS["adapter"].replace("[]", '["attn2"]'))
     answer = ctxedit("train", path, "--out", "mine")
     assert answer.code == 0, answer.err
@@ -81,18 +83,18 @@ def test_an_adapter_may_move_the_denoiser_too(ctxedit, make_recipe, tmp_path):
     assert made.code == 0, made.err
 
 
-def test_a_training_goes_on_and_its_weights_are_not_written_over(ctxedit, make_recipe, tmp_path):
+def test_a_training_resumes_and_its_weights_are_not_overwritten(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder")
     assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
-    first = record.hashes(tmp_path / "weights-my-autoencoder/vae")
+    first = hashes(tmp_path / "weights-my-autoencoder/vae")
     longer = ctxedit("train", path, "--steps", 3)
-    assert longer.code == 0 and "goes on at step 2 of 3" in longer.err
-    assert record.hashes(tmp_path / "weights-my-autoencoder/vae") != first
+    assert longer.code == 0 and "resuming at step 2 of 3" in longer.err
+    assert hashes(tmp_path / "weights-my-autoencoder/vae") != first
     other = make_recipe("autoencoder", TASKS["autoencoder"].replace("1.0", "2.0"))
     refused = ctxedit("train", other)
-    assert refused.code == 2 and "begun with another task.edges" in refused.err
+    assert refused.code == 2 and "started with a different task.edges" in refused.err
     elsewhere = ctxedit("train", other, "--state", "s")
-    assert elsewhere.code == 6 and "holds weights already" in elsewhere.err
+    assert elsewhere.code == 6 and "already contains weights" in elsewhere.err
     anew = ctxedit("train", other, "-y", "--json")
     assert anew.code == 0 and anew.table["steps"] == 2
 
@@ -105,37 +107,39 @@ def test_a_step_may_take_several_passes(ctxedit, make_recipe, tmp_path):
     assert "batch = 2\n" in made and "accumulate = 2\n" in made
     # The next sitting may take them at once: it is the same training.
     second = ctxedit("train", path, "--steps", 2, "--json")
-    assert second.code == 0 and second.table["images"] == 8 and "goes on at step 1" in second.err
+    assert second.code == 0 and second.table["images"] == 8 and "resuming at step 1" in second.err
     refused = ctxedit("train", path, "--passes", 3)
-    assert refused.code == 2 and "4 samples a step in 3 passes" in refused.err
+    assert refused.code == 2 and "4 samples per step cannot be split into 3 passes" in refused.err
 
 
-def test_all_recipes_are_trained_one_on_the_other(ctxedit, make_recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipe, "RECIPES", tmp_path / "recipes")
-    recipe.RECIPES.mkdir()
+def test_all_recipes_are_trained_in_the_order_of_their_dependencies(
+    ctxedit, make_recipe, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tasks, "RECIPES", tmp_path / "recipes")
+    tasks.RECIPES.mkdir()
     for part in ("denoiser", "clip", "autoencoder"):
-        make_recipe(part, steps=1).rename(recipe.RECIPES / f"{part}.toml")
+        make_recipe(part, steps=1).rename(tasks.RECIPES / f"{part}.toml")
     plans = ctxedit("train", "all", "--dry-run", "--json").table["parts"]
     assert [p["part"] for p in plans] == ["autoencoder", "clip", "denoiser"]
     answer = ctxedit("train", "all", "--json")
     assert answer.code == 0, answer.err
     assert [p["steps"] for p in answer.table["parts"]] == [1, 1, 1]
     out = tmp_path / "weights-all"
-    assert record.read(out / "unet")["built_on"]["vae"] == record.hashes(out / "vae")
+    assert record.read(out / "unet")["built_on"]["vae"] == hashes(out / "vae")
     text = json.loads((out / "text_encoder/config.json").read_text())
     assert text["hidden_size"] == 32, "the text side of the CLIP that was trained before it"
-    before = record.hashes(out / "unet")
+    before = hashes(out / "unet")
     again = ctxedit("train", "all")
-    assert again.code == 0 and "goes on at step 1 of 1" in again.err
-    assert record.hashes(out / "unet") == before
+    assert again.code == 0 and "resuming at step 1 of 1" in again.err
+    assert hashes(out / "unet") == before
 
 
-def test_a_warm_start_notes_what_it_began_with(ctxedit, make_recipe, tmp_path):
+def test_a_warm_start_records_its_initial_weights(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder", "channels = [32, 64, 128]\nlayers = 1\nkl = 1e-5\nedges = 1.0", steps=1)
     answer = ctxedit("train", path, "--warm")
     assert answer.code == 0, answer.err
     known = record.read(tmp_path / "weights-my-autoencoder/vae")
-    assert known["began_with"] == record.hashes(BUILTIN_FOLDER / "vae")
+    assert known["began_with"] == hashes(BUILTIN_FOLDER / "vae")
     rows = (tmp_path / "weights-my-autoencoder/.state/autoencoder/metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["psnr"] > 20, "it began with trained weights"
 
@@ -151,7 +155,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_reci
 
 def test_the_recipes_are_listed(ctxedit):
     found = {r["recipe"]: r for r in ctxedit("train", "--list", "--json").table["recipes"]}
-    assert set(found) == set(recipe.ORDER)
+    assert set(found) == set(tasks.names())
     assert all(r["about"] and r["steps"] > 0 for r in found.values())
     assert "AutoencoderKL" in ctxedit("train", "--list").out
 
@@ -201,7 +205,7 @@ def test_bad_input_stops_the_training_where_the_recipe_says_so(ctxedit, make_rec
     assert answer.code == 3 and "0.png" in answer.err
 
 
-def test_tensorboard_is_asked_for_before_anything_is_done(ctxedit, make_recipe, monkeypatch, tmp_path):
+def test_a_missing_tensorboard_is_reported_before_training(ctxedit, make_recipe, monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -217,7 +221,7 @@ def test_tensorboard_receives_the_metrics(ctxedit, make_recipe, tmp_path):
     assert list((tmp_path / "board").glob("events.out.tfevents.*"))
 
 
-def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, tmp_path):
+def test_a_missing_record_can_be_written(ctxedit, make_recipe, tmp_path):
     path = make_recipe("autoencoder")
     ctxedit("train", path)
     file = tmp_path / "weights-my-autoencoder/vae/training.json"
@@ -232,27 +236,29 @@ def test_the_record_of_weights_that_had_none_can_be_made(ctxedit, make_recipe, t
     assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is False
 
 
-@pytest.mark.parametrize("part", recipe.ORDER)
+@pytest.mark.parametrize("part", tasks.names())
 def test_the_shipped_weights_are_those_of_their_record(part):
-    """Whoever changes weights or recipe makes the record anew: `ctxedit train PART --record`."""
-    folder = BUILTIN_FOLDER / recipe.FOLDERS[part]
-    sittings = record.sittings(folder)
-    if not any(sitting["part"] == part for sitting in sittings):
+    """After a change of weights or recipe, `ctxedit train PART --record` writes the record again."""
+    folder = BUILTIN_FOLDER / tasks.get(part).folder
+    records = record.history(folder)
+    if not any(made["part"] == part for made in records):
         pytest.skip(f"no record of the {part} yet")
-    assert sittings[0]["files"] == record.hashes(folder)
-    for later, earlier in itertools.pairwise(sittings):
+    assert records[0]["files"] == hashes(folder)
+    for later, earlier in itertools.pairwise(records):
         assert later["began_with"] == earlier["files"]
-    for sitting in sittings:
-        assert sitting["recipe_sha256"] == hashlib.sha256(sitting["recipe"].encode()).hexdigest()
-    known = next(sitting for sitting in sittings if sitting["part"] == part)
-    assert known["recipe_sha256"] == recipe.resolve(part).sha256, "the shipped recipe made these weights"
+    for made in records:
+        assert made["recipe_sha256"] == hashlib.sha256(made["recipe"].encode()).hexdigest()
+    known = next(made for made in records if made["part"] == part)
+    made, shipped = recipe.parse(known["recipe"], part), recipe.resolve(part)
+    for table in ("part", "task", "schedule", "data"):
+        assert getattr(made, table) == getattr(shipped, table), "the shipped recipe made these weights"
     for name, files in known["built_on"].items():
         # A decoder that was trained further leaves the latents as they were.
-        same = [record.hashes(BUILTIN_FOLDER / name)]
-        for sitting in record.sittings(BUILTIN_FOLDER / name):
-            if sitting["part"] != "decoder":
+        same = [hashes(BUILTIN_FOLDER / name)]
+        for made in record.history(BUILTIN_FOLDER / name):
+            if made["part"] != "decoder":
                 break
-            same.append(sitting["began_with"])
+            same.append(made["began_with"])
         assert files in same
 
 
@@ -262,8 +268,8 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
     shutil.copytree(BUILTIN_FOLDER, tmp_path / "models", ignore=shutil.ignore_patterns("check.json"))
     for name in (
         "ctxedit.models.weights",
-        "ctxedit.bundled.training.check",
-        "ctxedit.bundled.training.parts",
+        "ctxedit.training.checks.base",
+        "ctxedit.training.components",
     ):
         __import__(name)
         monkeypatch.setattr(f"{name}.BUILTIN_FOLDER", tmp_path / "models")
@@ -272,7 +278,7 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
     assert answer.code == 0 and "| autoencoder | PSNR, dB |" in answer.out
     rows = ctxedit("models", "ls", "--json").table["checked"]
     assert [r["figure"] for r in rows] == ["PSNR, dB", "SSIM"] and all(r["current"] for r in rows)
-    recipes = recipe.load(recipe.RECIPES / "autoencoder.toml")
+    recipes = recipe.resolve("autoencoder")
     record.write(recipes, record.Facts(10, 60.0, 0, "cpu"), tmp_path / "models")
     parts = {p["part"]: p for p in ctxedit("models", "ls", "--json").table["builtin"]}
     assert parts["vae"]["images"] == 10 * recipes.schedule.images and parts["vae"]["recorded"] is True

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ctxedit.diffusion.forward import marginal
-from ctxedit.diffusion.parameterization import from_x0, loss_weight, to_x0
+from ctxedit.diffusion.parameterization import from_x0, loss_weight, to_noise, to_x0
 from ctxedit.diffusion.schedule import levels
 
 KINDS = ["epsilon", "v_prediction", "sample"]
@@ -69,8 +69,8 @@ def test_other_weights():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x: to_x0(x, x, 0.6, 0.8, "flow"),
-        lambda x: from_x0(x, x, 0.6, 0.8, "flow"),
+        lambda x: to_x0(x, x, 0.6, 0.8, "score"),
+        lambda x: from_x0(x, x, 0.6, 0.8, "score"),
         lambda x: loss_weight(0.6, 0.8, "p2"),
         lambda x: to_x0(x, x, 0.0, 1.0, "epsilon"),
         lambda x: from_x0(x, x, 1.0, 0.0, "v_prediction"),
@@ -88,6 +88,30 @@ def test_other_weights():
 def test_what_has_no_meaning_is_refused(call, randn):
     with pytest.raises(ValueError):
         call(randn())
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("epsilon", (0.6, 0.8)), ("v_prediction", (0.6, 0.8)), ("sample", (0.6, 0.8)), ("flow", (0.3, 0.7))],
+)
+def test_every_head_says_the_same_noise_and_signal(kind, level, randn):
+    """Each head's target at x_t = a x_0 + s eps stands for that x_0 and that eps."""
+    x0, eps = randn(), randn()
+    a, s = level
+    x_t = a * x0 + s * eps
+    output = {"epsilon": eps, "v_prediction": a * eps - s * x0, "sample": x0, "flow": eps - x0}[kind]
+    torch.testing.assert_close(to_x0(output, x_t, a, s, kind), x0)
+    torch.testing.assert_close(to_noise(output, x_t, a, s, kind), eps)
+    torch.testing.assert_close(from_x0(x0, x_t, a, s, kind), output)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
+def test_at_clean_data_the_head_alone_says_the_noise(kind, randn):
+    x0, eps = randn(), randn()
+    output = eps - x0 if kind == "flow" else eps
+    torch.testing.assert_close(to_noise(output, x0, 1.0, 0.0, kind), eps)
+    with pytest.raises(ValueError):
+        to_noise(x0, x0, 1.0, 0.0, "sample")
 
 
 def test_velocity_is_known_at_zero_signal(randn):

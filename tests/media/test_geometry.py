@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ctxedit.errors import ConfigError
-from ctxedit.media.geometry import crop, pad, plan_fit, to_source, to_working
+from ctxedit.media.geometry import crop, pad, plan_fit, resize, to_working
 
 from .clips import draw, far
 
@@ -56,8 +56,8 @@ def test_there_and_back() -> None:
     fit = plan_fit(301, 169, target=128, multiple=8)
     small = to_working(frames, fit)
     assert small.shape == (2, 72, 128, 3) and small.dtype == np.uint8
-    assert to_source(small, fit).shape == frames.shape
-    assert far(to_source(small, fit)[:, 16:], frames[:, 16:]) < 2
+    assert resize(small, fit.source_width, fit.source_height).shape == frames.shape
+    assert far(resize(small, fit.source_width, fit.source_height)[:, 16:], frames[:, 16:]) < 2
     same = plan_fit(301, 169, target=301, multiple=1)
     assert np.array_equal(to_working(frames, same), frames)
 

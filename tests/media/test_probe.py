@@ -149,9 +149,35 @@ def _not_an_image(folder: Path) -> Path:
     return folder / "bad.png"
 
 
-def _animated_png(folder: Path) -> Path:
+def _pages(folder: Path) -> Path:
     frames = [Image.fromarray(frame) for frame in draw(3)]
-    frames[0].save(folder / "bad.png", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "bad.tif", save_all=True, append_images=frames[1:])
+    return folder / "bad.tif"
+
+
+def _standard_input(folder: Path) -> Path:
+    return Path("-")
+
+
+def _address(folder: Path) -> Path:
+    return Path("https://example.org/clip.mp4")
+
+
+def _pattern(folder: Path) -> Path:
+    return folder / "frame_%04d.png"
+
+
+def _long(folder: Path) -> Path:
+    return folder / ("x" * 300 + ".mp4")
+
+
+def _heif(folder: Path) -> Path:
+    (folder / "bad.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40)
+    return folder / "bad.jpg"
+
+
+def _huge(folder: Path) -> Path:
+    Image.new("1", (14000, 14000)).save(folder / "bad.png")
     return folder / "bad.png"
 
 
@@ -170,7 +196,13 @@ BAD = {
     _empty_folder: "no images",
     _mixed_sizes: "2.png is 32x32",
     _not_an_image: "as an image",
-    _animated_png: "several pictures",
+    _pages: "several pictures",
+    _standard_input: "standard input",
+    _address: "web address",
+    _pattern: "pattern",
+    _long: "too long",
+    _heif: "HEIF",
+    _huge: "megapixels",
 }
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from ctxedit.errors import ConfigError, OutputError
-from ctxedit.media import write
+from ctxedit.media import sound
+from ctxedit.media.geometry import resize
 from ctxedit.media.probe import probe
 from ctxedit.media.read import read_frames
 from ctxedit.media.write import check_output, holds_audio, write_clip, write_image
@@ -30,13 +31,15 @@ def test_video_round_trip(tmp_path: Path, suffix: str, width: int, height: int) 
     drawn = draw(10, width, height)
     path = write_clip(tmp_path / f"clip{suffix}", drawn, NTSC)
     clip = read_frames(path, frames=5, stride=2)
-    assert (clip.info.width, clip.info.height, clip.info.frames) == (width, height, 10)
+    even = suffix != ".webm"
+    size = (width + width % 2, height + height % 2) if even else (width, height)
+    assert (clip.info.width, clip.info.height, clip.info.frames) == (*size, 10)
     assert (clip.info.fps, clip.fps) == (NTSC, NTSC / 2)
     assert not clip.info.variable_frame_rate
-    assert far(clip.frames, drawn[::2]) < 5
+    assert far(clip.frames[:, :height, :width], drawn[::2]) < 5
+    assert far(clip.frames[:, -1:], clip.frames[:, -2:-1]) < 5
     assert clip.info.codec == ("vp9" if suffix == ".webm" else "h264")
-    odd = width % 2 or height % 2
-    assert clip.info.pix_fmt == ("yuv444p" if odd and suffix != ".webm" else "yuv420p")
+    assert clip.info.pix_fmt == "yuv420p"
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -224,13 +227,62 @@ def test_sound_is_not_longer_than_the_picture(tmp_path: Path) -> None:
     assert _seconds_of_sound(path)[1] == pytest.approx(1.0, abs=0.15)
 
 
-def test_sound_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sound_that_fails_costs_a_warning_and_not_the_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     origin = _with_sound(tmp_path, "aac", ".mp4")
-    failed = subprocess.CompletedProcess([], 1)
-    monkeypatch.setattr(write.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(OutputError):
-        write_clip(tmp_path / "a.mp4", draw(8), Fraction(8), audio_from=origin)
-    assert os.listdir(tmp_path) == [origin.name]
+    failed = subprocess.CompletedProcess([], 1, stderr=b"first\nno such encoder\n")
+    monkeypatch.setattr(sound.subprocess, "run", lambda *_, **__: failed)
+    said: list[str] = []
+    path = write_clip(tmp_path / "a.mp4", draw(8), Fraction(8), audio_from=origin, warn=said.append)
+    assert len(said) == 1 and "silent" in said[0] and "no such encoder" in said[0]
+    assert (probe(path).frames, probe(path).has_audio) == (8, False)
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, origin.name])
+
+
+def test_chroma_and_odd_sizes(tmp_path: Path) -> None:
+    said: list[str] = []
+    write_clip(tmp_path / "a.mp4", draw(2, 63, 48), NTSC, warn=said.append)
+    assert len(said) == 1 and "63×48 becomes 64×48" in said[0]
+    path = write_clip(tmp_path / "b.mp4", draw(2, 63, 47), NTSC, chroma="444", warn=said.append)
+    assert (probe(path).pix_fmt, probe(path).width, probe(path).height) == ("yuv444p", 63, 47)
+    assert len(said) == 1
+    with pytest.raises(ConfigError, match="chroma"):
+        write_clip(tmp_path / "c.mp4", draw(2), NTSC, chroma="422")
+
+
+def test_scaled_as_it_is_written(tmp_path: Path) -> None:
+    drawn = draw(3)
+    write_clip(tmp_path / "large", drawn, NTSC, size=(128, 96))
+    frames = read_frames(tmp_path / "large", frames=3).frames
+    assert np.array_equal(frames, resize(drawn, 128, 96))
+
+
+UNEVEN = [Fraction(1, 25)] * 4 + [Fraction(2, 5)] * 3 + [Fraction(1)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".gif"])
+@pytest.mark.parametrize("loud", [False, True])
+def test_frames_keep_their_own_times(tmp_path: Path, suffix: str, loud: bool) -> None:
+    origin = _with_sound(tmp_path, "aac", ".mp4") if loud else None
+    drawn = draw(8)
+    fps = 8 / sum(UNEVEN)
+    path = write_clip(tmp_path / f"a{suffix}", drawn, fps, durations=UNEVEN, audio_from=origin)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        times = [float(frame.pts * frame.time_base) for frame in frames]
+        assert container.duration / 1e6 == pytest.approx(float(sum(UNEVEN)), abs=0.05)
+    assert times == pytest.approx(list(np.cumsum([0, *map(float, UNEVEN[:-1])])), abs=0.002)
+    clip = read_frames(path, frames=8)
+    assert clip.durations is not None
+    assert [float(one) for one in clip.durations[:-1]] == pytest.approx(
+        [float(one) for one in UNEVEN[:-1]], abs=0.002
+    )
+    if not loud or suffix in (".mp4", ".mov"):  # Matroska says the last frame's end of the whole file only
+        assert clip.span_seconds == pytest.approx(float(sum(UNEVEN)), abs=0.002)
+    assert numbers(clip.frames) == list(range(8))
+    if loud and holds_audio(path):
+        assert _seconds_of_sound(path)[1] == pytest.approx(float(sum(UNEVEN)), abs=0.15)
 
 
 def test_images(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ctxedit.bundled.world import scenes
-from ctxedit.bundled.world.scenes import Actor, Scene
 from ctxedit.errors import NumericsError
 from ctxedit.metrics.structure import patch_descriptors, self_similarity, structure_distance
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.scenes import Actor, Scene
 
 
 def test_by_hand():

@@ -7,7 +7,7 @@ import torch
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.alignment import align, changed, columns, equaliser
-from ctxedit.models.backbone import Word
+from ctxedit.models.backbones import Word
 
 LENGTH = 16
 

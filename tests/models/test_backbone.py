@@ -8,14 +8,14 @@ from diffusers import DDIMScheduler
 from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone, builtin_vocabulary, split_words
+from ctxedit.models.backbones import builtin_vocabulary, load_backbone, open_backbone, split_words
 
 F, SIDE = 2, (16, 16)
 ALONE = FrameView(seen_frames(AttentionConfig(frames="none"), F), SIDE)
 
 
 def load(folder, dtype=torch.float64):
-    return Backbone.load(str(folder), torch.device("cpu"), dtype)
+    return load_backbone(str(folder), torch.device("cpu"), dtype)
 
 
 def draw(*shape, seed=0):
@@ -293,8 +293,8 @@ def test_offloaded_parts_visit_the_device_only_while_they_are_called(stable_diff
     from ctxedit.models.weights import locate
 
     place = torch.device("cpu")
-    plain = Backbone.load(str(stable_diffusion), place, torch.float32)
-    offloaded = Backbone(locate(str(stable_diffusion)), place, torch.float32, offload=True)
+    plain = load_backbone(str(stable_diffusion), place, torch.float32)
+    offloaded = open_backbone(locate(str(stable_diffusion)), place, torch.float32, offload=True)
     moves = []
     for name in ("vae", "text_encoder"):
         module = getattr(offloaded, name)

@@ -1,5 +1,7 @@
 """Temporal attention layers: nothing at first, then frames see each other; on and off without a trace."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -7,7 +9,7 @@ from diffusers import UNet2DModel
 from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.temporal import TemporalAttention, TemporalLayers
 
 F, SIDE = 3, (16, 16)
@@ -117,14 +119,12 @@ def test_under_gradient_checkpointing_output_and_gradients_are_equal(ready):
     x = draw(F, 4, *SIDE)
     results = []
     for on in (False, True):
-        if on:
-            ready.unet.enable_gradient_checkpointing()
         for p in layers.parameters():
             p.grad = None
-        out = call(ready, x, grad=True)
-        out.square().sum().backward()
+        with ready.checkpointing() if on else nullcontext():
+            out = call(ready, x, grad=True)
+            out.square().sum().backward()
         results.append((out.detach(), [p.grad.clone() for p in layers.parameters()]))
-    ready.unet.disable_gradient_checkpointing()
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-12)
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
@@ -133,7 +133,7 @@ def test_under_gradient_checkpointing_output_and_gradients_are_equal(ready):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_master_weights_serve_a_network_of_another_precision(stable_diffusion, dtype):
-    backbone = Backbone.load(str(stable_diffusion), torch.device("cpu"), dtype)
+    backbone = load_backbone(str(stable_diffusion), torch.device("cpu"), dtype)
     with backbone.attention(AttentionConfig()):
         layers = backbone.temporal_layers()
         perturb(layers)
@@ -144,7 +144,7 @@ def test_master_weights_serve_a_network_of_another_precision(stable_diffusion, d
 
 def test_a_call_without_a_view_is_refused(backbone):
     layers = backbone.temporal_layers()
-    with pytest.raises(ConfigError, match="view"), torch.no_grad():
+    with pytest.raises(ConfigError, match="through the backbone"), torch.no_grad():
         backbone.unet(draw(F, 4, *SIDE), 500, backbone.embed(["a"]).expand(F, -1, -1))
     layers.remove()
 

@@ -5,12 +5,12 @@ import torch
 from sampling import STEPS, inverted
 
 from ctxedit.config import AttentionConfig
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 
 
 @pytest.fixture(scope="module")
 def net(stable_diffusion):
-    backbone = Backbone.load(str(stable_diffusion), torch.device("cpu"), torch.float64)
+    backbone = load_backbone(str(stable_diffusion), torch.device("cpu"), torch.float64)
     # Nearby levels predict nearly alike, as in a trained network.
     backbone.unet.conv_out.weight.data.mul_(0.1)
     with backbone.attention(AttentionConfig()):

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from ctxedit.config import AdapterConfig, Config, merge
 from ctxedit.errors import InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.generate import generate
 
@@ -21,7 +21,7 @@ def config(guidance=4.0, steps=5, **edit):
 
 @pytest.fixture(scope="module")
 def backbone(stable_diffusion):
-    return Backbone.load(str(stable_diffusion), torch.device("cpu"), torch.float32)
+    return load_backbone(str(stable_diffusion), torch.device("cpu"), torch.float32)
 
 
 def adapter(backbone, zero=False):
@@ -52,7 +52,7 @@ def test_is_diffusers_pipeline(head, guidance, negative, request, monkeypatch):
     latents = pipe(**ask, output_type="latent").images
     images = pipe(**ask, output_type="np").images
 
-    backbone = Backbone.load(str(folder), torch.device("cpu"), torch.float32)
+    backbone = load_backbone(str(folder), torch.device("cpu"), torch.float32)
     seen, decode = [], backbone.decode
     monkeypatch.setattr(backbone, "decode", lambda x: seen.append(x) or decode(x))
     got = generate(backbone, TEXT, config(guidance, negative_prompt=negative), 2)

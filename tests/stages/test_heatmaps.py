@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ctxedit.bundled.world import scenes
-from ctxedit.bundled.world.scenes import Actor
 from ctxedit.config import AttentionConfig, Config, EditConfig, FusionConfig, InvertConfig
 from ctxedit.errors import InputError
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.heatmaps import files_for, overlay, watched_edit
 from ctxedit.stages.invert import invert
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.scenes import Actor
 
 PROMPT, TARGET, STEPS = "a tiger walking on the beach", "a panda walking on the beach", 4
 
@@ -54,7 +54,7 @@ def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
 
     caught = []
 
-    def slow(self, attn, hidden_states, encoder_hidden_states=None, view=None, **_):
+    def slow(self, attn, hidden_states, encoder_hidden_states=None, **_):
         if self.is_cross and hidden_states.shape[1] == 256:
             q, k = (
                 f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -62,7 +62,7 @@ def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
             )
             probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1).mean(1)
             caught.append(probabilities[-2:])  # the last lane is the conditional one
-        return real(self, attn, hidden_states, encoder_hidden_states, view=view, **_)
+        return real(self, attn, hidden_states, encoder_hidden_states, **_)
 
     real = attention.FrameAttention.__call__
     monkeypatch.setattr(attention.FrameAttention, "__call__", slow)
@@ -84,7 +84,7 @@ def test_the_built_in_words_look_at_their_objects():
         (Actor("tiger", None, 0.5, 0.86, 0.56),), "beach", "plain", "walk", 1, 1.0, (0.5,) * 8
     )
     frames, mask = scenes.render(drawn, 2, 64)
-    backbone = Backbone.load("builtin", torch.device("cpu"), torch.float32)
+    backbone = load_backbone("builtin", torch.device("cpu"), torch.float32)
     with backbone.attention(AttentionConfig()):
         _, maps = watched_edit(inverted(backbone, backbone.encode(frames)), PROMPT, settings())
     inside = torch.from_numpy(mask).unflatten(-1, (16, 4)).unflatten(1, (16, 4)).mean((2, 4)) > 0.5

@@ -12,7 +12,7 @@ from ctxedit.diffusion.schedule import alphas_cumprod, levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, sample
@@ -29,7 +29,7 @@ def draw(*shape, seed=0):
 @pytest.fixture(scope="module", params=["stable_diffusion", "stable_diffusion_2"])
 def smooth(request):
     """The tiny networks with a small last layer: nearby levels predict nearly alike, as in a trained one."""
-    backbone = Backbone.load(str(request.getfixturevalue(request.param)), torch.device("cpu"), torch.float64)
+    backbone = load_backbone(str(request.getfixturevalue(request.param)), torch.device("cpu"), torch.float64)
     backbone.unet.conv_out.weight.data.mul_(0.1)
     with backbone.attention(AttentionConfig()):
         yield backbone

@@ -10,7 +10,7 @@ from sampling import NEW, OLD, SIDE, STEPS, VIEW, Calls, F, draw, inverted, psnr
 
 from ctxedit.config import AttentionConfig, FusionConfig
 from ctxedit.errors import NumericsError
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.sample import Sampling, Source, sample, word_mask
 
@@ -20,7 +20,7 @@ class TestPlain:
     @pytest.mark.parametrize("guidance", [1.0, 5.0])
     @pytest.mark.parametrize("zero_shift", [False, True])
     def test_is_diffusers_ddim(self, head, guidance, zero_shift, request):
-        backbone = Backbone.load(str(request.getfixturevalue(head)), torch.device("cpu"), torch.float64)
+        backbone = load_backbone(str(request.getfixturevalue(head)), torch.device("cpu"), torch.float64)
         scheduler = DDIMScheduler.from_config({**backbone._scheduler, "set_alpha_to_one": True})
         scheduler.set_timesteps(5)
         want, context = draw(F, 4, *SIDE), backbone.embed(["blurry", NEW])

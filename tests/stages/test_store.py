@@ -17,7 +17,7 @@ from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.guidance import guide
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, Source, fused_steps, sample
 
@@ -133,7 +133,7 @@ def measure(how, steps, frames, side):
 def child(how, steps, frames, side):
     import resource
 
-    backbone = Backbone.load("builtin", torch.device("cpu"), torch.float32)
+    backbone = load_backbone("builtin", torch.device("cpu"), torch.float32)
     latents, view = draw(frames, side, torch.float32)
     call = {"stored": with_store, "ours": without_store}[how]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

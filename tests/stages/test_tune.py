@@ -11,7 +11,7 @@ from ctxedit.config import AdapterConfig, AttentionConfig, TuneConfig
 from ctxedit.errors import ConfigError, NumericsError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView, seen_frames
-from ctxedit.models.backbone import Backbone
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.tune import _loss, load_tensors, trainable, tune
 
@@ -27,7 +27,7 @@ class Bench:
     """A fresh network, adapter and temporal layers: the same every time."""
 
     def __init__(self, folder, adapter=True, temporal=True, dtype=torch.float32):
-        self.backbone = Backbone.load(str(folder), torch.device("cpu"), dtype)
+        self.backbone = load_backbone(str(folder), torch.device("cpu"), dtype)
         self.context = self.backbone.embed(["a tiger walking on the beach"])
         self.temporal = self.shift = None
         if adapter:
@@ -40,12 +40,15 @@ class Bench:
         if temporal:
             self.temporal = self.backbone.temporal_layers().requires_grad_(False)
 
-    def tune(self, config, folder, seed=0, report=lambda row: None, latents=X):
+    def tune(
+        self, config, folder, seed=0, report=lambda row: None, latents=X, warn=lambda text: None
+    ):  # fmt: skip
         b = self.backbone
         with b.attention(AttentionConfig()):
             return tune(
-                b, latents, self.context, VIEW, config, folder, seed, self.shift, self.temporal, report
-            )
+                b, latents, self.context, VIEW, config, folder, seed, self.shift, self.temporal, report,
+                warn=warn,
+            )  # fmt: skip
 
     def loss(self, config, step=0, x=X):
         from contextlib import nullcontext
@@ -247,6 +250,27 @@ class TestKillAndResume:
             log.write('{"step": 5, "lo')
         Bench(stable_diffusion).tune(ALL, tmp_path)
         assert log_of(tmp_path) == unbroken[1]
+
+    @pytest.mark.parametrize("damage", ["empty", "half", "changed", "another"])
+    def test_a_damaged_state_is_begun_anew_with_a_word(self, stable_diffusion, tmp_path, unbroken, damage):
+        with pytest.raises(Killed):
+            Bench(stable_diffusion).tune(ALL, tmp_path, report=killer(5))
+        state, said, steps = tmp_path / "state.pt", [], []
+        blob = bytearray(state.read_bytes())
+        saved = torch.load(state, weights_only=True)
+        at = blob.find(next(iter(saved["parameters"].values())).numpy().tobytes()[:64])
+        assert at > 0
+        blob[at + 1] ^= 1
+        if damage == "another":
+            torch.save({**saved, "step": 1}, state)
+        else:
+            state.write_bytes({"empty": b"", "half": blob[: len(blob) // 2], "changed": blob}[damage])
+        tuned = Bench(stable_diffusion).tune(
+            ALL, tmp_path, report=lambda row: steps.append(row.step), warn=said.append
+        )
+        assert steps == list(range(1, 9)) and len(log_of(tmp_path)) == 8
+        assert len(said) == 1 and "begins anew" in said[0] and "state.pt" in said[0]
+        assert all(torch.equal(tuned[k], v) for k, v in unbroken[0].items())
 
     def test_a_state_of_other_parameters_is_refused(self, stable_diffusion, tmp_path):
         Bench(stable_diffusion).tune(replace(ALL, steps=1), tmp_path)

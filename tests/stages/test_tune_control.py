@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ctxedit import config
-from ctxedit.bundled.world import scenes
 from ctxedit.errors import ConfigError
 from ctxedit.media.write import write_clip
 from ctxedit.pipeline import Options, Session
 from ctxedit.runs import Run
 from ctxedit.stages.tune import trainable
+from ctxedit.synthetic import scenes
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 

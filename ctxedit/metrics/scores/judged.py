@@ -11,7 +11,7 @@ from PIL import Image
 from ctxedit.metrics import Edit, metric
 
 if TYPE_CHECKING:
-    from ctxedit.bundled.training.judge import Judge
+    from ctxedit.synthetic.judge import Judge
 
 #: What an edit is for and what it must not do, each at most 1: one number to choose settings by.
 _SHARES = ("judge_asked", "judge_kept", "ssim_kept")
@@ -59,7 +59,7 @@ def answers(edit: Edit) -> dict[str, float]:
         return {}
 
     def ask_judge() -> dict[str, float]:
-        from ctxedit.bundled.training.judge import ask
+        from ctxedit.synthetic.judge import ask
 
         said = ask(edit.networks.once("judge", _load), _small(edit.frames))
         return {q: float(np.mean([given[q] == answer for given in said])) for q, answer in expected.items()}
@@ -68,14 +68,14 @@ def answers(edit: Edit) -> dict[str, float]:
 
 
 def _load() -> Judge:
-    from ctxedit.bundled.training.judge import load_judge
     from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.synthetic.judge import load_judge
 
     return load_judge(BUILTIN_FOLDER / "judge")
 
 
 def _is_one_part(kind: str) -> bool:
-    from ctxedit.bundled.training.judge import ANSWERS
+    from ctxedit.synthetic.judge import ANSWERS
 
     return kind in ANSWERS
 

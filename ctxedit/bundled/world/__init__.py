@@ -1,1 +1,0 @@
-"""The small world that the built-in models know: drawn scenes with exact captions and masks."""

@@ -1,0 +1,388 @@
+"""Stable Diffusion 1.x and 2.x in diffusers' format, or as one file; frames folded into the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ctxedit.diffusion import schedule
+from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
+from ctxedit.models.attention import FrameView
+from ctxedit.models.backbones.base import Backbone
+from ctxedit.models.clip import load_model, load_tokenizer
+from ctxedit.models.conditioning import Condition
+from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.families import register
+from ctxedit.models.sizes import Sizes, Weight, header, read_json, tensor_weight, weigh, weight_files
+from ctxedit.models.weights import Checkpoint, check_finite, network
+
+#: diffusers' names of beta schedules, and ours.
+_BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+#: What Stable Diffusion 1.x and 2.x share; for single files, which carry no config.
+_CHANNELS, _DEPTH, _VAE_CHANNELS = (320, 640, 1280, 1280), (1, 1, 1, 0), (128, 256, 512, 512)
+_PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond"}
+
+
+@register("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
+class StableDiffusion(Backbone):
+    """A UNet over latents with one CLIP text encoder.
+
+    Attributes:
+        unet, vae, text_encoder, tokenizer: the stock networks.
+        offload: autoencoder and text encoder wait in main memory and visit the device when they are called.
+        alphas_cumprod: (T,) float64 of the schedule it was trained with.
+    """
+
+    networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
+    others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        loaded: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: bool = False,
+    ) -> None:
+        self.offload = offload
+        self.name, self.builtin, self.path = checkpoint.name, checkpoint.builtin, checkpoint.path
+        self._own = checkpoint.own
+        self.unet, self.vae = loaded["unet"], loaded["vae"]
+        self.text_encoder, self.tokenizer = loaded["text_encoder"], loaded["tokenizer"]
+        self.device, self.dtype = device, dtype
+        self.control: Control | None = None
+        self._scheduler = loaded["scheduler"].config
+        self.prediction = self._scheduler.prediction_type
+        self.alphas_cumprod = alphas_cumprod(self._scheduler)
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.resolution = self.factor * _largest(self.unet.config.sample_size)
+        # Every level of the UNet halves the latent; a side that does not halve evenly would not come back.
+        self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        self.latent_channels = int(self.unet.config.in_channels)
+        self.context_width = int(self.unet.config.cross_attention_dim)
+        places = int(self.text_encoder.config.max_position_embeddings)
+        self.context_length = min(int(self.tokenizer.model_max_length), places)
+
+    # -- before loading ----------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, offload: bool = False
+    ) -> Backbone:
+        waiting = [part for part in cls.networks_in if part != "unet"] if offload else []
+        return cls(checkpoint, parts(cls, checkpoint, device, dtype, waiting), device, dtype, offload)
+
+    @classmethod
+    def load_parts(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
+        """Networks, tokenizers and scheduler by folder, on the CPU."""
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        path = checkpoint.path
+        if checkpoint.form == "file":
+            # The file holds weights alone: diffusers fetches the configuration that fits them.
+            pipe = StableDiffusionPipeline.from_single_file(
+                str(path), torch_dtype=dtype, safety_checker=None, local_files_only=checkpoint.offline
+            )
+            out = {name: getattr(pipe, name) for name in (*cls.networks_in, *cls.others_in)}
+            return out | {"scheduler": DDIMScheduler.from_config(out["scheduler"].config)}
+        return {
+            "vae": network(AutoencoderKL, path, "vae", dtype),
+            "unet": network(UNet2DConditionModel, path, "unet", dtype),
+            "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
+            "tokenizer": load_tokenizer(path / "tokenizer", CLIPTokenizer),
+            "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+        }
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        if checkpoint.form == "file":
+            return  # its configuration is known once its weights are read
+        unet, vae = (read_json(checkpoint.path / part / "config.json") for part in ("unet", "vae"))
+        inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+        if inner != outer:
+            raise WeightsError(
+                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder gives {outer}",
+                "inpainting, instruction and upscaling checkpoints are not supported",
+            )
+        check_scheduler(checkpoint)
+
+    @classmethod
+    def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:
+        if checkpoint.form == "file":
+            return
+        from transformers import CLIPTokenizer
+
+        tokenizer = load_tokenizer(checkpoint.path / "tokenizer", CLIPTokenizer)
+        room = cls.sizes(checkpoint).context_length - 2
+        for text in texts:
+            ids = tokenizer(text).input_ids
+            if len(ids) > room + 2:
+                cut = tokenizer.decode(ids[room + 1 : -1]).strip()
+                raise InputError(
+                    f"the prompt has {len(ids) - 2} tokens, the text encoder takes {room}: “{text[:40]}…”",
+                    f"shorten it: this would be cut: “{cut[:80]}”",
+                )
+
+    @classmethod
+    def sizes(cls, checkpoint: Checkpoint) -> Sizes:
+        if checkpoint.form == "file":
+            return _sizes_of_file(checkpoint.path)
+        path = checkpoint.path
+        unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
+        tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
+        scheduler = read_json(path / "scheduler/scheduler_config.json")
+        encoder = read_json(path / "text_encoder/config.json")
+        try:
+            kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
+            depth = unet.get("transformer_layers_per_block", 1)
+            depth = depth if isinstance(depth, list) else [depth] * len(kinds)
+            text = Weight()
+            for part in cls.networks_in:
+                text = text + weigh(path / part) if part.startswith("text_encoder") else text
+            return Sizes(
+                weigh(path / "unet"),
+                weigh(path / "vae"),
+                text,
+                _widths(unet["block_out_channels"]),
+                tuple(int(d) if "Attn" in kind else 0 for kind, d in zip(kinds, depth, strict=True)),
+                _largest(layers),
+                _widths(vae["block_out_channels"]),
+                int(unet["in_channels"]),
+                int(unet["cross_attention_dim"]),
+                min(
+                    int(tokenizer.get("model_max_length", 77)),
+                    int(encoder.get("max_position_embeddings", 77)),
+                ),
+                2 ** (len(vae["block_out_channels"]) - 1) * _largest(unet["sample_size"]),
+                *_attention(unet),
+                frozenset(header(weight_files(path / "unet"))),
+                int(scheduler.get("num_train_timesteps", 1000)),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise WeightsError(
+                f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
+            ) from error
+
+    # -- frames and words --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
+        """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f): the posterior's mean, in slices."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1
+        with self._visiting(self.vae):
+            means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
+        return (torch.cat(means) * self.vae.config.scaling_factor).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
+        scaled = (latents / self.vae.config.scaling_factor).to(self.device, self.vae.dtype)
+        with self._visiting(self.vae):
+            pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(chunk)])
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.no_grad()
+    def condition(self, texts: Sequence[str]) -> Condition:
+        """The text encoder's last hidden state."""
+        with self._visiting(self.text_encoder):
+            return Condition(self.text_encoder(self._ids(self.tokenizer, texts)).last_hidden_state)
+
+    def _ids(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+        length = self.context_length
+        ids = tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+        found: Tensor = ids.to(self.device)
+        return found
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(encoded.offset_mapping)
+
+    @contextmanager
+    def _visiting(self, module: nn.Module) -> Iterator[None]:
+        """A module on the device for as long as it is needed, where the settings offload."""
+        if self.offload:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offload:
+                module.to("cpu")
+
+    # -- noise levels ------------------------------------------------------------------------------
+
+    def levels(self, steps: int) -> schedule.Levels:
+        spacing = self._scheduler.timestep_spacing
+        offset = self._scheduler.steps_offset if spacing == "leading" else 0
+        try:
+            return schedule.levels(self.alphas_cumprod, steps, spacing, offset)
+        except ValueError as error:
+            raise ConfigError(f"{self.name} has no {steps} steps: {error}", "take fewer") from error
+
+    def training_level(self, generator: torch.Generator) -> tuple[int | float, Tensor, Tensor]:
+        t = int(torch.randint(0, len(self.alphas_cumprod), (), generator=generator))
+        bar = self.alphas_cumprod[t]
+        return t, bar.sqrt(), (1 - bar).sqrt()
+
+    # -- the denoiser ------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.unet,) if self.control is None else (self.unet, self.control.net)
+
+    def raw(
+        self, x: Tensor, timestep: int | float | Tensor, condition: Condition | Tensor, view: FrameView
+    ) -> Tensor:
+        rows = Condition.of(condition).for_frames(view.frames).to(self.dtype)
+        noisy, added = x.to(self.dtype), self._added(rows, x)
+        with view.in_effect():
+            more: dict[str, Any] = {}
+            if self.control is not None:
+                more = self.control(noisy, timestep, rows.tokens, view, added)
+            out = self.unet(noisy, timestep, rows.tokens, added_cond_kwargs=added, **more).sample
+        return out.to(x.dtype)
+
+    def _added(self, rows: Condition, x: Tensor) -> dict[str, Tensor] | None:
+        """What the time embedding is conditioned on besides; nothing here."""
+        return None
+
+    @property
+    def denoiser(self) -> Denoiser:
+        config = self.unet.config
+        return Denoiser(
+            self.name,
+            self._own,
+            tuple(config.block_out_channels),
+            _largest(config.layers_per_block),
+            self.latent_channels,
+            self.context_width,
+            self.factor,
+        )
+
+
+def parts(
+    family: type[StableDiffusion],
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    waiting: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Load a checkpoint's networks, frozen and in eval mode, its tokenizers and its scheduler.
+
+    Those named in ``waiting`` stay in main memory.
+
+    Raises:
+        WeightsError: broken files, weights missing, NaN in weights.
+        ResourceError: not enough memory.
+    """
+    try:
+        out = family.load_parts(checkpoint, dtype)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(
+            f"not enough memory for {checkpoint.name}", "take a smaller model or dtype"
+        ) from error
+    except (WeightsError, ConfigError):
+        raise
+    except Exception as error:
+        line = str(error).strip().split("\n")[0][:200]
+        raise WeightsError(f"{checkpoint.name} cannot be loaded: {line}", "fetch or save it again") from error
+    for name in family.networks_in:
+        place = torch.device("cpu") if name in waiting else device
+        out[name] = out[name].to(place).eval().requires_grad_(False)
+        check_finite(out[name], f"{checkpoint.name}/{name}")
+    return out
+
+
+def check_scheduler(checkpoint: Checkpoint) -> None:
+    """Raise WeightsError for a scheduler whose noise levels or predictions are not known here."""
+    config = read_json(checkpoint.path / "scheduler" / "scheduler_config.json")
+    named, kind = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
+    refused = None
+    if named.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
+        refused = f"its scheduler, {named}, is for flow matching, which this family does not use"
+    elif kind not in _PREDICTIONS:
+        refused = f"its network predicts {kind!r}, which is not one of {', '.join(_PREDICTIONS)}"
+    elif config.get("beta_schedule", "linear") not in _BETAS and config.get("trained_betas") is None:
+        refused = f"its beta schedule {config.get('beta_schedule')!r} is not one of {', '.join(_BETAS)}"
+    elif config.get("timestep_spacing", "leading") not in ("leading", "trailing", "linspace"):
+        refused = f"its timestep spacing {config.get('timestep_spacing')!r} is not known"
+    elif (
+        kind == "epsilon"
+        and config.get("rescale_betas_zero_snr")
+        and config.get("timestep_spacing", "leading") != "leading"
+    ):
+        # At zero signal the noise says nothing of x_0; such a model needs a velocity or sample head.
+        refused = "it predicts noise but starts at zero signal, where noise determines no image"
+    if refused:
+        raise WeightsError(
+            f"{checkpoint.name}: {refused}", f"see {checkpoint.path}/scheduler/scheduler_config.json"
+        )
+
+
+def alphas_cumprod(config: Any) -> Tensor:
+    """(T,) float64 of a diffusers scheduler's config."""
+    if config.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float64), 0)
+    if config.beta_schedule not in _BETAS:
+        raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")
+    return schedule.alphas_cumprod(
+        config.num_train_timesteps,
+        config.beta_start,
+        config.beta_end,
+        _BETAS[config.beta_schedule],  # type: ignore[arg-type]
+        bool(config.rescale_betas_zero_snr),
+    )
+
+
+def _widths(channels: Any) -> tuple[int, ...]:
+    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
+    found = tuple(channels)
+    if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
+        raise ValueError(f"block_out_channels = {channels!r}")
+    return found
+
+
+def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
+    """Levels with cross-attention, and whether some of it is outside the middle block."""
+    down, up = unet["down_block_types"], unet["up_block_types"]
+    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
+    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
+    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
+    lowest = {len(down) - 1} if "CrossAttn" in middle else set()
+    return frozenset(levels | lowest), bool(levels)
+
+
+def _largest(value: int | Sequence[int]) -> int:
+    return value if isinstance(value, int) else max(value)
+
+
+def _sizes_of_file(path: Path) -> Sizes:
+    """A single file holds all parts under prefixes, and no config: width and resolution from a shape."""
+    table = header([path])
+    found = dict.fromkeys(_PREFIXES, Weight())
+    for name, entry in table.items():
+        part = next((p for p, prefix in _PREFIXES.items() if name.startswith(prefix)), None)
+        if part:
+            found[part] = found[part] + tensor_weight(entry)
+    key = f"{_PREFIXES['unet']}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    if key not in table:
+        raise WeightsError(
+            f"{path} is not a Stable Diffusion 1.x or 2.x checkpoint", "only these are supported as one file"
+        )
+    width = int(table[key]["shape"][1])
+    levels = frozenset(range(len(_CHANNELS)))  # the lowest resolution is the middle block's
+    return Sizes(
+        found["unet"], found["vae"], found["text_encoder"], _CHANNELS, _DEPTH, 2, _VAE_CHANNELS,
+        4, width, 77, 512, levels,
+    )  # fmt: skip

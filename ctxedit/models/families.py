@@ -1,0 +1,60 @@
+"""The registry of backbone families: which class loads a checkpoint, by the pipeline class that it names.
+
+Packages may add families through the entry-point group ``ctxedit.backbones``; its entries are imported when a
+family is first looked for, and register themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from ctxedit.errors import WeightsError
+
+#: The entry-point group of backbones that other packages add.
+PLUGINS = "ctxedit.backbones"
+_OURS = ("ctxedit.models.backbones.stable_diffusion", "ctxedit.models.backbones.sdxl")
+
+_FAMILIES: dict[str, type[Any]] = {}
+_T = TypeVar("_T", bound=type[Any])
+
+
+def register(*pipelines: str) -> Callable[[_T], _T]:
+    """Class decorator: the family of checkpoints whose ``model_index.json`` names one of these pipelines."""
+
+    def add(family: _T) -> _T:
+        for name in pipelines:
+            _FAMILIES[name] = family
+        return family
+
+    return add
+
+
+def family_named(pipeline: str, model: str) -> type[Any]:
+    """The family registered for a pipeline class: a subclass of :class:`ctxedit.models.backbones.Backbone`.
+
+    Args:
+        pipeline: ``_class_name`` of a checkpoint's ``model_index.json``.
+        model: the checkpoint's name, for the error.
+
+    Raises:
+        WeightsError: no family is registered under that name.
+    """
+    _import_all()
+    if pipeline not in _FAMILIES:
+        raise WeightsError(
+            f"{model} is a {pipeline}, a kind of model that ctxedit cannot edit with",
+            f"use a checkpoint of one of: {', '.join(sorted(_FAMILIES))}",
+        )
+    return _FAMILIES[pipeline]
+
+
+@lru_cache(maxsize=1)
+def _import_all() -> None:
+    for module in _OURS:
+        import_module(module)
+    for entry in entry_points(group=PLUGINS):
+        entry.load()

@@ -1,0 +1,145 @@
+"""How large a checkpoint is, from its config files and safetensors headers alone; nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxedit import files as files_of
+from ctxedit.errors import WeightsError
+
+_HEADER_LIMIT = 100 << 20
+_NO_HEADER = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
+_WIDTHS = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Parameters of a network, and their bytes as stored."""
+
+    parameters: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Weight) -> Weight:
+        return Weight(self.parameters + other.parameters, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What planning needs to know of a checkpoint.
+
+    Attributes:
+        unet, vae, text_encoder: their weights (all text encoders together).
+        channels: of the denoiser, highest resolution first.
+        depth: transformer blocks of each attention stack at these resolutions; 0 is no attention.
+        layers: residual blocks at each resolution on the way down (one more on the way up).
+        vae_channels: of the autoencoder, highest resolution first.
+        latent_channels, context_width, context_length, resolution: as ``Backbone`` has them.
+        attention_levels: at which halvings of the latent there is cross-attention, the middle included.
+        attends_outside_middle: whether there is any on the way down or up.
+        unet_names: of the denoiser's tensors; empty where they are not known by diffusers' names.
+        train_steps: noise levels that the model was trained on.
+    """
+
+    unet: Weight
+    vae: Weight
+    text_encoder: Weight
+    channels: tuple[int, ...]
+    depth: tuple[int, ...]
+    layers: int
+    vae_channels: tuple[int, ...]
+    latent_channels: int
+    context_width: int
+    context_length: int
+    resolution: int
+    attention_levels: frozenset[int] = frozenset()
+    attends_outside_middle: bool = True
+    unet_names: frozenset[str] = frozenset()
+    train_steps: int = 1000
+
+    @property
+    def parameters(self) -> int:
+        """All of it."""
+        return self.unet.parameters + self.vae.parameters + self.text_encoder.parameters
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in each direction."""
+        return int(2 ** (len(self.vae_channels) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """Frame sides are multiples of this."""
+        return self.factor * int(2 ** (len(self.channels) - 1))
+
+
+def weigh(folder: Path) -> Weight:
+    """The network of a folder, its half-precision copies not counted twice."""
+    return weight_of(header(weight_files(folder)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's safetensors files, copies in half precision or without averaging left out."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name] or files
+
+
+def weight_of(table: dict[str, dict[str, Any]]) -> Weight:
+    """All tensors of a header together."""
+    return sum((tensor_weight(entry) for entry in table.values()), Weight())
+
+
+def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Names, shapes and types of safetensors files' tensors; raises WeightsError for what is none."""
+    table: dict[str, dict[str, Any]] = {}
+    for file in files:
+        try:
+            files_of.check_file(file, "checkpoint", error=WeightsError)
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                if not 2 <= length <= _HEADER_LIMIT:
+                    raise ValueError("no header")
+                found = json.loads(stream.read(length))
+            found.pop("__metadata__", None)
+            if not all(_fits(entry) for entry in found.values()):
+                raise ValueError("a tensor's shape and bytes disagree")
+            end = 8 + length + max((e["data_offsets"][1] for e in found.values()), default=0)
+            if file.stat().st_size < end:
+                raise ValueError("cut off")
+        except _NO_HEADER as error:
+            raise WeightsError(
+                f"{file} is no whole safetensors file ({error})", "fetch or save it again"
+            ) from error
+        table |= found
+    return table
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises WeightsError when it is missing or none."""
+    table = files_of.read_json(path, "JSON object", error=WeightsError)
+    if not isinstance(table, dict):
+        raise WeightsError(f"{path} is not a JSON object", "fetch or save the model again")
+    return table
+
+
+def tensor_weight(entry: dict[str, Any]) -> Weight:
+    """Parameters and bytes of one tensor, from its entry in a header."""
+    count = 1
+    for side in entry["shape"]:
+        count *= int(side)
+    return Weight(count, count * _WIDTHS.get(str(entry["dtype"]), 1))
+
+
+def _fits(entry: dict[str, Any]) -> bool:
+    """Whether a tensor's bytes are as many as its shape and type say; unknown types pass."""
+    begin, end = entry["data_offsets"]
+    width = _WIDTHS.get(str(entry["dtype"]))
+    sides = [int(side) for side in entry["shape"]]
+    return 0 <= begin <= end and (width is None or end - begin == math.prod(sides) * width)

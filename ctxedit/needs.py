@@ -1,0 +1,137 @@
+"""What settings need of a model: attention layers of some size, layers to tune, steps.
+
+Which layers there are is known from the model's config files (:class:`ctxedit.models.sizes.Sizes`); which of
+them settings choose is asked of :class:`ctxedit.models.attention.FrameView`, which chooses them later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ctxedit.config import Config
+from ctxedit.errors import ConfigError
+from ctxedit.models.attention import FrameView, make_kernel, seen_frames
+from ctxedit.models.backbones import split_words
+from ctxedit.models.sizes import Sizes
+from ctxedit.stages.sample import fused_steps
+from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
+
+
+def check_settings(config: Config, body: Sizes) -> None:
+    """Raise ConfigError for settings that the model cannot serve at any size."""
+    seen_frames(config.attention, config.clip.frames)
+    make_kernel(config.attention.backend)
+    if max(config.edit.steps, config.invert.steps) > body.train_steps:
+        raise ConfigError(
+            f"{max(config.edit.steps, config.invert.steps)} steps, but the model knows {body.train_steps}",
+            f"take fewer: --steps {min(20, body.train_steps)}",
+        )
+    _check_temporal(config, body)
+    if config.tune.steps:
+        _check_trained(config, body)
+
+
+def check_layers(config: Config, body: Sizes, side: tuple[int, int], heatmaps: bool = False) -> None:
+    """Raise ConfigError where fusion, its mask or heat maps take attention layers that the model lacks.
+
+    Args:
+        config: settings.
+        body: the model's sizes.
+        side: (height, width) of the padded clip's latents.
+        heatmaps: whether heat maps are asked for.
+    """
+    fusion, steps = config.fusion, config.edit.steps
+    fuses = config.edit.start == "inversion"
+    view = FrameView((), side)
+    layers = {level: math.prod(_side(side, level)) for level in body.attention_levels}
+    fuses_self, fuses_cross = fused_steps(steps, fusion.self_share), fused_steps(steps, fusion.cross_share)
+    coarsest = max(layers, default=0)
+    if fuses and (fuses_self or fuses_cross) and view.tokens_at(fusion.finest) < layers.get(coarsest, 0):
+        raise ConfigError(
+            f"fusion.finest = {fusion.finest:g}: this model has no attention layers that coarse",
+            f"its coarsest are at {_share(coarsest)} of the latent's side: "
+            f"--set fusion.finest={_share(coarsest)} or more",
+        )
+    masks = fuses and (fusion.blend == "latent" or (fusion.blend == "self" and fuses_self > 0))
+    if (masks or heatmaps) and view.tokens_at(fusion.mask_layers) not in layers.values():
+        if not layers:
+            raise ConfigError("this model has no cross-attention to make masks of", "--set fusion.blend=none")
+        nearest = min(layers, key=lambda level: abs(level + math.log2(fusion.mask_layers)))
+        shares = ", ".join(_share(level) for level in sorted(layers))
+        raise ConfigError(
+            f"fusion.mask_layers = {fusion.mask_layers:g}: this model has no attention layers of that size "
+            f"for latents of {side[1]}×{side[0]}",
+            f"it has them at {shares} of the latent's side: --set fusion.mask_layers={_share(nearest)}",
+        )
+
+
+def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> None:
+    """Raise ConfigError for word weights and replacements that the prompts' words do not allow.
+
+    As :func:`ctxedit.models.alignment.align` does once prompts are tokens; a prompt of None is not known yet.
+    """
+    if config.edit.start != "inversion":
+        return
+    for target in targets:
+        words = split_words(target)
+        absent = [word for word in config.fusion.words if word.lower() not in {w.lower() for w in words}]
+        if absent:
+            raise ConfigError(
+                f"fusion.words: the target “{target[:60]}” has no word {absent[0]!r}",
+                "words are matched whole",
+            )
+        source = words if prompt is None else split_words(prompt)
+        if config.fusion.cross == "replace" and len(source) != len(words):
+            raise ConfigError(
+                "fusion.cross = 'replace' needs as many words in both prompts "
+                f"({len(source)} and {len(words)})",
+                "use 'refine', or 'auto'",
+            )
+
+
+def _check_temporal(config: Config, body: Sizes) -> None:
+    if not config.attention.temporal:
+        return
+    if not body.attention_levels:
+        raise ConfigError(
+            "attention.temporal: this model has no transformer blocks", "--set attention.temporal=false"
+        )
+    if config.attention.temporal_init == "copy" and not body.attends_outside_middle:
+        raise ConfigError(
+            "attention.temporal_init = 'copy': this model has transformer blocks in its middle block only",
+            "--set attention.temporal_init=zero",
+        )
+
+
+def _check_trained(config: Config, body: Sizes) -> None:
+    """As :func:`ctxedit.stages.tune.trainable` selects, by the names of the stored tensors."""
+    found = 0
+    for name in config.tune.train:
+        if name == ADAPTER:
+            found += config.adapter.enabled  # a preset may list it and a flag switch the adapter off
+        elif name.startswith(CONTROL):
+            found += config.control.kind != "none"  # likewise
+        elif name == TEMPORAL:
+            if not config.attention.temporal:
+                raise ConfigError(
+                    "tune.train names temporal, and there are no temporal layers",
+                    "--set attention.temporal=true, or leave it out of tune.train",
+                )
+            found += 1
+        elif body.unet_names and not any(f".{name}." in f".{key}." for key in body.unet_names):
+            raise ConfigError(
+                f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
+            )
+        else:
+            found += 1
+    if not found:
+        raise ConfigError("tune.train names nothing that there is to tune", "or set tune.steps = 0")
+
+
+def _side(side: tuple[int, int], level: int) -> tuple[int, int]:
+    return -(-side[0] // 2**level), -(-side[1] // 2**level)
+
+
+def _share(level: int) -> str:
+    return f"{2.0**-level:g}"

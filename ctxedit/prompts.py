@@ -1,0 +1,65 @@
+"""Prompt syntax of other tools: the text encoder would read it as words, so it is refused with a hint.
+
+AUTOMATIC1111's web UI, ComfyUI, compel, NovelAI and Midjourney each add marks of their own to prompts.
+Brackets around ordinary words, as in prose, are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ctxedit.errors import ConfigError
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?):\s*({_NUMBER})\s*\)")
+_NO_WEIGHT = "weights are a setting: --set fusion.words.tiger=1.5 for the word tiger of the target"
+#: What it is, its pattern, and what there is instead.
+_FOREIGN = (
+    ("a LoRA tag", r"<\s*(?i:lora|lyco|locon|hypernet)\s*:", "LoRA files are not loaded"),
+    ("an embedding's name", r"\b(?i:embedding)\s*:\s*\S+", "textual inversions are not loaded"),
+    ("emphasis by double brackets", r"\(\([^()]*\)\)", _NO_WEIGHT),
+    ("a weight behind brackets", rf"\)(?:\+|-{{2}}|{_NUMBER}(?![\w.]))", _NO_WEIGHT),
+    ("emphasis or a schedule in square brackets", r"\[[^\[\]]*\]", _NO_WEIGHT),
+    ("a choice of words", r"\{[^{}]*\|[^{}]*\}", "give one --target for each of them"),
+    ("emphasis by braces", r"\{[^{}]*\}", _NO_WEIGHT),
+    ("an option of another tool", r"(?:^|\s)--[a-z]+(?=\s|$)", "see `ctxedit run --help` for the options"),
+    ("a wildcard", r"\b__\w+?__(?!\w)", "write the words themselves"),
+)
+_CAPITALS = re.compile(r"(?:^|\s)(BREAK|AND)(?=\s|$)")
+
+
+def check_syntax(text: str, what: str) -> None:
+    """Raise ConfigError for syntax that other tools give a meaning, and ctxedit does not.
+
+    Args:
+        text: a prompt; ``{source}`` in it stands for the source prompt where that is offered.
+        what: what it is called in the error.
+    """
+    rest = text.replace("{source}", " ")
+    if found := _WEIGHT.search(rest):
+        words, weight = found.groups()
+        raise ConfigError(f"the {what} has a weight in it: {found.group()[:60]}", _weight_hint(words, weight))
+    for name, pattern, hint in _FOREIGN:
+        if found := re.search(pattern, rest):
+            raise ConfigError(f"the {what} has {name} in it: {found.group().strip()[:60]}", hint)
+    # A text all in capitals is loud, and no syntax.
+    if (found := _CAPITALS.search(rest)) and any(letter.islower() for letter in rest):
+        raise ConfigError(
+            f"the {what} has {found.group(1)} in it, which joins prompts in other tools",
+            "here a prompt is one text: write it in lower case if it is a word",
+        )
+
+
+def _weight_hint(words: str, weight: str) -> str:
+    """How to say the same with settings."""
+    names = re.findall(r"\w+(?:['’-]\w+)*", words)
+    if not names:
+        return _NO_WEIGHT
+    said = " ".join(_setting(name, float(weight)) for name in names)
+    return f"write “{' '.join(words.split())}” plainly in the target, and add {said}"
+
+
+def _setting(name: str, weight: float) -> str:
+    """An option for a shell; a key of TOML that is more than letters, digits and hyphens wants quotes."""
+    plain = re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    return f"--set fusion.words.{name}={weight:g}" if plain else f"--set 'fusion.words.\"{name}\"={weight:g}'"

@@ -1,0 +1,1 @@
+"""How well trained models do on held-out combinations of the drawn world: ``ctxedit models check``."""

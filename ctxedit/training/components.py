@@ -1,0 +1,84 @@
+"""The components that a model is trained on: those in the folder of models, else the built-in ones."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctxedit.errors import WeightsError
+from ctxedit.media.temporary import atomic
+from ctxedit.models.weights import BUILTIN_FOLDER
+
+
+def find_component(models: Path, name: str) -> Path:
+    """The folder of a component, e.g. ``vae``; raises WeightsError if it is not built in either."""
+    if any((models / name).glob("*.json")) or any((models / name).glob("*.safetensors")):
+        return models / name
+    if name in ("text_encoder", "tokenizer") and (models / "clip" / "model.safetensors").is_file():
+        return models / "clip"  # CLIP's text tower
+    if not (BUILTIN_FOLDER / name).is_dir():
+        raise WeightsError(f"{models} has no {name}, and none is built in", "train it first")
+    return BUILTIN_FOLDER / name
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each weight file in a folder, by name."""
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.safetensors"))}
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components available to one training.
+
+    Attributes:
+        models: folder of models in diffusers' layout, into which the weights are exported.
+        initial: the weights that a task which continues another's starts from; they stand in for the
+            component of that name in ``models``.
+        initial_name: that component.
+    """
+
+    models: Path
+    initial: Path | None = None
+    initial_name: str = ""
+
+    def find(self, name: str) -> Path:
+        """As :func:`find_component`."""
+        if self.initial is not None and name == self.initial_name:
+            return self.initial
+        return find_component(self.models, name)
+
+    def install(self, *names: str) -> None:
+        """Copy components that ``models`` lacks into it, so that the folder can be loaded as a pipeline.
+
+        The text encoder and its tokenizer are taken from CLIP. They are copies: the denoiser needs them
+        unchanged when CLIP is trained further.
+        """
+        for name in names:
+            origin, place = self.find(name), self.models / name
+            if origin == place:
+                continue
+            with atomic(place, True) as temporary:
+                if origin.name == "clip":
+                    _extract_text_tower(origin, name, temporary)
+                else:
+                    shutil.copytree(origin, temporary)
+
+
+def _extract_text_tower(clip: Path, name: str, folder: Path) -> None:
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    if name == "tokenizer":
+        CLIPTokenizer.from_pretrained(clip).save_pretrained(folder)
+    else:
+        CLIPTextModel.from_pretrained(clip, dtype=torch.float16).save_pretrained(folder)
+
+
+def link_components(models: Path, folder: Path) -> Path:
+    """Fill ``folder`` with links to the components in ``models``, so that writing there leaves them alone."""
+    for place in models.iterdir() if models.is_dir() else ():
+        if place.is_dir() and not place.name.startswith("."):
+            (folder / place.name).symlink_to(place.resolve())
+    return folder

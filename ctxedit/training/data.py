@@ -1,0 +1,206 @@
+"""Training data behind one interface: drawn scenes, a folder of images, or webdataset shards.
+
+Sample ``i`` is a function of the seed and ``i`` alone. A training can therefore resume at any step, and
+several processes can share one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ctxedit.errors import ConfigError, InputError
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.synthetic.vocabulary import GREY_STYLES
+from ctxedit.training.sources import Listing, list_folder, list_shards, load_image
+
+#: How many bad samples an error message lists.
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A recipe's ``[data]`` table.
+
+    Attributes:
+        source: ``scenes`` are drawn on the fly and need no path; ``folder`` is a folder of images with
+            captions, ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts).
+        path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
+            in a recipe is relative to the recipe's folder.
+        size: side in pixels; images are cropped to a square and resized.
+        on_error: what to do about bad input (a missing or unreadable image, an empty caption, a damaged
+            shard): ``skip`` it and report it, or ``stop`` the training.
+    """
+
+    source: Literal["scenes", "folder", "webdataset"] = "scenes"
+    path: str = ""
+    size: int = 64
+    on_error: Literal["skip", "stop"] = "skip"
+
+
+class Data:
+    """A task's samples.
+
+    Args:
+        config: the recipe's table.
+        drawn: creates the task's own data set of drawn scenes from (seed, size).
+        captions: whether images need a caption.
+
+    Raises:
+        ConfigError: the source needs a path and has none.
+        InputError: there is no usable sample, or there is bad input and ``on_error`` is ``stop``.
+    """
+
+    def __init__(
+        self, config: DataConfig, drawn: Callable[[int, int], Dataset[Any]], captions: bool = True
+    ) -> None:
+        self.config, self._drawn = config, drawn
+        self.listing = None if config.source == "scenes" else open_listing(config, captions)
+
+    @property
+    def captions(self) -> list[str] | None:
+        """All captions; None for drawn scenes, of which there is no end."""
+        return None if self.listing is None else [entry.caption for entry in self.listing.entries]
+
+    def dataset(self, seed: int) -> Dataset[Any]:
+        """Endless samples: ``image`` (3, size, size) in [−1, 1], ``caption``, and what ``drawn`` adds."""
+        if self.listing is None:
+            return self._drawn(seed, self.config.size)
+        return Images(self.listing, seed, self.config)
+
+
+def open_listing(config: DataConfig, captions: bool) -> Listing:
+    """List the samples at ``config.path``; raises as :class:`Data`."""
+    if not config.path:
+        raise ConfigError(f'data.source = "{config.source}" needs data.path', "or pass --data PATH")
+    opener = list_folder if config.source == "folder" else list_shards
+    listing = opener(Path(config.path).expanduser(), captions)
+    if config.on_error == "stop":
+        raise_if_bad(listing.bad)
+    dataset = Images(listing, 0, config)
+    for at in range(len(listing.entries)):
+        # With one readable image, skipping unreadable ones always ends.
+        if not isinstance(dataset.read(at), str):
+            return listing
+    raise InputError(
+        f"{config.path} has no usable images ({len(listing.bad) + len(listing.entries)} bad)",
+        _names(listing.bad) or "no image can be read",
+    )
+
+
+def raise_if_bad(bad: dict[str, str]) -> None:
+    """Raise InputError if there is bad input, listing the first few samples."""
+    if bad:
+        raise InputError(
+            f"{len(bad)} bad in the data: {_names(bad)}",
+            'set data.on_error = "skip" to skip them',
+        )
+
+
+def _names(bad: dict[str, str]) -> str:
+    listed = [f"{name} ({why})" for name, why in list(bad.items())[:_LISTED]]
+    return ", ".join([*listed, "…"] if len(bad) > _LISTED else listed)
+
+
+class Images(Dataset[dict[str, Any]]):
+    """Listed images, reshuffled in every epoch.
+
+    An unreadable image is replaced by the next one in the order and reported in the sample's ``bad``, as
+    lines of ``name<TAB>reason``: data workers share no state, so the training loop collects them.
+    """
+
+    def __init__(self, listing: Listing, seed: int, config: DataConfig) -> None:
+        self.listing, self.seed, self.config = listing, seed, config
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Samples that the listing left out: name to reason."""
+        return self.listing.bad
+
+    @property
+    def on_error(self) -> str:
+        return self.config.on_error
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, at = divmod(index, len(self.listing.entries))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self._order = (epoch, rng.permutation(len(self.listing.entries)))
+        bad: list[str] = []
+        for step in range(len(self.listing.entries)):
+            number = int(self._order[1][(at + step) % len(self.listing.entries)])
+            image = self.read(number)
+            entry = self.listing.entries[number]
+            if not isinstance(image, str):
+                return {"image": image, "caption": entry.caption, "bad": "\n".join(bad)}
+            bad.append(f"{entry.name}\t{image}")
+        raise InputError(f"{self.config.path}: images can no longer be read", "was the data moved?")
+
+    def read(self, number: int) -> Tensor | str:
+        """The image (3, size, size) in [−1, 1], or the reason why it cannot be read."""
+        try:
+            return to_tensor(load_image(self.listing.entries[number], self.config.size))
+        except Exception as error:  # Pillow raises whatever the parser of the format raises
+            return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+class Scenes(Dataset[dict[str, Any]]):
+    """Frames of drawn scenes with captions and object masks.
+
+    Args:
+        seed: of the data set.
+        size: side in pixels.
+        wrong: add ``wrong``, the caption of the scene with one attribute changed.
+        test: draw held-out combinations.
+    """
+
+    def __init__(self, seed: int, size: int = 64, *, wrong: bool = False, test: bool = False) -> None:
+        self.seed, self.size, self.wrong, self.test = seed, size, wrong, test
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def scene(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
+        """The scene of a sample, and the generator for everything else that is random in it."""
+        rng = np.random.default_rng((self.seed, index, int(self.test)))
+        return scenes.draw_scene(rng, test=self.test), rng
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene, rng = self.scene(index)
+        frame, mask = scenes.render_frame(scene, float(rng.random()), self.size)
+        item: dict[str, Any] = {
+            "image": to_tensor(frame),
+            "mask": torch.from_numpy(mask),
+            "caption": scenes.caption(scene, rng),
+        }
+        if self.wrong:
+            state = rng.bit_generator.state
+            part = one_part(scene, rng)
+            changed = scenes.change(scene, rng, part)
+            # The same random state for both captions, so that they differ in that attribute only.
+            rng.bit_generator.state = state
+            item["caption"] = scenes.caption(scene, rng)
+            rng.bit_generator.state = state
+            item["wrong"] = scenes.caption(changed, rng)
+        return item
+
+
+def one_part(scene: scenes.Scene, rng: np.random.Generator) -> str:
+    """A random attribute that the scene's caption mentions: object, background, style or colour."""
+    parts = ["object", "object", "background", "style"]
+    if scene.actors[0].colour is not None and scene.style not in GREY_STYLES:
+        parts.append("colour")
+        parts.append("colour")
+    return parts[rng.integers(len(parts))]

@@ -1,0 +1,181 @@
+"""Recipes: TOML files with a task's settings, its data and its schedule."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ctxedit.config import merge
+from ctxedit.errors import ConfigError
+from ctxedit.training.data import DataConfig
+from ctxedit.training.schedule import Schedule
+from ctxedit.training.tasks import base as tasks
+from ctxedit.training.tasks.base import Task
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: ``data.size`` is a multiple of this: networks halve it up to four times.
+_MULTIPLE = 16
+#: Settings of the schedule that may change when a training is resumed.
+_RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one model.
+
+    Attributes:
+        part: name of the task.
+        task: the task's settings.
+        schedule: of the training loop.
+        data: what to train on.
+        name: of the recipe: its file's name without suffix.
+        about: what is trained, in one line.
+        licence: of the resulting weights; may be empty.
+        text: the recipe as TOML, changes included.
+    """
+
+    part: str
+    task: dict[str, Any]
+    schedule: Schedule
+    data: DataConfig = field(default_factory=DataConfig)
+    name: str = ""
+    about: str = ""
+    licence: str = ""
+    text: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of ``text``."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def task_type(self) -> type[Task]:
+        """The task's class."""
+        return tasks.get(self.part)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the weights inside a folder of models."""
+        return self.task_type.folder
+
+    @property
+    def resume_settings(self) -> dict[str, Any]:
+        """The settings that must be the same when a training is resumed."""
+        schedule = {k: v for k, v in asdict(self.schedule).items() if k not in _RESUMABLE}
+        schedule["images"] = self.schedule.images  # in any number of passes
+        if self.task_type.whole_batch:
+            schedule["batch"] = self.schedule.batch
+        data = {k: v for k, v in asdict(self.data).items() if k != "on_error"}
+        return {"part": self.part, "task": self.task, "data": data, "schedule": schedule}
+
+    def in_passes(self, passes: int) -> Recipe:
+        """The same training with each step split into several forward passes: less memory, more time.
+
+        A task whose samples depend on each other is returned unchanged.
+
+        Raises:
+            ConfigError: the step's samples cannot be split evenly.
+        """
+        if passes == 1 or self.task_type.whole_batch:
+            return self
+        batch, rest = divmod(self.schedule.images, passes)
+        if rest:
+            raise ConfigError(
+                f"{self.name}: {self.schedule.images} samples per step cannot be split into {passes} passes",
+                "choose a divisor",
+            )
+        return self.changed({"batch": batch, "accumulate": passes}, {})
+
+    def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
+        """A copy with other settings."""
+        if not schedule and not data:
+            return self
+        new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
+        table = {
+            "part": new.part, "about": new.about, "licence": new.licence, "task": new.task,
+            "data": asdict(new.data),
+            "schedule": {key: value for key, value in asdict(new.schedule).items() if value is not None},
+        }  # fmt: skip
+        return replace(new, text=tomli_w.dumps(table))
+
+
+def names() -> list[str]:
+    """The built-in recipes, each after those that it builds on."""
+    return [name for name in tasks.names() if tasks.get(name).recipe_text()]
+
+
+def resolve(name: str) -> Recipe:
+    """A built-in recipe by name, or any recipe by the path of its TOML file."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return load(path)
+    if name not in names():
+        raise ConfigError(f"no recipe {name!r}", f"the built-in recipes are: {', '.join(names())}")
+    return parse(tasks.get(name).recipe_text(), name)
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe from a file; raises ConfigError as :func:`parse`, or if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"no recipe {path}", f"the built-in recipes are: {', '.join(names())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {path}: {error}") from error
+    return parse(text, path.stem, path)
+
+
+def parse(text: str, name: str, file: Path | None = None) -> Recipe:
+    """Read a recipe from TOML.
+
+    Args:
+        text: the TOML.
+        name: of the recipe.
+        file: where it was read from; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: the recipe is not valid.
+    """
+    label = f"recipe {file or name}"
+    try:
+        return _parse(tomllib.loads(text), text, name, file)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{label}: {error}") from error
+    except KeyError as error:
+        raise ConfigError(f"{label} lacks {error}", "a recipe has part, [task] and [schedule]") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{label}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{label}: {error.message}", error.hint) from error
+
+
+def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Recipe:
+    known = {"part", "task", "schedule", "data", "about", "licence"}
+    if unknown := sorted(set(blob) - known):
+        raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(known))}")
+    tasks.get(blob["part"])
+    data = merge(DataConfig(), blob.get("data", {}), "data.")
+    if data.path and not Path(data.path).expanduser().is_absolute():
+        data = replace(data, path=str((file.parent if file else Path()) / data.path))
+    schedule = merge(Schedule(steps=1, batch=1, lr=0.0), blob["schedule"], "schedule.")
+    if missing := [key for key in ("steps", "batch", "lr") if key not in blob["schedule"]]:
+        raise ConfigError(f"no schedule.{missing[0]}", "steps, batch and lr have no default")
+    if data.size < _MULTIPLE or data.size % _MULTIPLE:
+        raise ConfigError(f"data.size = {data.size}", f"must be a multiple of {_MULTIPLE}")
+    for key in ("steps", "batch", "accumulate"):
+        if getattr(schedule, key) < 1:
+            raise ConfigError(f"schedule.{key} = {getattr(schedule, key)}", "must be at least 1")
+    return Recipe(
+        blob["part"], dict(blob["task"]), schedule, data,
+        name, str(blob.get("about", "")), str(blob.get("licence", "")), text,
+    )  # fmt: skip

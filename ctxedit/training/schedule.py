@@ -1,0 +1,71 @@
+"""A recipe's ``[schedule]`` table, and the learning rate that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+#: The learning rate falls to this share of its peak.
+_FINAL_LR = 0.1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length, optimisation and numerics of a training.
+
+    Attributes:
+        steps: optimiser steps in total.
+        batch: samples per forward pass, over all processes.
+        lr: peak learning rate: linear warm-up over ``warmup`` steps, then cosine decay to a tenth.
+        ema: decay of the averaged weights (EMA), limited to (step + 1) / (step + 10) at the start.
+        clip_norm: gradients are clipped to this norm.
+        save_seconds: time between two saved states.
+        accumulate: forward passes per optimiser step.
+        precision: ``no``, ``fp16`` or ``bf16``, as accelerate names them.
+        workers: data loading processes per training process. None: with CUDA nearly all CPU cores, else one,
+            because on a CPU they compete with the training itself.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    seed: int = 0
+    save_seconds: float = 180.0
+    accumulate: int = 1
+    precision: str = "no"
+    workers: int | None = None
+
+    @property
+    def images(self) -> int:
+        """Samples per optimiser step."""
+        return self.batch * self.accumulate
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the averaged weights at a step."""
+        return min(self.ema, (step + 1) / (step + 10))
+
+
+def lr_scheduler(optimizer: Optimizer, schedule: Schedule, step: int = 0) -> LRScheduler:
+    """The scheduler of a training that has done ``step`` steps; sets the optimiser's learning rate.
+
+    The rate is a function of the schedule and the step, not of earlier rates. A training can therefore
+    resume with another number of steps.
+    """
+    from transformers import get_scheduler
+
+    for group in optimizer.param_groups:
+        group["initial_lr"] = schedule.lr
+    scheduler: LRScheduler = get_scheduler(
+        "cosine_warmup_with_min_lr",
+        optimizer,
+        schedule.warmup,
+        schedule.steps,
+        {"min_lr_rate": _FINAL_LR, "last_epoch": step - 1},
+    )
+    return scheduler

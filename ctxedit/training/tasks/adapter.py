@@ -1,0 +1,123 @@
+"""The text-to-image context adapter: ``ContextAdapter`` for the trained denoiser (ContextDiff, Eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxedit.config import AdapterConfig, merge
+from ctxedit.diffusion.broadcast import per_sample
+from ctxedit.diffusion.forward import marginal
+from ctxedit.diffusion.parameterization import Weighting, loss_weight, to_x0
+from ctxedit.errors import ConfigError
+from ctxedit.models.adapter import ContextAdapter
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig, Scenes
+from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.noise import noise_like
+from ctxedit.training.tasks.base import Task, load_weights, register
+from ctxedit.training.tasks.encoders import FrozenEncoders, noise_scheduler, write_layout
+
+
+@register("adapter")
+class AdapterTask(Task):
+    """λ_t ‖x̂_0 − x_0‖², minimised over the adapter and optionally parts of the denoiser.
+
+    The adapter sees the clean latents and the caption, the denoiser the shifted and noised latents, as during
+    sampling; the adapter's gradient flows through x_t. Every image is treated as a clip of one frame. The
+    figure ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖: when it grows, the adapter writes x_0 into x_t instead of learning
+    the context.
+
+    Args:
+        components: with the denoiser's pipeline.
+        data: images and captions.
+        adapter: settings, as in a preset's ``[adapter]`` table.
+        train: names of modules of the denoiser that are trained too, e.g. ``attn2``; empty to freeze it.
+        loss_weight: λ_t: ``snr``, ``one`` or ``min_snr``.
+        empty: share of captions that the denoiser does not see, for classifier-free guidance.
+
+    Raises:
+        ConfigError: unknown adapter settings, or a name in ``train`` that matches nothing.
+    """
+
+    folder = "adapter"
+    requires = ("vae", "text_encoder", "unet")
+
+    def __init__(
+        self,
+        components: Components,
+        data: DataConfig,
+        *,
+        adapter: Mapping[str, Any],
+        train: list[str],
+        loss_weight: Weighting = "snr",
+        empty: float = 0.1,
+    ) -> None:
+        from diffusers import UNet2DConditionModel
+
+        if train:  # the export then includes a denoiser, and with these the whole pipeline
+            components.install("vae", "text_encoder", "tokenizer")
+        self.data = Data(data, Scenes)
+        self.weighting, self.empty = loss_weight, empty
+        self.encoders = FrozenEncoders(components)
+        unet = components.find("unet")
+        self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
+        self.unet.requires_grad_(False)
+        self.scheduler = noise_scheduler()
+        config = merge(AdapterConfig(), adapter, "task.adapter.")
+        if config.image != "latent":
+            raise ConfigError('task.adapter.image: only "latent" can be trained on images')
+        self.adapter = ContextAdapter(config, int(self.unet.config.in_channels), self.encoders.width)
+        trained: dict[str, nn.Module] = {"adapter": self.adapter}
+        if train:
+            _unfreeze(self.unet, train)
+            trained["unet"] = self.unet
+        self.model: Any = nn.ModuleDict(trained)
+
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        device, n = batch["image"].device, len(batch["caption"])
+        self.encoders.to(device)
+        self.unet.to(device)
+        x0 = self.encoders.latents(batch["image"])
+        context, empty = self.encoders.embed(batch["caption"], device), self.encoders.embed([""], device)
+        drop = (torch.rand(n, generator=generator) < self.empty).to(device)
+        embeddings = torch.where(drop[:, None, None], empty, context)
+        t = torch.randint(0, len(self.scheduler.alphas_cumprod), (n,), generator=generator)
+        alpha_bar = self.scheduler.alphas_cumprod[t].to(device)
+        a, s, t = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), t.to(device)
+        noise = noise_like(x0, generator)
+        adapter = model["adapter"]
+        b = per_sample(adapter.scale(a, s), x0) * adapter(x0, context, t, frames=1)
+        x = marginal(x0, noise, a, s, b)
+        kind = self.scheduler.config.prediction_type
+        predicted = to_x0(self.unet(x, t, embeddings).sample.float(), x, a, s, kind)
+        errors = ((predicted - x0) ** 2).flatten(1).mean(1)
+        loss = (loss_weight(a, s, self.weighting).to(errors) * errors).mean()
+        share = float(b.detach().norm() / (per_sample(a, x0) * x0).norm())
+        return loss, {"loss": loss.item(), "x0_error": errors.mean().item(), "shift": share}
+
+    def export(self, model: Any, folder: Path) -> None:
+        """Write ``adapter.safetensors``, as in a run folder; a trained denoiser as ``unet/`` next to it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
+        if "unet" in model:
+            save_fp16(model["unet"], folder.parent / "unet")
+            write_layout(folder.parent, self.data.captions)
+
+    def load_weights(self, folder: Path) -> None:
+        load_weights(self.model["adapter"], folder)
+
+
+def _unfreeze(unet: nn.Module, names: list[str]) -> None:
+    for name in names:
+        found = [p for key, p in unet.named_parameters() if f".{name}." in f".{key}."]
+        if not found:
+            raise ConfigError(
+                f"task.train: {name!r} matches nothing in the UNet", "use e.g. attn1, attn2 or to_q"
+            )
+        for parameter in found:
+            parameter.requires_grad_(True)

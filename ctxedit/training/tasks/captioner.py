@@ -1,0 +1,142 @@
+"""The captioner: ``Blip2ForConditionalGeneration`` (vision transformer, Q-Former, OPT)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.tasks.clip import write_preprocessor
+from ctxedit.training.tokenizer import LENGTH
+
+if TYPE_CHECKING:
+    from ctxedit.training.checks.base import Check
+
+_IMAGE = "<image>"
+_QUERIES = 8
+
+
+class Captions(Dataset[dict[str, Any]]):
+    """Frames of drawn scenes with the scene's canonical caption."""
+
+    def __init__(self, seed: int, size: int) -> None:
+        self.seed, self.size = seed, size
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        scene = scenes.draw_scene(rng)
+        frame, _ = scenes.render_frame(scene, float(rng.random()), self.size)
+        return {"image": to_tensor(frame), "caption": scenes.caption(scene)}
+
+
+@register("captioner")
+class CaptionerTask(Task):
+    """Prediction of the next caption token, after the query tokens.
+
+    Args:
+        components: with ``clip``, whose tokenizer is used.
+        data: images and captions.
+        width, layers: of vision transformer, Q-Former and language model.
+        patch: side of an image patch in pixels.
+    """
+
+    folder = "captioner"
+    requires = ("clip",)
+
+    def __init__(
+        self, components: Components, data: DataConfig, *, width: int, layers: int, patch: int = 8
+    ) -> None:
+        from transformers import (
+            Blip2Config,
+            Blip2ForConditionalGeneration,
+            Blip2QFormerConfig,
+            Blip2VisionConfig,
+            CLIPTokenizer,
+            OPTConfig,
+        )
+
+        self.data = Data(data, Captions)
+        self.size = data.size
+        self.tokenizer = CLIPTokenizer.from_pretrained(components.find("clip"))
+        self.tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
+        self.image_token = self.tokenizer.convert_tokens_to_ids(_IMAGE)
+        sizes = {"hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": layers}
+        text = OPTConfig(
+            vocab_size=len(self.tokenizer),
+            ffn_dim=4 * width,
+            word_embed_proj_dim=width,
+            max_position_embeddings=64,
+            dropout=0.0,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **sizes,
+        )
+        vision = Blip2VisionConfig(
+            image_size=self.size,
+            patch_size=patch,
+            intermediate_size=4 * width,
+            attention_dropout=0.0,
+            **sizes,
+        )
+        queries = Blip2QFormerConfig(
+            vocab_size=len(self.tokenizer),
+            intermediate_size=4 * width,
+            encoder_hidden_size=width,
+            cross_attention_frequency=1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=64,
+            **sizes,
+        )
+        config = Blip2Config(
+            vision_config=vision.to_dict(),
+            qformer_config=queries.to_dict(),
+            text_config=text.to_dict(),
+            num_query_tokens=_QUERIES,
+            image_token_index=self.image_token,
+        )
+        self.model: Any = Blip2ForConditionalGeneration(config)
+        # Transformers initialises the query tokens to zero, from which all eight would stay equal.
+        nn.init.normal_(self.model.query_tokens, std=0.02)
+
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        device = batch["image"].device
+        tokens = self.tokenizer(
+            batch["caption"], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+        ).to(device)
+        head = torch.full((len(batch["caption"]), _QUERIES), self.image_token, device=device)
+        ids = torch.cat([head, tokens.input_ids], 1)
+        attention = torch.cat([torch.ones_like(head), tokens.attention_mask], 1)
+        labels = ids.masked_fill(attention == 0, -100)
+        labels[:, : _QUERIES + 1] = -100
+        out = model(pixel_values=batch["image"], input_ids=ids, attention_mask=attention, labels=labels)
+        # Position i predicts the token at i + 1.
+        correct = (out.logits.argmax(-1)[:, :-1] == labels[:, 1:]) | (labels[:, 1:] == -100)
+        return out.loss, {"loss": out.loss.item(), "exact": correct.all(1).float().mean().item()}
+
+    def export(self, model: Any, folder: Path) -> None:
+        half = type(model)(model.config)
+        half.load_state_dict(model.state_dict())
+        half.generation_config.max_new_tokens = 24
+        half.half().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_preprocessor(folder, self.size, "BlipImageProcessor")
+
+    @classmethod
+    def checks(cls) -> tuple[Check, ...]:
+        from ctxedit.training.checks.captioner import CHECK
+
+        return (CHECK,)

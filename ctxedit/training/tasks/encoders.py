@@ -1,0 +1,112 @@
+"""The frozen encoders of a latent diffusion model, and the rest of its pipeline folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctxedit.naming import VOCABULARY
+from ctxedit.synthetic import scenes
+from ctxedit.training.components import Components
+
+
+class FrozenEncoders:
+    """Autoencoder, tokenizer and text encoder of a pipeline, in float32 and frozen."""
+
+    def __init__(self, components: Components) -> None:
+        from diffusers import AutoencoderKL
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.vae: Any = AutoencoderKL.from_pretrained(components.find("vae"), torch_dtype=torch.float32)
+        text = components.find("text_encoder")
+        self.text: Any = CLIPTextModel.from_pretrained(text, dtype=torch.float32)
+        self.tokenizer = CLIPTokenizer.from_pretrained(components.find("tokenizer"))
+        for network in (self.vae, self.text):
+            network.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move both networks."""
+        self.vae.to(device)
+        self.text.to(device)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent position and side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def width(self) -> int:
+        """Channels of the text embeddings."""
+        return int(self.text.config.hidden_size)
+
+    @torch.no_grad()
+    def latents(self, images: Tensor) -> Tensor:
+        """Scaled latent means (N, 4, h, w) of RGB images (N, 3, H, W) in [−1, 1]."""
+        latents: Tensor = self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def embed(self, texts: list[str], device: torch.device) -> Tensor:
+        """Text embeddings (N, L, C)."""
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        embeddings: Tensor = self.text(tokens.input_ids.to(device)).last_hidden_state
+        return embeddings
+
+
+def write_layout(folder: Path, captions: list[str] | None = None) -> None:
+    """Write scheduler, ``model_index.json`` and vocabulary of a Stable Diffusion folder.
+
+    Args:
+        folder: of the pipeline.
+        captions: what the denoiser was trained on; None for drawn scenes.
+    """
+    noise_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.35.0",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    words = world_words() if captions is None else _words(captions)
+    (folder / VOCABULARY).write_text(json.dumps(sorted(words)) + "\n")
+
+
+@lru_cache(maxsize=1)
+def world_words() -> set[str]:
+    """Every word that occurs in captions of drawn scenes."""
+    rng = np.random.default_rng(0)
+    return _words(scenes.caption(scenes.draw_scene(rng), rng) for _ in range(20_000))
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in re.findall(r"\w+", text.lower())}
+
+
+def noise_scheduler() -> Any:
+    """Stable Diffusion's noise schedule as a ``DDIMScheduler``, with velocity prediction."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )

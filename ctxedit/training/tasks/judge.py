@@ -1,0 +1,78 @@
+"""The judge: a classifier of drawn frames, used to check the other models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ctxedit.errors import ConfigError
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.judge import ANSWERS, FILE, Judge, truth
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.tasks.base import Task, register
+
+
+class LabelledFrames(Dataset[dict[str, Any]]):
+    """One-object frames with their labels, randomly blurred and noised to resemble decoded images."""
+
+    def __init__(self, seed: int, size: int = 64) -> None:
+        self.seed, self.size = seed, size
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index, 7))
+        # Held-out combinations included: the judge is not itself tested for generalisation.
+        scene = scenes.draw_scene(rng, pairs=0.0, test=bool(rng.random() < 0.08))
+        image = to_tensor(scenes.render_frame(scene, float(rng.random()), self.size)[0])
+        if rng.random() < 0.5:
+            soft = F.avg_pool2d(F.pad(image[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+            image = torch.lerp(image, soft, float(rng.random()))
+        noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
+        image = image + 0.1 * float(rng.random()) * noise
+        labels = truth(scene)
+        return {"image": image, **{k: classes.index(labels[k]) for k, classes in ANSWERS.items()}}
+
+
+@register("judge")
+class JudgeTask(Task):
+    """Sum of the cross-entropies of the four attributes.
+
+    Raises:
+        ConfigError: data other than drawn scenes of 64 pixels: only those have labels.
+    """
+
+    folder = "judge"
+    drawn_only = True
+
+    def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
+        if data.source != "scenes" or data.size != 64:
+            raise ConfigError(
+                "the judge can only be trained on drawn scenes of 64 pixels: other images have no labels",
+                'leave [data] out of the recipe, or set data.source = "scenes"',
+            )
+        self.data = Data(data, LabelledFrames)
+        self.width = width
+        self.model: Any = Judge(width)
+
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        logits = model(batch["image"])
+        loss = torch.stack([F.cross_entropy(logits[k], batch[k]) for k in ANSWERS]).sum()
+        accuracy = {k: (logits[k].argmax(1) == batch[k]).float().mean().item() for k in ANSWERS}
+        return loss, {"loss": loss.item(), **accuracy}
+
+    def export(self, model: Any, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+        save_file(tensors, folder / FILE, {"width": json.dumps(self.width)})

@@ -1,0 +1,139 @@
+"""What settings need of a model is known from its config files, and agrees with the network itself."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from ctxedit import footprint, needs
+from ctxedit.config import Config, merge
+from ctxedit.errors import ConfigError
+from ctxedit.models.attention import FrameView
+from ctxedit.models.weights import BUILTIN_FOLDER, locate
+
+_TYPES = {
+    "all": (("CrossAttnDownBlock2D",) * 3, "UNetMidBlock2DCrossAttn", ("CrossAttnUpBlock2D",) * 3),
+    "middle only": (("DownBlock2D",) * 3, "UNetMidBlock2DCrossAttn", ("UpBlock2D",) * 3),
+    "as in Stable Diffusion": (
+        ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "UNetMidBlock2DCrossAttn",
+        ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    ),
+    "on the way up": (("DownBlock2D",) * 3, None, ("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")),
+    "none": (("DownBlock2D",) * 3, None, ("UpBlock2D",) * 3),
+}
+
+
+def unet(kind):
+    """A tiny UNet with attention in the places of a kind."""
+    from diffusers import UNet2DConditionModel
+
+    down, middle, up = _TYPES[kind]
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1,
+        down_block_types=down, mid_block_type=middle, up_block_types=up, cross_attention_dim=8,
+        attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+
+
+@pytest.fixture()
+def anatomy(tmp_path):
+    def make(kind):
+        folder = tmp_path / "model"
+        shutil.copytree(BUILTIN_FOLDER, folder, ignore=shutil.ignore_patterns("unet", "judge"))
+        unet(kind).save_pretrained(folder / "unet")
+        return footprint.anatomy(locate(str(folder)))
+
+    return make
+
+
+@pytest.mark.parametrize("kind", _TYPES)
+@pytest.mark.parametrize("side", [(16, 16), (12, 20), (4, 4)])
+def test_the_layers_foretold_are_those_that_attend(anatomy, kind, side):
+    from diffusers.models.attention import BasicTransformerBlock
+
+    body, net = anatomy(kind), unet(kind)
+    assert body.unet_names == set(net.state_dict())
+    seen = set()
+    for module in net.modules():
+        if isinstance(module, BasicTransformerBlock):
+            module.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1]))
+    with torch.no_grad():
+        net(torch.zeros(1, 4, *side), 1, torch.zeros(1, 3, 8))
+    foretold = {(side[0] >> level) * (side[1] >> level) for level in body.attention_levels}
+    assert foretold == seen
+    assert body.attends_outside_middle == any(
+        isinstance(module, BasicTransformerBlock) and not name.startswith("mid_block")
+        for name, module in net.named_modules()
+    )
+    # A mask is refused exactly where no layer would have made one.
+    for share in (1.0, 0.5, 0.25, 0.125):
+        config = merge(Config(), {"fusion": {"blend": "self", "mask_layers": share}})
+        fits = FrameView((), side).tokens_at(share) in seen
+        if fits:
+            needs.check_layers(config, body, side)
+        else:
+            with pytest.raises(ConfigError) as caught:
+                needs.check_layers(config, body, side)
+            if seen:
+                hint = float(caught.value.hint.rsplit("=", 1)[1])
+                needs.check_layers(
+                    merge(config, {"fusion": {"mask_layers": hint, "finest": 1.0}}), body, side
+                )
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"fusion": {"finest": 0.1}}, "fusion.finest"),
+        ({"attention": {"temporal": True, "temporal_init": "copy"}}, "middle block only"),
+        ({"tune": {"train": ["attn3"]}}, "attn3"),
+        ({"tune": {"train": ["temporal"]}}, "temporal"),
+        ({"tune": {"train": []}}, "names nothing"),
+        ({"attention": {"frames": "key-frame", "key": 8}}, "attention.key"),
+    ],
+)
+def test_settings_that_a_model_cannot_serve(anatomy, table, said):
+    body = anatomy("middle only")
+    config = merge(Config(), table)
+    with pytest.raises(ConfigError, match=said):
+        needs.check_settings(config, body)
+        needs.check_layers(config, body, (16, 16))
+
+
+def test_more_steps_than_the_model_knows(anatomy):
+    body = dataclasses.replace(anatomy("all"), train_steps=10)
+    with pytest.raises(ConfigError, match="20 steps"):
+        needs.check_settings(Config(), body)
+
+
+@pytest.mark.parametrize("value", [[], [0, 8], ["8"], 5, [10**9], [8] * 9])
+def test_sizes_of_nonsense_in_a_config_file(anatomy, tmp_path, value):
+    from ctxedit.errors import WeightsError
+
+    anatomy("all")
+    file = tmp_path / "model" / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": value}))
+    with pytest.raises(WeightsError):
+        footprint.anatomy(locate(str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "prompt", "good"),
+    [
+        ({"words": {"Cat": 2.0}}, None, True),
+        ({"words": {"catch": 2.0}}, None, False),
+        ({"cross": "replace"}, "a dog", True),
+        ({"cross": "replace"}, "a small dog", False),
+        ({"cross": "replace"}, None, True),
+    ],
+)
+def test_word_settings_are_held_against_the_prompts(fusion, prompt, good):
+    config = merge(Config(), {"fusion": fusion})
+    if good:
+        needs.check_words(config, prompt, ["a cat"])
+    else:
+        with pytest.raises(ConfigError, match=r"fusion\."):
+            needs.check_words(config, prompt, ["a cat"])
