@@ -234,7 +234,7 @@ def test_an_edit_that_fails_leaves_the_others_and_a_full_disk_ends_all(bench, cl
 
 
 def test_a_control_that_a_clip_lacks_is_refused_before_weights(bench, drawn, monkeypatch):
-    from ctxedit.models import backbone
+    from ctxedit.models.backbones import stable_diffusion as backbone
 
     monkeypatch.setattr(backbone, "parts", lambda *a, **k: pytest.fail("weights were loaded"))
     (first,) = bench.methods
