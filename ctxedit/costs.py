@@ -10,13 +10,13 @@ import torch
 from ctxedit import footprint
 from ctxedit.config import Config
 from ctxedit.media.geometry import Fit
+from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
-from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.sample import fused_steps
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.errors import ConfigError
+from ctxedit.metrics import formulas as metrics
 from ctxedit.models.shift import ContextShift
 from ctxedit.pipeline import Session
 from ctxedit.stages import curve as curves
 from ctxedit.stages import heatmaps as stage
-from ctxedit.stages import metrics
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import invert
 from ctxedit.stages.tune import ADAPTER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,10 @@ from torch import Tensor
 from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.temporary import atomic, sweep
+from ctxedit.metrics import Metric, Networks
+from ctxedit.metrics import evaluate as evaluating
+from ctxedit.metrics.evaluate import make_scorer
+from ctxedit.metrics.registry import usual
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import open_backbone
 from ctxedit.models.device import name_of, pick_device, pick_dtype
@@ -27,11 +31,9 @@ from ctxedit.models.weights import identity, locate, part_identity
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
-from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages import generate as generating
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
-from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.invert import invert
 from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
@@ -355,27 +357,34 @@ class Session(Workbench):
             frames = np.rint(frames * keep + self.prepared.frames * (1 - keep)).astype(np.uint8)
         return frames
 
-    def evaluate(self, name: str) -> evaluating.Figures:
-        """Figures of a finished edit stage, by the mask it was made with."""
+    def evaluate(
+        self, name: str, chosen: Sequence[Metric] | None = None, networks: Networks | None = None
+    ) -> evaluating.Figures:
+        """Scores of a finished edit stage by the mask it was made with; the usual ones unless ``chosen``."""
         facts = self.run.facts(name)
         kept = load_file(self.run.folder / facts["frames"])
         mask = kept["mask"].numpy() if "mask" in kept else None
         return evaluating.evaluate(
-            kept["frames"].numpy(), facts["target"], self.scorer, self.prepared.frames, self.prompt, mask
-        )
+            kept["frames"].numpy(), facts["target"], networks or Networks(self.scorer), self.prepared.frames,
+            self.prompt, mask, chosen,
+        )  # fmt: skip
 
-    def evaluate_run(self) -> list[dict[str, Any]]:
+    def evaluate_run(
+        self, chosen: Sequence[Metric] | None = None, weights: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
         """Figures of every finished edit of the run; noted in ``metrics.json`` by the caller.
 
         An edit whose frames are damaged is left out, which is said.
         """
         rows = []
+        networks = Networks(self.scorer, self.device, self.options.offline, weights)
         for name in self.run.edits():
             facts = self.run.facts(name)
             if flaw := self.run.flaw_of(name, str(facts.get("frames", "its frames"))):
                 self.reporter.warn(f"{flaw}: not scored; `ctxedit edit` with the same target makes it again")
                 continue
-            rows.append({"target": facts["target"], "video": facts["video"], **self.evaluate(name).table()})
+            figures = self.evaluate(name, chosen, networks).table()
+            rows.append({"target": facts["target"], "video": facts["video"], **figures})
         if not rows:
             raise InputError(
                 f"{self.run.folder} has no edits to score",
@@ -449,10 +458,14 @@ def run(session: Session, targets: list[str]) -> list[EditResult]:
     """All stages; one tuning and one inversion serve every target. Targets are checked before any of it."""
     for target in targets:
         session.check_target(target)
+    # A metric that cannot be computed is known now, and not when the edits are made.
+    chosen, networks = usual("run"), Networks(None, session.device, session.options.offline)
+    evaluating.prepare(chosen, networks)
     session.tune()
     session.invert()
     results = []
     for target in targets:
         result = session.edit(target)
-        results.append(replace(result, figures=session.evaluate(session.edit_key(target)[0])))
+        scored = session.evaluate(session.edit_key(target)[0], chosen, networks.beside(session.scorer))
+        results.append(replace(result, figures=scored))
     return results

@@ -19,6 +19,7 @@ from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
+from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
@@ -32,7 +33,6 @@ from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
 from ctxedit.runs import DEFAULT_ROOT
 from ctxedit.stages.edit import latent_mask
-from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.prepare import Prepared, prepare
 
 _Self = TypeVar("_Self", bound="Workbench")

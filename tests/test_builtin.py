@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ctxedit import config
+from ctxedit.metrics.formulas import psnr
 from ctxedit.pipeline import Options, Session
-from ctxedit.stages.metrics import psnr
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PROMPT = "a tiger walking on the beach"

@@ -286,7 +286,7 @@ def test_eval_of_any_file(ctxedit, clip):
 
 
 def test_an_unchanged_clip_has_infinite_psnr_in_words(ctxedit, made, run_folder, monkeypatch):
-    from ctxedit.stages import metrics
+    from ctxedit.metrics import formulas as metrics
 
     monkeypatch.setattr(metrics, "psnr", lambda *args: float("inf"))
     answer = ctxedit("eval", "--run", run_folder, "--json", "-q")

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from ctxedit.stages import metrics
+from ctxedit.metrics import formulas as metrics
 from ctxedit.synthetic import scenes
 from ctxedit.training.checks.base import Check, CheckConfig, Row
 from ctxedit.workbench import Reporter

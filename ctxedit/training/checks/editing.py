@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from ctxedit.config import Config, load, merge
 from ctxedit.media.write import write_clip
+from ctxedit.metrics import formulas as metrics
 from ctxedit.models.clip import ClipScorer
 from ctxedit.pipeline import Options, Session
 from ctxedit.runs import key_of
-from ctxedit.stages import metrics
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs
