@@ -50,7 +50,7 @@ def test_a_broken_header_is_refused(tmp_path):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_evaluations_are_those_that_are_made(preset, guidance, clip, stable_diffusion, tmp_path, monkeypatch):
     """Lanes that the network sees in one edit, counted at the network."""
-    from ctxedit.models.backbones import Backbone
+    from ctxedit.models.backbones.stable_diffusion import StableDiffusion
     from ctxedit.pipeline import Options, Session
 
     flags = {
@@ -60,16 +60,16 @@ def test_evaluations_are_those_that_are_made(preset, guidance, clip, stable_diff
     }  # fmt: skip
     config = load(preset, flags=flags, environ={})
     lanes = []
-    real = Backbone.raw
+    real = StableDiffusion.raw
 
-    def counted(self, x, timestep, context, view):
-        lanes.append(len(context))
-        return real(self, x, timestep, context, view)
+    def counted(self, x, timestep, condition, view):
+        lanes.append(len(condition))
+        return real(self, x, timestep, condition, view)
 
     options = Options(prompt="a tiger walking", runs=tmp_path)
     with Session(clip, config, preset, options) as session:
         trajectory = session.invert()
-        monkeypatch.setattr(Backbone, "raw", counted)
+        monkeypatch.setattr(StableDiffusion, "raw", counted)
         session.edited_frames("a panda walking", trajectory)
     assert sum(lanes) == edit_evaluations(config)
 
