@@ -234,9 +234,9 @@ def test_an_edit_that_fails_leaves_the_others_and_a_full_disk_ends_all(bench, cl
 
 
 def test_a_control_that_a_clip_lacks_is_refused_before_weights(bench, drawn, monkeypatch):
-    from ctxedit.models.backbones import stable_diffusion as backbone
+    from ctxedit.models.backbones import stable_diffusion
 
-    monkeypatch.setattr(backbone, "parts", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(stable_diffusion, "parts", lambda *a, **k: pytest.fail("weights were loaded"))
     (first,) = bench.methods
     takes = replace(first, config=replace(first.config, control=replace(first.config.control, kind="video")))
     with pytest.raises(ConfigError, match="takes a control map, and the clip 'one' has none"):

@@ -62,9 +62,9 @@ def test_evaluations_are_those_that_are_made(preset, guidance, clip, stable_diff
     lanes = []
     real = StableDiffusion.raw
 
-    def counted(self, x, timestep, context, view):
-        lanes.append(len(context))
-        return real(self, x, timestep, context, view)
+    def counted(self, x, timestep, condition, view):
+        lanes.append(len(condition))
+        return real(self, x, timestep, condition, view)
 
     options = Options(prompt="a tiger walking", runs=tmp_path)
     with Session(clip, config, preset, options) as session:
