@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from ctxedit import config
+from ctxedit.editing import plan
 from ctxedit.editing.keys import Keys
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import Session
+from ctxedit.editing.stages import invert_now
 from ctxedit.errors import InputError, NumericsError
 from ctxedit.media.write import write_clip
 from ctxedit.models import weights
@@ -111,6 +113,51 @@ def test_an_edit_after_reloading_equals_the_edit_of_the_tuning_process(clip, set
     untuned = replace(settings, tune=replace(settings.tune, steps=0))
     with session(clip, untuned, tmp_path) as s:
         assert not np.array_equal(here, s.edited_frames(TARGET, s.invert()))
+
+
+def test_a_reloaded_inversion_is_the_fresh_one_in_values_and_memory_format(clip, settings, tmp_path):
+    """Convolutions round differently in each format, so the strides matter, too."""
+    for form in (torch.contiguous_format, torch.channels_last):
+        with session(clip, settings, tmp_path / str(form)) as s:
+            s.parts.latents = s.parts.latents.contiguous(memory_format=form)
+            s.tune()
+            fresh = invert_now(s.parts, PROMPT)
+            for reloaded in (s.invert(), s.invert()):
+                assert torch.equal(reloaded, fresh) and reloaded.stride() == fresh.stride()
+        assert fresh[0].is_contiguous(memory_format=form), "both formats are seen"
+
+
+def test_a_prompt_captioned_or_given_is_the_same_tuning(clip, tmp_path):
+    few = {"clip": {"frames": 2}, "tune": {"steps": 1}, "invert": {"steps": 2}, "edit": {"steps": 2}}
+    captioned = Request(clip, config.load(flags=few, environ={}), runs=tmp_path / "runs")
+    with Session(captioned) as s:
+        run, text = s.tune(), s.prompt
+    for request in (replace(captioned, prompt=text), captioned):
+        counter = Counter()
+        with Session(request, counter) as s:
+            assert s.tune().folder == run.folder and counter.tasks == []
+        assert plan.make(request, "tune").stages[-1].reused
+    given = replace(captioned, prompt=text, runs=tmp_path / "given")
+    with Session(given) as s:
+        run = s.tune()
+    for tasks in (["caption"], []):
+        counter = Counter()
+        with Session(replace(given, prompt=None), counter) as s:
+            assert s.tune().folder == run.folder and counter.tasks == tasks
+    with Session(replace(captioned, prompt=f"{text} again")) as s:
+        assert s.run.folder not in (run.folder, *(tmp_path / "given").iterdir())
+
+
+def test_a_captioned_run_of_an_older_version_is_found(clip, tmp_path):
+    """Its identity was made without the prompt."""
+    few = {"clip": {"frames": 2}, "tune": {"steps": 0}}
+    request = Request(clip, config.load(flags=few, environ={}), runs=tmp_path)
+    keys = Keys(request)
+    old = Run.create(tmp_path, clip, request.preset, request.config, keys.identity(None))
+    old.finish("caption", keys.caption(), [], text=PROMPT, model="builtin", by="clip")
+    for asked in (request, replace(request, prompt=PROMPT)):
+        assert Session(asked).run.folder == old.folder and Session(asked).prompt == PROMPT
+    assert Session(replace(request, prompt=TARGET)).run.folder != old.folder
 
 
 @pytest.mark.parametrize("kill", [("tune", 2), ("invert", 2), (f"edit “{TARGET}”", 3)])

@@ -72,7 +72,7 @@ class Passes(Reporter):
 def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, controlnet, tmp_path):
     """Every preset's, with each word changed, words only added, and nothing changed."""
     flags = {
-        "model": str(stable_diffusion), "clip": {"frames": 2, "stride": 1}, "tune": {},
+        "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1}, "tune": {},
         "adapter": {"width": 16, "heads": 2, "blocks": 1}, "control": {"model": str(controlnet)},
         "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_layers": 1.0},
     }  # fmt: skip
@@ -95,7 +95,8 @@ def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, 
 
 @pytest.mark.parametrize("changes", [{"edit": {"guidance": 1.0}}, {"invert": {"refinements": 2}}])
 def test_planned_passes_follow_the_settings(changes, clip, stable_diffusion, tmp_path):
-    flags = {"model": str(stable_diffusion), "clip": {"frames": 2, "stride": 1}, "tune": {"steps": 0}}
+    flags = {"model": str(stable_diffusion), "clip_model": "builtin", "tune": {"steps": 0}}
+    flags["clip"] = {"frames": 2, "stride": 1}
     for table in ("invert", "edit"):
         flags[table] = {"steps": 4} | changes.get(table, {})
     config = load("ddim", flags=flags, environ={})
