@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -219,7 +218,6 @@ def _make_adapter(job: Job) -> Made:
 # -- invert ------------------------------------------------------------------------------------------------
 
 _TRAJECTORY = "inversion.safetensors"
-_CHANNELS_LAST = "channels_last"
 
 
 def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverting.no_progress) -> Tensor:
@@ -236,22 +234,12 @@ def _make_inversion(job: Job) -> Made:
     total = inverting.network_passes(job.config)
     with job.parts.reporter.task("invert", total) as progress:
         trajectory = invert_now(job.parts, job.prompt, lambda done, _: progress(done, ""))
-    # Convolutions round differently in each memory format: it is read back as it was.
-    last = (
-        trajectory[0].is_contiguous(memory_format=torch.channels_last) and not trajectory[0].is_contiguous()
-    )
-    tags = {"memory_format": _CHANNELS_LAST} if last else {}
-    save_tensors(job.folder / _TRAJECTORY, {"trajectory": trajectory}, tags)
-    return Made(_read_inversion(job), (_TRAJECTORY,), {"steps": job.config.invert.steps})
+    save_tensors(job.folder / _TRAJECTORY, {"trajectory": trajectory})
+    return Made(trajectory, (_TRAJECTORY,), {"steps": job.config.invert.steps})
 
 
 def _read_inversion(job: Job) -> Tensor:
-    with safe_open(job.folder / _TRAJECTORY, "pt") as file:
-        trajectory: Tensor = file.get_tensor("trajectory").to(job.parts.device)
-        tags = file.metadata() or {}
-    if tags.get("memory_format") == _CHANNELS_LAST:
-        trajectory = trajectory.movedim(2, -1).contiguous().movedim(-1, 2)
-    return trajectory
+    return load_file(job.folder / _TRAJECTORY)["trajectory"].to(job.parts.device)
 
 
 # -- edit --------------------------------------------------------------------------------------------------

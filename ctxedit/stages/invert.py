@@ -63,7 +63,7 @@ def invert(
         progress: told (done, total) network evaluations.
 
     Returns:
-        (S + 1, F, C, h, w), level 0 first.
+        (S + 1, F, C, h, w), level 0 first, contiguous whatever the memory format of the latents.
 
     Raises:
         NumericsError: NaN or infinity appeared.
@@ -83,7 +83,9 @@ def invert(
         if not bool(torch.isfinite(up).all()):
             raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
         trajectory.append(up)
-    return torch.stack(trajectory)
+    # Networks round differently in each memory format, and a file holds contiguous tensors: what is fresh
+    # and what is read back must give the same edit.
+    return torch.stack(trajectory).contiguous()
 
 
 def _noise(

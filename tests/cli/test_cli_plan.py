@@ -72,7 +72,7 @@ class Passes(Reporter):
 def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, controlnet, tmp_path):
     """Every preset's, with each word changed, words only added, and nothing changed."""
     flags = {
-        "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1}, "tune": {},
+        "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1},
         "adapter": {"width": 16, "heads": 2, "blocks": 1}, "control": {"model": str(controlnet)},
         "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_layers": 1.0},
     }  # fmt: skip
