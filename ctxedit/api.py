@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,20 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import EditResult, Session
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.media.probe import probe
-from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import atomic, check_writable
+from ctxedit.metrics import Edit, Networks, compare
+from ctxedit.metrics import evaluate as evaluating
+from ctxedit.metrics.evaluate import Figures
 from ctxedit.models.device import pick_device
 from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.runs import DEFAULT_ROOT, Run
-from ctxedit.stages import evaluate as evaluating
-from ctxedit.stages.evaluate import Figures
 
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
 
 #: What tuning depends on: an edit cannot change it.
 _FIXED = ("model", "dtype", "clip", "attention", "adapter", "control", "tune")
-#: Pixels of a clip to be scored that are held at once: 2 GiB.
-_MOST_BYTES = 2 << 30
 
 
 def settings(preset: str = "contextdiff", config: Settings = None) -> Config:
@@ -217,44 +214,60 @@ def evaluate(
     preset: str = "contextdiff",
     config: Settings = None,
     *,
+    source: PathLike | None = None,
+    source_prompt: str | None = None,
+    mask: PathLike | None = None,
+    metrics: Sequence[str] | None = None,
+    weights: Mapping[str, str] | None = None,
     frames: int | None = None,
     start: int = 0,
     stride: int = 1,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> Figures:
-    """Score any clip against a prompt: CLIP-text, and CLIP-temp over all pairs and over consecutive frames.
+    """Score any clip against a prompt and, where it is given, against the source that it was made from.
+
+    Without a source the result holds CLIP-text, and CLIP-temp over all pairs and over consecutive frames;
+    with one, every usual metric that the inputs allow.
 
     Args:
         video: a video, GIF or folder of images.
         prompt: what it should show.
         preset, config: as for :func:`settings`; ``clip_model`` names the CLIP.
+        source: the clip that ``video`` is an edit of; it is resized to the edit's size.
+        source_prompt: what the source shows.
+        mask: image, video or folder beside the source; white may change.
+        metrics: keys of the metrics to compute instead of the usual ones.
+        weights: paths or hub ids of the networks of metrics that have their own, by the metric's key.
         frames: how many; None is every one from ``start`` on, ``stride`` apart.
-        start, stride: as for clips.
+        start, stride: as for clips; with a source, which of its frames the edit's were made from.
         offline, reporter: as for :func:`caption`.
 
     Raises:
-        InputError: an unreadable clip, or one of too many frames to hold at once.
+        InputError: an unreadable clip, one of too many frames to hold at once, or a source of another shape
+            or with too few frames.
+        ConfigError: an unknown metric, or one that needs what is not given.
+        WeightsError: a metric's network that is not there.
     """
     chosen, teller = settings(preset, config), reporter or Reporter()
     if not prompt.strip():
         raise InputError("the prompt is empty", "say what the clip should show")
-    info = probe(Path(video))
-    if stride < 1:
-        raise ConfigError(f"--stride must be at least 1, not {stride}", "2 takes every other frame")
-    count = max(1, -(-(info.frames - start) // stride)) if frames is None else frames
-    if count * info.width * info.height * 3 > _MOST_BYTES:
-        raise InputError(
-            f"{video}: {count} frames of {info.width}×{info.height} are too many at once",
-            "score some of them: --frames 24 --stride 10",
+    inputs = {"target": prompt, "source": source, "source_prompt": source_prompt, "mask": mask}
+    given = {name for name, value in inputs.items() if value is not None}
+    wanted = evaluating.chosen_for("run" if source is None else "eval", metrics, given)
+    if source is None:
+        material = compare.Material(compare.read_video(Path(video), frames, start, stride))
+    else:
+        material = compare.read_pair(
+            Path(video), Path(source), Path(mask) if mask else None, frames, start, stride, teller.say
         )
-    seen = read_frames(Path(video), frames=count, start=start, stride=stride)
-    for note in seen.info.notes:
-        teller.warn(note)
-    own = own_folder(chosen.model)
-    scorer = evaluating.make_scorer(chosen.clip_model, own, pick_device(chosen.device), offline)
+    device = pick_device(chosen.device)
+    scorer = evaluating.make_scorer(chosen.clip_model, own_folder(chosen.model), device, offline)
+    networks = Networks(scorer, device, offline, weights)
+    evaluating.prepare(wanted, networks)
     with teller.task("evaluate", 1) as progress:
-        figures = evaluating.evaluate(seen.frames, prompt, scorer)
+        edit = Edit(material.frames, networks, prompt, material.source, source_prompt, material.mask)
+        figures = Figures(scorer.name, evaluating.scores(edit, wanted))
         progress(1, "")
     return figures
 
@@ -264,6 +277,8 @@ def evaluate_run(
     config: Mapping[str, Any] | None = None,
     *,
     mask: PathLike | None = None,
+    metrics: Sequence[str] | None = None,
+    weights: Mapping[str, str] | None = None,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
@@ -276,18 +291,21 @@ def evaluate_run(
         run: a run, or its folder.
         config: a table over the run's settings; ``clip_model`` names the CLIP.
         mask: fidelity is taken outside it.
+        metrics: keys of the metrics to compute instead of the usual ones.
+        weights: as for :func:`evaluate`.
         offline, reporter: as for :func:`caption`.
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
     chosen = rebased(opened, config or {})
     locate(chosen.model, offline)
+    wanted = evaluating.chosen_for("run", metrics, ("target", "source", "source_prompt", "mask"))
     check_writable(opened.folder / "metrics.json", True)
     teller = reporter or Reporter()
     request = Request.of_run(
         opened, chosen, teller.warn, mask=Path(mask) if mask else None, offline=offline
     )  # fmt: skip
     with Session(request, teller) as session, teller.task("evaluate", 1) as progress:
-        rows = [plain_figures(row) for row in session.evaluate_run()]
+        rows = [plain_figures(row) for row in session.evaluate_run(wanted, weights)]
         progress(1, "")
     write_metrics(opened, rows)
     return rows
@@ -299,14 +317,21 @@ def plain_figures(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_metrics(run: Run, rows: list[dict[str, Any]]) -> Path:
-    """Put rows into the run's ``metrics.json``; a row of the same video is replaced, the others stay."""
+    """Put rows into the run's ``metrics.json``; the other videos' rows stay.
+
+    Metrics of the same video that were not computed again stay too, unless they are of another CLIP or of
+    other pixels (outside a mask, or all).
+    """
     path = run.folder / "metrics.json"
     with run.noting():
         try:
             known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             known = {}
-        known |= {row["video"]: row for row in rows}
+        for row in rows:
+            old = known.get(row["video"], {})
+            same = all(old.get(key) == row.get(key) for key in ("clip_model", "outside_mask"))
+            known[row["video"]] = {**old, **row} if same else row
         with atomic(path, True) as temporary:
             temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
     return path

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole
+from ctxedit.patterns import pattern_names
 from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
 from ctxedit.tables import parse, preset_table, read_table
 from ctxedit.tables import preset_names as preset_names
@@ -46,7 +47,8 @@ class AttentionConfig:
 
     Attributes:
         frames: ``causal`` (itself and those before it, ``window`` in all), ``sparse-causal`` (first and
-            previous), ``key-frame`` (frame ``key``, negative: the middle one), ``none`` (itself).
+            previous), ``key-frame`` (frame ``key``, negative: the middle one), ``none`` (itself), or another
+            pattern of :mod:`ctxedit.patterns`.
         window: frames seen by ``causal``.
         key: the key frame's index.
         temporal: temporal attention layers, one for each transformer block, that do nothing until tuned.
@@ -56,7 +58,7 @@ class AttentionConfig:
         backend: ``sdpa`` (PyTorch) or ``xformers``.
     """
 
-    frames: Literal["causal", "sparse-causal", "key-frame", "none"] = "causal"
+    frames: str = "causal"
     window: int = 3
     key: int = 0
     temporal: bool = False
@@ -356,6 +358,11 @@ def validated(config: Config) -> Config:
             and config.adapter.width % math.lcm(max(1, config.adapter.heads), 4) == 0,
             "adapter.width",
             "a multiple of adapter.heads and of 4",
+        ),
+        (
+            config.attention.frames in pattern_names(),
+            "attention.frames",
+            f"one of {', '.join(pattern_names())}",
         ),
         (config.adapter.blocks >= 1, "adapter.blocks", "at least 1"),
         (config.adapter.patch >= 1, "adapter.patch", "at least 1"),

@@ -8,7 +8,7 @@ import pytest
 from ctxedit import config
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import Session
-from ctxedit.stages.metrics import psnr
+from ctxedit.metrics.formulas import psnr
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PROMPT = "a tiger walking on the beach"

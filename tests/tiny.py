@@ -74,3 +74,57 @@ def make_controlnet(folder: Path, stable_diffusion: Path, zero: bool = False) ->
                 torch.nn.init.normal_(layer.weight, std=0.3)
     net.save_pretrained(folder)
     return folder
+
+
+def make_sdxl(folder: Path) -> Path:
+    """A Stable Diffusion XL pipeline folder of diffusers' own classes, small and random."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from ctxedit.training.tokenizer import build
+
+    tokenizer = build(folder / "words", captions=2000)
+    torch.manual_seed(0)
+    sizes = dict(
+        intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+    )  # fmt: skip
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    second = CLIPTextModelWithProjection(
+        CLIPTextConfig(hidden_size=16, projection_dim=24, hidden_act="gelu", **sizes, **ends)
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=32 + 16,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.13025,
+        force_upcast=True,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=True, steps_offset=1,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae, text_encoder(tokenizer, hidden_size=32, **sizes), second, tokenizer, tokenizer, unet, scheduler,
+        add_watermarker=False,
+    ).save_pretrained(folder / "sdxl")  # fmt: skip
+    return folder / "sdxl"

@@ -1,23 +1,20 @@
-"""The figures of one edit, and how each is called, read and rounded."""
+"""The figures of one edit in a comparison: every metric that is usual there, measured with what is known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from ctxedit.bench.listing import Clip, Target
+from ctxedit.metrics import Edit, Metric, Networks
+from ctxedit.metrics.evaluate import prepare, scores
+from ctxedit.metrics.registry import metrics, named, usual
+from ctxedit.metrics.scores.judged import answers
 from ctxedit.models.clip import ClipScorer
-from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.stages import metrics
-from ctxedit.stages.evaluate import evaluate
-from ctxedit.stages.flow import warp_error
-from ctxedit.stages.structure import patch_descriptors, structure_distance
-from ctxedit.synthetic.judge import ANSWERS, Judge, ask, load_judge
 
 #: Part of what a finished edit is known by: figures of another version are measured again.
 VERSION = 2
@@ -25,49 +22,8 @@ VERSION = 2
 PSNR_MOST = 100.0
 #: Kinds where the rest is what lies outside the mask; of a new background it is what lies inside.
 _OUTSIDE = ("object", "colour", "other")
-_JUDGED_SIDE = 64
-#: What an edit is for and what it must not do, each at most 1: one number to choose settings by.
-_SHARES = ("judge_asked", "judge_kept", "ssim_kept")
 
 Values = Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A column: its key, its heading, which way is better, digits after the point, what it is."""
-
-    key: str
-    title: str
-    better: Literal["higher", "lower"]
-    digits: int
-    about: str
-
-
-FIGURES: tuple[Figure, ...] = (
-    Figure(
-        "balance",
-        "balance",
-        "higher",
-        3,
-        "mean of judge: asked, judge: kept and SSIM kept, of those there are",
-    ),
-    Figure("clip_text", "CLIP-text", "higher", 3, "mean cosine of frames and target prompt"),
-    Figure("clip_temp", "CLIP-temp", "higher", 3, "mean cosine over all pairs of frames"),
-    Figure("clip_temp_consecutive", "consecutive", "higher", 3, "mean cosine of neighbouring frames"),
-    Figure(
-        "frame_accuracy", "frame acc.", "higher", 2, "share of frames nearer to target than source prompt"
-    ),
-    Figure("judge_asked", "judge: asked", "higher", 2, "share of frames that show what was asked"),
-    Figure("judge_kept", "judge: kept", "higher", 2, "share of answers right about what should stay"),
-    Figure(
-        "psnr_kept", "PSNR kept", "higher", 1, "dB against the source where the edit should change nothing"
-    ),
-    Figure("ssim_kept", "SSIM kept", "higher", 3, "structural similarity in the same place"),
-    Figure("psnr", "PSNR", "higher", 1, "dB against the source, whole frames"),
-    Figure("psnr_ideal", "PSNR ideal", "higher", 1, "dB against the true edit"),
-    Figure("structure", "structure", "lower", 3, "distance of patch self-similarities from the source's"),
-    Figure("warp_error", "warp error", "lower", 4, "squared error along the source's optical flow"),
-)
 
 
 @dataclass(frozen=True)
@@ -86,58 +42,58 @@ class Truth:
 
 
 class Measure:
-    """Measures edits; loads the judge when it is first asked.
+    """Measures edits; networks other than CLIP are loaded when they are first needed.
 
     Args:
         scorer: the CLIP model.
+        chosen: keys of metrics to measure besides the usual ones.
+        networks: those of further metrics, kept from one measurement to the next.
     """
 
-    def __init__(self, scorer: ClipScorer) -> None:
+    def __init__(
+        self, scorer: ClipScorer, chosen: Sequence[str] = (), networks: Networks | None = None
+    ) -> None:
         self.scorer = scorer
-        self._judge: Judge | None = None
+        self.networks = Networks(scorer) if networks is None else networks.beside(scorer)
+        self.metrics = columns(chosen)
 
     def __call__(self, frames: NDArray[np.uint8], clip: Clip, target: Target, truth: Truth) -> Values:
-        """Every figure of ``FIGURES`` for RGB uint8 frames (F, h, w, 3); None where one does not apply."""
-        changed = _may_change(target.kind, truth.mask)
-        of = evaluate(frames, target.prompt, self.scorer, truth.source, clip.prompt, changed)
-        kept = of if changed is not None else None
-        tokens = [patch_descriptors(self.scorer, x) for x in (truth.source, frames)]
-        found: dict[str, float | None] = {
-            "clip_text": of.clip_text,
-            "clip_temp": of.clip_temp,
-            "clip_temp_consecutive": of.clip_temp_consecutive,
-            "frame_accuracy": of.frame_accuracy,
-            "psnr": metrics.psnr(frames, truth.source),
-            "psnr_kept": kept.psnr if kept else None,
-            "ssim_kept": kept.ssim if kept else None,
-            "psnr_ideal": None if truth.ideal is None else metrics.psnr(frames, truth.ideal),
-            "structure": structure_distance(*tokens),
-            "warp_error": warp_error(truth.source, frames),
-            **self._judged(frames, target),
-        }
-        shares = [v for k in _SHARES if (v := found[k]) is not None]
-        found["balance"] = float(np.mean(shares)) if shares else None
-        return {k: _bounded(v) for k, v in found.items()}
+        """Every metric for RGB uint8 frames (F, h, w, 3), and the judge's answers; None does not apply."""
+        mask = _may_change(target.kind, truth.mask)
+        edit = Edit(
+            frames, self.networks, target.prompt, truth.source, clip.prompt, mask, truth.ideal,
+            target.expect, target.kind,
+        )  # fmt: skip
+        found: dict[str, float | None] = scores(edit, self.metrics)
+        found |= {f"judge_{question}": share for question, share in answers(edit).items()}
+        return {key: _bounded(value) for key, value in found.items()}
 
-    def _judged(self, frames: NDArray[np.uint8], target: Target) -> dict[str, float | None]:
-        """The judge's answers against what is expected: ``judge_asked``, ``judge_kept``, each by itself."""
-        if not target.expect:
-            return {"judge_asked": None, "judge_kept": None}
-        if self._judge is None:
-            self._judge = load_judge(BUILTIN_FOLDER / "judge")
-        said = ask(self._judge, _small(frames))
-        right = {
-            question: float(np.mean([answers[question] == answer for answers in said]))
-            for question, answer in target.expect.items()
-        }
-        # An edit of no one part asks for all that is expected of it.
-        asked = [v for k, v in right.items() if k == target.kind or target.kind not in ANSWERS]
-        rest = [v for k, v in right.items() if k != target.kind and target.kind in ANSWERS]
-        return {
-            "judge_asked": float(np.mean(asked)) if asked else None,
-            "judge_kept": float(np.mean(rest)) if rest else None,
-            **{f"judge_{question}": share for question, share in right.items()},
-        }
+
+def columns(chosen: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """The metrics of a comparison in order: the usual ones, and those of these keys.
+
+    Raises:
+        ConfigError: no metric of that key.
+    """
+    more = {one.key for one in named(chosen)} if chosen else set()
+    return tuple(one for one in metrics() if "bench" in one.where or one.key in more)
+
+
+def prepared(chosen: Sequence[str], device: torch.device, offline: bool) -> Networks:
+    """The networks of all columns but CLIP's, loaded: whatever is missing is known before the first edit.
+
+    Raises:
+        WeightsError, ConfigError: a network or a package that is not there.
+    """
+    networks = Networks(None, device, offline)
+    prepare(columns(chosen), networks)
+    return networks
+
+
+def identity(chosen: Sequence[str] = ()) -> list[tuple[str, str, int]]:
+    """What tells measurements apart, besides ``VERSION``: metrics that are not the built-in usual ones."""
+    usual_keys = {one.key for one in usual("bench") if one.builtin}
+    return [(m.key, m.source, m.version) for m in columns(chosen) if m.key not in usual_keys or m.version > 1]
 
 
 def mean_of(rows: Sequence[Values], key: str) -> float | None:
@@ -151,14 +107,6 @@ def _may_change(kind: str, mask: NDArray[np.float32] | None) -> NDArray[np.float
     if mask is None or kind == "style":
         return None
     return mask if kind in _OUTSIDE else 1 - mask
-
-
-def _small(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames at the judge's size."""
-    if frames.shape[1:3] == (_JUDGED_SIDE, _JUDGED_SIDE):
-        return frames
-    size = (_JUDGED_SIDE, _JUDGED_SIDE)
-    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BOX)) for f in frames])
 
 
 def _bounded(value: float | None) -> float | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ctxedit.bench.figures import FIGURES
 from ctxedit.bench.results import Row
 from ctxedit.bench.runner import REFERENCES
+from ctxedit.metrics import metrics
 
 #: Videos are written into the page, so that one file can be sent and opened anywhere: those of the built-in
 #: models have some 10 kB. Beyond this a browser would choke on the page, and it links to the files instead.
@@ -33,7 +32,7 @@ def page(out: Path, rows: Sequence[Row], methods: Sequence[str], about: Sequence
     references = [name for name in REFERENCES if any(row.method == name for row in rows)]
     data = {
         "about": list(about),
-        "figures": [asdict(figure) for figure in FIGURES],
+        "figures": [figure.table() for figure in metrics()],
         "methods": list(methods),
         "references": references,
         "videos": videos(out, {row.video for row in rows if row.video}),

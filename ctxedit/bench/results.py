@@ -21,7 +21,7 @@ class Row:
         key: a hash of all that its figures depend on.
         method: the preset's label; ``source`` and ``ideal`` are references, no edits.
         clip, target, kind, prompt: as in the list.
-        figures: by key of :data:`ctxedit.bench.figures.FIGURES`.
+        figures: by key of a metric's key.
         costs: of ``tune``, ``invert`` and ``edit``: seconds, peak_bytes, evaluations; absent if unknown.
         facts: device, frames, trained parameters, ….
         video: relative to the bench's folder, or None.

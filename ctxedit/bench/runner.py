@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ctxedit.bench.figures import VERSION, Measure, Truth, Values
+from ctxedit.bench.figures import VERSION, Measure, Truth, Values, prepared
+from ctxedit.bench.figures import identity as measured_by
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import Ledger, Meter
 from ctxedit.bench.results import Results, Row
@@ -27,6 +28,8 @@ from ctxedit.errors import CtxeditError, InputError, OutputError
 from ctxedit.media.mask import read_mask
 from ctxedit.media.probe import probe
 from ctxedit.media.write import write_clip
+from ctxedit.metrics import Networks
+from ctxedit.models.device import pick_device
 from ctxedit.models.weights import identity, judge_identity, own_folder, part_identity
 from ctxedit.runs import fingerprint, key_of, slug
 from ctxedit.stages.prepare import Prepared, read_working
@@ -55,6 +58,7 @@ class Bench:
         overwrite: redo finished edits (their tuning and inversion stay).
         offline: touch no hub.
         sources: the list and the files of settings; no output may take their place.
+        metrics: keys of metrics besides the usual ones.
     """
 
     out: Path
@@ -63,6 +67,7 @@ class Bench:
     overwrite: bool = False
     offline: bool = False
     sources: tuple[Path, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     def request(self, clip: Clip, method: Method, targets: Sequence[str] = ()) -> Request:
         """The request of one method on one clip; its run folder is in the bench's."""
@@ -80,7 +85,8 @@ class Bench:
         scorer = part_identity(config.clip_model, own_folder(config.model), "clip")
         weights = (identity(config.model), scorer, judge_identity())
         clip_of = (fingerprint(clip.path), clip.name, clip.prompt)
-        return key_of(VERSION, method, config, weights, clip_of, wanted, files)
+        more = measured_by(self.metrics)  # nothing for the built-in metrics: their results stay valid
+        return key_of(VERSION, method, config, weights, clip_of, wanted, files, *([more] if more else []))
 
 
 class Watcher(Reporter):
@@ -117,12 +123,14 @@ def run(bench: Bench, watcher: Watcher | None = None) -> list[Row]:
     jobs = [(c, m, t, bench.key(c, t, m.label, settings_for(c, m))) for c, m, t in _edits(bench)]
     known = set() if bench.overwrite else {key for *_, key in jobs if results.done(key)}
     watcher.began(len(jobs), len(known))
+    device = pick_device(bench.methods[0].config.device)
+    networks = prepared(bench.metrics, device, bench.offline) if len(known) < len(jobs) else None
     for clip in bench.clips:
         for method in bench.methods:
             due = [(t, key) for c, m, t, key in jobs if c is clip and m is method and key not in known]
             if due:
                 watcher.serving(method.label, clip.name)
-                for row in _serve(bench, results, clip, method, due, watcher):
+                for row in _serve(bench, results, clip, method, due, watcher, networks):
                     results.add(row)
                     watcher.finished(row)
                 _tidy()
@@ -149,6 +157,7 @@ def _serve(
     method: Method,
     due: Sequence[tuple[Target, str]],
     watcher: Watcher,
+    networks: Networks | None,
 ) -> Iterator[Row]:
     """The due edits of one method on one clip: one tuning and one inversion for all of them."""
     meter, left = Meter(watcher), list(due)
@@ -158,7 +167,7 @@ def _serve(
             frames = len(parts.prepared.frames)
             with meter.watch(parts.backbone.networks[0], frames, parts.device):
                 costs = _before_edits(session, meter)
-                measure = Measure(parts.scorer)
+                measure = Measure(parts.scorer, bench.metrics, networks)
                 yield from _references(bench, results, session, measure, clip)
                 while left:
                     target, key = left[0]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-#: Of every interval here.
-LEVEL = 0.95
+from ctxedit.metrics.intervals import LEVEL, wilson
+
+__all__ = ["LEVEL", "Interval", "bootstrap", "wilson"]
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,3 @@ def bootstrap(
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high), len(values), len(names))
-
-
-def wilson(wins: float, count: int) -> tuple[float, float]:
-    """Interval of a share ``wins / count`` (Wilson 1927, score interval), in [0, 1]; (0, 1) of nothing."""
-    if count == 0:
-        return 0.0, 1.0
-    if not 0 <= wins <= count:
-        raise ValueError(f"{wins} of {count}")
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    share = wins / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ctxedit.bench.figures import FIGURES
 from ctxedit.bench.results import Row
 from ctxedit.bench.statistics import LEVEL, Interval, bootstrap
+from ctxedit.metrics import metrics
 
 #: After a preset's name: with the context adapter, and without it.
 ADAPTER, NO_ADAPTER = "+adapter", "-adapter"
@@ -55,7 +55,7 @@ def summary(rows: Sequence[Row], methods: Sequence[str]) -> list[Table]:
 
 def _intervals(rows: Sequence[Row]) -> Table:
     found: Table = {}
-    for figure in FIGURES:
+    for figure in metrics():
         having = [(v, row.clip) for row in rows if (v := row.figures.get(figure.key)) is not None]
         interval = bootstrap([v for v, _ in having], [clip for _, clip in having])
         if interval is not None:
@@ -80,7 +80,7 @@ def differences(rows: Sequence[Row], pairs: Iterable[tuple[str, str]]) -> list[T
 
 def _paired(both: Sequence[tuple[Row, Row]]) -> Table:
     found: Table = {}
-    for figure in FIGURES:
+    for figure in metrics():
         having = [
             (after - before, a.clip)
             for a, b in both
@@ -133,7 +133,8 @@ def to_csv(methods: Sequence[Table]) -> str:
 
 def to_markdown(methods: Sequence[Table], changes: Sequence[Table], about: Sequence[str]) -> str:
     """The tables for people: all edits, by kind, what the adapter changes, costs."""
-    parts = ["# Comparison", "", *about, "", _explained(), "", "## All edits", "", _figures(methods, ALL)]
+    parts = ["# Comparison", "", *about, "", _explained(methods), ""]
+    parts += ["## All edits", "", _figures(methods, ALL)]
     for kind in dict.fromkeys(k for t in methods for k in t["figures"] if k != ALL):
         parts += ["", f"## Kind: {kind}", "", _figures(methods, kind)]
     for change in changes:
@@ -141,8 +142,9 @@ def to_markdown(methods: Sequence[Table], changes: Sequence[Table], about: Seque
     return "\n".join([*parts, "", "## Costs", "", cost_table(methods), ""])
 
 
-def _explained() -> str:
-    said = "; ".join(f"{f.title}: {f.about} ({'↑' if f.better == 'higher' else '↓'})" for f in FIGURES)
+def _explained(methods: Sequence[Table]) -> str:
+    shown = [f for f in metrics() if any(f.key in t["figures"].get(ALL, {}) for t in methods)]
+    said = "; ".join(f"{f.title}: {f.about} ({'↑' if f.better == 'higher' else '↓'})" for f in shown)
     return (
         f"Mean [{LEVEL:.0%} interval: bootstrap over clips]. {said}. "
         "`source` is the unedited clip, `ideal` the true edit."
@@ -150,7 +152,7 @@ def _explained() -> str:
 
 
 def _figures(methods: Sequence[Table], kind: str) -> str:
-    shown = [f for f in FIGURES if any(f.key in t["figures"].get(kind, {}) for t in methods)]
+    shown = [f for f in metrics() if any(f.key in t["figures"].get(kind, {}) for t in methods)]
     rows = [["method", "edits", *[f.title for f in shown]]]
     for table in methods:
         found = table["figures"].get(kind, {})
@@ -163,7 +165,7 @@ def _figures(methods: Sequence[Table], kind: str) -> str:
 
 def _change(change: Table) -> str:
     rows = [["figure", "better", *change["figures"]]]
-    for figure in FIGURES:
+    for figure in metrics():
         found = {kind: figures.get(figure.key) for kind, figures in change["figures"].items()}
         if any(found.values()):
             cells = [_interval(i, figure.digits, "+") for i in found.values()]

@@ -45,7 +45,7 @@ def root(
 
 _VERBS = (
     ("run", run_command.run), ("caption", caption.caption), ("tune", tune.tune), ("edit", edit.edit),
-    ("t2i", t2i.t2i), ("train", train.train), ("eval", eval.evaluate), ("env", env.env),
+    ("t2i", t2i.t2i), ("train", train.train), ("env", env.env),
 )  # fmt: skip
 for _name, _verb in _VERBS:
     app.command(_name)(spread(_verb))
@@ -61,6 +61,7 @@ def help_(
     build().main([*(command or []), "--help"], prog_name="ctxedit", standalone_mode=False)
 
 
+app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")

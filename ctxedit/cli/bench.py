@@ -95,6 +95,15 @@ Sweep = Annotated[
         help="Run every preset with each of these values. Repeatable.",
     ),
 ]  # fmt: skip
+More = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="A,B,C",
+        help="Compute these metrics too; `ctxedit eval --metrics help` lists them.",
+        show_default=False,
+    ),
+]
 Drawn = Annotated[
     int | None,
     typer.Option(
@@ -121,6 +130,7 @@ def run(
     compare: Compare = None,
     sweep: Sweep = None,
     drawn: Drawn = None,
+    metrics: More = None,
 ) -> None:
     """Run every preset on every clip and target of a list and print a table. The word `run` may be omitted.
 
@@ -137,6 +147,7 @@ def run(
         configuration.load(name, settings.config, flags)  # before torch is imported
 
     from ctxedit.bench import preview, report, runner
+    from ctxedit.bench.figures import columns as columns_of
     from ctxedit.bench.sweep import parse
 
     files = [path for path in (clips, settings.config) if path is not None]
@@ -147,6 +158,8 @@ def run(
         lay(table, point)
         return configuration.load(name, settings.config, table)
 
+    more = tuple(key.strip() for key in (metrics or "").split(",") if key.strip())
+    columns_of(more)  # an unknown metric is refused here
     methods = preview.methods(names, load, parse(sweep or []))
     known = [method.label for method in methods]
     for name in (name for pair in pairs for name in pair):
@@ -157,7 +170,7 @@ def run(
     work_begins()
     with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
-        bench = runner.Bench(out, listed, methods, overwrite.yes, offline, sources)
+        bench = runner.Bench(out, listed, methods, overwrite.yes, offline, sources, more)
         seen = preview.look(bench)
     if dry.dry_run:
         screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
@@ -225,14 +238,14 @@ def _planned(bench: Bench, seen: Preview) -> str:
 
 def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
     """The table of all edits on stdout, and where everything lies."""
-    from ctxedit.bench.figures import FIGURES
+    from ctxedit.metrics import metrics as known
 
     if screen.json:
         shown = {key: whole[key] for key in ("about", "methods", "differences", "failed")}
         screen.result("", {**shown, **{k: str(v) for k, v in dataclasses.asdict(files).items()}})
         return
     tables = whole["methods"]
-    keys = [f for f in FIGURES if any(f.key in t["figures"]["all"] for t in tables)]
+    keys = [f for f in known() if any(f.key in t["figures"]["all"] for t in tables)]
     rows = [["method", "edits", *[f.title for f in keys]]]
     for table in tables:
         found = table["figures"]["all"]

@@ -11,7 +11,7 @@ from typing import Any
 from ctxedit.cli.options import Talk
 from ctxedit.cli.output import Screen
 
-_OPTIONAL = ("decord", "av", "xformers", "lavis")
+_OPTIONAL = ("decord", "av", "xformers", "lavis", "torch_fidelity", "lpips")
 
 
 def env(talk: Talk) -> None:

@@ -9,12 +9,13 @@ import torch
 from ctxedit import footprint
 from ctxedit.config import Config
 from ctxedit.media.geometry import Fit
+from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import own_part
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
-from ctxedit.stages.evaluate import CLIP
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
 
 _NOTHING = Weight()
@@ -38,8 +39,7 @@ class Costs:
         self.width = dtype.itemsize
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
-        attention = self.config.attention
-        self.window = {"causal": attention.window, "sparse-causal": 2}.get(attention.frames, 1)
+        self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
 
     def captioning(self, reused: bool) -> int:
         """Bytes at the caption's peak, all that is loaded by then included."""

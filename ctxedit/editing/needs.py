@@ -11,16 +11,17 @@ from collections.abc import Sequence
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError
-from ctxedit.models.attention import FrameView, make_kernel, seen_frames
+from ctxedit.models.attention import FrameView, make_kernel
 from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.sample import fused_steps
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
 
 
 def check_settings(config: Config, body: Sizes) -> None:
     """Raise ConfigError for settings that the model cannot serve at any size."""
-    seen_frames(config.attention, config.clip.frames)
+    attended_frames(config.attention, config.clip.frames)
     make_kernel(config.attention.backend)
     if max(config.edit.steps, config.invert.steps) > body.train_steps:
         raise ConfigError(

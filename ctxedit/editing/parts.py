@@ -18,8 +18,9 @@ from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
+from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
@@ -28,8 +29,8 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import VOCABULARY
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
-from ctxedit.stages.evaluate import make_scorer
 from ctxedit.stages.prepare import Prepared, prepare
 
 #: Below this the built-in CLIP does not see the prompt in the clip. Ten drawn clips with their captions gave
@@ -99,7 +100,7 @@ class Parts:
         frames = len(self.prepared.frames)
         height, width = self.prepared.padded.shape[1:3]
         side = (height // self.backbone.factor, width // self.backbone.factor)
-        return FrameView(seen_frames(self.config.attention, frames), side, control=self.condition)
+        return FrameView(attended_frames(self.config.attention, frames), side, control=self.condition)
 
     @cached_property
     def condition(self) -> Tensor | None:

@@ -237,10 +237,12 @@ def _control(
     span = config.clip
     if control.kind == "video":
         read_beside(control.map, "control map", span.frames, span.start, span.stride, fit)
-    denoiser = Denoiser(
-        checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
-        body.context_width, body.factor,
-    )  # fmt: skip
+    denoiser = None
+    if body.takes_control:
+        denoiser = Denoiser(
+            checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
+            body.context_width, body.factor,
+        )  # fmt: skip
     weight = weigh(locate_control(control, denoiser, offline))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"

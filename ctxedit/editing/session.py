@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,8 +20,10 @@ from ctxedit.editing.request import Request
 from ctxedit.editing.stages import Job, Stage, edit_files, edited_frames, figures, stage_named
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import sweep
+from ctxedit.metrics import Metric, Networks
+from ctxedit.metrics import evaluate as evaluating
+from ctxedit.metrics.registry import usual
 from ctxedit.runs import Run
-from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages import report as reporting
 from ctxedit.stages.wording import check_describes
 
@@ -206,12 +208,16 @@ class Session:
         """All stages; one tuning and one inversion serve every target. Targets are checked first."""
         for target in targets:
             self.check_target(target)
+        # A metric that cannot be computed is known now, and not when the edits are made.
+        chosen, networks = usual("run"), Networks(None, self.parts.device, self.request.offline)
+        evaluating.prepare(chosen, networks)
         self.tune()
         self.invert()
         results = []
         for target in targets:
             result = self.edit(target)
-            results.append(replace(result, figures=self.evaluate(self.key("edit", target)[0])))
+            name, beside = self.key("edit", target)[0], networks.beside(self.parts.scorer)
+            results.append(replace(result, figures=self.evaluate(name, chosen, beside)))
         return results
 
     def edited_frames(self, target: str, trajectory: Tensor) -> NDArray[np.uint8]:
@@ -222,12 +228,17 @@ class Session:
         """Where the edit towards a target leaves its results."""
         return edit_files(self.request, self.run.folder, self.keys.edit_name(self.prompt, target))
 
-    def evaluate(self, name: str) -> evaluating.Figures:
-        """Figures of a finished edit, by its name in the run folder and the mask that it was made with."""
+    def evaluate(
+        self, name: str, chosen: Sequence[Metric] | None = None, networks: Networks | None = None
+    ) -> evaluating.Figures:
+        """Scores of a finished edit, by its name in the run folder; the usual ones unless ``chosen``."""
         facts = self.run.facts(name)
-        return figures(self.parts, self.run.folder / facts["frames"], facts["target"], self.prompt)
+        kept = self.run.folder / facts["frames"]
+        return figures(self.parts, kept, facts["target"], self.prompt, chosen, networks)
 
-    def evaluate_run(self) -> list[dict[str, Any]]:
+    def evaluate_run(
+        self, chosen: Sequence[Metric] | None = None, weights: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
         """Figures of every finished edit of the run; the caller writes them to ``metrics.json``.
 
         An edit whose frames are damaged is left out, with a warning.
@@ -236,12 +247,14 @@ class Session:
             InputError: there is no edit to score.
         """
         rows = []
+        networks = Networks(self.parts.scorer, self.parts.device, self.request.offline, weights)
         for name in self.run.edits():
             facts = self.run.facts(name)
             if flaw := self.run.flaw_of(name, str(facts.get("frames", "its frames"))):
                 self.reporter.warn(f"{flaw}: not scored; `ctxedit edit` with the same target makes it again")
                 continue
-            rows.append({"target": facts["target"], "video": facts["video"], **self.evaluate(name).table()})
+            table = self.evaluate(name, chosen, networks).table()
+            rows.append({"target": facts["target"], "video": facts["video"], **table})
         if not rows:
             raise InputError(
                 f"{self.run.folder} has no edits to score",

@@ -22,11 +22,12 @@ from ctxedit.editing.keys import Keys
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
 from ctxedit.media.temporary import atomic
+from ctxedit.metrics import Metric, Networks
+from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import save_tensors
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
-from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages import invert as inverting
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
@@ -306,13 +307,21 @@ def _make_figures(job: Job) -> Made:
     return Made(figures(job.parts, job.folder / job.frames_file, job.target, job.prompt))
 
 
-def figures(parts: Parts, kept: Path, target: str, prompt: str) -> evaluating.Figures:
-    """Figures of an edit whose frames are kept, by the mask it was made with."""
+def figures(
+    parts: Parts,
+    kept: Path,
+    target: str,
+    prompt: str,
+    chosen: Sequence[Metric] | None = None,
+    networks: Networks | None = None,
+) -> evaluating.Figures:
+    """Scores of an edit whose frames are kept, by the mask it was made with; the usual ones by default."""
     tensors = load_file(kept)
     mask = tensors["mask"].numpy() if "mask" in tensors else None
     return evaluating.evaluate(
-        tensors["frames"].numpy(), target, parts.scorer, parts.prepared.frames, prompt, mask
-    )
+        tensors["frames"].numpy(), target, networks or Networks(parts.scorer), parts.prepared.frames,
+        prompt, mask, chosen,
+    )  # fmt: skip
 
 
 def _nothing(job: Job) -> None:

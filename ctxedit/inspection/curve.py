@@ -14,7 +14,7 @@ from ctxedit.editing.session import Session
 from ctxedit.editing.stages import invert_now
 from ctxedit.errors import ConfigError
 from ctxedit.media.temporary import atomic
-from ctxedit.stages import metrics
+from ctxedit.metrics import formulas as metrics
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.tune import ADAPTER
 

@@ -113,7 +113,7 @@ class ContextAdapter(nn.Module):
         self,
         x0: Tensor,
         context: Tensor,
-        timestep: Tensor | int,
+        timestep: Tensor | int | float,
         frames: int,
         image_tokens: Tensor | None = None,
     ) -> Tensor:

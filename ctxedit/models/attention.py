@@ -21,30 +21,10 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
 
 #: ``kernel(q, k, v)`` on (B, heads, tokens, dim): softmax(q kᵀ / √dim) v.
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def seen_frames(config: AttentionConfig, count: int) -> tuple[tuple[int, ...], ...]:
-    """For each of ``count`` frames the distinct frames that it attends to.
-
-    ``causal``: itself and the ``window − 1`` before it (ContextDiff). ``sparse-causal``: the first and the
-    previous (Tune-A-Video). ``key-frame``: one (FateZero's middle frame, ControlVideo's first).
-    ``none``: itself.
-    """
-    if config.frames == "causal":
-        return tuple(tuple(range(max(0, i - config.window + 1), i + 1)) for i in range(count))
-    if config.frames == "sparse-causal":
-        return tuple(tuple(sorted({0, max(0, i - 1)})) for i in range(count))
-    if config.frames == "key-frame":
-        key = count // 2 if config.key < 0 else config.key
-        if key >= count:
-            raise ConfigError(f"attention.key = {key}, but the clip has {count} frames")
-        return ((key,),) * count
-    return tuple((i,) for i in range(count))
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ class ClipScorer:
         self.length = min(config.text_config.max_position_embeddings, self._tokenizer.model_max_length)
 
     @torch.no_grad()
-    def embed_images(self, frames: np.ndarray) -> Tensor:
-        """Frames ``(F, H, W, 3)`` uint8 RGB to ``(F, D)`` float32 on CPU, each row of length 1."""
+    def embed_images(self, frames: np.ndarray, unit: bool = True) -> Tensor:
+        """Frames ``(F, H, W, 3)`` uint8 RGB to ``(F, D)`` float32 on CPU, rows of length 1 if ``unit``."""
         rows = []
         for start in range(0, len(frames), _BATCH):
             pixels = self._prepare(list(frames[start : start + _BATCH])).to(self.device, self.dtype)
@@ -80,7 +80,7 @@ class ClipScorer:
             rows.append(self._model.visual_projection(pooled).float().cpu())
         if not rows:
             raise ValueError("no frames to embed")
-        return normalize(torch.cat(rows), dim=-1)
+        return normalize(torch.cat(rows), dim=-1) if unit else torch.cat(rows)
 
     @property
     def scale(self) -> float:

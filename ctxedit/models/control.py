@@ -70,13 +70,20 @@ def check_settings(config: ControlConfig, own: bool) -> None:
         )
 
 
-def locate_control(config: ControlConfig, denoiser: Denoiser, offline: bool = False) -> Path:
+def locate_control(config: ControlConfig, denoiser: Denoiser | None, offline: bool = False) -> Path:
     """The folder of the settings' ControlNet, checked to fit; a hub id is fetched into the cache.
+
+    ``denoiser`` is None for a model that takes no ControlNet.
 
     Raises:
         ConfigError: no ControlNet is known for the denoiser, or this one does not fit it.
         WeightsError: nothing there, weights that are not safetensors, a broken config.
     """
+    if denoiser is None:
+        raise ConfigError(
+            "this kind of model takes no ControlNet",
+            "choose a preset without one, or set control.kind = none",
+        )
     check_settings(config, denoiser.own is not None)
     if config.model == "auto" and denoiser.own is not None:
         folder = denoiser.own / "controlnet"

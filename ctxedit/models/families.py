@@ -18,6 +18,16 @@ from ctxedit.errors import WeightsError
 PLUGINS = "ctxedit.backbones"
 _OURS = ("ctxedit.models.backbones.stable_diffusion", "ctxedit.models.backbones.sdxl")
 
+#: Why well-known kinds are refused: by a part of the pipeline's name, the first that fits.
+_REASONS = {
+    "StableDiffusionXLImg2Img": "the SDXL refiner only finishes what the base model began",
+    "Inpaint": "inpainting networks take a masked image beside the latents",
+    "Upscale": "upscaling networks take a low-resolution image beside the latents",
+    "InstructPix2Pix": "its network takes the source image beside the latents",
+    "StableDiffusion3": "flow transformers are not supported yet",
+    "Flux": "flow transformers are not supported yet",
+}
+
 _FAMILIES: dict[str, type[Any]] = {}
 _T = TypeVar("_T", bound=type[Any])
 
@@ -45,8 +55,10 @@ def family_named(pipeline: str, model: str) -> type[Any]:
     """
     _import_all()
     if pipeline not in _FAMILIES:
+        reason = next((text for part, text in _REASONS.items() if part in pipeline), None)
         raise WeightsError(
-            f"{model} is a {pipeline}, a kind of model that ctxedit cannot edit with",
+            f"{model} is a {pipeline}, a kind of model that ctxedit cannot edit with"
+            + (f": {reason}" if reason else ""),
             f"use a checkpoint of one of: {', '.join(sorted(_FAMILIES))}",
         )
     return _FAMILIES[pipeline]
@@ -57,4 +69,11 @@ def _import_all() -> None:
     for module in _OURS:
         import_module(module)
     for entry in entry_points(group=PLUGINS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            line = str(error).strip().split("\n")[0][:160]
+            raise WeightsError(
+                f"the backbone plugin {entry.value} cannot be imported: {line}",
+                "update the package that it comes from, or remove it",
+            ) from error

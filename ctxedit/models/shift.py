@@ -28,7 +28,7 @@ class ContextShift:
     frames: int
     look: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(self, x0: Tensor, timestep: int | Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, x0: Tensor, timestep: int | float | Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         """b_t, the shape of x0 (F, C, h, w)."""
         tokens = self.look(x0) if self.look is not None else None
         r = self.adapter(x0.float(), self.context.float(), timestep, self.frames, tokens)

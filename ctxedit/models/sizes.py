@@ -46,6 +46,7 @@ class Sizes:
         attends_outside_middle: whether there is any on the way down or up.
         unet_names: of the denoiser's tensors; empty where they are not known by diffusers' names.
         train_steps: noise levels that the model was trained on.
+        takes_control: whether a ControlNet can run beside the denoiser.
     """
 
     unet: Weight
@@ -63,6 +64,7 @@ class Sizes:
     attends_outside_middle: bool = True
     unet_names: frozenset[str] = frozenset()
     train_steps: int = 1000
+    takes_control: bool = True
 
     @property
     def parameters(self) -> int:

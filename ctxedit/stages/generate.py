@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from ctxedit.config import SOURCE, AttentionConfig, Config
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.shift import ContextShift
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, sample
 
@@ -41,7 +42,7 @@ def generate(
     x = torch.randn(count, backbone.latent_channels, *side, generator=generator).to(backbone.device)
     levels = backbone.levels(config.edit.steps)
     # Images do not see each other.
-    view = FrameView(seen_frames(AttentionConfig(frames="none"), count), side)
+    view = FrameView(attended_frames(AttentionConfig(frames="none"), count), side)
     how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
     negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
     for prompt in (text, negative):

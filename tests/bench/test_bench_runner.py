@@ -234,9 +234,9 @@ def test_an_edit_that_fails_leaves_the_others_and_a_full_disk_ends_all(bench, cl
 
 
 def test_a_control_that_a_clip_lacks_is_refused_before_weights(bench, drawn, monkeypatch):
-    from ctxedit.models import backbone
+    from ctxedit.models.backbones import stable_diffusion
 
-    monkeypatch.setattr(backbone, "parts", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(stable_diffusion, "parts", lambda *a, **k: pytest.fail("weights were loaded"))
     (first,) = bench.methods
     takes = replace(first, config=replace(first.config, control=replace(first.config.control, kind="video")))
     with pytest.raises(ConfigError, match="takes a control map, and the clip 'one' has none"):
@@ -277,3 +277,27 @@ def test_what_is_written_is_read_again(done):
     assert tables.adapter_pairs(["c", "c-adapter", "d-adapter"]) == [("c-adapter", "c")]
     with pytest.raises(InputError, match="holds no comparison"):
         report.read(bench.out / "runs")
+
+
+def test_a_metric_that_is_asked_for_is_measured_too_and_missed_before_the_first_edit(
+    bench, tmp_path, monkeypatch
+):
+    from transformers import ViTConfig, ViTModel
+
+    from ctxedit.errors import WeightsError
+    from ctxedit.metrics.scores import learned
+
+    runner.run(bench)
+    asked = replace(bench, metrics=("dino_structure",), offline=True)
+    assert preview.look(asked).done == 0
+    log = Log()
+    with pytest.raises(WeightsError, match="dino"):
+        runner.run(asked, log)
+    assert log.tasks == []
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes), False).save_pretrained(tmp_path / "vit")
+    monkeypatch.setattr(learned, "DINO", str(tmp_path / "vit"))
+    rows = runner.run(asked, log)
+    assert all(row.figures["dino_structure"] >= 0 for row in rows) and len(rows) == 3
+    assert log.tasks == [], "nothing is tuned, inverted or edited again"
+    assert "DINO structure" in (report.write(asked, rows) and (bench.out / "table.md").read_text())

@@ -218,10 +218,10 @@ def test_a_full_disk_is_6(ctxedit, monkeypatch, tmp_path, clip):
 
 
 def test_nan_is_7_and_leaves_no_result(ctxedit, clip, tmp_path, monkeypatch):
-    from ctxedit.models.backbones import Backbone
+    from ctxedit.models.backbones.stable_diffusion import StableDiffusion
 
-    real = Backbone.raw
-    monkeypatch.setattr(Backbone, "raw", lambda *args: real(*args) * float("nan"))
+    real = StableDiffusion.raw
+    monkeypatch.setattr(StableDiffusion, "raw", lambda *args: real(*args) * float("nan"))
     answer = run(ctxedit, clip, tmp_path / "runs", "--prompt", "a tiger on the beach")
     told(answer, 7)
     assert answer.out == "" and not list(tmp_path.rglob("tuned.safetensors")) + list(tmp_path.rglob("*.mp4"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,20 @@ def test_several_targets_give_one_line_each(ctxedit, made, clip, runs):
     assert "tune: 2 steps" not in answer.err and "invert: 4 steps" not in answer.err
 
 
-def test_edit_takes_the_newest_run_says_so_and_equals_run(ctxedit, made, runs, frames_of, tmp_path):
+def test_edit_takes_the_newest_run_says_so_and_equals_run(ctxedit, made, run_folder, frames_of, tmp_path):
+    runs = tmp_path / "runs"  # the shared run stays as it is
+    shutil.copytree(run_folder, runs / run_folder.name)
     answer = ctxedit("edit", "--target", TARGET, "--runs", runs, "-o", tmp_path / "again.mp4")
     assert answer.code == 0, answer.err
     assert answer.out == f"{tmp_path / 'again.mp4'}\n"
-    assert f"run: {next(runs.iterdir())} (the newest)" in answer.err
+    assert f"run: {runs / run_folder.name} (the newest)" in answer.err
     assert "tune: 2 steps" not in answer.err and "invert: 4 steps" not in answer.err
     again = frames_of(tmp_path / "again.mp4", 4)
     assert np.array_equal(again, frames_of(Path(made.out.strip()), 4))
     other = ctxedit("edit", "--target", "a dog", "--runs", runs, "-o", tmp_path / "again.mp4")
     assert other.code == 6, "another edit does not take its place"
     again = ctxedit("edit", "--target", TARGET, "--runs", runs, "-o", tmp_path / "again.mp4")
-    assert (again.code, again.out) == (0, answer.out) and "done already" in again.err
+    assert (again.code, again.out) == (0, answer.out) and "already exists" in again.err
 
 
 def test_an_edit_may_change_sampling_and_seed_and_tunes_nothing(
@@ -286,7 +289,7 @@ def test_eval_of_any_file(ctxedit, clip):
 
 
 def test_an_unchanged_clip_has_infinite_psnr_in_words(ctxedit, made, run_folder, monkeypatch):
-    from ctxedit.stages import metrics
+    from ctxedit.metrics import formulas as metrics
 
     monkeypatch.setattr(metrics, "psnr", lambda *args: float("inf"))
     answer = ctxedit("eval", "--run", run_folder, "--json", "-q")

@@ -7,6 +7,8 @@ import time
 import pytest
 from asking import TARGET
 
+from ctxedit.run_file import read_run, write_toml
+
 
 @pytest.fixture()
 def several(made, runs, tmp_path):
@@ -14,6 +16,11 @@ def several(made, runs, tmp_path):
     root = tmp_path / "runs"
     for name, age in (("now", 0), ("hour", 3600), ("old", 40 * 86400)):
         folder = shutil.copytree(next(runs.iterdir()), root / name)
+        # Other tests edit the shared run; only the edit that it was made with is looked at here.
+        table = read_run(folder / "run.toml")
+        for name in [name for name in table["stages"] if name.startswith("edit/")][1:]:
+            del table["stages"][name]
+        write_toml(folder / "run.toml", table)
         os.utime(folder / "run.toml", (time.time() - age,) * 2)
     file = root / "hour" / "run.toml"
     text = file.read_text().partition('[stages."edit/')[0]

@@ -7,8 +7,9 @@ import torch
 from ctxedit.config import AttentionConfig, Config, EditConfig, FusionConfig, InvertConfig
 from ctxedit.errors import InputError
 from ctxedit.inspection.heatmaps import overlay, watched_edit
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import invert
 from ctxedit.stages.report import heatmap_files
@@ -27,7 +28,7 @@ def settings(**fusion):
 
 
 def inverted(backbone, latents):
-    view = FrameView(seen_frames(AttentionConfig(), len(latents)), tuple(latents.shape[-2:]))
+    view = FrameView(attended_frames(AttentionConfig(), len(latents)), tuple(latents.shape[-2:]))
     levels = backbone.levels(STEPS)
     trajectory = invert(backbone, latents, backbone.embed([PROMPT]), levels, view)
     return Scene(backbone, PROMPT, trajectory, levels, view)

@@ -15,14 +15,14 @@ from ctxedit.models.attention import (
     across_frames,
     frame_attention,
     sdpa,
-    seen_frames,
 )
+from ctxedit.patterns import attended_frames
 
 F, SIDE = 3, (16, 16)
 
 
 def view(rule="causal", **changes):
-    return FrameView(seen_frames(AttentionConfig(frames=rule), F), SIDE, **changes)
+    return FrameView(attended_frames(AttentionConfig(frames=rule), F), SIDE, **changes)
 
 
 def draw(*shape, seed=0):
@@ -36,26 +36,26 @@ def softmax_map(q, k):
 
 class TestSeenFrames:
     def test_causal_is_itself_and_two_before(self):
-        assert seen_frames(AttentionConfig(), 5) == ((0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4))
+        assert attended_frames(AttentionConfig(), 5) == ((0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4))
 
     def test_window_is_a_setting(self):
-        assert seen_frames(AttentionConfig(window=2), 4) == ((0,), (0, 1), (1, 2), (2, 3))
+        assert attended_frames(AttentionConfig(window=2), 4) == ((0,), (0, 1), (1, 2), (2, 3))
 
     def test_sparse_causal_is_first_and_previous_without_itself(self):
-        assert seen_frames(AttentionConfig(frames="sparse-causal"), 4) == ((0,), (0,), (0, 1), (0, 2))
+        assert attended_frames(AttentionConfig(frames="sparse-causal"), 4) == ((0,), (0,), (0, 1), (0, 2))
 
     def test_key_frame(self):
-        assert seen_frames(AttentionConfig(frames="key-frame", key=-1), 5) == ((2,),) * 5
+        assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 5) == ((2,),) * 5
         with pytest.raises(ConfigError):
-            seen_frames(AttentionConfig(frames="key-frame", key=5), 5)
+            attended_frames(AttentionConfig(frames="key-frame", key=5), 5)
 
     def test_none_is_itself(self):
-        assert seen_frames(AttentionConfig(frames="none"), 2) == ((0,), (1,))
+        assert attended_frames(AttentionConfig(frames="none"), 2) == ((0,), (1,))
 
 
 @pytest.mark.parametrize("rule", ["causal", "sparse-causal", "key-frame", "none"])
 def test_across_frames_equals_masked_attention_over_all_frames(rule):
-    seen = seen_frames(AttentionConfig(frames=rule), 5)
+    seen = attended_frames(AttentionConfig(frames=rule), 5)
     q, k, v = (draw(2 * 5, 2, 7, 4, seed=s) for s in range(3))
     out = across_frames(q, k, v, seen, sdpa)
     for lane in range(2):

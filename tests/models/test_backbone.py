@@ -7,11 +7,12 @@ from diffusers import DDIMScheduler
 
 from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError, InputError, WeightsError
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import builtin_vocabulary, load_backbone, open_backbone, split_words
+from ctxedit.patterns import attended_frames
 
 F, SIDE = 2, (16, 16)
-ALONE = FrameView(seen_frames(AttentionConfig(frames="none"), F), SIDE)
+ALONE = FrameView(attended_frames(AttentionConfig(frames="none"), F), SIDE)
 
 
 def load(folder, dtype=torch.float64):

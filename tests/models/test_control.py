@@ -10,8 +10,9 @@ from tiny import make_controlnet
 
 from ctxedit.config import AttentionConfig, ControlConfig
 from ctxedit.errors import ConfigError, WeightsError
-from ctxedit.models.attention import FrameView, Fusion, seen_frames
+from ctxedit.models.attention import FrameView, Fusion
 from ctxedit.models.control import CANNY_SD1, Control, check_settings, locate_control
+from ctxedit.patterns import attended_frames
 
 F, SIDE = 3, (8, 8)
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def attach(backbone, folder, scale=1.0):
 
 def view_of(kind="causal", lanes=1, **more):
     maps = draw(F, 3, 32, 32, seed=3).sigmoid()
-    return FrameView(seen_frames(AttentionConfig(frames=kind), F), SIDE, lanes, control=maps, **more)
+    return FrameView(attended_frames(AttentionConfig(frames=kind), F), SIDE, lanes, control=maps, **more)
 
 
 def raw(backbone, view, x=None, config=None):

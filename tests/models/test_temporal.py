@@ -8,13 +8,14 @@ from diffusers import UNet2DModel
 
 from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.models.temporal import TemporalAttention, TemporalLayers
+from ctxedit.patterns import attended_frames
 
 F, SIDE = 3, (16, 16)
 #: Frames do not see each other but for the temporal layers.
-ALONE = FrameView(seen_frames(AttentionConfig(frames="none"), F), SIDE)
+ALONE = FrameView(attended_frames(AttentionConfig(frames="none"), F), SIDE)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -179,10 +180,7 @@ def test_a_copy_beside_self_attention_is_it_over_frames(backbone):
 
 
 def test_a_copy_opened_adds_to_the_networks_answer_and_closed_does_not(backbone):
-    from ctxedit.config import AttentionConfig
-    from ctxedit.models.attention import FrameView, seen_frames
-
-    view = FrameView(seen_frames(AttentionConfig(frames="none"), 3), (8, 8))
+    view = FrameView(attended_frames(AttentionConfig(frames="none"), 3), (8, 8))
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     context = backbone.embed(["a tiger"])
 

@@ -7,13 +7,14 @@ import torch
 from ctxedit.config import AdapterConfig, AttentionConfig
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.alignment import align, changed
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.shift import ContextShift
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, Source, sample
 
 F, SIDE, STEPS = 2, (8, 8), 6
-VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
+VIEW = FrameView(attended_frames(AttentionConfig(), F), SIDE)
 OLD, NEW = "a tiger walking on the beach", "a panda walking on the beach"
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ctxedit.config import Config, EditConfig, FusionConfig, InvertConfig
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import Scene, edit, latent_mask
 from ctxedit.stages.invert import invert
 
@@ -16,7 +17,7 @@ PROMPT, TARGET, STEPS = "a tiger walking on the beach", "a panda walking on the 
 @pytest.fixture()
 def scene(backbone):
     config = Config()
-    view = FrameView(seen_frames(config.attention, 3), (16, 16))
+    view = FrameView(attended_frames(config.attention, 3), (16, 16))
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(3, 4, 16, 16, generator=generator, dtype=torch.float64)
     levels = backbone.levels(STEPS)

@@ -11,14 +11,15 @@ from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.schedule import alphas_cumprod, levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, sample
 
 F, SIDE, STEPS = 2, (8, 8), 6
-VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
+VIEW = FrameView(attended_frames(AttentionConfig(), F), SIDE)
 PROMPT = "a tiger walking on the beach"
 
 
@@ -178,3 +179,20 @@ def test_a_perfect_network_is_inverted_exactly_whatever_the_shift():
         a, s = used.at(level)
         want = a * clean + a * (1 - a) * r + s * noise
         torch.testing.assert_close(got[level], want, rtol=0, atol=1e-10)
+
+
+def test_a_head_for_x0_says_the_noise_of_the_level_it_was_told():
+    """Its first step up starts from clean data, which holds no noise: x̂_0 itself is not taken for it."""
+    used = levels(alphas_cumprod(), 4)
+    clean, guess = draw(F, 4, *SIDE), draw(F, 4, *SIDE, seed=1)
+
+    class Head:
+        prediction = "sample"
+
+        def raw(self, x, t, context, view):
+            return guess
+
+    got = invert(Head(), clean, None, used, VIEW)
+    a, s = used.at(1)
+    noise = (clean - a * guess) / s  # what the head takes for noise when it is told level 1
+    torch.testing.assert_close(got[1], a * clean + s * noise, rtol=0, atol=1e-10)

@@ -16,8 +16,9 @@ from ctxedit.config import AttentionConfig, FusionConfig
 from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.guidance import guide
 from ctxedit.models.alignment import align, changed
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, Source, fused_steps, sample
 
@@ -109,7 +110,7 @@ def without_store(backbone, latents, steps, view):
 
 
 def draw(frames, side, dtype):
-    view = FrameView(seen_frames(ATTENTION, frames), (side, side))
+    view = FrameView(attended_frames(ATTENTION, frames), (side, side))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(frames, 4, side, side, generator=generator, dtype=dtype), view
 

@@ -10,13 +10,14 @@ import torch
 from ctxedit.config import AdapterConfig, AttentionConfig, TuneConfig
 from ctxedit.errors import ConfigError, NumericsError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.attention import FrameView, seen_frames
+from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.models.shift import ContextShift
+from ctxedit.patterns import attended_frames
 from ctxedit.stages.tune import _loss, load_tensors, trainable, tune
 
 F, SIDE = 2, (8, 8)
-VIEW = FrameView(seen_frames(AttentionConfig(), F), SIDE)
+VIEW = FrameView(attended_frames(AttentionConfig(), F), SIDE)
 X = torch.randn(F, 4, *SIDE, generator=torch.Generator().manual_seed(0))
 ALL = TuneConfig(
     steps=8, lr=1e-3, save_every=3, train=("attn1.to_q", "attn2", "temporal", "adapter"), checkpointing=False

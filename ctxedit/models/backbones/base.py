@@ -208,9 +208,9 @@ class Backbone(ABC):
             yield
 
     @property
-    @abstractmethod
-    def denoiser(self) -> Denoiser:
-        """The sizes that a ControlNet must fit."""
+    def denoiser(self) -> Denoiser | None:
+        """The sizes that a ControlNet must fit; None for a family that takes none."""
+        return None
 
     def temporal_layers(self, seed: int = 0, init: Literal["zero", "copy"] = "zero") -> TemporalLayers:
         """Fresh temporal layers, hooked into the denoiser; they do nothing until trained."""
@@ -227,12 +227,13 @@ class Backbone(ABC):
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
         """Gradient checkpointing in every network; attention's view is restored where they are recomputed."""
-        for net in self.networks:
+        networks: tuple[Any, ...] = self.networks
+        for net in networks:
             net.enable_gradient_checkpointing(_checkpoint)
         try:
             yield
         finally:
-            for net in self.networks:
+            for net in networks:
                 net.disable_gradient_checkpointing()
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ctxedit.models.backbones.base import Backbone
+from ctxedit.errors import WeightsError
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
@@ -21,6 +21,7 @@ from ctxedit.models.weights import Checkpoint
 class StableDiffusionXL(StableDiffusion):
     """SDXL base (Podell et al. 2023). The refiner, another pipeline class, is not a backbone for editing."""
 
+    added_embedding: ClassVar[str | None] = "text_time"
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder", "text_encoder_2")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "scheduler")
 
@@ -40,10 +41,16 @@ class StableDiffusionXL(StableDiffusion):
             self.vae.float()  # its activations overflow in float16
 
     @classmethod
-    def open(
-        cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, offload: bool = False
-    ) -> Backbone:
-        return super().open(checkpoint, device, dtype, offload)
+    def check(cls, checkpoint: Checkpoint) -> None:
+        super().check(checkpoint)
+        unet = read_json(checkpoint.path / "unet/config.json")
+        pooled = read_json(checkpoint.path / "text_encoder_2/config.json").get("projection_dim", 0)
+        rest, each = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
+        if not rest or not each or rest - pooled != 6 * each:
+            raise WeightsError(
+                f"{checkpoint.name}: the UNet is not told the six sizes that the SDXL base model is told",
+                "the refiner cannot edit by itself: use the base model, --model sdxl",
+            )
 
     @classmethod
     def load_parts(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:

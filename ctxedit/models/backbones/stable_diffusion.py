@@ -27,6 +27,13 @@ from ctxedit.models.weights import Checkpoint, check_finite, network
 #: diffusers' names of beta schedules, and ours.
 _BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+#: Schedulers of the discrete, variance-preserving diffusion: their configs hold the levels it was trained at.
+_SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
 #: What Stable Diffusion 1.x and 2.x share; for single files, which carry no config.
 _CHANNELS, _DEPTH, _VAE_CHANNELS = (320, 640, 1280, 1280), (1, 1, 1, 0), (128, 256, 512, 512)
 _PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond"}
@@ -42,6 +49,8 @@ class StableDiffusion(Backbone):
         alphas_cumprod: (T,) float64 of the schedule it was trained with.
     """
 
+    #: ``addition_embed_type`` of the UNet: what its time embedding is conditioned on besides.
+    added_embedding: ClassVar[str | None] = None
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
 
@@ -113,6 +122,13 @@ class StableDiffusion(Backbone):
             raise WeightsError(
                 f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder gives {outer}",
                 "inpainting, instruction and upscaling checkpoints are not supported",
+            )
+        extra = [key for key in ("class_embed_type", "time_cond_proj_dim") if unet.get(key) is not None]
+        if unet.get("addition_embed_type") != cls.added_embedding or extra:
+            raise WeightsError(
+                f"{checkpoint.name}: the UNet is conditioned on more than its family's checkpoints are "
+                f"({', '.join(extra) or 'addition_embed_type'})",
+                "distilled, upscaling and image-conditioned checkpoints are not supported",
             )
         check_scheduler(checkpoint)
 
@@ -231,7 +247,9 @@ class StableDiffusion(Backbone):
             raise ConfigError(f"{self.name} has no {steps} steps: {error}", "take fewer") from error
 
     def training_level(self, generator: torch.Generator) -> tuple[int | float, Tensor, Tensor]:
-        t = int(torch.randint(0, len(self.alphas_cumprod), (), generator=generator))
+        # At zero signal a noise head says nothing of x_0: such a level teaches nothing.
+        usable = self.alphas_cumprod > 0 if self.prediction == "epsilon" else self.alphas_cumprod >= 0
+        t = int(torch.randint(0, int(usable.sum()), (), generator=generator))
         bar = self.alphas_cumprod[t]
         return t, bar.sqrt(), (1 - bar).sqrt()
 
@@ -311,6 +329,8 @@ def check_scheduler(checkpoint: Checkpoint) -> None:
     refused = None
     if named.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
         refused = f"its scheduler, {named}, is for flow matching, which this family does not use"
+    elif named not in _SCHEDULERS:
+        refused = f"its scheduler, {named}, is not one whose noise levels are known"
     elif kind not in _PREDICTIONS:
         refused = f"its network predicts {kind!r}, which is not one of {', '.join(_PREDICTIONS)}"
     elif config.get("beta_schedule", "linear") not in _BETAS and config.get("trained_betas") is None:

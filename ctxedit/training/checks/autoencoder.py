@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ctxedit.editing.reporter import Reporter
-from ctxedit.stages import metrics
+from ctxedit.metrics import formulas as metrics
 from ctxedit.synthetic import scenes
 from ctxedit.training.checks.base import Check, CheckConfig, Row
 

@@ -17,9 +17,9 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import Session
 from ctxedit.media.write import write_clip
+from ctxedit.metrics import formulas as metrics
 from ctxedit.models.clip import ClipScorer
 from ctxedit.runs import key_of
-from ctxedit.stages import metrics
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxedit.stages.metrics import ssim_map
+from ctxedit.metrics.formulas import ssim_map
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16

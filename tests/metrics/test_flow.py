@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctxedit.stages.flow import optical_flow, visible, warp, warp_error
+from ctxedit.metrics.flow import optical_flow, visible, warp, warp_error
 
 
 def texture(height=64, width=96, seed=0):

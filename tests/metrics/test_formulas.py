@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctxedit.errors import NumericsError
-from ctxedit.stages import metrics
+from ctxedit.metrics import formulas as metrics
 
 
 def cosine(a, b):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ctxedit.errors import NumericsError
+from ctxedit.metrics.structure import patch_descriptors, self_similarity, structure_distance
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.stages.structure import patch_descriptors, self_similarity, structure_distance
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.scenes import Actor, Scene
 

@@ -1,0 +1,211 @@
+"""Zero-shot text to image on COCO's captions: one image for each of so many captions, resumable.
+
+The protocol of FID-30K: 30,000 images of the validation set, one of each image's captions at random, one
+generated image for each, compared with those real images at 256 pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxedit.config import Config
+from ctxedit.editing.parts import warn_of_unknown_words
+from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.media.stills import read_image
+from ctxedit.media.temporary import atomic
+from ctxedit.media.write import write_image
+from ctxedit.models.backbones import Backbone, open_backbone
+from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.weights import identity, locate
+from ctxedit.stages.generate import generate
+
+_NOTE = "coco.json"
+_HINT = "take captions_val2014.json of COCO's annotations_trainval2014.zip"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of COCO's and one of its captions."""
+
+    id: int
+    image: Path
+    caption: str
+
+    @property
+    def name(self) -> str:
+        """The generated image's file name."""
+        return f"{self.id:012d}.png"
+
+
+def choose(captions: Path, images: Path, count: int, seed: int = 0) -> list[Item]:
+    """``count`` images at random and one caption of each; fewer of the same seed are the first of more.
+
+    Args:
+        captions: in COCO's format: ``images`` with ``id`` and ``file_name``, ``annotations`` with ``id``,
+            ``image_id`` and ``caption``.
+        images: the folder of COCO's images.
+        count: how many.
+        seed: of the choice.
+
+    Raises:
+        InputError: not COCO's format, fewer images than ``count``, or an image that is not in the folder.
+    """
+    by_image, names = _read(captions)
+    ids = sorted(by_image)
+    if count > len(ids):
+        raise InputError(
+            f"{captions} has captions of {len(ids)} images, and --count is {count}",
+            f"--count {len(ids)} is the most",
+        )
+    if not images.is_dir():
+        raise InputError(f"{images} is not a folder", "give the folder of the captions' images, e.g. val2014")
+    chosen = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]]
+    items = [Item(i, images / names[i], _one_of(by_image[i], seed, i)) for i in chosen]
+    if lacking := [item.image.name for item in items if not item.image.is_file()]:
+        raise InputError(
+            f"{images} lacks {len(lacking)} of {count} images, {lacking[0]} among them",
+            "give the folder that the captions are of, e.g. val2014",
+        )
+    return items
+
+
+def make(
+    items: Sequence[Item],
+    out: Path,
+    config: Config,
+    offline: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Generate what is not there yet; returns the images' paths, in order.
+
+    An image depends on the settings, the seed and its own id alone, so the same call resumes what was
+    interrupted. A file that cannot be read whole is made again.
+
+    Args:
+        items: from :func:`choose`.
+        out: the folder of generated images.
+        config: model, seed, edit.steps, guidance, eta and negative prompt; ``clip.size``.
+        offline: fetch nothing from the hub.
+        overwrite: make all of them anew.
+        reporter: is told of progress.
+
+    Raises:
+        OutputError: ``out`` holds images of other settings, or cannot be written.
+        WeightsError, ResourceError: as when a model is loaded.
+    """
+    teller = reporter or Reporter()
+    check(out, config, overwrite)
+    paths = [out / item.name for item in items]
+    due = [(i, p) for i, p in zip(items, paths, strict=True) if overwrite or not _is_whole(p)]
+    if len(due) < len(items):
+        teller.say(f"{len(items) - len(due)} of {len(items)} images are there already")
+    if not due:
+        return paths
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    backbone = open_backbone(locate(config.model, offline), device, dtype, config.offload)
+    _write_note(out, config)
+    texts = [_fitting(backbone, item.caption) for item, _ in due]
+    if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):
+        teller.warn(f"{cut} captions are longer than the text encoder takes and are cut")
+    warn_of_unknown_words(backbone, " ".join(texts[:20]), teller)  # enough to see that it is the wrong model
+    side = config.clip.size
+    with teller.task("generate", len(due)) as step:
+        for done, (text, (item, path)) in enumerate(zip(texts, due, strict=True), 1):
+            settings = replace(config, seed=_seed(config.seed, item.id))
+            picture = generate(backbone, text, settings, 1, (side, side) if side else None)[0]
+            write_image(path, picture, overwrite=True)
+            step(done, "")
+    return paths
+
+
+def check(out: Path, config: Config, overwrite: bool = False) -> None:
+    """Raise OutputError where ``out`` holds images that were made with other settings.
+
+    Raises:
+        ConfigError: a ControlNet, for which there is no clip.
+    """
+    if config.control.kind != "none":
+        raise ConfigError("images from captions have no clip to take a control from", "choose another preset")
+    note = out / _NOTE
+    if overwrite or not note.exists():
+        return
+    try:
+        old = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = {}
+    new = _facts(config)
+    if changed := sorted(key for key in new if old.get(key) != new[key]):
+        raise OutputError(
+            f"{out} holds images of another {changed[0]}: {old.get(changed[0])}, now {new[changed[0]]}",
+            "choose another --out, or -y to make all of them anew",
+        )
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What the images depend on."""
+    keys = ("steps", "guidance", "eta", "negative_prompt")
+    edit = {key: value for key, value in asdict(config.edit).items() if key in keys}
+    return {"model": identity(config.model), "seed": config.seed, "size": config.clip.size, **edit}
+
+
+def _write_note(out: Path, config: Config) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic(out / _NOTE, True) as temporary:
+        temporary.write_text(json.dumps(_facts(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _read(captions: Path) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """Captions in the order of their ids, and file names, by image."""
+    try:
+        found = json.loads(captions.read_text(encoding="utf-8"))
+        names = {int(one["id"]): str(one["file_name"]) for one in found["images"]}
+        by_image: dict[int, list[str]] = {}
+        for one in sorted(found["annotations"], key=lambda one: int(one["id"])):
+            if text := " ".join(str(one["caption"]).split()):
+                by_image.setdefault(int(one["image_id"]), []).append(text)
+        if strange := sorted(by_image.keys() - names.keys()):
+            raise InputError(f"{captions} has captions of image {strange[0]}, which it does not list", _HINT)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{captions} is not in COCO's captions format", _HINT) from error
+    if not by_image:
+        raise InputError(f"{captions} has no captions", _HINT)
+    return by_image, names
+
+
+def _one_of(texts: Sequence[str], seed: int, image: int) -> str:
+    return texts[int(np.random.default_rng((seed, image)).integers(len(texts)))]
+
+
+def _seed(seed: int, image: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {image}".encode()).digest()[:4], "big")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_image(path)
+    except InputError:
+        return False
+    return True
+
+
+def _fitting(backbone: Backbone, caption: str) -> str:
+    """As many of a caption's words as the text encoder takes."""
+    words = caption.split()
+    while len(words) > 1:
+        try:
+            backbone.words(" ".join(words))
+        except InputError:
+            words.pop()
+        else:
+            break
+    return " ".join(words)

@@ -1,0 +1,291 @@
+"""``ctxedit eval images``: FID, KID, IS, precision, recall, CMMD and CLIP score of a folder of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Base, Judging, Overwrite, Sampling, Talk
+from ctxedit.cli.output import Screen, print_table
+from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.cli.progress import Teller
+    from ctxedit.config import Config
+    from ctxedit.metrics.images.scores import Extractors, Score
+    from ctxedit.metrics.images.sets import ImageSet
+
+_COCO = "Zero-shot on COCO"
+#: The sides that FID-30K is reported at.
+_COCO_SIDE = 256
+
+Generated = Annotated[
+    Path | None, typer.Argument(metavar="GENERATED", help="Folder of generated images.", show_default=False)
+]
+Reference = Annotated[
+    Path | None, typer.Argument(metavar="REFERENCE", help="Folder of real images.", show_default=False)
+]
+Coco = Annotated[
+    Path | None,
+    typer.Option(
+        "--coco",
+        metavar="FILE",
+        rich_help_panel=_COCO,
+        help="Generate an image for each of --count captions in COCO's format, then score them.",
+        show_default=False,
+    ),
+]
+Real = Annotated[
+    Path | None,
+    typer.Option(
+        "--images", metavar="DIR", rich_help_panel=_COCO, help="Folder of COCO's images.", show_default=False
+    ),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--count", min=1, rich_help_panel=_COCO, help="Number of captions. (30000)", show_default=False
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        rich_help_panel=_COCO,
+        help="Folder for the generated images. (coco-MODEL)",
+        show_default=False,
+    ),
+]
+Captions = Annotated[
+    Path | None,
+    typer.Option(
+        "--captions",
+        metavar="FILE",
+        help="What each generated image should show (.txt, .json, .jsonl); adds the CLIP score.",
+        show_default=False,
+    ),
+]
+Features = Annotated[
+    str,
+    typer.Option(
+        "--features",
+        metavar="clip|inception|FILE|ID",
+        help="Network for FID, KID, precision and recall: clip (--clip-model), torch-fidelity's inception, "
+        "a file with its weights, or another CLIP by id or folder.",
+    ),
+]
+Side = Annotated[
+    int | None,
+    typer.Option(
+        "--size", min=1, help="Scale every image's shorter edge and crop the square.", show_default=False
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="A,B,C",
+        help="Only these of fid, kid, is, precision, recall, cmmd, clip_score.",
+        show_default=False,
+    ),
+]
+
+
+def images(
+    base: Base,
+    judging: Judging,
+    sampling: Sampling,
+    overwrite: Overwrite,
+    talk: Talk,
+    generated: Generated = None,
+    reference: Reference = None,
+    captions: Captions = None,
+    features: Features = "clip",
+    size: Side = None,
+    metrics: Metrics = None,
+    coco: Coco = None,
+    images: Real = None,
+    count: Count = None,
+    out: Out = None,
+) -> None:
+    """Compare generated images with real ones; prints a table with 95 % intervals.
+
+    FID, KID, IS, precision and recall are torch-fidelity's (the optional extra `images`), on the features
+    of a CLIP or of its Inception; CMMD and the CLIP score (mean cosine, not below 0) are always CLIP's.
+    Figures of different features, or of different numbers of images, do not compare.
+
+    With --coco, --images and --model, an image is generated for each of --count captions first, as for the
+    zero-shot FID-30K; run the same command again to resume. Both sets are then scored at 256 pixels, or at
+    the model's size where that is smaller.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    keys = None if metrics is None else [k.strip() for k in metrics.split(",") if k.strip()]
+    if coco is not None:
+        wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
+        if generated or reference or captions:
+            raise ConfigError("--coco brings its own folders and captions", "leave the others out")
+        _from_coco(
+            wanted, features, size, keys, asked.settings(base, screen, judging, sampling), base, screen
+        )
+        return
+    _only_with_coco(images, count, out, overwrite.yes, sampling)
+    if generated is None or reference is None:
+        raise ConfigError(
+            "two folders are compared: GENERATED and REFERENCE", "or generate first: --coco FILE --images DIR"
+        )
+    config = asked.settings(base, screen, judging)
+    for path in (generated, reference, captions):
+        if path is not None:
+            asked.existing(path)
+
+    from ctxedit.cli.progress import teller
+
+    told = teller(screen)
+    with resumable(None):
+        sets, texts, networks, chosen = _prepared(
+            generated, reference, captions, features, size, keys, config, base.offline, told
+        )
+        found = _scored(sets, networks, chosen, texts, told)
+    show(screen, found, {"generated": generated, "reference": reference})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coco:
+    captions: Path
+    images: Path | None
+    count: int
+    out: Path | None
+    overwrite: bool
+
+
+def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Sampling) -> None:
+    given = {"--images": images, "--count": count, "--out": out, "--yes": yes or None}
+    given |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(sampling).items()}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} needs --coco", "it says how images are generated, and none are here")
+
+
+def _from_coco(
+    wanted: _Coco, features: str, size: int | None, keys: list[str] | None, config: Config, base: Base,
+    screen: Screen,
+) -> None:  # fmt: skip
+    """Check everything, generate what is missing, score."""
+    if wanted.images is None:
+        raise ConfigError("--coco needs --images", "the folder of COCO's images, e.g. val2014")
+    asked.existing(wanted.captions)
+
+    from ctxedit.bench import coco
+    from ctxedit.cli.progress import teller
+    from ctxedit.editing import text_to_image
+    from ctxedit.metrics.images import scores
+    from ctxedit.metrics.images.sets import open_set
+    from ctxedit.runs import slug
+
+    told = teller(screen)
+    out = wanted.out or Path(f"coco-{slug(Path(config.model).name)}")
+    kind, which = scores.features_from(features)
+    chosen = scores.chosen(keys, kind == "inception", True)
+    scores.check_counts(chosen, wanted.count, wanted.count)
+    items = coco.choose(wanted.captions, wanted.images, wanted.count, config.seed)
+    coco.check(out, config, wanted.overwrite)
+    looked = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
+    side = size or min(_COCO_SIDE, *looked["size"])
+    networks = extractors(kind, which, chosen, config, base.offline, told.warn)
+    with told.task("check the real images", 1) as step:
+        real = open_set(wanted.images, side, tuple(item.image for item in items))
+        step(1, f"{len(real)} images")
+    screen.say(f"seed {config.seed}, {len(items)} captions, images in {out}, scored at {side} pixels")
+    with resumable(out):
+        files = coco.make(items, out, config, base.offline, wanted.overwrite, told)
+        sets = (open_set(out, side, tuple(files)), real)
+        found = _scored(sets, networks, chosen, [item.caption for item in items], told)
+    about = {"generated": out, "reference": wanted.images, "captions": wanted.captions, "model": config.model}
+    show(screen, found, {**about, "seed": config.seed, "count": len(items), "size": side})
+
+
+def _prepared(
+    generated: Path, reference: Path, captions: Path | None, features: str, size: int | None,
+    keys: list[str] | None, config: Config, offline: bool, told: Teller,
+) -> tuple[tuple[ImageSet, ImageSet], list[str] | None, Extractors, tuple[str, ...]]:  # fmt: skip
+    """Everything that can be wrong, found before the first feature is computed."""
+    from ctxedit.metrics.images import scores
+    from ctxedit.metrics.images.captions import read_captions
+    from ctxedit.metrics.images.sets import open_set, same_size
+
+    kind, which = scores.features_from(features)
+    chosen = scores.chosen(keys, kind == "inception", captions is not None)
+    networks = extractors(kind, which, chosen, config, offline, told.warn)
+    sets = []
+    for folder in (generated, reference):
+        with told.task(f"check {folder.name}", 1) as step:
+            sets.append(open_set(folder, size))
+            step(1, f"{len(sets[-1])} images")
+    mine, theirs = sets
+    same_size(mine, theirs)
+    scores.check_counts(chosen, len(mine), len(theirs))
+    texts = None if captions is None else read_captions(captions, mine.files)
+    return (mine, theirs), texts, networks, chosen
+
+
+def extractors(
+    kind: str, which: Any, chosen: tuple[str, ...], config: Config, offline: bool, warn: Callable[[str], None]
+) -> Extractors:
+    """The networks for these figures; a missing one is found here."""
+    from ctxedit.metrics.evaluate import make_scorer
+    from ctxedit.metrics.images import fidelity
+    from ctxedit.metrics.images.scores import BY_FIDELITY, Extractors
+    from ctxedit.models.device import pick_device
+    from ctxedit.models.weights import own_folder
+    from ctxedit.naming import BUILTIN
+
+    device = pick_device(config.device)
+    by_fidelity = any(key in BY_FIDELITY for key in chosen)
+    inception = None
+    if by_fidelity:
+        fidelity.library("metric_fid")  # is it installed?
+        if kind == "inception":
+            inception = fidelity.inception(which, device, offline)
+    clip = None
+    if inception is None or len(chosen) > sum(key in BY_FIDELITY for key in chosen):
+        name = which if kind == "clip" and which is not None else config.clip_model
+        clip = make_scorer(str(name), own_folder(config.model), device, offline)
+        if clip.name == BUILTIN:
+            warn(
+                "the built-in CLIP knows drawn scenes only; for photographs name a real one: "
+                "--clip-model openai/clip-vit-large-patch14-336, which CMMD is defined on"
+            )
+    name = "inception-v3-compat" + (f" ({which.name})" if inception is not None and which else "")
+    return Extractors(clip, inception, name, device)
+
+
+def _scored(
+    sets: tuple[ImageSet, ImageSet], networks: Extractors, chosen: tuple[str, ...], texts: list[str] | None,
+    told: Teller,
+) -> list[Score]:  # fmt: skip
+    from ctxedit.metrics.images import scores
+
+    return scores.score(*sets, networks, chosen, texts, told.warn, told.task)
+
+
+def show(screen: Screen, found: list[Score], about: dict[str, Any]) -> None:
+    """The scores as a table, or with everything about them as one JSON object."""
+    if screen.json:
+        screen.result("", {**about, "scores": [dataclasses.asdict(one) for one in found]})
+        return
+    rows = [("metric", "value", "95 % interval", "better", "images", "features", "interval by")]
+    for one in found:
+        bounds = "-" if one.low is None else f"{one.low:.{one.digits}f} to {one.high:.{one.digits}f}"
+        count = f"{one.generated} / {one.reference}" if one.reference else str(one.generated)
+        rows.append(
+            (one.title, f"{one.value:.{one.digits}f}", bounds, one.better, count, one.features, one.interval)
+        )
+    print_table(rows)

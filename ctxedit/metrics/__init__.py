@@ -1,0 +1,11 @@
+"""How good an edit is: metrics of clips, open to plugins.
+
+:mod:`~ctxedit.metrics.registry` says what a metric is and how to add one; ``scores`` holds those that come
+with ctxedit, one family a file, over the pure functions in :mod:`~ctxedit.metrics.formulas`,
+:mod:`~ctxedit.metrics.flow` and :mod:`~ctxedit.metrics.structure`. ``images`` compares whole sets of images.
+"""
+
+from ctxedit.metrics.edit import Edit, Networks
+from ctxedit.metrics.registry import Metric, metric, metrics
+
+__all__ = ["Edit", "Metric", "Networks", "metric", "metrics"]

@@ -1,0 +1,86 @@
+"""Captions of images in a folder, from the files that they usually come in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxedit.errors import InputError
+
+_FORMS = (
+    ".txt (a line an image, in order), .jsonl (file_name and text), "
+    "or .json (a table of file names, or COCO's)"
+)
+_NAMES, _TEXTS = ("file_name", "file", "image"), ("text", "caption", "prompt")
+
+
+def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
+    """A caption for each image, in the order of ``files``.
+
+    Args:
+        path: text with a line for each image in natural order; JSON lines with ``file_name`` and ``text`` (or
+            ``caption``); JSON that maps file names to captions, or in COCO's format, whose first caption of
+            each image is taken. File names count without folders, and suffixes may differ.
+        files: the images.
+
+    Raises:
+        InputError: an unreadable file, another number of captions than images, or an image without one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text", f"captions are {_FORMS}") from error
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        return _in_order(path, [line.strip() for line in text.splitlines() if line.strip()], files)
+    try:
+        if path.suffix.lower() == ".jsonl":
+            found: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            found = json.loads(text)
+        table = _table(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a file of captions", f"captions are {_FORMS}") from error
+    if isinstance(table, list):
+        return _in_order(path, table, files)
+    stems = {Path(name).stem: caption for name, caption in table.items()}
+    if lacking := [file.name for file in files if file.stem not in stems]:
+        raise InputError(
+            f"{path} has no caption for {len(lacking)} of {len(files)} images, {lacking[0]} among them",
+            "captions are found by the images' file names",
+        )
+    return [stems[file.stem] for file in files]
+
+
+def _table(found: Any) -> dict[str, str] | list[str]:
+    if isinstance(found, Mapping) and "annotations" in found:
+        names = {one["id"]: one["file_name"] for one in found["images"]}
+        table: dict[str, str] = {}
+        for one in found["annotations"]:
+            table.setdefault(names[one["image_id"]], str(one["caption"]).strip())
+        return table
+    if isinstance(found, Mapping):
+        return {str(name): _text(caption) for name, caption in found.items()}
+    if all(isinstance(one, str) for one in found):
+        return list(found)
+    return {_first(one, _NAMES): _first(one, _TEXTS) for one in found}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a caption is text")
+    return value
+
+
+def _first(one: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return _text(next(one[key] for key in keys if key in one))
+
+
+def _in_order(path: Path, captions: list[str], files: Sequence[Path]) -> list[str]:
+    if len(captions) != len(files):
+        raise InputError(
+            f"{path} has {len(captions)} captions, and there are {len(files)} images",
+            "one caption an image, in the images' order, or a .json that names the files",
+        )
+    return captions

@@ -1,0 +1,215 @@
+"""What a metric is, and where the metrics come from.
+
+A metric is a function of an :class:`~ctxedit.metrics.edit.Edit` under the :func:`metric` decorator::
+
+    from ctxedit.metrics import Edit, metric
+
+    @metric("brightness", title="brightness", needs="", better="higher", decimals=2)
+    def brightness(edit: Edit) -> float:
+        \"\"\"mean grey level of the edit\"\"\"
+        return float(edit.frames.mean())
+
+Every module in ``ctxedit/metrics/scores`` is read, and every entry point of the group ``ctxedit.metrics``
+(an entry point names a module, or one metric), which a package declares in its pyproject.toml::
+
+    [project.entry-points."ctxedit.metrics"]
+    mine = "my_package.metrics"
+
+A metric found there is in ``ctxedit eval``, in the tables, page and JSON of ``ctxedit bench``, and can be
+named by ``--metrics``. Nothing here imports torch; importing a metric may.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal
+
+from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.metrics.edit import Edit, Networks
+
+GROUP = "ctxedit.metrics"
+#: What a metric can need besides the edit's frames; each is an attribute of an ``Edit``.
+NEEDS = ("target", "source", "source_prompt", "mask", "reference", "expected")
+#: Where a metric can be computed without being asked for: ``run`` and ``eval`` of a run's edits; ``eval`` of
+#: any video; ``bench``.
+PLACES = ("run", "eval", "bench")
+Place = Literal["run", "eval", "bench"]
+Score = Callable[["Edit"], "float | None"]
+
+_KEY = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        key: its name in JSON and in ``--metrics``: lower-case letters, digits and underscores.
+        title: its column heading.
+        better: which direction is better.
+        digits: decimals in tables.
+        about: what it measures, in a phrase.
+        needs: of :data:`NEEDS`, those without which it does not apply.
+        score: its value for an edit; None where it does not apply.
+        where: of :data:`PLACES`, those where it is computed unasked; none for one that only ``--metrics``
+            brings in.
+        order: columns are sorted by it.
+        prepare: loads or fetches the networks it needs, so that a missing one stops the work before it
+            starts; raises WeightsError.
+        version: raise it when the same edit gets another value; results of another version are not reused.
+        source: the module that defines it.
+    """
+
+    key: str
+    title: str
+    better: Literal["higher", "lower"]
+    digits: int
+    about: str
+    needs: tuple[str, ...] = ()
+    score: Score = field(default=lambda edit: None, repr=False, compare=False)
+    where: tuple[str, ...] = PLACES
+    order: int = 1000
+    prepare: Callable[[Networks], object] | None = field(default=None, repr=False, compare=False)
+    version: int = 1
+    source: str = ""
+
+    def table(self) -> dict[str, Any]:
+        """What a reader needs to know of it, as a plain table."""
+        return {k: getattr(self, k) for k in ("key", "title", "better", "digits", "about")}
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it comes with ctxedit."""
+        return self.source.startswith("ctxedit.metrics.")
+
+
+def metric(
+    key: str,
+    *,
+    title: str,
+    needs: str,
+    better: Literal["higher", "lower"],
+    decimals: int,
+    where: str = "run eval bench",
+    order: int = 1000,
+    prepare: Callable[[Networks], object] | None = None,
+    version: int = 1,
+) -> Callable[[Score], Metric]:
+    """Turn a function of an ``Edit`` into a :class:`Metric`; its docstring says what it measures.
+
+    Args:
+        needs: space-separated names of :data:`NEEDS`.
+        where: space-separated names of :data:`PLACES`.
+        key, title, better, order, prepare, version: as in :class:`Metric`.
+        decimals: in tables.
+
+    Raises:
+        ValueError: a key or a need that is not allowed, or a function without a docstring.
+    """
+    wanted = tuple(needs.split())
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"a metric's key is lower-case letters, digits and underscores, not {key!r}")
+    places = tuple(where.split())
+    if strange := [need for need in wanted if need not in NEEDS]:
+        raise ValueError(f"metric {key!r} needs {strange[0]!r}; known are {', '.join(NEEDS)}")
+    if strange := [place for place in places if place not in PLACES]:
+        raise ValueError(f"metric {key!r} is computed in {strange[0]!r}; known are {', '.join(PLACES)}")
+
+    def wrap(score: Score) -> Metric:
+        about = (score.__doc__ or "").strip().split("\n")[0].rstrip(".")
+        if not about:
+            raise ValueError(f"metric {key!r} has no docstring that says what it measures")
+        return Metric(
+            key, title, better, decimals, about, wanted, score, places, order, prepare, version,
+            getattr(score, "__module__", ""),
+        )  # fmt: skip
+
+    return wrap
+
+
+def metrics() -> tuple[Metric, ...]:
+    """Every metric, built in or from a plugin, in the order of the columns.
+
+    Raises:
+        ConfigError: a plugin that cannot be imported, or two metrics of one key.
+    """
+    return _found(tuple(sys.path))
+
+
+def named(keys: Iterable[str]) -> tuple[Metric, ...]:
+    """The metrics of these keys, in the order of the columns.
+
+    Raises:
+        ConfigError: no such metric, or none at all.
+    """
+    wanted, known = set(keys), {one.key: one for one in metrics()}
+    if not wanted:
+        raise ConfigError("no metric is named", f"choose from {', '.join(known)}")
+    for key in sorted(wanted):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"unknown metric {key!r}", f"{hint}There are {', '.join(known)}")
+    return tuple(one for one in known.values() if one.key in wanted)
+
+
+def usual(place: Place) -> tuple[Metric, ...]:
+    """The metrics that are computed there unasked, in the order of the columns."""
+    return tuple(one for one in metrics() if place in one.where)
+
+
+@lru_cache(maxsize=4)
+def _found(path: tuple[str, ...]) -> tuple[Metric, ...]:
+    """Cached by the import path, on which the installed plugins depend."""
+    from ctxedit.metrics import scores
+
+    found: dict[str, Metric] = {}
+    for module in pkgutil.iter_modules(scores.__path__, f"{scores.__name__}."):
+        _take(found, _metrics_in(import_module(module.name)))
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"the metric plugin {point.name} ({point.value}) cannot be imported: {error}",
+                "update or uninstall the package that provides it",
+            ) from error
+        found_here = _metrics_in(loaded)
+        if not found_here:
+            raise ConfigError(
+                f"the metric plugin {point.name} ({point.value}) defines no metric",
+                "an entry point names a module with metrics, or one metric",
+            )
+        _take(found, found_here)
+    return tuple(sorted(found.values(), key=lambda one: (one.order, one.key)))
+
+
+def _metrics_in(thing: Any) -> Sequence[Metric]:
+    if isinstance(thing, Metric):
+        return [thing]
+    own = getattr(thing, "__name__", "")
+    return [
+        one
+        for one in vars(thing).values()
+        if isinstance(one, Metric) and (one.source == own or one.source.startswith(f"{own}."))
+    ]
+
+
+def _take(found: dict[str, Metric], more: Sequence[Metric]) -> None:
+    for one in more:
+        if one.key in found:
+            raise ConfigError(
+                f"two metrics are called {one.key!r}: in {found[one.key].source} and in {one.source}",
+                "rename one of them",
+            )
+        found[one.key] = one

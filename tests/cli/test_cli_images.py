@@ -1,0 +1,166 @@
+"""``ctxedit eval images``: the table, the JSON, and one line for each kind of bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctxedit.errors import ConfigError
+from ctxedit.metrics.images import fidelity
+from ctxedit.synthetic import scenes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_fidelity():
+    try:
+        fidelity.library("metric_fid")
+    except ConfigError:
+        pytest.skip("torch-fidelity is not installed")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """24 and 30 drawn pictures, captions of the former in every form, and a few bad folders."""
+    folder = tmp_path_factory.mktemp("images")
+    texts = {}
+    for name, count, seed in (("made", 24, 0), ("real", 30, 500)):
+        (folder / name).mkdir()
+        for i in range(count):
+            scene = scenes.draw_scene(np.random.default_rng(seed + i), pairs=0.0)
+            Image.fromarray(scenes.render_frame(scene, 0.5)[0]).save(folder / name / f"{i}.png")
+            if name == "made":
+                texts[f"{i}.png"] = f"a {scene.actors[0].name}"
+    (folder / "captions.json").write_text(json.dumps(texts))
+    (folder / "captions.txt").write_text("\n".join(texts.values()) + "\n")
+    lines = [json.dumps({"file_name": f"train/{k}", "text": v}) for k, v in texts.items()]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    (folder / "short.txt").write_text("a cat\n")
+    (folder / "other.json").write_text(json.dumps({"x.png": "a cat"}))
+    (folder / "broken.json").write_text("{")
+    for name in ("empty", "mixed", "corrupt", "few", "large"):
+        (folder / name).mkdir()
+    for i, side in enumerate((64, 48)):
+        Image.new("RGB", (side, side)).save(folder / "mixed" / f"{i}.png")
+    for i in range(3):
+        Image.new("RGB", (64, 64)).save(folder / "few" / f"{i}.png")
+    for i in range(24):
+        Image.new("RGB", (96, 80), (9 * i, 0, 0)).save(folder / "large" / f"{i}.png")
+    data = (folder / "made" / "0.png").read_bytes()
+    (folder / "corrupt" / "ok.png").write_bytes(data)
+    (folder / "corrupt" / "torn.png").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """torch-fidelity's Inception with random weights, in its own layout."""
+    network = fidelity.library("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(network, "load_state_dict", lambda self, state: None)
+        made = network("inception-v3-compat", ["2048"], str(path))
+    torch.save(made.state_dict(), path)
+    return path
+
+
+def test_every_figure_on_clip_features(ctxedit, folders):
+    ask = ("eval", "images", folders / "made", folders / "real", "--captions", folders / "captions.json")
+    answer = ctxedit(*ask, "--json")
+    assert answer.code == 0, answer.err
+    found = {one["key"]: one for one in answer.table["scores"]}
+    assert list(found) == ["fid", "kid", "precision", "recall", "cmmd", "clip_score"]
+    for one in found.values():
+        assert one["features"] == "CLIP builtin" and one["low"] <= one["value"] <= one["high"]
+    assert (found["fid"]["generated"], found["fid"]["reference"]) == (24, 30)
+    assert found["clip_score"]["reference"] == 0 and 0.3 < found["clip_score"]["value"] < 1
+    assert "more than 128 images" in answer.err and "drawn scenes only" in answer.err
+    text = ctxedit(*ask, "-q")
+    assert text.err == "" and text.out.splitlines()[0].split()[:2] == ["metric", "value"]
+    assert "24 / 30" in text.out and "CLIP builtin" in text.out
+
+
+def test_captions_in_each_form_mean_the_same(ctxedit, folders):
+    values = set()
+    for file in ("captions.json", "captions.jsonl", "captions.txt"):
+        answer = ctxedit(
+            "eval", "images", folders / "made", folders / "real", "--captions", folders / file,
+            "--metrics", "clip_score", "--json", "-q",
+        )  # fmt: skip
+        values.add(answer.table["scores"][0]["value"])
+    assert len(values) == 1
+
+
+def test_a_set_beside_itself_and_beside_another(ctxedit, folders):
+    ask = ("--metrics", "fid,cmmd,precision", "--json", "-q")
+    same = ctxedit("eval", "images", folders / "made", folders / "made", *ask).table["scores"]
+    other = ctxedit("eval", "images", folders / "made", folders / "large", "--size", 64, *ask).table["scores"]
+    assert [round(one["value"], 3) for one in same] == [0, 1, 0], "in the table's order: FID, precision, CMMD"
+    assert other[0]["value"] > 1 and other[2]["value"] > 1
+
+
+def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
+    for i in range(10):
+        (tmp_path / f"{i}.png").write_bytes((folders / "made" / f"{i}.png").read_bytes())
+    answer = ctxedit(
+        "eval", "images", tmp_path, folders / "few", "--features", inception, "--metrics", "fid,is", "--json"
+    )
+    assert answer.code == 0, answer.err
+    fid, inception_score = answer.table["scores"]
+    assert fid["features"] == inception_score["features"] == "inception-v3-compat (weights.pth)"
+    assert inception_score["value"] >= 1 and fid["low"] is None and "more than 2048" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("empty", "real"), 3, "holds no images"),
+        (("mixed", "real"), 3, "differ in size: 0.png is 64×64, 1.png is 48×48"),
+        (("made", "large"), 3, "96×80"),
+        (("corrupt", "real"), 3, "torn.png cannot be read"),
+        (("few", "real"), 3, "needs at least"),
+        (("made", "nowhere"), 3, "does not exist"),
+        (("made", "captions.txt"), 3, "not a folder"),
+        (("made", "real", "--captions", "short.txt"), 3, "1 captions, and there are 24 images"),
+        (("made", "real", "--captions", "other.json"), 3, "no caption for 24 of 24 images, 0.png"),
+        (("made", "real", "--captions", "broken.json"), 3, "not a file of captions"),
+        (("made", "real", "--metrics", "fidd"), 2, "unknown metric 'fidd'"),
+        (("made", "real", "--metrics", "is"), 2, "--features inception"),
+        (("made", "real", "--metrics", "clip_score"), 2, "--captions"),
+        (("made", "real", "--features", "inception"), 4, "--features FILE"),
+        (("made", "real", "--features", "captions.txt"), 4, "cannot be read as weights"),
+        (("made", "real", "--features", "gone.pth"), 4, "gone.pth"),
+        (("made", "real", "--features", "some/clip", "--offline"), 4, "some/clip"),
+    ],
+)
+def test_bad_input_is_one_line(ctxedit, folders, monkeypatch, tmp_path, arguments, code, said):
+    monkeypatch.chdir(folders)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        "ctxedit.models.clip.ClipScorer.embed_images", lambda *a, **k: pytest.fail("computed")
+    )
+    answer = ctxedit("eval", "images", *arguments)
+    assert answer.code == code and said in answer.err, answer.err
+    assert answer.err.count("error:") == 1 and answer.err.count("hint:") == 1 and answer.out == ""
+
+
+def test_weights_of_another_network_are_refused(ctxedit, folders, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    answer = ctxedit(
+        "eval", "images", folders / "made", folders / "real", "--features", tmp_path / "other.pth"
+    )
+    assert answer.code == 4 and "does not hold the weights" in answer.err
+
+
+def test_without_torch_fidelity(ctxedit, folders, monkeypatch):
+    def absent(module):
+        raise ConfigError("FID needs torch-fidelity, which is not installed", "pip install 'ctxedit[images]'")
+
+    monkeypatch.setattr(fidelity, "library", absent)
+    answer = ctxedit("eval", "images", folders / "made", folders / "real")
+    assert answer.code == 2 and "ctxedit[images]" in answer.err
+    answer = ctxedit("eval", "images", folders / "made", folders / "real", "--metrics", "cmmd")
+    assert answer.code == 0 and "CMMD" in answer.out
