@@ -1,4 +1,4 @@
-"""The public Python API: six verbs over the pipeline. ``import ctxedit`` offers them lazily.
+"""The public Python API: six verbs over the session. ``import ctxedit`` offers them lazily.
 
 Settings come from a preset, ``CTXEDIT_*`` variables and the ``config`` argument, in rising precedence;
 ``config`` is a nested table such as ``{"edit": {"guidance": 5.0}}``, or a whole :class:`Config`, which is
@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit import pipeline, plan
 from ctxedit.config import BUILTIN, Config, absolute, load, merge, validated
+from ctxedit.editing import captioning, plan, text_to_image
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import EditResult, Session
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.metrics import Edit, Networks, compare
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import Figures
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import pick_device
 from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import is_own
-from ctxedit.pipeline import EditResult, Options, Reporter, Session
 from ctxedit.runs import DEFAULT_ROOT, Run
-from ctxedit.stages import caption as captioning
-from ctxedit.stages.prepare import read_for_caption
 
 __all__ = [
     "Config", "EditResult", "Figures", "Reporter", "Run", "caption", "edit", "evaluate", "evaluate_run",
@@ -80,27 +80,11 @@ def caption(
     Raises:
         InputError, WeightsError, ConfigError, ResourceError.
     """
-    chosen, teller = settings(preset, config), reporter or Reporter()
-    device = pick_device(chosen.device)
-    seen = read_for_caption(Path(clip), chosen.clip)
-    for note in seen.notes:
-        teller.warn(note)
-    own = own_folder(chosen.model)
-    model = captioning.make_captioner(
-        chosen.captioner,
-        own,
-        device,
-        pick_dtype(chosen.dtype, device),
-        offline,
-        Path(lavis_python) if lavis_python else None,
-    )
-    scorer = None
-    if captioning.asks_clip(chosen, own is not None):
-        scorer = evaluating.make_scorer(chosen.clip_model, own, device, offline)
-    with teller.task("caption", 1) as progress:
-        text = captioning.caption(seen.frames, model, scorer)
-        progress(1, "")
-    return text
+    request = Request(
+        Path(clip), settings(preset, config), preset, offline=offline,
+        lavis_python=Path(lavis_python) if lavis_python else None,
+    )  # fmt: skip
+    return captioning.caption(request, reporter or Reporter())
 
 
 def tune(
@@ -126,14 +110,12 @@ def tune(
     Returns:
         The run, for :func:`edit`; its ``folder`` holds all of it.
     """
-    options = Options(
-        prompt=prompt,
-        offline=offline,
-        runs=Path(runs),
+    request = Request(
+        Path(clip), settings(preset, config), preset, prompt=prompt, offline=offline, runs=Path(runs),
         lavis_python=Path(lavis_python) if lavis_python else None,
-    )
-    with Session(Path(clip), settings(preset, config), preset, options, reporter) as session:
-        plan.make(session, last="tune").check()
+    )  # fmt: skip
+    plan.make(request, last="tune").check()
+    with Session(request, reporter) as session:
         return session.tune()
 
 
@@ -172,18 +154,14 @@ def edit(
         ConfigError: a setting that tuning depends on was changed.
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
-    options = Options(
-        mask=Path(mask) if mask else None,
-        output=Path(output) if output else None,
-        source_size=source_size,
-        audio=audio,
-        chroma=chroma,
-        overwrite=overwrite,
-        offline=offline,
-        runs=opened.folder.parent,
-    )
-    with Session.reopen(opened, rebased(opened, config or {}), options, reporter) as session:
-        plan.make(session, [target], "edit").check()
+    teller = reporter or Reporter()
+    request = Request.of_run(
+        opened, rebased(opened, config or {}), teller.warn, targets=(target,),
+        mask=Path(mask) if mask else None, output=Path(output) if output else None,
+        source_size=source_size, audio=audio, chroma=chroma, overwrite=overwrite, offline=offline,
+    )  # fmt: skip
+    plan.make(request, "edit").check()
+    with Session(request, teller) as session:
         return session.edit(target)
 
 
@@ -232,7 +210,7 @@ def generate(
         offline, reporter: as for :func:`caption`.
     """
     chosen = settings(preset, config)
-    return pipeline.generate(text, chosen, Options(offline=offline), reporter or Reporter(), count)
+    return text_to_image.generate(text, chosen, offline, reporter or Reporter(), count)
 
 
 def evaluate(
@@ -324,12 +302,14 @@ def evaluate_run(
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
     chosen = rebased(opened, config or {})
-    options = Options(mask=Path(mask) if mask else None, offline=offline, runs=opened.folder.parent)
     locate(chosen.model, offline)
     wanted = evaluating.chosen_for("run", metrics, ("target", "source", "source_prompt", "mask"))
     check_writable(opened.folder / "metrics.json", True)
     teller = reporter or Reporter()
-    with Session.reopen(opened, chosen, options, reporter) as session, teller.task("evaluate", 1) as progress:
+    request = Request.of_run(
+        opened, chosen, teller.warn, mask=Path(mask) if mask else None, offline=offline
+    )  # fmt: skip
+    with Session(request, teller) as session, teller.task("evaluate", 1) as progress:
         rows = [plain_figures(row) for row in session.evaluate_run(wanted, weights)]
         progress(1, "")
     write_metrics(opened, rows)

@@ -143,6 +143,16 @@ class Run:
         hint = f"make one with `ctxedit tune {clip or 'CLIP'}`, or name one with --run"
         raise InputError(f"no {'undamaged ' if skipped else ''}run{of} in {root}", hint)
 
+    @classmethod
+    def noted_of(cls, root: Path, clip: Path, stage: str, key: str) -> dict[str, Any]:
+        """What any run of a clip noted of a stage that finished with this key; empty where none did."""
+        for file in sorted(root.glob(f"{slug(clip.stem, 32)}-*/{_FILE}"), key=_changed, reverse=True):
+            with suppress(InputError):
+                run = cls(file.parent)
+                if run.done(stage, key):
+                    return run.facts(stage)
+        return {}
+
     @property
     def clip(self) -> Path:
         """The source clip's absolute path."""

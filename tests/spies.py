@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ctxedit.pipeline import Reporter
+from ctxedit.editing.reporter import Reporter
 
 
 class Phases(Reporter):
@@ -117,7 +117,7 @@ class Spy:
     def __init__(self, session):
         self.session, self.phases = session, Phases()
         session.reporter = self.phases
-        backbone, frames = session.backbone, session.config.clip.frames
+        backbone, frames = session.parts.backbone, session.config.clip.frames
         self.calls: list[Call] = []
         self.control: list[tuple[str, int]] = []
         self.shifts: list[tuple[str, float]] = []
@@ -134,7 +134,7 @@ class Spy:
                 lambda m, args, kwargs: self.control.append((self.phases.now, len(args[0]))),
                 with_kwargs=True,
             )
-        shift = session.shift("a tiger")
+        shift = session.parts.shift("a tiger")
         self.adapter = None if shift is None else shift.adapter
         if self.adapter is not None:
             self.adapter.register_forward_hook(
@@ -162,7 +162,7 @@ class Spy:
 
     def parameters(self):
         """Every parameter of every network, by name."""
-        s = self.session
+        s = self.session.parts
         nets = {"unet": s.backbone.unet, "vae": s.backbone.vae, "text": s.backbone.text_encoder}
         if s.backbone.control is not None:
             nets["controlnet"] = s.backbone.control.net

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ctxedit import config
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.metrics.formulas import psnr
-from ctxedit.pipeline import Options, Session
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PROMPT = "a tiger walking on the beach"
@@ -17,8 +18,8 @@ PROMPT = "a tiger walking on the beach"
 def session(tmp_path_factory):
     """The preset contextdiff on a sample, tuned for a few steps."""
     settings = config.load(flags={"clip": {"frames": 4, "stride": 4}, "tune": {"steps": 8}}, environ={})
-    options = Options(prompt=PROMPT, runs=tmp_path_factory.mktemp("runs"))
-    with Session(SAMPLES / "tiger-beach.mp4", settings, "contextdiff", options) as opened:
+    runs = tmp_path_factory.mktemp("runs")
+    with Session(Request(SAMPLES / "tiger-beach.mp4", settings, prompt=PROMPT, runs=runs)) as opened:
         opened.tune()
         yield opened
 
@@ -26,7 +27,7 @@ def session(tmp_path_factory):
 def test_the_source_prompt_gives_the_source_back(session):
     """Against the autoencoder's own reconstruction; ctxedit/bundled/README.md states what this prints."""
     trajectory = session.invert()
-    own = session.prepared.unpad(session.backbone.decode(session.latents))
+    own = session.parts.prepared.unpad(session.parts.backbone.decode(session.parts.latents))
     settings, figures = session.config, {}
     cases = {
         "no guidance": replace(settings.edit, guidance=1.0),
@@ -34,10 +35,10 @@ def test_the_source_prompt_gives_the_source_back(session):
         "guided": settings.edit,
     }
     for name, edit in cases.items():
-        session.config = replace(settings, edit=edit)
+        session.parts.request = replace(session.request, config=replace(settings, edit=edit))
         figures[name] = psnr(session.edited_frames(PROMPT, trajectory), own)
         print(f"source prompt, {name}: {figures[name]:.1f} dB against the autoencoder's own")
-    session.config = settings
+    session.parts.request = replace(session.request, config=settings)
     assert figures["no guidance"] > 28
     assert figures["guided away from the source prompt"] > 28
     assert figures["guided"] > 17
@@ -50,7 +51,7 @@ def test_the_source_prompt_gives_the_source_back(session):
 )
 def test_edits_go_where_they_are_told(session, target):
     result = session.edit(target)
-    figures = session.evaluate(session.edit_key(target)[0])
+    figures = session.evaluate(session.key("edit", target)[0])
     assert result.files.sheet.exists()
     assert figures.frame_accuracy == 1.0, "every frame is closer to the target than to the source prompt"
     assert figures.clip_temp > 0.8

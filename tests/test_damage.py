@@ -15,12 +15,16 @@ import pytest
 import tomli_w
 from safetensors.numpy import load_file
 
-from ctxedit import api, config, pipeline, plan, runs
+from ctxedit import api, config, runs
 from ctxedit.config import read_table
+from ctxedit.editing import plan, stages
+from ctxedit.editing.keys import Keys
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.errors import InputError, OutputError
 from ctxedit.media import temporary
 from ctxedit.media.write import write_clip
-from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import Run
 from ctxedit.synthetic import scenes
 
@@ -69,10 +73,10 @@ def work(clip, settings, tmp_path):
 
     def work(target=TARGET, checked=False, **options):
         heard = Listener()
-        options = Options(prompt=PROMPT, runs=tmp_path / "runs", **options)
-        with Session(clip, settings, "contextdiff", options, heard) as session:
-            if checked:
-                plan.make(session, [target]).check()
+        request = Request(clip, settings, prompt=PROMPT, targets=(target,), runs=tmp_path / "runs", **options)
+        if checked:
+            plan.make(request).check()
+        with Session(request, heard) as session:
             session.tune()
             session.invert()
             result = session.edit(target)
@@ -87,7 +91,7 @@ def work(clip, settings, tmp_path):
 def finished(clip, settings, tmp_path_factory):
     """A finished run, to be copied."""
     root = tmp_path_factory.mktemp("finished") / "runs"
-    with Session(clip, settings, "contextdiff", Options(prompt=PROMPT, runs=root)) as session:
+    with Session(Request(clip, settings, prompt=PROMPT, runs=root)) as session:
         session.edit(TARGET)
     return root
 
@@ -161,7 +165,7 @@ def test_a_broken_run_file_is_begun_anew_with_a_word(work, run, kind):
         Run(run.folder)
     assert error.value.hint
     warned = []
-    with pytest.raises(InputError, match="not damaged"):
+    with pytest.raises(InputError, match="undamaged"):
         Run.newest(run.folder.parent, warned.append)
     assert len(warned) == 1
     result, heard = work()
@@ -189,7 +193,7 @@ def test_a_run_without_checksums_is_made_again_once(run, settings):
     file.write_text(tomli_w.dumps(table))
     for times in (1, 0):
         heard = Listener()
-        with Session.reopen(Run(run.folder), reporter=heard) as session:
+        with Session(Request.of_run(Run(run.folder), warn=heard.warn), heard) as session:
             assert session.edit(TARGET).reused == (times == 0)
         assert [line for line in heard.warned if "older ctxedit" in line] == heard.warned[:times]
         assert heard.tasks == ["tune", "invert", "edit"] * times
@@ -236,13 +240,13 @@ class TestOutputs:
 
     def test_a_file_that_appears_meanwhile_is_kept(self, work, run, tmp_path, monkeypatch):
         out = tmp_path / "out.mp4"
-        real = pipeline.reporting.write
+        real = stages.reporting.write
 
         def write(*args, **more):
             real(*args, **more)
             out.write_text("theirs")
 
-        monkeypatch.setattr(pipeline.reporting, "write", write)
+        monkeypatch.setattr(stages.reporting, "write", write)
         with pytest.raises(OutputError, match="exists already"):
             work(output=out)
         assert out.read_text() == "theirs" and not list(tmp_path.glob(".*"))
@@ -420,10 +424,8 @@ class TestTwoAtOnce:
 def test_a_still_that_changed_in_place_is_another_clip(settings, tmp_path):
     frames = tmp_path / "frames"
     write_clip(frames, np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8), Fraction(8))
-    options = Options(prompt=PROMPT, runs=tmp_path / "runs")
-
     def identity():
-        return Session(frames, settings, "contextdiff", options).identity
+        return Keys(Request(frames, settings)).identity(PROMPT)
 
     before, file = identity(), Path(frames / "00001.png")
     seen = file.stat()

@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
-from ctxedit import footprint, needs
+from ctxedit import footprint
 from ctxedit.config import Config, merge
+from ctxedit.editing import needs
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
 from ctxedit.models.weights import BUILTIN_FOLDER, locate

@@ -8,11 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ctxedit import config, pipeline
+from ctxedit import config
+from ctxedit.editing import plan
+from ctxedit.editing.keys import Keys
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
+from ctxedit.editing.stages import invert_now
 from ctxedit.errors import InputError, NumericsError
 from ctxedit.media.write import write_clip
 from ctxedit.models import weights
-from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import Run
 from ctxedit.synthetic import scenes
 
@@ -45,7 +50,7 @@ def settings(stable_diffusion):
 
 
 def session(clip, settings, tmp_path, **options):
-    return Session(clip, settings, "contextdiff", Options(prompt=PROMPT, runs=tmp_path / "runs", **options))
+    return Session(Request(clip, settings, prompt=PROMPT, runs=tmp_path / "runs", **options))
 
 
 class Counter(Reporter):
@@ -74,7 +79,7 @@ def test_one_tuning_and_one_inversion_serve_every_target(clip, settings, tmp_pat
     counter = Counter()
     with session(clip, settings, tmp_path) as s:
         s.reporter = counter
-        results = pipeline.run(s, [TARGET, "a tiger walking in the snow"])
+        results = s.edit_all([TARGET, "a tiger walking in the snow"])
     assert counter.tasks == ["tune", "invert", "edit", "edit"]
     for result in results:
         assert all(f.exists() for f in (result.files.video, result.files.side_by_side, result.files.sheet))
@@ -84,16 +89,16 @@ def test_one_tuning_and_one_inversion_serve_every_target(clip, settings, tmp_pat
 
 def test_finished_stages_are_not_run_again_and_changed_ones_are(clip, settings, tmp_path):
     with session(clip, settings, tmp_path) as s:
-        (first,) = pipeline.run(s, [TARGET])
+        (first,) = s.edit_all([TARGET])
     counter = Counter()
     with session(clip, settings, tmp_path) as s:
         s.reporter = counter
-        (second,) = pipeline.run(s, [TARGET])
+        (second,) = s.edit_all([TARGET])
     assert counter.tasks == [] and second.reused and second.files == first.files
     other = replace(settings, edit=replace(settings.edit, guidance=3.0))
     with session(clip, other, tmp_path) as s:
         s.reporter = counter
-        pipeline.run(s, [TARGET])
+        s.edit_all([TARGET])
     assert counter.tasks == ["edit"]
 
 
@@ -102,7 +107,7 @@ def test_an_edit_after_reloading_equals_the_edit_of_the_tuning_process(clip, set
         run = s.tune()
         here = s.edited_frames(TARGET, s.invert())
     (run.folder / "inversion.safetensors").unlink()
-    with Session.reopen(Run(run.folder)) as s:
+    with Session(Request.of_run(Run(run.folder))) as s:
         there = s.edited_frames(TARGET, s.invert())
     assert np.array_equal(here, there)
     untuned = replace(settings, tune=replace(settings.tune, steps=0))
@@ -110,18 +115,64 @@ def test_an_edit_after_reloading_equals_the_edit_of_the_tuning_process(clip, set
         assert not np.array_equal(here, s.edited_frames(TARGET, s.invert()))
 
 
+def test_a_reloaded_inversion_is_the_fresh_one_in_values_and_memory_format(clip, settings, tmp_path):
+    """Networks round differently in each memory format, so the strides matter, too."""
+    for form in (torch.contiguous_format, torch.channels_last):
+        with session(clip, settings, tmp_path / str(form)) as s:
+            s.parts.latents = s.parts.latents.contiguous(memory_format=form)
+            s.tune()
+            fresh = invert_now(s.parts, PROMPT)
+            for reloaded in (s.invert(), s.invert()):
+                assert torch.equal(reloaded, fresh) and reloaded.stride() == fresh.stride()
+            edits = [s.edited_frames(TARGET, t) for t in (fresh, s.invert())]
+        assert np.array_equal(*edits)
+
+
+def test_a_prompt_captioned_or_given_is_the_same_tuning(clip, tmp_path):
+    few = {"clip": {"frames": 2}, "tune": {"steps": 1}, "invert": {"steps": 2}, "edit": {"steps": 2}}
+    captioned = Request(clip, config.load(flags=few, environ={}), runs=tmp_path / "runs")
+    with Session(captioned) as s:
+        run, text = s.tune(), s.prompt
+    for request in (replace(captioned, prompt=text), captioned):
+        counter = Counter()
+        with Session(request, counter) as s:
+            assert s.tune().folder == run.folder and counter.tasks == []
+        assert plan.make(request, "tune").stages[-1].reused
+    given = replace(captioned, prompt=text, runs=tmp_path / "given")
+    with Session(given) as s:
+        run = s.tune()
+    for tasks in (["caption"], []):
+        counter = Counter()
+        with Session(replace(given, prompt=None), counter) as s:
+            assert s.tune().folder == run.folder and counter.tasks == tasks
+    with Session(replace(captioned, prompt=f"{text} again")) as s:
+        assert s.run.folder not in (run.folder, *(tmp_path / "given").iterdir())
+
+
+def test_a_captioned_run_of_an_older_version_is_found(clip, tmp_path):
+    """Its identity was made without the prompt."""
+    few = {"clip": {"frames": 2}, "tune": {"steps": 0}}
+    request = Request(clip, config.load(flags=few, environ={}), runs=tmp_path)
+    keys = Keys(request)
+    old = Run.create(tmp_path, clip, request.preset, request.config, keys.identity(None))
+    old.finish("caption", keys.caption(), [], text=PROMPT, model="builtin", by="clip")
+    for asked in (request, replace(request, prompt=PROMPT)):
+        assert Session(asked).run.folder == old.folder and Session(asked).prompt == PROMPT
+    assert Session(replace(request, prompt=TARGET)).run.folder != old.folder
+
+
 @pytest.mark.parametrize("kill", [("tune", 2), ("invert", 2), (f"edit “{TARGET}”", 3)])
 def test_a_killed_run_goes_on_where_it_was(clip, settings, tmp_path, kill):
     with session(clip, settings, tmp_path / "whole") as s:
-        pipeline.run(s, [TARGET])
+        s.edit_all([TARGET])
         whole = s.edited_frames(TARGET, s.invert())
     with pytest.raises(KeyboardInterrupt), session(clip, settings, tmp_path) as s:
         s.reporter = Counter(kill)
-        pipeline.run(s, [TARGET])
+        s.edit_all([TARGET])
     counter = Counter()
     with session(clip, settings, tmp_path) as s:
         s.reporter = counter
-        pipeline.run(s, [TARGET])
+        s.edit_all([TARGET])
         assert np.array_equal(s.edited_frames(TARGET, s.invert()), whole)
     stages = ["tune", "invert", "edit"]
     begun = stages.index(kill[0].split()[0])
@@ -135,7 +186,7 @@ def test_outside_a_persons_mask_every_pixel_is_the_sources(clip, settings, tmp_p
     Image.fromarray(mask).save(tmp_path / "mask.png")
     with session(clip, settings, tmp_path, mask=tmp_path / "mask.png") as s:
         edited = s.edited_frames(TARGET, s.invert())
-        source = s.prepared.frames
+        source = s.parts.prepared.frames
     outside = mask == 0
     assert np.array_equal(edited[:, outside], source[:, outside])
     assert not np.array_equal(edited[:, ~outside], source[:, ~outside])
@@ -143,8 +194,8 @@ def test_outside_a_persons_mask_every_pixel_is_the_sources(clip, settings, tmp_p
 
 def test_nan_stops_with_numerics_and_nothing_half_written(clip, settings, tmp_path, monkeypatch):
     with session(clip, settings, tmp_path) as s:
-        real = s.backbone.raw
-        monkeypatch.setattr(s.backbone, "raw", lambda *a: real(*a) * float("nan"))
+        real = s.parts.backbone.raw
+        monkeypatch.setattr(s.parts.backbone, "raw", lambda *a: real(*a) * float("nan"))
         with pytest.raises(NumericsError):
             s.tune()
     assert not list((tmp_path / "runs").rglob("tuned.safetensors"))
@@ -181,9 +232,8 @@ def test_every_preset_runs(preset, clip, stable_diffusion, controlnet, tmp_path)
     }
     settings = config.load(preset, flags=flags, environ={})
     settings = replace(settings, tune=replace(settings.tune, steps=min(2, settings.tune.steps)))
-    options = Options(prompt=PROMPT, runs=tmp_path / "runs")
-    with Session(clip, settings, preset, options) as s:
-        (result,) = pipeline.run(s, [TARGET])
+    with Session(Request(clip, settings, preset, PROMPT, runs=tmp_path / "runs")) as s:
+        (result,) = s.edit_all([TARGET])
         tuned = s.run.folder / "tune" / "tuned.safetensors"
     assert result.files.video.exists()
     assert tuned.exists() == (settings.tune.steps > 0)
@@ -196,13 +246,13 @@ def test_a_changed_clip_is_noticed(clip, settings, tmp_path):
         run = s.tune()
     copy.write_bytes(clip.read_bytes() + b"x")
     with pytest.raises(InputError, match="changed"):
-        Session.reopen(Run(run.folder))
+        Request.of_run(Run(run.folder))
 
 
 def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path):
     seen = replace(settings, adapter=replace(settings.adapter, image="clip"))
     with session(clip, seen, tmp_path) as s:
-        (result,) = pipeline.run(s, [TARGET])
+        (result,) = s.edit_all([TARGET])
     with session(clip, settings, tmp_path) as s:
         s.tune()
         assert not torch.equal(s.invert()[-1], torch.zeros(1)) and result.files.video.exists()
@@ -210,11 +260,9 @@ def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path):
 
 def test_the_built_in_models_of_another_ctxedit_make_other_runs(clip, settings, monkeypatch, tmp_path):
     """What an earlier release tuned is not taken up by one that carries other weights."""
-    options = Options(prompt=PROMPT, runs=tmp_path)
-
     def identities():
         both = (replace(settings, model="builtin"), settings)
-        return [Session(clip, one, "contextdiff", options).identity for one in both]
+        return [Keys(Request(clip, one)).identity(PROMPT) for one in both]
 
     before = identities()
     monkeypatch.setattr(weights, "_version", lambda folder, names: "another")

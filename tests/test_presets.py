@@ -9,8 +9,9 @@ import torch
 from spies import Spy
 
 from ctxedit import config
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.media.write import write_clip
-from ctxedit.pipeline import Options, Session
 from ctxedit.synthetic import scenes
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
@@ -69,8 +70,9 @@ def spied(clip, stable_diffusion, controlnet, tmp_path_factory):
             }
             settings = config.load(preset, flags=flags, environ={})
             few = replace(settings.tune, steps=min(3, settings.tune.steps))
-            options = Options(prompt=PROMPT, runs=tmp_path_factory.mktemp("runs"))
-            with Session(clip, replace(settings, tune=few), preset, options) as session:
+            runs_folder = tmp_path_factory.mktemp("runs")
+            settings = replace(settings, tune=few)
+            with Session(Request(clip, settings, preset, PROMPT, runs=runs_folder)) as session:
                 spy = Spy(session)
                 session.tune()
                 spy.trajectory = session.invert()
@@ -158,7 +160,7 @@ def test_the_inversions_prompt_and_start(spied, preset):
         assert edited[0].timestep < 1000 * 0.7
         return
     prompt = "" if base(preset) == "tune-a-video" else PROMPT
-    wanted = spy.session.backbone.embed([prompt]).repeat(F, 1, 1)
+    wanted = spy.session.parts.backbone.embed([prompt]).repeat(F, 1, 1)
     assert len(inverted) == STEPS and all(torch.equal(c.words, wanted) for c in inverted)
     own = [c for c in edited if c.batch > F]
     assert len(own) == STEPS
@@ -187,7 +189,7 @@ def test_the_sources_attention_serves_in_its_steps(spied, preset):
 @pytest.mark.parametrize("preset", [p for p in PRESETS if base(p) in TEMPORAL])
 def test_where_temporal_attention_stands_and_how_it_begins(spied, preset):
     spy = spied(preset)
-    unet, names = spy.session.backbone.unet, [n for n in spy.before if n.startswith("temporal.")]
+    unet, names = spy.session.parts.backbone.unet, [n for n in spy.before if n.startswith("temporal.")]
     if base(preset) != "controlvideo":
         blocks = sum(type(m).__name__ == "BasicTransformerBlock" for m in unet.modules())
         closed = [n for n in names if ".to_out." in n]

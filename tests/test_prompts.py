@@ -60,14 +60,14 @@ def test_every_prompt_is_checked_before_work(option, tmp_path):
     import numpy as np
 
     from ctxedit.api import settings
+    from ctxedit.editing.plan import make
+    from ctxedit.editing.request import Request
     from ctxedit.media.write import write_clip
-    from ctxedit.pipeline import Options, Session
-    from ctxedit.plan import make
 
     clip = write_clip(tmp_path / "clip.mp4", np.zeros((2, 64, 64, 3), np.uint8), Fraction(8))
     table = {"edit": {"negative_prompt": "(bad:2)" if option == "--negative-prompt" else ""}}
     config = settings("ddim", {"clip": {"frames": 2, "stride": 1}, **table})
-    options = Options(prompt="a (dog:2)" if option == "--prompt" else "a dog", runs=tmp_path / "runs")
+    prompt = "a (dog:2)" if option == "--prompt" else "a dog"
     target = "a (cat:2)" if option == "--target" else "a cat"
     with pytest.raises(ConfigError, match="weight"):
-        make(Session(clip, config, "ddim", options), [target])
+        make(Request(clip, config, "ddim", prompt, (target,), runs=tmp_path / "runs"))

@@ -48,8 +48,9 @@ def folder(tmp_path_factory):
 
 def test_full_size_checkpoint_goes_through_all_stages(folder, tmp_path):
     from ctxedit import config
+    from ctxedit.editing.request import Request
+    from ctxedit.editing.session import Session
     from ctxedit.media.write import write_clip
-    from ctxedit.pipeline import Options, Session, run
 
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (6, 96, 128, 3), dtype=np.uint8)
@@ -63,10 +64,12 @@ def test_full_size_checkpoint_goes_through_all_stages(folder, tmp_path):
         "edit": {"steps": 2},
     }
     settings = config.load("contextdiff", flags=flags, environ={})
-    options = Options(prompt="a tiger on the beach", runs=tmp_path / "runs")
-    with Session(tmp_path / "clip.mp4", settings, "contextdiff", options) as session:
-        (result,) = run(session, ["a panda on the beach"])
-        parameters = sum(p.numel() for p in session.backbone.unet.parameters())
+    request = Request(
+        tmp_path / "clip.mp4", settings, prompt="a tiger on the beach", runs=tmp_path / "runs"
+    )  # fmt: skip
+    with Session(request) as session:
+        (result,) = session.edit_all(["a panda on the beach"])
+        parameters = sum(p.numel() for p in session.parts.backbone.unet.parameters())
     assert parameters == pytest.approx(859.5e6, rel=1e-3)
     assert result.files.video.exists() and result.figures.clip_text is not None
     assert (session.run.folder / "tune" / "adapter.safetensors").exists()

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ctxedit.config import Config
+from ctxedit.editing.parts import warn_of_unknown_words
+from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
@@ -24,7 +26,6 @@ from ctxedit.models.backbones import Backbone, open_backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import identity, locate
 from ctxedit.stages.generate import generate
-from ctxedit.workbench import Reporter, warn_of_unknown_words
 
 _NOTE = "coco.json"
 _HINT = "take captions_val2014.json of COCO's annotations_trainval2014.zip"

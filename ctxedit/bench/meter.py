@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch import nn
 
+from ctxedit.editing.reporter import Reporter
 from ctxedit.media.temporary import atomic
-from ctxedit.pipeline import Reporter
 
 _FILE = "costs.json"
 _EVERY = 0.02  # seconds between looks at the resident memory

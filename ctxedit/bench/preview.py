@@ -7,7 +7,6 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxedit import plan
 from ctxedit.bench import sweep
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.report import files_in
@@ -15,8 +14,9 @@ from ctxedit.bench.results import NAME, Results
 from ctxedit.bench.runner import REFERENCES, Bench, Method, settings_for
 from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
+from ctxedit.editing import plan
+from ctxedit.editing.paths import Input, Paths
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.request import Input, Request
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def look(bench: Bench) -> Preview:
 
     Raises:
         ConfigError: a method asks for a control that a clip lacks; settings that a model cannot serve.
-        WeightsError, ResourceError, OutputError: as :func:`ctxedit.plan.make` and its check raise them.
+        WeightsError, ResourceError, OutputError: see :func:`ctxedit.editing.plan.make`.
     """
-    request(bench).check()
+    paths(bench).check()
     for clip in bench.clips:
         for method in bench.methods:
             _check_control(clip, method)
@@ -91,7 +91,7 @@ def look(bench: Bench) -> Preview:
             if not due or clip.name in failing:
                 continue
             try:
-                made = plan.make(bench.session(clip, method), due)
+                made = plan.make(bench.request(clip, method, due))
             except InputError as error:
                 failing[clip.name] = error.message
                 continue
@@ -105,7 +105,7 @@ def look(bench: Bench) -> Preview:
     return Preview(edits, done, left, peak, failing)
 
 
-def request(bench: Bench) -> Request:
+def paths(bench: Bench) -> Paths:
     """What a comparison reads and writes."""
     inputs = [Input(path, "list or its settings") for path in bench.sources]
     for clip in bench.clips:
@@ -113,7 +113,7 @@ def request(bench: Bench) -> Request:
         brought = [clip.mask, clip.control, *(p for t in clip.targets for p in (t.mask, t.ideal))]
         inputs += [Input(path, "mask, map or ideal edit", True) for path in brought if path is not None]
     names = (NAME, "references", *(path.name for path in astuple(files_in(bench.out))))
-    return Request(tuple(inputs), tuple((name, bench.out / name) for name in names), (bench.out / "runs",))
+    return Paths(tuple(inputs), tuple((name, bench.out / name) for name in names), (bench.out / "runs",))
 
 
 def _check_control(clip: Clip, method: Method) -> None:

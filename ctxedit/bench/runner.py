@@ -21,6 +21,9 @@ from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import Ledger, Meter
 from ctxedit.bench.results import Results, Row
 from ctxedit.config import Config
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.errors import CtxeditError, InputError, OutputError
 from ctxedit.media.mask import read_mask
 from ctxedit.media.probe import probe
@@ -28,7 +31,6 @@ from ctxedit.media.write import write_clip
 from ctxedit.metrics import Networks
 from ctxedit.models.device import pick_device
 from ctxedit.models.weights import identity, judge_identity, own_folder, part_identity
-from ctxedit.pipeline import Options, Reporter, Session
 from ctxedit.runs import fingerprint, key_of, slug
 from ctxedit.stages.prepare import Prepared, read_working
 
@@ -67,13 +69,12 @@ class Bench:
     sources: tuple[Path, ...] = ()
     metrics: tuple[str, ...] = ()
 
-    def session(self, clip: Clip, method: Method, reporter: Reporter | None = None) -> Session:
-        """The session of one method on one clip; its run folder lies in the bench's."""
-        options = Options(
-            prompt=clip.prompt, audio=False, overwrite=self.overwrite, offline=self.offline,
-            runs=self.out / "runs",
+    def request(self, clip: Clip, method: Method, targets: Sequence[str] = ()) -> Request:
+        """The request of one method on one clip; its run folder is in the bench's."""
+        return Request(
+            clip.path, settings_for(clip, method), method.preset, prompt=clip.prompt, targets=tuple(targets),
+            audio=False, overwrite=self.overwrite, offline=self.offline, runs=self.out / "runs",
         )  # fmt: skip
-        return Session(clip.path, settings_for(clip, method), method.preset, options, reporter)
 
     def key(self, clip: Clip, target: Target, method: str, config: Config) -> str:
         """What an edit is known by: all that its pixels and figures depend on."""
@@ -160,12 +161,13 @@ def _serve(
 ) -> Iterator[Row]:
     """The due edits of one method on one clip: one tuning and one inversion for all of them."""
     meter, left = Meter(watcher), list(due)
-    with bench.session(clip, method, meter) as session:
+    with Session(bench.request(clip, method), meter) as session:
         try:
-            frames = len(session.prepared.frames)
-            with meter.watch(session.backbone.networks[0], frames, session.device):
+            parts = session.parts
+            frames = len(parts.prepared.frames)
+            with meter.watch(parts.backbone.networks[0], frames, parts.device):
                 costs = _before_edits(session, meter)
-                measure = Measure(session.scorer, bench.metrics, networks)
+                measure = Measure(parts.scorer, bench.metrics, networks)
                 yield from _references(bench, results, session, measure, clip)
                 while left:
                     target, key = left[0]
@@ -182,15 +184,13 @@ def _serve(
 def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]:
     """Tune and invert; what both cost, now or when they were made."""
     costs: dict[str, dict[str, float]] = {}
-    for stage, work, key in (
-        ("tune", session.tune, session.tune_key()),
-        ("invert", session.invert, session.invert_key()),
-    ):
+    for stage in ("tune", "invert"):
+        key = session.key(stage)[1]
         ledger = Ledger(session.run.folder)
         # A tuning goes on where it was killed, and so does its cost; an inversion starts afresh.
         note = ledger.add if stage == "tune" else ledger.put
         try:
-            work()
+            session.bring(stage)
         finally:
             if spent := meter.take(stage):
                 note(stage, key, spent)
@@ -205,7 +205,7 @@ def _edit(
 ) -> Row:  # fmt: skip
     """One edit, measured; an error is a row too, unless the disk refuses."""
     try:
-        stage, stage_key = session.edit_key(target.prompt)
+        stage, stage_key = session.key("edit", target.prompt)
         ledger = Ledger(session.run.folder)
         result = session.edit(target.prompt)
         if spent := meter.take("edit"):
@@ -235,7 +235,7 @@ def _references(
             if frames is None or (not bench.overwrite and results.done(key)):
                 continue
             name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
-            timed = session.prepared.clip
+            timed = session.parts.prepared.clip
             video = write_clip(
                 bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
                 overwrite=True,
@@ -253,7 +253,7 @@ def _reference_key(bench: Bench, clip: Clip, target: Target, which: str) -> str:
 
 def _truth(session: Session, clip: Clip, target: Target) -> Truth:
     """What an edit of this target is compared with, read as the session reads the clip."""
-    prepared, span = session.prepared, session.config.clip
+    prepared, span = session.parts.prepared, session.config.clip
     path = _mask(clip, target)
     mask = None if path is None else read_mask(path, span.frames, span.start, span.stride, prepared.fit)
     ideal = None if target.ideal is None else _ideal(target.ideal, session, prepared)
@@ -273,10 +273,11 @@ def _mask(clip: Clip, target: Target) -> Path | None:
 
 def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of an edit; ``made`` is what its run notes of it: it may be of another machine."""
-    config, height_width = session.config, session.prepared.frames.shape[1:3]
+    config, parts = session.config, session.parts
+    height_width = parts.prepared.frames.shape[1:3]
     return {
-        "model": session.backbone.name, "device": made.get("device", "?"), "dtype": made.get("dtype", "?"),
-        "clip_model": measure.scorer.name, "frames": len(session.prepared.frames),
+        "model": parts.backbone.name, "device": made.get("device", "?"), "dtype": made.get("dtype", "?"),
+        "clip_model": measure.scorer.name, "frames": len(parts.prepared.frames),
         "size": [height_width[1], height_width[0]], "seed": config.seed, "adapter": config.adapter.enabled,
         "trained": _trained(session), "run": session.run.folder.name,
     }  # fmt: skip

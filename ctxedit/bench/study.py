@@ -22,10 +22,10 @@ from ctxedit.bench.results import Row
 from ctxedit.bench.runner import REFERENCES, SOURCE
 from ctxedit.bench.statistics import wilson
 from ctxedit.bench.tables import markdown
+from ctxedit.editing.paths import Input, Paths
 from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
-from ctxedit.request import Input, Request
 from ctxedit.runs import key_of
 
 #: What is asked of each pair: the key in the answers, and its name in the tables.
@@ -163,7 +163,7 @@ def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
     """
     folder = out / FOLDER
     written = tuple(("table", folder / f"preferences.{kind}") for kind in ("md", "json"))
-    Request(tuple(Input(file, "file of answers") for file in files), written).check()
+    Paths(tuple(Input(file, "file of answers") for file in files), written).check()
     key = _key(out)
     questions = {q["id"]: Question(**q) for q in key["questions"]}
     raters: dict[str, Path] = {}

@@ -16,11 +16,12 @@ def caption(
     config = asked.settings(base, screen, span, captioning, judging)
     asked.existing(clip)
 
-    from ctxedit import api, plan
+    from ctxedit import api
     from ctxedit.cli.progress import teller
+    from ctxedit.editing import captioning as stage
 
     told = teller(screen)
-    looked = plan.for_caption(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
+    looked = stage.plan(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:
         screen.result(
             f"{clip}: {config.clip.frames} frames, captioner {config.captioner} by {looked['caption_by']}, "

@@ -80,24 +80,27 @@ def edit(
         raise ConfigError("--run already names a run", "leave out the clip")
     changes = asked.for_run(base, screen, sampling, scoring)
 
-    from ctxedit import api, looking
+    from ctxedit import api
     from ctxedit.cli import work
     from ctxedit.cli.progress import teller
-    from ctxedit.pipeline import Options, Session
+    from ctxedit.editing.request import Request
+    from ctxedit.editing.session import Session
+    from ctxedit.inspection.heatmaps import draw
 
     chosen = work.chosen_run(run, place.runs, screen, clip)
     config = api.rebased(chosen, changes)
-    options = Options(
-        None, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None, asked.sources(base),
-        result.chroma,
+    told = teller(screen)
+    request = Request.of_run(
+        chosen, config, told.warn, targets=(target,), mask=scoring.mask, output=result.output,
+        source_size=result.output_size == "source", audio=not result.no_audio, chroma=result.chroma,
+        overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
+        sources=asked.sources(base),
     )  # fmt: skip
-    with Session.reopen(chosen, config, options, teller(screen)) as session:
-        if not work.checked(session, [target], "edit", screen, dry.dry_run, heatmaps=heatmaps):
-            return
-        with resumable(chosen.folder):
-            done = session.edit(target)
-            maps = looking.heatmaps(session, target) if heatmaps else None
+    if not work.checked(request, "edit", screen, dry.dry_run):
+        return
+    with Session(request, told) as session, resumable(chosen.folder):
+        done = session.edit(target)
+        maps = draw(session, target) if heatmaps else None
     if done.reused:
         screen.say("Edit already exists; use -y to redo it")
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}

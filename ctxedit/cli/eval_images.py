@@ -183,9 +183,9 @@ def _from_coco(
         raise ConfigError("--coco needs --images", "the folder of COCO's images, e.g. val2014")
     asked.existing(wanted.captions)
 
-    from ctxedit import plan
     from ctxedit.bench import coco
     from ctxedit.cli.progress import teller
+    from ctxedit.editing import text_to_image
     from ctxedit.metrics.images import scores
     from ctxedit.metrics.images.sets import open_set
     from ctxedit.runs import slug
@@ -197,7 +197,7 @@ def _from_coco(
     scores.check_counts(chosen, wanted.count, wanted.count)
     items = coco.choose(wanted.captions, wanted.images, wanted.count, config.seed)
     coco.check(out, config, wanted.overwrite)
-    looked = plan.for_image("a", config, base.offline, out / items[0].name, True)
+    looked = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
     side = size or min(_COCO_SIDE, *looked["size"])
     networks = extractors(kind, which, chosen, config, base.offline, told.warn)
     with told.task("check the real images", 1) as step:

@@ -56,14 +56,14 @@ def show(name: Name, talk: Talk) -> None:
 @spread
 def cp(name: Name, overwrite: Overwrite, talk: Talk, path: Destination = None) -> None:
     """Copy a preset for editing and print the path of the copy. Use it with --preset FILE.toml."""
+    from ctxedit.editing.paths import Input, Paths
     from ctxedit.media.temporary import atomic
-    from ctxedit.request import Input, Request
 
     source = config.preset_path(name)
     target = path or Path(f"{source.stem}.toml")
     if os.path.isdir(target):
         target = target / f"{source.stem}.toml"
-    Request((Input(source, "preset"),), (("copy", target),)).check()
+    Paths((Input(source, "preset"),), (("copy", target),)).check()
     work_begins()
     with atomic(target, overwrite.yes) as temporary:
         temporary.write_bytes(source.read_bytes())

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctxedit.cli.failures import work_begins
 from ctxedit.cli.output import Screen, debugging
-from ctxedit.pipeline import Reporter
+from ctxedit.editing.reporter import Reporter
 
 #: Seconds between lines of a long stage where there is no terminal.
 _EVERY = 30.0

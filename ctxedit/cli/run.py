@@ -62,22 +62,26 @@ def run(
     config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
     asked.existing(clip)
 
-    from ctxedit import api, pipeline
+    from ctxedit import api
     from ctxedit.cli import work
     from ctxedit.cli.progress import teller
+    from ctxedit.editing.request import Request
+    from ctxedit.editing.session import Session
 
-    options = pipeline.Options(
-        tuning.prompt, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
-        overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python, asked.sources(base),
-        result.chroma,
+    request = Request(
+        clip, config, base.preset or asked.DEFAULT_PRESET, tuning.prompt, tuple(targets), scoring.mask,
+        result.output, result.output_size == "source", not result.no_audio, result.chroma, overwrite.yes,
+        offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
+        sources=asked.sources(base),
     )  # fmt: skip
-    preset = base.preset or asked.DEFAULT_PRESET
-    with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
-        if not work.checked(session, targets, "evaluate", screen, dry.dry_run):
-            return
-        with resumable(session.run.folder):
-            results = pipeline.run(session, targets)
-        folder, prompt, notes = session.run.folder, session.prompt, session.prepared.clip.notes
+    told = teller(screen)
+    if not work.checked(request, "evaluate", screen, dry.dry_run):
+        return
+    with Session(request, told) as session:
+        folder = work.folder_of(session)
+        with resumable(folder):
+            results = session.edit_all(targets)
+        prompt, notes = session.prompt, session.parts.prepared.clip.notes
         rows = []
         for one in results:
             assert one.figures is not None

@@ -46,15 +46,15 @@ def t2i(
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
     config = asked.settings(base, screen, size, sampling)
 
-    from ctxedit import pipeline, plan
     from ctxedit.cli.progress import teller
     from ctxedit.cli.work import gib
+    from ctxedit.editing import text_to_image
     from ctxedit.media.write import write_image
     from ctxedit.runs import slug
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    looked = plan.for_image(
+    looked = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )
     if dry.dry_run:
@@ -67,7 +67,6 @@ def t2i(
         return
     screen.say(f"seed {config.seed}")
     with resumable(None):
-        options = pipeline.Options(offline=base.offline)
-        picture = pipeline.generate(text, config, options, told, adapter=adapter)[0]
+        picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
         write_image(path, picture, overwrite=overwrite.yes)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

@@ -12,10 +12,10 @@ import typer
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Dry, Overwrite, Talk
 from ctxedit.cli.output import Screen, columns
+from ctxedit.editing.paths import Input, Paths
 from ctxedit.errors import ConfigError
 from ctxedit.files import TEXT_LIMIT, check_file
 from ctxedit.media.temporary import check_writable
-from ctxedit.request import Input, Request
 
 if TYPE_CHECKING:
     from ctxedit.training.job import Options, Training
@@ -111,7 +111,7 @@ def train(
     inputs = [Input(Path(name), "recipe")] if name.endswith(".toml") else []
     inputs += [Input(data, "data")] if data is not None else []
     written = (*(("weights", training.weights) for training in trainings), ("state", state))
-    Request(tuple(inputs), written).check()
+    Paths(tuple(inputs), written).check()
     for place in (out, state):
         check_writable(place / ".ctxedit", True)
     if record_:

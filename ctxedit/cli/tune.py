@@ -70,27 +70,26 @@ def tune(
 
     from ctxedit.cli import work
     from ctxedit.cli.progress import teller
-    from ctxedit.looking import curve
-    from ctxedit.pipeline import Options, Session
+    from ctxedit.editing.request import Request
+    from ctxedit.editing.session import Session
+    from ctxedit.inspection.curve import tune_with_curve
 
-    options = Options(
-        prompt=tuning.prompt,
-        offline=base.offline or dry.dry_run,
-        runs=place.runs,
-        lavis_python=captioning.lavis_python,
+    request = Request(
+        clip, config, base.preset or asked.DEFAULT_PRESET, tuning.prompt,
+        offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
-    )
-    with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:
-        if not work.checked(session, [], "tune", screen, dry.dry_run):
-            return
-        files = {}
-        with resumable(session.run.folder):
+    )  # fmt: skip
+    told = teller(screen)
+    if not work.checked(request, "tune", screen, dry.dry_run):
+        return
+    with Session(request, told) as session:
+        files, folder = {}, work.folder_of(session)
+        with resumable(folder):
             if looking.curve is not None and looking.target is not None:
-                drawn = curve(session, looking.target, looking.curve, looking.compare)
+                drawn = tune_with_curve(session, looking.target, looking.curve, looking.compare)
                 files = {"curve": drawn.picture, "curve_table": drawn.table}
                 screen.say(f"curve: {drawn.picture}")
             else:
                 session.tune()
         facts = {"prompt": session.prompt, "steps": config.tune.steps, "seed": config.seed}
-        folder = session.run.folder
         screen.result(str(folder), {"run": folder, **facts, **files})

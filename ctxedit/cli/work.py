@@ -6,30 +6,33 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctxedit.cli.failures import resumable
 from ctxedit.cli.output import Screen, columns
 from ctxedit.runs import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ctxedit.editing.plan import Plan, PlannedStage
+    from ctxedit.editing.request import Request
+    from ctxedit.editing.session import Session
 
-    from ctxedit.pipeline import Session
-    from ctxedit.plan import Plan, Stage
 
-
-def checked(
-    session: Session, targets: Sequence[str], last: str, screen: Screen, dry_run: bool, show: bool = True,
-    heatmaps: bool = False,
-) -> bool:  # fmt: skip
+def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
     """Check all that can be checked; print the plan of a dry run. Returns whether to go on."""
-    from ctxedit import plan
+    from ctxedit.editing import plan
 
-    made = plan.make(session, targets, last, heatmaps)
+    made = plan.make(request, last)
     if dry_run:
         screen.result(describe(made), {"plan": made.table()})
     made.check()
-    if not dry_run and show:
-        screen.say(f"seed {session.config.seed}, preset {session.preset}")
+    if not dry_run:
+        screen.say(f"seed {request.config.seed}, preset {request.preset}")
     return not dry_run
+
+
+def folder_of(session: Session) -> Path:
+    """The session's run folder; the clip is captioned for it where that is needed."""
+    with resumable(None):
+        return session.run.folder
 
 
 def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | None = None) -> Run:
@@ -74,7 +77,7 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, "", columns(rows)])
 
 
-def _passes(stage: Stage, frames: int) -> str:
+def _passes(stage: PlannedStage, frames: int) -> str:
     if stage.reused or not stage.evaluations:
         return "-"
     beside = ", and the ControlNet as many" if stage.control_evaluations else ""

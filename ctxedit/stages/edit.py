@@ -13,8 +13,9 @@ from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, HeatMap
-from ctxedit.models.backbones import Backbone
+from ctxedit.models.backbones import Backbone, Word, split_words
 from ctxedit.models.shift import ContextShift
+from ctxedit.stages import sample as sampling
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
 
@@ -36,6 +37,14 @@ class Scene:
     trajectory: Tensor
     levels: Levels
     view: FrameView
+
+
+def network_passes(config: Config, prompt: str | None, target: str) -> int:
+    """Passes of the network over the clip that :func:`edit` makes; at most, where the prompt is not known."""
+    if prompt is None:
+        return sampling.network_passes(config)
+    removed, added = changed(*([Word(word, ()) for word in split_words(text)] for text in (prompt, target)))
+    return sampling.network_passes(config, bool(removed), bool(added))
 
 
 def edit(

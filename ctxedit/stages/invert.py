@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ctxedit.config import Config
 from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.forward import effective_noise
 from ctxedit.diffusion.parameterization import Prediction, to_noise, to_x0
@@ -22,6 +23,15 @@ Progress = Callable[[int, int], None]
 
 def no_progress(done: int, total: int) -> None:
     """The progress of whoever does not ask for it."""
+
+
+def network_passes(config: Config) -> int:
+    """Passes of the network over the clip that :func:`invert` makes; none where edits start from noise."""
+    return 0 if config.edit.start == "noise" else _passes(config.invert.steps, config.invert.refinements)
+
+
+def _passes(steps: int, refinements: int) -> int:
+    return steps * (1 + refinements)
 
 
 @torch.no_grad()
@@ -53,13 +63,13 @@ def invert(
         progress: told (done, total) network evaluations.
 
     Returns:
-        (S + 1, F, C, h, w), level 0 first.
+        (S + 1, F, C, h, w), level 0 first, contiguous whatever the memory format of the latents.
 
     Raises:
         NumericsError: NaN or infinity appeared.
     """
     trajectory = [latents]
-    total = levels.steps * (1 + refinements)
+    total = _passes(levels.steps, refinements)
     for low, high in levels.up():
         x, t = trajectory[-1], levels.timestep(high)
         up, asked = x, low
@@ -73,7 +83,9 @@ def invert(
         if not bool(torch.isfinite(up).all()):
             raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
         trajectory.append(up)
-    return torch.stack(trajectory)
+    # Networks round differently in each memory format, and a file holds contiguous tensors: what is fresh
+    # and what is read back must give the same edit.
+    return torch.stack(trajectory).contiguous()
 
 
 def _noise(

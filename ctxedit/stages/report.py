@@ -34,6 +34,22 @@ def files_for(video: Path) -> Files:
     )
 
 
+@dataclass(frozen=True)
+class HeatmapFiles:
+    """Where heat maps are: an image with a row for each word, and a video with the words in a row."""
+
+    sheet: Path
+    video: Path
+
+
+def heatmap_files(video: Path) -> HeatmapFiles:
+    """Heat maps are beside the edited video, under its name."""
+    stem = video.with_suffix("") if video.suffix else video
+    return HeatmapFiles(
+        stem.with_name(f"{stem.name}-heatmaps.png"), stem.with_name(f"{stem.name}-heatmaps.mp4")
+    )
+
+
 def write(
     prepared: Prepared,
     edited: NDArray[np.uint8],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxedit.config import FusionConfig
+from ctxedit.config import Config, FusionConfig
 from ctxedit.diffusion.ddim import ddim, eta_sigma
 from ctxedit.diffusion.guidance import guide
 from ctxedit.diffusion.schedule import Levels
@@ -78,6 +78,25 @@ def word_mask(heat: Tensor, threshold: float) -> Tensor:
 def fused_steps(steps: int, share: float) -> int:
     """How many steps a share is. 0.29 of 100 is 29, though 0.29 · 100 is a little less in floating point."""
     return int(steps * share + 1e-9)
+
+
+def network_passes(config: Config, removed: bool = True, added: bool = True) -> int:
+    """Passes of the network over the clip that :func:`sample` makes for one edit, branches counted singly.
+
+    Args:
+        config: settings.
+        removed, added: whether the source prompt has content words that the target lacks, and the other way
+            round; masks are made from them.
+    """
+    edit, fusion = config.edit, config.fusion
+    branches = 1 if edit.guidance == 1 else 2
+    if edit.start == "noise":
+        return branches * max(1, round(edit.steps * edit.strength))
+    blend = fusion.blend if removed or added else "none"
+    fuses_self, fuses_cross = (fused_steps(edit.steps, s) for s in (fusion.self_share, fusion.cross_share))
+    source = edit.steps if blend == "latent" else max(fuses_self, fuses_cross)
+    masks = fuses_self if blend == "self" and removed else 0
+    return branches * edit.steps + source + masks
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class TuneStep:
     clip_text: float | None = None
 
 
+def network_passes(config: TuneConfig) -> int:
+    """Passes of the network over the clip that :func:`tune` makes, each with its gradient."""
+    return config.steps
+
+
 def trainable(
     backbone: Backbone, config: TuneConfig, shift: ContextShift | None, temporal: TemporalLayers | None
 ) -> dict[str, nn.Parameter]:

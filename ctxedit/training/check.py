@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError
 from ctxedit.training.checks.base import CheckConfig, Row
 from ctxedit.training.tasks import base as tasks
-from ctxedit.workbench import Reporter
 
 
 def check(

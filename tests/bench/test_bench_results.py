@@ -8,8 +8,8 @@ import torch
 
 from ctxedit.bench.meter import Cost, Ledger, Meter
 from ctxedit.bench.results import Results, Row
+from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import InputError
-from ctxedit.pipeline import Reporter
 
 
 def row(key, error=None):

@@ -212,17 +212,17 @@ def test_a_clip_that_fails_becomes_rows_and_the_rest_go_on(bench, tmp_path):
 
 
 def test_an_edit_that_fails_leaves_the_others_and_a_full_disk_ends_all(bench, clips, monkeypatch):
-    from ctxedit.pipeline import Session
+    from ctxedit.editing import stages
 
-    real = Session.edited_frames
+    real = stages.edited_frames
 
     def raising(error, target_word):
-        def edited(self, target, trajectory):
+        def edited(parts, prompt, target, trajectory):
             if target_word in target:
                 raise error
-            return real(self, target, trajectory)
+            return real(parts, prompt, target, trajectory)
 
-        monkeypatch.setattr(Session, "edited_frames", edited)
+        monkeypatch.setattr(stages, "edited_frames", edited)
 
     both = replace(bench, clips=clips)
     raising(RuntimeError("something\nodd"), "panda")

@@ -158,7 +158,7 @@ def test_a_device_that_is_not_there_is_5(ctxedit, clip, tmp_path, no_weights):
 
 
 def test_too_little_memory_is_5_with_numbers_before_weights(ctxedit, clip, tmp_path, no_weights, monkeypatch):
-    monkeypatch.setattr("ctxedit.plan.memory_available", lambda device: 10 << 20)
+    monkeypatch.setattr("ctxedit.editing.machine.memory_available", lambda device: 10 << 20)
     line = told(run(ctxedit, clip, tmp_path / "runs"), 5)
     assert "0.0 GiB are available" in line and not (tmp_path / "runs").exists()
     answer = run(ctxedit, clip, tmp_path / "runs", "--dry-run")
@@ -178,7 +178,7 @@ def test_memory_that_runs_out_is_5(ctxedit, monkeypatch, kind):
     def blow(*args, **kwargs):
         raise errors[kind]
 
-    monkeypatch.setattr("ctxedit.pipeline.generate", blow)
+    monkeypatch.setattr("ctxedit.editing.text_to_image.generate", blow)
     told(ctxedit("t2i", "a cat", "-o", "never.png"), 5)
 
 
@@ -211,9 +211,9 @@ def test_a_full_disk_is_6(ctxedit, monkeypatch, tmp_path, clip):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("ctxedit.pipeline.generate", full)
+    monkeypatch.setattr("ctxedit.editing.text_to_image.generate", full)
     assert "disk is full" in told(ctxedit("t2i", "a cat", "-o", tmp_path / "cat.png"), 6)
-    monkeypatch.setattr("ctxedit.plan.disk_free", lambda place: 1000)
+    monkeypatch.setattr("ctxedit.editing.machine.disk_free", lambda place: 1000)
     assert "0.00 GiB are free" in told(run(ctxedit, clip, tmp_path / "runs"), 6)
 
 

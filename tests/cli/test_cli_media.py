@@ -73,7 +73,7 @@ def test_what_only_looks_like_a_clip(name, says, command):
 
 
 def test_a_clip_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    from ctxedit import plan
+    from ctxedit.editing import plan
 
     path = write_clip(tmp_path / "clip.mp4", np.zeros((4, 64, 64, 3), np.uint8), Fraction(8))
     monkeypatch.setattr(plan, "memory_available", lambda device: 10_000)

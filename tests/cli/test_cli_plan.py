@@ -1,6 +1,7 @@
 """Figures of the plan against the real thing, progress, and the Python API."""
 
 import io
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,14 @@ from asking import FEW, TARGET, call
 
 import ctxedit as package
 from ctxedit.cli.output import Screen
-from ctxedit.config import AdapterConfig, load
-from ctxedit.costs import edit_evaluations
+from ctxedit.config import AdapterConfig, load, preset_names
+from ctxedit.editing import plan
+from ctxedit.editing.keys import Keys
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.errors import ConfigError, WeightsError
 from ctxedit.models import sizes, weights
-from ctxedit.pipeline import Session
 
 
 @pytest.mark.parametrize("image", [0, 48])
@@ -46,45 +50,74 @@ def test_a_broken_header_is_refused(tmp_path):
             sizes.weigh(tmp_path)
 
 
-@pytest.mark.parametrize("preset", ["contextdiff", "fatezero", "ddim", "sdedit"])
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_evaluations_are_those_that_are_made(preset, guidance, clip, stable_diffusion, tmp_path, monkeypatch):
-    """Lanes that the network sees in one edit, counted at the network."""
-    from ctxedit.models.backbones.stable_diffusion import StableDiffusion
-    from ctxedit.pipeline import Options, Session
+class Passes(Reporter):
+    """Counts the denoiser's passes over the clip by stage."""
 
+    def __init__(self):
+        self.now, self.counted = "", {"tune": 0, "invert": 0, "edit": 0}
+
+    @contextmanager
+    def task(self, name, total):
+        self.now = name.split()[0]
+        yield lambda done, note="": None
+        self.now = ""
+
+    def hook(self, module, args, kwargs):
+        """One call of the denoiser."""
+        if self.now in self.counted:
+            self.counted[self.now] += len(args[0]) / 2
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, controlnet, tmp_path):
+    """Every preset's, with each word changed, words only added, and nothing changed."""
     flags = {
-        "model": str(stable_diffusion), "clip": {"frames": 2, "stride": 1}, "tune": {"steps": 0},
-        "adapter": {"enabled": False}, "invert": {"steps": 5}, "edit": {"steps": 5, "guidance": guidance},
-        "fusion": {"mask_layers": 1.0},
+        "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1},
+        "adapter": {"width": 16, "heads": 2, "blocks": 1}, "control": {"model": str(controlnet)},
+        "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_layers": 1.0},
     }  # fmt: skip
     config = load(preset, flags=flags, environ={})
-    lanes = []
-    real = StableDiffusion.raw
+    config = replace(config, tune=replace(config.tune, steps=min(2, config.tune.steps)))
+    targets = ("a panda walking", "a tiger walking, snow", "a tiger walking")
+    request = Request(clip, config, preset, "a tiger walking", targets, overwrite=True, runs=tmp_path)
+    planned = {stage.name: stage.evaluations for stage in plan.make(request).stages}
+    passes = Passes()
+    with Session(request, passes) as session:
+        session.parts.backbone.networks[0].register_forward_pre_hook(passes.hook, with_kwargs=True)
+        session.tune()
+        session.invert()
+        assert (passes.counted["tune"], passes.counted["invert"]) == (planned["tune"], planned["invert"])
+        for target in targets:
+            passes.counted["edit"] = 0
+            session.edited_frames(target, session.invert())
+            assert passes.counted["edit"] == planned[f"edit “{target}”"], target
 
-    def counted(self, x, timestep, condition, view):
-        lanes.append(len(condition))
-        return real(self, x, timestep, condition, view)
 
-    options = Options(prompt="a tiger walking", runs=tmp_path)
-    with Session(clip, config, preset, options) as session:
-        trajectory = session.invert()
-        monkeypatch.setattr(StableDiffusion, "raw", counted)
-        session.edited_frames("a panda walking", trajectory)
-    assert sum(lanes) == edit_evaluations(config)
+@pytest.mark.parametrize("changes", [{"edit": {"guidance": 1.0}}, {"invert": {"refinements": 2}}])
+def test_planned_passes_follow_the_settings(changes, clip, stable_diffusion, tmp_path):
+    flags = {"model": str(stable_diffusion), "clip_model": "builtin", "tune": {"steps": 0}}
+    flags["clip"] = {"frames": 2, "stride": 1}
+    for table in ("invert", "edit"):
+        flags[table] = {"steps": 4} | changes.get(table, {})
+    config = load("ddim", flags=flags, environ={})
+    request = Request(clip, config, "ddim", "a tiger walking", ("a panda walking",), runs=tmp_path)
+    planned = {stage.name: stage.evaluations for stage in plan.make(request).stages}
+    passes = Passes()
+    with Session(request, passes) as session:
+        session.parts.backbone.networks[0].register_forward_pre_hook(passes.hook, with_kwargs=True)
+        session.edited_frames("a panda walking", session.invert())
+    assert passes.counted["invert"] == planned["invert"]
+    assert passes.counted["edit"] == planned["edit “a panda walking”"]
 
 
 def test_memory_grows_with_what_it_should(clip, tmp_path):
-    from ctxedit import plan
-    from ctxedit.pipeline import Options, Session
-
     def peak(stage, **changes):
         config = load(
             environ={}, flags={"clip": {"frames": 4, "stride": 1, "size": 256}, "edit": {}, "tune": {}}
         )
         for table, values in changes.items():
             config = replace(config, **{table: replace(getattr(config, table), **values)})
-        made = plan.make(Session(clip, config, "contextdiff", Options(runs=tmp_path)), ["a cat"])
+        made = plan.make(Request(clip, config, targets=("a cat",), runs=tmp_path))
         return next(s.peak_bytes for s in made.stages if s.name.startswith(stage))
 
     assert peak("tune", clip={"frames": 8}) > 1.5 * peak("tune")
@@ -142,7 +175,7 @@ def test_a_caption_is_made_anew_only_where_its_choice_is_another(clip, monkeypat
 
     def key(**settings):
         few = {"clip": {"frames": 2, "stride": 1}, **settings}
-        return Session(clip, package.settings("contextdiff", few), "contextdiff").caption_key()
+        return Keys(Request(clip, package.settings("contextdiff", few))).caption()
 
     assert key() == key(caption_by="auto") == key(caption_by="clip") != key(caption_by="vote")
     assert key(caption_by="vote") == key(caption_by="vote", clip_model="org/clip")
@@ -155,7 +188,7 @@ def test_a_caption_is_made_anew_only_where_its_choice_is_another(clip, monkeypat
 def test_a_tuning_knows_the_clip_that_its_adapter_looks_through(clip):
     def identity(image, name):
         few = {"adapter": {"image": image}, "clip_model": name}
-        return Session(clip, package.settings("contextdiff", few), "contextdiff").identity
+        return Keys(Request(clip, package.settings("contextdiff", few))).identity(None)
 
     assert identity("clip", "org/one") != identity("clip", "org/two")
     assert identity("latent", "org/one") == identity("latent", "org/two")

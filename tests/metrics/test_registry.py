@@ -145,12 +145,12 @@ def test_a_plugin_that_fails_is_named(install):
 def test_a_broken_plugin_stops_a_run_before_it_begins(install):
     from types import SimpleNamespace
 
-    from ctxedit import pipeline
+    from ctxedit.editing.session import Session
 
     install("import nowhere")
     session = SimpleNamespace(check_target=lambda t: None, tune=lambda: pytest.fail("tuned"))
     with pytest.raises(ConfigError, match="nowhere"):
-        pipeline.run(session, ["a cat"])
+        Session.edit_all(session, ["a cat"])
 
 
 def test_a_plugin_is_in_eval(install, tmp_path):

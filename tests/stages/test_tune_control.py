@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ctxedit import config
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.errors import ConfigError
 from ctxedit.media.write import write_clip
-from ctxedit.pipeline import Options, Session
 from ctxedit.runs import Run
 from ctxedit.stages.tune import trainable
 from ctxedit.synthetic import scenes
@@ -40,7 +41,7 @@ def settings(stable_diffusion, controlnet):
 
 
 def session(clip, settings, tmp_path):
-    return Session(clip, settings, "controlvideo+adapter", Options(prompt=PROMPT, runs=tmp_path / "runs"))
+    return Session(Request(clip, settings, "controlvideo+adapter", PROMPT, runs=tmp_path / "runs"))
 
 
 def test_an_edit_after_reloading_equals_the_edit_of_the_tuning_process(clip, settings, tmp_path):
@@ -48,7 +49,7 @@ def test_an_edit_after_reloading_equals_the_edit_of_the_tuning_process(clip, set
         run = s.tune()
         here = s.edited_frames(TARGET, s.invert())
     (run.folder / "inversion.safetensors").unlink()
-    with Session.reopen(Run(run.folder)) as s:
+    with Session(Request.of_run(Run(run.folder))) as s:
         assert np.array_equal(here, s.edited_frames(TARGET, s.invert()))
     untuned = replace(settings, tune=replace(settings.tune, steps=0))
     with session(clip, untuned, tmp_path) as s:
@@ -62,8 +63,8 @@ def test_checkpointing_changes_the_memory_not_the_result(clip, settings, tmp_pat
             clip, replace(settings, tune=replace(settings.tune, checkpointing=on)), tmp_path / str(on)
         ) as s:
             s.tune()
-            nets = s.backbone.networks
-            parameters = trainable(s.backbone, settings.tune, s.shift(PROMPT), s.temporal)
+            nets = s.parts.backbone.networks
+            parameters = trainable(s.parts.backbone, settings.tune, s.parts.shift(PROMPT), s.parts.temporal)
             tuned.append({k: v.clone() for k, v in parameters.items()})
             assert not any(net.is_gradient_checkpointing for net in nets)
             assert not any(p.requires_grad for net in nets for p in net.parameters())
@@ -74,10 +75,10 @@ def test_checkpointing_changes_the_memory_not_the_result(clip, settings, tmp_pat
 
 def test_half_precision_is_tuned_in_float32_and_comes_back(clip, settings, tmp_path):
     with session(clip, replace(settings, dtype="bfloat16"), tmp_path) as s:
-        before = {k: v.clone() for k, v in s.backbone.select_control(["attn1.to_out"]).items()}
+        before = {k: v.clone() for k, v in s.parts.backbone.select_control(["attn1.to_out"]).items()}
         s.tune()
-        assert {p.dtype for net in s.backbone.networks for p in net.parameters()} == {torch.bfloat16}
-        after = s.backbone.select_control(["attn1.to_out"])
+        assert {p.dtype for net in s.parts.backbone.networks for p in net.parameters()} == {torch.bfloat16}
+        after = s.parts.backbone.select_control(["attn1.to_out"])
         assert any(not torch.equal(before[k], after[k]) for k in before)
         assert np.isfinite(s.edited_frames(TARGET, s.invert())).all()
 
@@ -86,9 +87,9 @@ def test_a_name_in_the_controlnet_that_is_none_is_refused(clip, settings, tmp_pa
     wrong = replace(settings.tune, train=("controlnet.attn7",))
     refused = pytest.raises(ConfigError, match=r"controlnet\.attn7")
     with session(clip, replace(settings, tune=wrong), tmp_path) as s, refused:
-        trainable(s.backbone, wrong, None, None)
+        trainable(s.parts.backbone, wrong, None, None)
     # Without a ControlNet what is listed of it is passed over, as the adapter's is.
     off = replace(settings, control=replace(settings.control, kind="none"))
     with session(clip, off, tmp_path) as s:
-        names = trainable(s.backbone, settings.tune, None, s.temporal)
+        names = trainable(s.parts.backbone, settings.tune, None, s.parts.temporal)
         assert names and not any(n.startswith("controlnet.") for n in names)

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
+from ctxedit.editing.reporter import Reporter
 from ctxedit.metrics import formulas as metrics
 from ctxedit.synthetic import scenes
 from ctxedit.training.checks.base import Check, CheckConfig, Row
-from ctxedit.workbench import Reporter
 
 
 def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:

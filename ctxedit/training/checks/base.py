@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from ctxedit.config import BUILTIN
+from ctxedit.editing.reporter import Reporter
 from ctxedit.models.backbones import Backbone, load_backbone
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import scenes
 from ctxedit.training.components import find_component
-from ctxedit.workbench import Reporter
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ctxedit.editing.reporter import Reporter
 from ctxedit.models.captioner import Blip2Captioner
 from ctxedit.models.clip import ClipScorer
 from ctxedit.stages.caption import caption
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS
 from ctxedit.training.checks.base import Check, CheckConfig, Row
-from ctxedit.workbench import Reporter
 
 
 def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:

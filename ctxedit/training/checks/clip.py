@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ctxedit.editing.reporter import Reporter
 from ctxedit.models.clip import ClipScorer
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_frame
 from ctxedit.synthetic.vocabulary import GREY_STYLES
 from ctxedit.training.checks.base import Check, CheckConfig, Row
 from ctxedit.training.data import Scenes
-from ctxedit.workbench import Reporter
 
 _ATTRIBUTES = ("object", "background", "style", "colour")
 

@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from ctxedit.config import Config, load, merge
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.media.write import write_clip
 from ctxedit.metrics import formulas as metrics
 from ctxedit.models.clip import ClipScorer
-from ctxedit.pipeline import Options, Session
 from ctxedit.runs import key_of
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs
 from ctxedit.training.checks.base import Check, CheckConfig, Row
 from ctxedit.training.components import hashes
-from ctxedit.workbench import Reporter
 
 PRESET = "contextdiff"
 _SIZE, _FPS = 64, Fraction(8)
@@ -87,8 +88,10 @@ def _measure_clip(
     if not clip.is_dir():
         write_clip(clip, source, _FPS)
     source_temp = metrics.clip_temp(scorers.clip.embed_images(source)) or 0.0
-    options = Options(prompt=first.source_prompt, runs=work / "runs", offline=True)
-    with Session(clip, settings, PRESET, options) as session:
+    request = Request(
+        clip, settings, PRESET, prompt=first.source_prompt, runs=work / "runs", offline=True
+    )  # fmt: skip
+    with Session(request) as session:
         session.tune()
         session.invert()
         _measure_round_trip(session, source, figures)
@@ -107,16 +110,17 @@ def _measure_clip(
 def _measure_round_trip(session: Session, source: NDArray[np.uint8], figures: _Figures) -> None:
     """Sample the source prompt from the run's inversion, in a session of its own at guidance scale 1."""
     config = replace(session.config, edit=replace(session.config.edit, guidance=1.0))
-    with Session.reopen(session.run, config, session.options) as unguided:
+    with Session(replace(session.request, config=config, run=session.run)) as unguided:
         back = unguided.edited_frames(unguided.prompt, unguided.invert())
-    decoded = session.prepared.unpad(session.backbone.decode(session.latents))
+    parts = session.parts
+    decoded = parts.prepared.unpad(parts.backbone.decode(parts.latents))
     figures.round_trip.append(_psnr(back, source))
     figures.round_trip_own.append(_psnr(back, decoded))
 
 
 def _edit(session: Session, target: str) -> NDArray[np.uint8]:
     session.edit(target)
-    facts = session.run.facts(session.edit_key(target)[0])
+    facts = session.run.facts(session.key("edit", target)[0])
     return load_file(session.run.folder / facts["frames"])["frames"].numpy()
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from ctxedit.config import load, merge
+from ctxedit.editing.reporter import Reporter
 from ctxedit.stages.generate import generate
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS, ask, load_judge, truth
 from ctxedit.training.checks.base import Check, CheckConfig, Row
-from ctxedit.workbench import Reporter
 
 _GOALS = {"object": 0.90, "background": 0.95, "style": 0.95, "colour": 0.85}
 

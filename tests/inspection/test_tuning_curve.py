@@ -6,10 +6,11 @@ import pytest
 from safetensors.torch import load_file
 
 from ctxedit import config as configuration
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
 from ctxedit.errors import ConfigError
-from ctxedit.looking import curve
+from ctxedit.inspection.curve import tune_with_curve
 from ctxedit.media.write import write_clip
-from ctxedit.pipeline import Options, Session
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.scenes import Actor
 
@@ -35,7 +36,7 @@ def clip(tmp_path_factory):
 
 def session(clip, runs, preset="contextdiff", **changes):
     config = configuration.load(preset, flags=FEW | changes, environ={})
-    return Session(clip, config, preset, Options(prompt=PROMPT, runs=runs))
+    return Session(Request(clip, config, preset, PROMPT, runs=runs))
 
 
 def tuned(one):
@@ -47,13 +48,13 @@ def test_a_sampled_tuning_is_the_tuning_and_both_adapters_are_drawn(clip, tmp_pa
         plain.tune()
         expected = tuned(plain)
     with session(clip, tmp_path / "curve") as watched:
-        files = curve(watched, TARGET, 3, compare=True)
+        files = tune_with_curve(watched, TARGET, 3, compare=True)
         got = tuned(watched)
         assert files.picture.parent == watched.run.folder / "tune" and files.picture.is_file()
         with files.table.open() as file:
             rows = list(csv.DictReader(file))
         # Once more: nothing is tuned again, and the curve is drawn from the logs.
-        assert curve(watched, TARGET, 3, compare=True) == files
+        assert tune_with_curve(watched, TARGET, 3, compare=True) == files
     assert got.keys() == expected.keys() and all((got[k] == expected[k]).all() for k in got)
     for name in ("with the adapter", "without"):
         of = {r["step"]: r for r in rows if r["tuning"] == name}
@@ -72,10 +73,10 @@ def test_a_tuning_that_was_not_sampled_says_so(clip, tmp_path, monkeypatch):
     with session(clip, tmp_path) as again:
         said = []
         monkeypatch.setattr(again.reporter, "warn", said.append)
-        curve(again, TARGET, 2)
+        tune_with_curve(again, TARGET, 2)
         assert any("without samples" in text for text in said)
 
 
 def test_a_preset_that_trains_no_adapter_has_nothing_to_compare(clip, tmp_path):
     with session(clip, tmp_path, "tune-a-video") as one, pytest.raises(ConfigError, match="adapter"):
-        curve(one, TARGET, 2, compare=True)
+        tune_with_curve(one, TARGET, 2, compare=True)

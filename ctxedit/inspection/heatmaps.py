@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
+from ctxedit.editing.session import Session
 from ctxedit.errors import InputError
 from ctxedit.media.montage import contact_sheet, labelled_row
 from ctxedit.media.read import Clip
@@ -22,23 +21,56 @@ from ctxedit.models.attention import HeatMap
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import Progress, no_progress
+from ctxedit.stages.report import HeatmapFiles, heatmap_files
 
 #: Weight of the colours over the frame.
 _OPACITY = 0.6
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where the maps lie: a picture with a row for each word, and a video with the words in a row."""
+def draw(session: Session, target: str) -> HeatmapFiles:
+    """Where each word of the target attends in its edit; with an adapter also with its shift switched off.
 
-    sheet: Path
-    video: Path
+    Both are sampled for it, so the edit need not be made again. Reused where it is done already.
+    """
+    with session.working():
+        return _draw(session, target)
 
 
-def files_for(video: Path) -> Files:
-    """Beside the edited video, under its name."""
-    stem = video.with_suffix("") if video.suffix else video
-    return Files(stem.with_name(f"{stem.name}-heatmaps.png"), stem.with_name(f"{stem.name}-heatmaps.mp4"))
+def _draw(session: Session, target: str) -> HeatmapFiles:
+    run, request, prepared = session.run, session.request, session.parts.prepared
+    name, key = session.key("edit", target)
+    files = heatmap_files(session.edit_files(target).video)
+    name = name.replace("edit/", "heatmaps/", 1)
+    if run.done(name, key) and not request.overwrite:
+        return files
+    trajectory, shift = session.invert(), session.parts.shift(target)
+    edits = [("", shift)] + ([(", shift off", None)] if shift is not None else [])
+    shown = [("source", prepared.frames)]
+    for note, this in edits:
+        frames, maps = _recorded(session, target, trajectory, this)
+        shown.append((f"edit{note}", prepared.unpad(frames)))
+        for word, heat in maps.items():
+            shown.append((f"{word}{note}", prepared.unpad(overlay(frames, heat))))
+    run.publish(
+        name, key, (files.sheet, files.video),
+        lambda staged: write(shown, HeatmapFiles(*staged), prepared.clip, True),
+        request.overwrite or request.output is None, target=target,
+    )  # fmt: skip
+    return files
+
+
+def _recorded(
+    session: Session, target: str, trajectory: Tensor, shift: ContextShift | None
+) -> tuple[NDArray[np.uint8], dict[str, Tensor]]:
+    """Frames of an edit at the model's size, and each word's map (F, h, w)."""
+    config, parts = session.config, session.parts
+    levels = parts.backbone.levels(config.edit.steps)
+    scene = Scene(parts.backbone, session.prompt, trajectory, levels, parts.view)
+    pixels = parts.mask()
+    mask = None if pixels is None else parts.latent_mask(pixels)
+    with session.reporter.task(f"heat maps “{target}”", config.edit.steps) as progress:
+        latents, maps = watched_edit(scene, target, config, shift, mask, lambda done, _: progress(done, ""))
+    return parts.backbone.decode(latents), maps
 
 
 def watched_edit(
@@ -67,7 +99,7 @@ def watched_edit(
     """
     words = content(scene.backbone.words(target))
     if not words:
-        raise InputError(f"{target!r} has no word to look for", "name what the clip shall show")
+        raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
     tokens = scene.view.tokens_at(config.fusion.mask_layers)
     table = columns(words, scene.backbone.context_length)
     watch = HeatMap(table, 0, scene.view.side, finest=tokens, coarsest=tokens)
@@ -97,7 +129,9 @@ def overlay(frames: NDArray[np.uint8], heat: Tensor) -> NDArray[np.uint8]:
     return out
 
 
-def write(rows: Sequence[tuple[str, NDArray[np.uint8]]], files: Files, clip: Clip, overwrite: bool) -> None:
+def write(
+    rows: Sequence[tuple[str, NDArray[np.uint8]]], files: HeatmapFiles, clip: Clip, overwrite: bool
+) -> None:
     """Write the sheet and the video of labelled rows of frames (F, h, w, 3), timed as the clip is."""
     write_image(files.sheet, contact_sheet(rows), overwrite=overwrite)
     write_clip(files.video, labelled_row(rows), clip.fps, durations=clip.durations, overwrite=overwrite)

@@ -1,13 +1,10 @@
-"""The workbench of one clip: networks, frames, masks, each loaded when it is first needed."""
+"""What one clip is edited with: networks, frames, masks, each loaded on first use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
@@ -31,91 +30,31 @@ from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
-from ctxedit.runs import DEFAULT_ROOT
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.prepare import Prepared, prepare
-
-_Self = TypeVar("_Self", bound="Workbench")
 
 #: Below this the built-in CLIP does not see the prompt in the clip. Ten drawn clips with their captions gave
 #: 0.79 to 0.96, six of real footage with the built-in captions 0.10 to 0.67.
 _RECOGNISED = 0.75
 
 
-class Reporter:
-    """Who is told what goes on. This one keeps silent; the command line's shows it."""
-
-    def say(self, text: str) -> None:
-        """A line for the person."""
-
-    def warn(self, text: str) -> None:
-        """A line that should not be missed."""
-
-    @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """A stage with a progress: the callable takes steps done and a short note."""
-
-        def told(done: int, note: str = "") -> None:
-            """Nobody listens."""
-
-        yield told
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is asked of the tool beyond the settings of the method.
-
-    Attributes:
-        prompt: the source prompt; None captions the clip.
-        mask: where change is allowed.
-        output: the edited file; None is inside the run folder.
-        source_size: write at the source's size.
-        audio: copy the source's sound.
-        overwrite: replace existing outputs, redo finished edits.
-        offline: touch no hub.
-        runs: folder for runs.
-        lavis_python: interpreter of the LAVIS worker.
-        sources: files that the settings were read from; no output may take their place.
-        chroma: of H.264 outputs: "420", or "444", which few players show.
-    """
-
-    prompt: str | None = None
-    mask: Path | None = None
-    output: Path | None = None
-    source_size: bool = False
-    audio: bool = True
-    overwrite: bool = False
-    offline: bool = False
-    runs: Path = DEFAULT_ROOT
-    lavis_python: Path | None = None
-    sources: tuple[Path, ...] = ()
-    chroma: str = "420"
-
-
-class Workbench:
-    """Everything that the stages work with, and nothing of their order.
+class Parts:
+    """What the stages work with; their order is not known here.
 
     Args:
-        clip: the source.
-        config: settings.
-        options: outputs, prompt, mask.
-        reporter: who is told.
-        tuning_seed: what adapter and temporal layers start from.
+        request: the clip, its settings, mask and tuning seed.
+        reporter: receives messages.
     """
 
-    def __init__(
-        self, clip: Path, config: Config, options: Options, reporter: Reporter, tuning_seed: int
-    ) -> None:
-        self.clip, self.config, self.options, self.reporter = clip, config, options, reporter
-        self.tuning_seed = tuning_seed
+    def __init__(self, request: Request, reporter: Reporter) -> None:
+        self.request, self.reporter = request, reporter
         self._stack = ExitStack()
         self._adapter: ContextAdapter | None = None
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self.request.config
 
     def close(self) -> None:
         """Take temporal layers and attention off the network again."""
@@ -130,22 +69,24 @@ class Workbench:
 
     @cached_property
     def backbone(self) -> Backbone:
-        checkpoint, control = locate(self.config.model, self.options.offline), self.config.control
+        checkpoint, control = locate(self.config.model, self.request.offline), self.config.control
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
         if control.kind != "none":
-            folder = locate_control(control, backbone.denoiser, self.options.offline)
+            folder = locate_control(control, backbone.denoiser, self.request.offline)
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 
     @cached_property
     def prepared(self) -> Prepared:
-        prepared = prepare(self.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple)
+        prepared = prepare(
+            self.request.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple
+        )
         height, width = prepared.frames.shape[1:3]
-        self.reporter.say(f"{len(prepared.frames)} frames of {self.clip.name} at {width}×{height}")
+        self.reporter.say(f"{len(prepared.frames)} frames of {self.request.clip.name} at {width}×{height}")
         for note in prepared.clip.notes:
             self.reporter.warn(note)
         return prepared
@@ -183,7 +124,7 @@ class Workbench:
         if self._adapter is None:
             width = self.scorer.image_width if config.image == "clip" else 0
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.tuning_seed)
+                torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
             self._adapter.to(self.device).eval().requires_grad_(False)
@@ -200,13 +141,13 @@ class Workbench:
         if not self.config.attention.temporal:
             return None
         init = self.config.attention.temporal_init
-        layers = self.backbone.temporal_layers(self.tuning_seed, init).eval().requires_grad_(False)
+        layers = self.backbone.temporal_layers(self.request.tuning_seed, init).eval().requires_grad_(False)
         self._stack.callback(layers.remove)
         return layers
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        return make_scorer(self.config.clip_model, self.own, self.device, self.options.offline)
+        return make_scorer(self.config.clip_model, self.own, self.device, self.request.offline)
 
     @property
     def own(self) -> Path | None:
@@ -214,10 +155,10 @@ class Workbench:
         return own_folder(self.config.model)
 
     def mask(self) -> NDArray[np.float32] | None:
-        if self.options.mask is None:
+        if self.request.mask is None:
             return None
         clip = self.config.clip
-        return read_mask(self.options.mask, clip.frames, clip.start, clip.stride, self.prepared.fit)
+        return read_mask(self.request.mask, clip.frames, clip.start, clip.stride, self.prepared.fit)
 
     def latent_mask(self, pixels: NDArray[np.float32]) -> Tensor:
         """A mask at working size (F, h, w) as latents see it: padded, (F, 1, h/f, w/f)."""

@@ -5,7 +5,7 @@ import json
 
 from PIL import Image
 
-from ctxedit.stages.curve import read_log, write
+from ctxedit.inspection.curve import read_log, write
 
 ROWS = [
     {"step": 1, "loss": 0.5, "shift": 0.0, "clip_text": None},

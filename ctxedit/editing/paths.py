@@ -1,4 +1,4 @@
-"""All files that a request reads and all that it writes. No output may be an input, by whatever name or link.
+"""The files that a command reads and those that it writes: no output may be an input, by any name or link.
 
 Outputs are written to a temporary name and renamed, so a clip that is also the output would be read to its
 end and then be gone: neither ``-y`` nor a symbolic or hard link makes that what a person meant.
@@ -18,7 +18,7 @@ from ctxedit.errors import ConfigError, OutputError
 from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
 
 if TYPE_CHECKING:
-    from ctxedit.pipeline import Session
+    from ctxedit.editing.request import Request
 
 #: What is left of a URL's beginning in a path. Windows' drives have one letter.
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)
@@ -36,7 +36,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Request:
+class Paths:
     """What is read and written.
 
     Attributes:
@@ -93,26 +93,24 @@ class Request:
                 raise _refused(f"the {what} {printable(path)} is inside the {one.what}", one)
 
 
-def for_session(session: Session, targets: Sequence[str], with_heatmaps: bool = False) -> Request:
+def for_edit(request: Request) -> Paths:
     """What an edit or a tuning reads and writes."""
-    config, options = session.config, session.options
-    inputs = [Input(session.clip, "clip", True), *_settings(config, options.sources)]
-    if options.mask is not None:
-        inputs.append(Input(options.mask, "mask", True))
-    run = session._run
-    if options.output is None or not targets:
-        return Request(
-            tuple(inputs), _kept(run.folder) if run else (), (run.folder if run else options.runs,)
-        )
-    return Request(tuple(inputs), tuple(_edited(options.output, with_heatmaps)), (options.runs,))
+    inputs = [Input(request.clip, "clip", True), *_settings(request.config, request.sources)]
+    if request.mask is not None:
+        inputs.append(Input(request.mask, "mask", True))
+    run = request.run
+    if request.output is None or not request.targets:
+        place = request.runs if run is None else run.folder
+        return Paths(tuple(inputs), () if run is None else _kept(run.folder), (place,))
+    return Paths(tuple(inputs), tuple(_edited(request.output, request.heatmaps)), (request.runs,))
 
 
-def for_image(image: Path, config: Config, adapter: Path | None, sources: Sequence[Path]) -> Request:
+def for_image(image: Path, config: Config, adapter: Path | None, sources: Sequence[Path]) -> Paths:
     """What text to image reads and writes."""
     inputs = _settings(config, sources)
     if adapter is not None:
         inputs.append(Input(adapter, "adapter"))
-    return Request(tuple(inputs), (("image", image),))
+    return Paths(tuple(inputs), (("image", image),))
 
 
 def _settings(config: Config, sources: Sequence[Path]) -> list[Input]:
@@ -126,15 +124,14 @@ def _settings(config: Config, sources: Sequence[Path]) -> list[Input]:
 
 
 def _edited(video: Path, with_heatmaps: bool) -> Iterator[tuple[str, Path]]:
-    from ctxedit.stages import heatmaps
-    from ctxedit.stages.report import files_for
+    from ctxedit.stages.report import files_for, heatmap_files
 
     if not video.name:
         raise ConfigError(f"--output {video} names no file", "e.g. -o edited.mp4, or -o frames/ for PNGs")
     files = files_for(video)
     yield from (("output", video), ("side-by-side", files.side_by_side), ("contact sheet", files.sheet))
     if with_heatmaps:
-        maps = heatmaps.files_for(video)
+        maps = heatmap_files(video)
         yield from (("heat maps", maps.sheet), ("heat maps", maps.video))
 
 

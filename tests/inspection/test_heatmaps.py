@@ -6,12 +6,13 @@ import torch
 
 from ctxedit.config import AttentionConfig, Config, EditConfig, FusionConfig, InvertConfig
 from ctxedit.errors import InputError
+from ctxedit.inspection.heatmaps import overlay, watched_edit
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import Scene, edit
-from ctxedit.stages.heatmaps import files_for, overlay, watched_edit
 from ctxedit.stages.invert import invert
+from ctxedit.stages.report import heatmap_files
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.scenes import Actor
 
@@ -103,5 +104,5 @@ def test_colours_run_from_black_to_the_hottest_place():
 
 
 def test_maps_lie_beside_the_edit(tmp_path):
-    files = files_for(tmp_path / "panda.mp4")
+    files = heatmap_files(tmp_path / "panda.mp4")
     assert (files.sheet.name, files.video.name) == ("panda-heatmaps.png", "panda-heatmaps.mp4")

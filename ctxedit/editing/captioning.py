@@ -1,0 +1,61 @@
+"""Captioning a clip by itself: its checks and costs, and the caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ctxedit.config import Config
+from ctxedit.editing import machine
+from ctxedit.editing.costs import captioner_weight, clip_weight
+from ctxedit.editing.parts import Parts
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.editing.stages import Job, stage_named
+from ctxedit.errors import ConfigError
+from ctxedit.media.memory import reading_bytes
+from ctxedit.media.probe import probe
+from ctxedit.media.read import span_of
+from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.weights import own_folder
+from ctxedit.stages.caption import asks_clip
+from ctxedit.stages.prepare import captioned_size, read_for_caption
+
+
+def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -> dict[str, Any]:
+    """Check what captioning needs, and say what it takes.
+
+    Raises:
+        ConfigError, InputError, WeightsError, ResourceError.
+    """
+    device = pick_device(config.device)
+    width = pick_dtype(config.dtype, device).itemsize
+    if config.captioner == "lavis" and lavis_python is None:
+        raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
+    info, span = probe(clip), config.clip
+    span_of(info, span.frames, span.start, span.stride)  # enough frames?
+    machine.check_handling("reading the clip", reading_bytes(info, span.frames, *captioned_size(info)))
+    read_for_caption(clip, span)
+    own = own_folder(config.model)
+    weight = captioner_weight(config, own, offline)
+    peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
+    if by_clip := asks_clip(config, own is not None):
+        peak += clip_weight(config, own, offline).parameters * 4
+    machine.check_memory("caption", peak, machine.memory_available(device))
+    return {
+        "clip": str(clip),
+        "frames": config.clip.frames,
+        "captioner": config.captioner,
+        "caption_by": "clip" if by_clip else "vote",
+        "parameters": weight.parameters,
+        "peak_bytes": peak,
+        "device": str(device),
+    }
+
+
+def caption(request: Request, reporter: Reporter) -> str:
+    """Describe a clip in one sentence; the table's own stage, with no run folder."""
+    for note in read_for_caption(request.clip, request.config.clip).notes:
+        reporter.warn(note)
+    stage = stage_named("caption")
+    return str(stage.make(Job(Parts(request, reporter), stage.name)).value)

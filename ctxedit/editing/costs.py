@@ -1,0 +1,152 @@
+"""Estimates of what each stage takes: bytes of memory and of disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ctxedit import footprint
+from ctxedit.config import Config
+from ctxedit.media.geometry import Fit
+from ctxedit.metrics.evaluate import CLIP
+from ctxedit.models.adapter import adapter_parameters
+from ctxedit.models.clip import checkpoint_folder
+from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.weights import own_part
+from ctxedit.patterns import attended_frames
+from ctxedit.stages.caption import BLIP2, asks_clip
+from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
+
+_NOTHING = Weight()
+
+
+class Costs:
+    """Bytes of memory and disk of one request's stages; the table of stages names the one for each."""
+
+    def __init__(
+        self,
+        config: Config,
+        offline: bool,
+        own: Path | None,
+        body: Sizes,
+        fit: Fit,
+        dtype: torch.dtype,
+        control: Weight = _NOTHING,
+    ) -> None:
+        self.config, self.offline = config, offline
+        self.body, self.own, self.control = body, own, control
+        self.width = dtype.itemsize
+        self.frames = self.config.clip.frames
+        self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+        self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
+
+    def captioning(self, reused: bool) -> int:
+        """Bytes at the caption's peak, all that is loaded by then included."""
+        if reused:
+            return self._weights
+        asked = (self.config, self.own, self.offline)
+        seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
+        return self._weights + captioner_weight(*asked).parameters * self.width + seen
+
+    def tuning(self, reused: bool) -> int:
+        """Bytes at the tuning's peak: float32 masters, gradient and two moments of what is trained."""
+        if reused or not self.config.tune.steps:
+            return self._passing(1)
+        body, width = self.body, self.width
+        networks = body.unet.parameters + self.control.parameters
+        masters = networks * (4 - width) if width < 4 else 0
+        kept = footprint.backward_bytes(
+            body, self.side, self.frames, self.window, width, self.config.tune.checkpointing
+        )
+        if self.control.parameters:  # the way down a second time
+            kept = kept * 3 // 2
+        return self._weights + masters + self._trained * 12 + kept + self._shifting(True)
+
+    def inverting(self, reused: bool) -> int:
+        """Bytes at the inversion's peak."""
+        return self._passing(1)
+
+    def editing(self, reused: bool) -> int:
+        """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
+        return self._passing(3 if self._fuses else 2)
+
+    def evaluating(self, reused: bool) -> int:
+        """Bytes while an edit is scored."""
+        return self._weights + clip_weight(self.config, self.own, self.offline).parameters * 4
+
+    def tuning_disk(self) -> int:
+        """Bytes that tuning leaves: parameters and two moments on the way, the result beside them."""
+        return 4 * 4 * self._trained if self.config.tune.steps else 0
+
+    def inverting_disk(self) -> int:
+        """Bytes of the inverted trajectory."""
+        if self.config.edit.start == "noise":
+            return 0
+        h, w = self.side
+        return (self.config.invert.steps + 1) * self.frames * self.body.latent_channels * h * w * 4
+
+    def editing_disk(self) -> int:
+        """Bytes of an edit's frames and videos."""
+        h, w = self.side
+        return 3 * self.frames * h * w * self.body.factor**2 * 3
+
+    @property
+    def _weights(self) -> int:
+        return (self.body.parameters + self.control.parameters) * self.width + self._adapter * 4
+
+    def _passing(self, branches: int) -> int:
+        """Bytes of weights and of one pass, or of decoding, whichever takes more."""
+        images = self.frames * branches
+        passing = footprint.forward_bytes(self.body, self.side, images, self.window, self.width)
+        if self.control.parameters:  # what it hands over waits beside the denoiser's own
+            passing += footprint.skip_bytes(self.body, self.side, images, self.width)
+        chunk = footprint.autoencoder_bytes(self.body, self.side, min(4, self.frames), self.width)
+        return self._weights + max(passing, self._shifting(False), chunk)
+
+    def _shifting(self, gradient: bool) -> int:
+        adapter = self.config.adapter
+        return footprint.adapter_bytes(adapter, self.side, self.frames, gradient) if adapter.enabled else 0
+
+    @property
+    def _fuses(self) -> bool:
+        fusion = self.config.fusion
+        inverted = self.config.edit.start == "inversion"
+        return inverted and bool(fusion.self_share or fusion.cross_share or fusion.blend == "latent")
+
+    @property
+    def _adapter(self) -> int:
+        adapter, body = self.config.adapter, self.body
+        if not adapter.enabled:
+            return 0
+        image = 768 if adapter.image == "clip" else 0
+        return adapter_parameters(adapter, body.latent_channels, body.context_width, image)
+
+    @property
+    def _trained(self) -> int:
+        """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
+        names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL)]
+        beside = [n for n in names if n.startswith(CONTROL)]
+        names = [n for n in names if n not in beside]
+        moved = self._adapter if ADAPTER in self.config.tune.train else 0
+        temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.train else 0
+        moved += min(1, len(beside)) * self.control.parameters // 20
+        return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
+
+
+def captioner_weight(config: Config, own: Path | None, offline: bool) -> Weight:
+    """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
+    if config.captioner == "lavis":
+        return Weight()
+    return _weigh(config.captioner, own, "captioner", BLIP2, offline)
+
+
+def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
+    """The scoring CLIP's size; fetched if it has to be."""
+    return _weigh(config.clip_model, own, "clip", CLIP, offline)
+
+
+def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool) -> Weight:
+    if found := own_part(name, own, part):
+        return weigh(found[0])
+    return weigh(checkpoint_folder(default if name == "auto" else name, offline))

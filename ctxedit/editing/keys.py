@@ -1,0 +1,108 @@
+"""What each stage's result depends on, as hashes. Nothing is loaded, captioned or written to find them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ctxedit.editing.request import Request
+from ctxedit.models.weights import identity, own_folder, part_identity
+from ctxedit.runs import Run, fingerprint, key_of, slug
+from ctxedit.stages import caption as captioning
+
+
+class Keys:
+    """The keys of one request's stages; files are hashed once."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._prints: dict[Path, str] = {}
+
+    def identity(self, prompt: str | None) -> str:
+        """What a run folder is found by: the inputs of its tuning.
+
+        The prompt is the text alone, whether given or captioned. None is the identity that captioned runs
+        had before ctxedit 0.2.
+        """
+        return key_of(self._print_of(self.request.clip), self.request.preset, self._shared(), prompt)
+
+    def caption(self) -> str:
+        """What the caption depends on."""
+        config, own = self.request.config, own_folder(self.request.config.model)
+        captioner = part_identity(config.captioner, own, "captioner")
+        by_clip = captioning.asks_clip(config, own is not None)
+        by = part_identity(config.clip_model, own, "clip") if by_clip else None
+        return key_of(self._print_of(self.request.clip), config.clip, captioner, by)
+
+    def tune(self, prompt: str) -> str:
+        """What the tuning depends on."""
+        return key_of(self._print_of(self.request.clip), [key_of(s) for s in self._shared()], prompt)
+
+    def invert(self, prompt: str) -> str:
+        """What the inversion depends on."""
+        return key_of(self.tune(prompt), self.request.config.invert)
+
+    def edit(self, prompt: str, target: str) -> str:
+        """What an edit depends on."""
+        request, config = self.request, self.request.config
+        mask = self._print_of(request.mask) if request.mask else None
+        return key_of(
+            self.invert(prompt), config.fusion, config.edit, config.seed, target, mask,
+            request.source_size, request.audio, str(request.output),
+            *([request.chroma] if request.chroma != "420" else []),
+        )  # fmt: skip
+
+    def edit_name(self, prompt: str, target: str) -> str:
+        """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
+        return f"{slug(target)}-{self.edit(prompt, target)[:6]}"
+
+    def _shared(self) -> list[Any]:
+        """Settings that tuning depends on; edits of one run may differ in the rest."""
+        c, own = self.request.config, own_folder(self.request.config.model)
+        # A later ctxedit carries other built-in models under the same name.
+        seed = self.request.tuning_seed
+        shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        if c.adapter.enabled and c.adapter.image == "clip":
+            shared.append(part_identity(c.clip_model, own, "clip"))
+        if c.control.kind != "none":
+            # A map is known by its content: it may move, or be drawn again under its name.
+            drawn = self._print_of(Path(c.control.map)) if c.control.map else None
+            shared += [replace(c.control, map=""), drawn]
+        return shared
+
+    def _print_of(self, path: Path) -> str:
+        if path not in self._prints:
+            self._prints[path] = fingerprint(path)
+        return self._prints[path]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A source prompt, and what the run notes of where it comes from."""
+
+    text: str
+    key: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def known_caption(request: Request, keys: Keys) -> Caption | None:
+    """The source prompt without captioning: given, the run's, or of an earlier run of this clip."""
+    if request.prompt is not None:
+        return Caption(request.prompt, key_of(request.prompt), {"model": "given"})
+    if request.run is not None and (facts := request.run.facts("caption")).get("text"):
+        return Caption(str(facts["text"]), "", {k: v for k, v in facts.items() if k != "text"})
+    facts = Run.noted_of(request.runs, request.clip, "caption", key := keys.caption())
+    if not facts.get("text"):
+        return None
+    return Caption(str(facts["text"]), key, {k: v for k, v in facts.items() if k != "text"})
+
+
+def find_run(request: Request, keys: Keys, prompt: str) -> Run | None:
+    """The run of a request whose source prompt is known; None where there is none yet."""
+    if request.run is not None:
+        return request.run
+    if found := Run.find(request.runs, request.clip, request.preset, keys.identity(prompt)):
+        return found
+    older = Run.find(request.runs, request.clip, request.preset, keys.identity(None))
+    return older if older is not None and older.facts("caption").get("text") == prompt else None

@@ -1,0 +1,285 @@
+"""What a command is about to do, found out without loading a weight; everything that can be checked is.
+
+The order of the checks is what a user can fix fastest first: words, files, sizes, models, memory, disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ctxedit.config import Config
+from ctxedit.editing import machine, needs, paths
+from ctxedit.editing.costs import Costs
+from ctxedit.editing.keys import Keys, find_run, known_caption
+from ctxedit.editing.request import Request
+from ctxedit.editing.stages import Stage, stage_named, up_to
+from ctxedit.errors import ConfigError, InputError
+from ctxedit.media.beside import read_beside
+from ctxedit.media.geometry import Fit, plan_fit
+from ctxedit.media.mask import read_mask
+from ctxedit.media.memory import reading_bytes, writing_bytes
+from ctxedit.media.probe import probe
+from ctxedit.media.read import Clip, span_of
+from ctxedit.media.temporary import check_writable
+from ctxedit.media.write import check_output, even_note, holds_audio
+from ctxedit.models.backbones import builtin_vocabulary, family_of
+from ctxedit.models.control import Denoiser, check_settings, locate_control
+from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.weights import Checkpoint, locate
+from ctxedit.naming import is_own
+from ctxedit.prompts import check_syntax
+from ctxedit.runs import Run
+from ctxedit.stages.prepare import read_working
+from ctxedit.stages.report import files_for, heatmap_files
+from ctxedit.stages.wording import check_describes
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One row: whether the stage is done, passes of the network over the clip, peak memory (estimated).
+
+    ``control_evaluations`` are passes of the ControlNet beside it.
+    """
+
+    name: str
+    reused: bool
+    evaluations: int
+    peak_bytes: int
+    control_evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes are (width, height) in pixels; ``run`` is None while there is no run folder yet.
+
+    ``control`` says what the ControlNet is shown, and which one it is; None without one. ``reading_bytes``
+    and ``writing_bytes`` are peaks in main memory (estimated); ``notes`` is what is done to the clip and to
+    the output that a person should know.
+    """
+
+    clip: str
+    model: str
+    parameters: int
+    device: str
+    dtype: str
+    seed: int
+    run: str | None
+    prompt: str | None
+    targets: tuple[str, ...]
+    frames: int
+    fps: Fraction
+    source_size: tuple[int, int]
+    working_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    stages: tuple[PlannedStage, ...]
+    memory_available: int
+    disk_free: int
+    disk_needed: int
+    control: str | None = None
+    reading_bytes: int = 0
+    writing_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> dict[str, Any]:
+        """As plain values for JSON; the frame rate is a fraction in text."""
+        return {**asdict(self), "fps": str(self.fps)}
+
+    def check(self) -> None:
+        """Raises ResourceError when a stage wants more memory than there is, OutputError for the disk."""
+        for stage in self.stages:
+            if not stage.reused:
+                machine.check_memory(stage.name, stage.peak_bytes, self.memory_available)
+        if any(stage.name.startswith("edit ") and not stage.reused for stage in self.stages):
+            machine.check_handling("writing the edit", self.writing_bytes)
+        machine.check_disk(self.disk_needed, self.disk_free)
+
+
+def make(request: Request, last: str = "evaluate") -> Plan:
+    """Check a request and say what its stages up to ``last`` will do. Errors as they would come."""
+    config = request.config
+    paths.for_edit(request).check()
+    _check_texts(request)
+    check_settings(config.control, is_own(config.model))
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    known = _Known(request)
+    seen = _look(request, known)
+    if known.prompt is not None and not request.overwrite:
+        for target in request.targets:
+            check_describes(target, known.prompt)
+    needs.check_words(config, known.prompt, request.targets)
+    checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
+    costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
+    stages = _rows(request, last, known, costs)
+    run = known.run
+    due = [stage for stage in up_to(last) for _, target in stage.rows(request.targets)
+           if stage.listed and not known.done(stage, target)]  # fmt: skip
+    return Plan(
+        str(request.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
+        config.seed, str(run.folder) if run else None, known.prompt, request.targets, config.clip.frames,
+        seen.clip.fps, (fit.source_width, fit.source_height), (fit.width, fit.height),
+        (fit.padded_width, fit.padded_height), stages, machine.memory_available(device),
+        machine.disk_free(run.folder if run else request.runs),
+        (1 << 20) + sum(stage.disk(costs) for stage in due),
+        seen.shown, seen.reading, *_written(request, fit, seen.clip),
+    )  # fmt: skip
+
+
+class _Known:
+    """What is known of a request without working: its prompt, its run, and which stages are done."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.keys = request, Keys(request)
+        caption = known_caption(request, self.keys)
+        self.prompt = None if caption is None else caption.text
+        self.run: Run | None = request.run
+        if caption is not None:
+            self.run = find_run(request, self.keys, caption.text)
+
+    def done(self, stage: Stage, target: str) -> bool:
+        """Whether the stage need not be done."""
+        if stage.name == "caption":
+            return self.prompt is not None
+        if self.run is None or self.prompt is None or not stage.keeps:
+            return False
+        if not stage.applies(self.request.config):
+            return True
+        name = stage.name_of(self.keys, self.prompt, target)
+        redone = stage.each_target and self.request.overwrite
+        return not redone and self.run.done(name, stage.key(self.keys, self.prompt, target))
+
+    def own(self, target: str, outputs: Sequence[Path]) -> set[Path]:
+        """Those of the outputs that exist because this very edit was made before."""
+        if self.run is None or self.prompt is None:
+            return set()
+        stage = stage_named("edit")
+        name, key = stage.name_of(self.keys, self.prompt, target), stage.key(self.keys, self.prompt, target)
+        return {path for path in outputs if self.run.may_replace(name, key, path)}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the checks have read: the clip, the model's sizes, the control."""
+
+    checkpoint: Checkpoint
+    body: Sizes
+    fit: Fit
+    clip: Clip
+    reading: int
+    shown: str | None
+    control: Weight
+
+
+def _look(request: Request, known: _Known) -> _Seen:
+    """Read and check the clip, the mask, the control map and the model's config files."""
+    config, span = request.config, request.config.clip
+    info = probe(request.clip)
+    _check_outputs(request, known, span_of(info, span.frames, span.start, span.stride).fps)
+    checkpoint = locate(config.model, request.offline)
+    family = family_of(checkpoint)
+    body = family.sizes(checkpoint)
+    builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    needs.check_settings(config, body)
+    fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
+    side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+    needs.check_layers(config, body, side, request.heatmaps)
+    reading = reading_bytes(info, span.frames, fit.width, fit.height)
+    machine.check_handling("reading the clip", reading)
+    # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
+    clip = read_working(request.clip, span, fit)
+    if request.mask is not None:
+        read_mask(request.mask, span.frames, span.start, span.stride, fit)
+    shown, control = _control(config, checkpoint, body, fit, request.offline)
+    family.check_prompts(
+        checkpoint, [*request.targets, config.edit.negative_prompt, request.prompt or ""]
+    )  # fmt: skip
+    return _Seen(checkpoint, body, fit, clip, reading, shown, control)
+
+
+def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[PlannedStage, ...]:
+    """A row for each listed stage, one for each target where a stage is done for each."""
+    rows = []
+    for stage in up_to(last):
+        if not stage.listed or (stage.name == "caption" and request.prompt is not None):
+            continue
+        for label, target in stage.rows(request.targets):
+            done = known.done(stage, target)
+            passes = 0 if done else stage.passes(request.config, known.prompt, target)
+            beside = passes if costs.control.parameters else 0
+            rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside))
+    return tuple(rows)
+
+
+def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ...]]:
+    """Bytes that writing an edit takes, and what a person should know of the clip and of the output."""
+    if not request.targets:
+        return 0, clip.notes
+    output = request.output or Path("edit.mp4")
+    size = (fit.source_width, fit.source_height) if request.source_size else (fit.width, fit.height)
+    note = even_note(output, *size, request.chroma)
+    sound = clip.info.sound_note if request.audio and holds_audio(output) else None
+    notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
+    return writing_bytes(output, request.config.clip.frames, *size), notes
+
+
+def _control(
+    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool
+) -> tuple[str | None, Weight]:
+    """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
+    control = config.control
+    if control.kind == "none":
+        return None, Weight()
+    span = config.clip
+    if control.kind == "video":
+        read_beside(control.map, "control map", span.frames, span.start, span.stride, fit)
+    denoiser = None
+    if body.takes_control:
+        denoiser = Denoiser(
+            checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
+            body.context_width, body.factor,
+        )  # fmt: skip
+    weight = weigh(locate_control(control, denoiser, offline))
+    name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
+    shown = control.map or f"Canny edges ({control.low}, {control.high})"
+    return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
+
+
+def _check_texts(request: Request) -> None:
+    """Raise InputError for empty prompts, ConfigError for a syntax that ctxedit does not have."""
+    if request.prompt is not None and not request.prompt.strip():
+        raise InputError("the prompt is empty", "omit it to caption the clip")
+    for target in request.targets:
+        if not target.strip():
+            raise InputError("the target is empty", "describe what the edited clip should show")
+    check_syntax(request.prompt or "", "prompt")
+    for target in request.targets:
+        check_syntax(target, "target")
+    check_syntax(request.config.edit.negative_prompt, "negative prompt")
+
+
+def _check_outputs(request: Request, known: _Known, fps: Fraction) -> None:
+    targets, free = request.targets, request.overwrite
+    if request.output is None:
+        folder = request.runs if request.run is None else request.run.folder
+        check_writable(folder / ".ctxedit", True)
+        return
+    if len(targets) > 1:
+        raise ConfigError(
+            "--output names one file, and there are several targets",
+            "leave it out: the run folder takes them",
+        )
+    files, maps = files_for(request.output), heatmap_files(request.output)
+    outputs = (files.video, files.side_by_side, files.sheet)
+    own: set[Path] = set()
+    if not free and targets and any(path.exists() for path in outputs):
+        own = known.own(targets[0], outputs)
+    check_output(request.output, fps, free or files.video in own)
+    for path in outputs[1:]:
+        check_writable(path, free or path in own)
+    for path in (maps.sheet, maps.video) if request.heatmaps else ():
+        check_writable(path, free)

@@ -1,0 +1,81 @@
+"""What is asked for: the one description of a job that the command line, the API and bench all make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxedit.config import Config
+from ctxedit.runs import DEFAULT_ROOT, Run
+
+
+def _ignore(text: str) -> None:
+    """Discards a warning."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A clip, the settings to edit it with, and where the results go.
+
+    Attributes:
+        clip: the source.
+        config: settings.
+        preset: the preset's name, part of the run's identity.
+        prompt: the source prompt; None captions the clip.
+        targets: target prompts.
+        mask: where change is allowed.
+        output: the edited file; None is inside the run folder.
+        source_size: write at the source's size.
+        audio: copy the source's sound.
+        chroma: of H.264 outputs: "420", or "444", which few players show.
+        overwrite: replace existing outputs, redo finished edits.
+        heatmaps: also draw where each word of the target attends.
+        offline: touch no hub.
+        runs: folder for runs.
+        lavis_python: interpreter of the LAVIS worker.
+        sources: files that the settings were read from; no output may replace them.
+        run: the run to continue; None finds or makes the one of these inputs.
+    """
+
+    clip: Path
+    config: Config
+    preset: str = "contextdiff"
+    prompt: str | None = None
+    targets: tuple[str, ...] = ()
+    mask: Path | None = None
+    output: Path | None = None
+    source_size: bool = False
+    audio: bool = True
+    chroma: str = "420"
+    overwrite: bool = False
+    heatmaps: bool = False
+    offline: bool = False
+    runs: Path = DEFAULT_ROOT
+    lavis_python: Path | None = None
+    sources: tuple[Path, ...] = ()
+    run: Run | None = None
+
+    @classmethod
+    def of_run(
+        cls, run: Run, config: Config | None = None, warn: Callable[[str], None] = _ignore, **others: Any
+    ) -> Request:
+        """Continue a run.
+
+        Args:
+            run: the run.
+            config: replaces the run's settings where they may still change (edit, fusion, invert, seed).
+            warn: told of a run that an older version made.
+            others: further attributes.
+
+        Raises:
+            InputError: the run's clip is gone or has changed.
+        """
+        run.check_clip(warn)
+        return cls(run.clip, config or run.config, run.preset, runs=run.folder.parent, run=run, **others)
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed of the tuning: an edit of a run may draw other noise, its tuning stays what it is."""
+        return self.config.seed if self.run is None else self.run.config.seed

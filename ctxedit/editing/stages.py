@@ -1,0 +1,380 @@
+"""The table of stages: each one's name, what its key depends on, how it is made and read, what it costs.
+
+Running, resuming, the plan, bench and the API walk :data:`STAGES`; nothing else knows the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ctxedit.config import Config
+from ctxedit.editing.costs import Costs
+from ctxedit.editing.keys import Keys
+from ctxedit.editing.parts import Parts
+from ctxedit.editing.request import Request
+from ctxedit.media.temporary import atomic
+from ctxedit.metrics import Metric, Networks
+from ctxedit.metrics import evaluate as evaluating
+from ctxedit.models.device import name_of, pick_dtype
+from ctxedit.models.tensors import save_tensors
+from ctxedit.stages import caption as captioning
+from ctxedit.stages import edit as editing
+from ctxedit.stages import invert as inverting
+from ctxedit.stages import report as reporting
+from ctxedit.stages import tune as tuning
+from ctxedit.stages.prepare import read_for_caption
+from ctxedit.stages.tune import TuneStep
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works on.
+
+    Attributes:
+        parts: networks, frames, masks.
+        name: the stage's name in the run folder.
+        key: the stage's key.
+        folder: the run folder; artefacts are written to it.
+        prompt: the source prompt.
+        target: of an edit; else empty.
+        edit_name: of an edit, its file name without suffix.
+        needed: values of the stages that this one needs, by name.
+        probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
+    """
+
+    parts: Parts
+    name: str = ""
+    key: str = ""
+    folder: Path = Path()
+    prompt: str = ""
+    target: str = ""
+    edit_name: str = ""
+    needed: Mapping[str, Any] = field(default_factory=dict)
+    probe: Callable[[int], float | None] = lambda step: None
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        return self.parts.request
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self.parts.config
+
+    @property
+    def frames_file(self) -> str:
+        """Where an edit's frames are kept, relative to the run folder."""
+        return f"edits/{self.edit_name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage made.
+
+    Attributes:
+        value: what later stages take.
+        files: artefacts, relative to the run folder.
+        facts: noted in ``run.toml``.
+        outputs: files for the user, made by ``write`` at the paths that it is given, in the same order.
+        write: see ``outputs``.
+    """
+
+    value: Any = None
+    files: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[Path, ...] = ()
+    write: Callable[[list[Path]], None] = lambda staged: None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: of the stage; each target's is ``name/edit-name`` in the run folder.
+        key: of (keys, prompt, target); needs neither weights nor a caption.
+        make: does the work.
+        read: the value of a stage that is done.
+        needs: stages whose values it takes.
+        again: what is said to be done again where its files are damaged.
+        applies: whether the settings have it at all; where not, ``absent`` gives the value.
+        absent: see ``applies``.
+        each_target: whether it is done for each target.
+        keeps: whether it leaves artefacts, and is reused.
+        listed: whether the plan has a row for it.
+        passes: of the network over the clip, of (config, prompt or None, target).
+        peak: bytes of memory, of (costs, reused).
+        disk: bytes that it leaves.
+    """
+
+    name: str
+    key: Callable[[Keys, str, str], str]
+    make: Callable[[Job], Made]
+    read: Callable[[Job], Any]
+    needs: tuple[str, ...] = ()
+    again: str = ""
+    applies: Callable[[Config], bool] = lambda config: True
+    absent: Callable[[Job], Any] = lambda job: None
+    each_target: bool = False
+    keeps: bool = True
+    listed: bool = True
+    passes: Callable[[Config, str | None, str], int] = lambda config, prompt, target: 0
+    peak: Callable[[Costs, bool], int] = lambda costs, reused: 0
+    disk: Callable[[Costs], int] = lambda costs: 0
+
+    def name_of(self, keys: Keys, prompt: str, target: str = "") -> str:
+        """The stage's name in the run folder."""
+        return f"{self.name}/{keys.edit_name(prompt, target)}" if self.each_target else self.name
+
+    def rows(self, targets: Sequence[str]) -> list[tuple[str, str]]:
+        """The plan's rows, as (label, target)."""
+        if self.each_target and self.keeps:
+            return [(f"{self.name} “{target}”", target) for target in targets]
+        return [(self.name, "")]
+
+
+# -- caption -----------------------------------------------------------------------------------------------
+
+
+def _make_caption(job: Job) -> Made:
+    parts, config, request = job.parts, job.config, job.request
+    dtype = pick_dtype(config.dtype, parts.device)
+    model = captioning.make_captioner(
+        config.captioner, parts.own, parts.device, dtype, request.offline, request.lavis_python
+    )
+    by_clip = captioning.asks_clip(config, parts.own is not None)
+    scorer = None
+    if by_clip:
+        # Not the session's: kept, it would hold its memory through all later stages.
+        scorer = evaluating.make_scorer(config.clip_model, parts.own, parts.device, request.offline)
+    with parts.reporter.task("caption", 1) as progress:
+        clip = read_for_caption(request.clip, config.clip)
+        text = captioning.caption(clip.frames, model, scorer)
+        progress(1, "")
+    parts.reporter.say(f"caption ({model.name}): {text}")
+    return Made(text, facts={"text": text, "model": model.name, "by": "clip" if by_clip else "vote"})
+
+
+# -- tune --------------------------------------------------------------------------------------------------
+
+
+def _make_tuning(job: Job) -> Made:
+    parts, config = job.parts, job.config.tune
+    facts = {"prompt": job.prompt, "steps": config.steps}
+    if not config.steps:
+        return Made(facts=facts)
+    shift, folder = parts.shift(job.prompt), _tuning_folder(job.folder / "tune", job.key)
+    with parts.reporter.task("tune", config.steps) as progress:
+
+        def report(row: TuneStep) -> None:
+            note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
+            progress(row.step, note)
+
+        tensors = tuning.tune(
+            parts.backbone, parts.latents, parts.backbone.condition([job.prompt]), parts.view, config,
+            folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
+        )  # fmt: skip
+    save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
+    return Made(files=("tune/tuned.safetensors",), facts=facts)
+
+
+def _read_tuning(job: Job) -> None:
+    """Put the tuned tensors into the networks."""
+    parts, config = job.parts, job.config.tune
+    if config.steps:
+        parameters = tuning.trainable(parts.backbone, config, parts.shift(job.prompt), parts.temporal)
+        tuning.load_tensors(parameters, load_file(job.folder / "tune" / "tuned.safetensors"))
+
+
+def _tuning_folder(folder: Path, key: str) -> Path:
+    """The folder of a tuning in progress; what another key left there is deleted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / "key"
+    if not mark.exists() or mark.read_bytes() != key.encode():
+        for name in ("state.pt", "log.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        with atomic(mark, True) as temporary:
+            temporary.write_text(key)
+    return folder
+
+
+def _make_adapter(job: Job) -> Made:
+    """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
+    shift = job.parts.shift(job.prompt)
+    assert shift is not None  # as ``applies`` says
+    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", prompt=job.prompt)
+    return Made(files=("tune/adapter.safetensors",))
+
+
+# -- invert ------------------------------------------------------------------------------------------------
+
+_TRAJECTORY = "inversion.safetensors"
+
+
+def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverting.no_progress) -> Tensor:
+    """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept."""
+    config, backbone = parts.config.invert, parts.backbone
+    text = prompt if config.prompt == "source" else ""
+    return inverting.invert(
+        backbone, parts.latents, backbone.condition([text]), backbone.levels(config.steps), parts.view,
+        parts.shift(text), config.refinements, progress,
+    )  # fmt: skip
+
+
+def _make_inversion(job: Job) -> Made:
+    total = inverting.network_passes(job.config)
+    with job.parts.reporter.task("invert", total) as progress:
+        trajectory = invert_now(job.parts, job.prompt, lambda done, _: progress(done, ""))
+    save_tensors(job.folder / _TRAJECTORY, {"trajectory": trajectory})
+    return Made(trajectory, (_TRAJECTORY,), {"steps": job.config.invert.steps})
+
+
+def _read_inversion(job: Job) -> Tensor:
+    return load_file(job.folder / _TRAJECTORY)["trajectory"].to(job.parts.device)
+
+
+# -- edit --------------------------------------------------------------------------------------------------
+
+
+def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) -> NDArray[np.uint8]:
+    """RGB uint8 (F, h, w, 3) of an edit at working size, not written."""
+    config, backbone = parts.config, parts.backbone
+    scene = editing.Scene(backbone, prompt, trajectory, backbone.levels(config.edit.steps), parts.view)
+    pixels = parts.mask()
+    mask = None if pixels is None else parts.latent_mask(pixels)
+    with parts.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
+        latents = editing.edit(
+            scene, target, config, parts.shift(target), mask, lambda done, _: progress(done, "")
+        )
+    frames = parts.prepared.unpad(backbone.decode(latents))
+    if pixels is not None:
+        # Outside the user's mask the pixels are the source's own, not the autoencoder's.
+        keep = pixels[..., None]
+        frames = np.rint(frames * keep + parts.prepared.frames * (1 - keep)).astype(np.uint8)
+    return frames
+
+
+def _make_frames(job: Job) -> Made:
+    frames = edited_frames(job.parts, job.prompt, job.target, job.needed["invert"])
+    tensors = {"frames": torch.from_numpy(frames)}
+    if (mask := job.parts.mask()) is not None:
+        tensors["mask"] = torch.from_numpy(mask)
+    save_tensors(job.folder / job.frames_file, tensors)
+    return Made(frames, (job.frames_file,))
+
+
+def _read_frames(job: Job) -> NDArray[np.uint8]:
+    frames: NDArray[np.uint8] = load_file(job.folder / job.frames_file)["frames"].numpy()
+    return frames
+
+
+def edit_files(request: Request, folder: Path, edit_name: str) -> reporting.Files:
+    """Where an edit's results go."""
+    return reporting.files_for(request.output or folder / "edits" / f"{edit_name}.mp4")
+
+
+def _make_edit(job: Job) -> Made:
+    parts, request = job.parts, job.request
+    files = edit_files(request, job.folder, job.edit_name)
+
+    def write(staged: list[Path]) -> None:
+        if files.video.is_dir():
+            staged[0].mkdir()  # a folder's name need not tell that it is one
+        reporting.write(
+            parts.prepared, job.needed["frames"], job.target, job.prompt, reporting.Files(*staged),
+            source_size=request.source_size, audio=request.audio, overwrite=True,
+            chroma=request.chroma, warn=parts.reporter.warn,
+        )  # fmt: skip
+
+    facts = {
+        "target": job.target, "video": str(files.video.resolve()), "frames": job.frames_file,
+        "device": name_of(parts.device), "dtype": str(parts.backbone.dtype).split(".")[-1],
+    }  # fmt: skip
+    return Made(files, (job.frames_file,), facts, (files.video, files.side_by_side, files.sheet), write)
+
+
+def _make_figures(job: Job) -> Made:
+    return Made(figures(job.parts, job.folder / job.frames_file, job.target, job.prompt))
+
+
+def figures(
+    parts: Parts,
+    kept: Path,
+    target: str,
+    prompt: str,
+    chosen: Sequence[Metric] | None = None,
+    networks: Networks | None = None,
+) -> evaluating.Figures:
+    """Scores of an edit whose frames are kept, by the mask it was made with; the usual ones by default."""
+    tensors = load_file(kept)
+    mask = tensors["mask"].numpy() if "mask" in tensors else None
+    return evaluating.evaluate(
+        tensors["frames"].numpy(), target, networks or Networks(parts.scorer), parts.prepared.frames,
+        prompt, mask, chosen,
+    )  # fmt: skip
+
+
+def _nothing(job: Job) -> None:
+    """There is nothing to read."""
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "caption", lambda keys, prompt, target: keys.caption(), _make_caption, _nothing,
+        peak=Costs.captioning,
+    ),
+    Stage(
+        "tune", lambda keys, prompt, target: keys.tune(prompt), _make_tuning, _read_tuning,
+        again="the clip is tuned on",
+        passes=lambda config, prompt, target: tuning.network_passes(config.tune),
+        peak=Costs.tuning, disk=Costs.tuning_disk,
+    ),
+    Stage(
+        "adapter", lambda keys, prompt, target: keys.tune(prompt), _make_adapter, _nothing, ("tune",),
+        again="the adapter is saved", listed=False,
+        applies=lambda config: bool(config.tune.steps) and config.adapter.enabled,
+    ),
+    Stage(
+        "invert", lambda keys, prompt, target: keys.invert(prompt), _make_inversion, _read_inversion,
+        ("tune",), again="the clip is inverted",
+        applies=lambda config: config.edit.start != "noise", absent=lambda job: job.parts.latents[None],
+        passes=lambda config, prompt, target: inverting.network_passes(config),
+        peak=Costs.inverting, disk=Costs.inverting_disk,
+    ),
+    Stage(
+        "frames", lambda keys, prompt, target: keys.edit(prompt, target), _make_frames, _read_frames,
+        ("tune", "invert"), again="the edit is sampled", each_target=True, listed=False,
+    ),
+    Stage(
+        "edit", lambda keys, prompt, target: keys.edit(prompt, target), _make_edit,
+        lambda job: edit_files(job.request, job.folder, job.edit_name), ("frames",),
+        again="the edit's files are written", each_target=True,
+        passes=editing.network_passes, peak=Costs.editing, disk=Costs.editing_disk,
+    ),
+    Stage(
+        "evaluate", lambda keys, prompt, target: keys.edit(prompt, target), _make_figures, _nothing,
+        ("edit",), each_target=True, keeps=False, peak=Costs.evaluating,
+    ),
+)  # fmt: skip
+
+_BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of this name."""
+    return _BY_NAME[name]
+
+
+def up_to(last: str) -> tuple[Stage, ...]:
+    """The stages up to ``last``, in order."""
+    return STAGES[: STAGES.index(stage_named(last)) + 1]

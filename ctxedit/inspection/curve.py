@@ -1,0 +1,167 @@
+"""How a tuning went: loss, shift and CLIP-text of edits over its steps, as CSV and picture (figure 11)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ctxedit.editing.session import Session
+from ctxedit.editing.stages import invert_now
+from ctxedit.errors import ConfigError
+from ctxedit.media.temporary import atomic
+from ctxedit.metrics import formulas as metrics
+from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.tune import ADAPTER
+
+#: A log's figures, with what the picture calls them.
+_FIGURES = {"loss": "loss", "shift": "‖shift‖ / ‖signal‖", "clip_text": "CLIP-text of an edit"}
+#: Steps that the loss is averaged over: each is of one random level.
+_SMOOTH = 10
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a curve lies."""
+
+    table: Path
+    picture: Path
+
+
+def tune_with_curve(session: Session, target: str, every: int, compare: bool = False) -> Files:
+    """Tune, and see what comes of it on the way: loss, shift and CLIP-text of an edit over the steps.
+
+    The edits are sampled with the weights as they are then, and change nothing of the tuning. One that is
+    done already is not repeated: its curve has the samples that were taken while it ran.
+
+    Args:
+        session: the clip, its prompt and settings.
+        target: target prompt of the sampled edits.
+        every: sample after so many steps, and after the last.
+        compare: tune once more with the adapter switched over, in a run of its own, and draw both.
+
+    Returns:
+        ``curve.csv`` and ``curve.png`` in the run's ``tune`` folder.
+    """
+    logs: dict[str, list[dict[str, Any]]] = {}
+    if compare:
+        if ADAPTER not in session.config.tune.train:
+            raise ConfigError(
+                "the comparison needs an adapter that is trained: tune.train does not name it",
+                "choose a preset with +adapter",
+            )
+        adapter = replace(session.config.adapter, enabled=not session.config.adapter.enabled)
+        config = replace(session.config, adapter=adapter)
+        request = replace(session.request, config=config, prompt=session.prompt)
+        # First, and closed again: two networks need not be in memory at once.
+        with Session(request, session.reporter) as other:
+            logs[_label(other)] = _tuned_while_sampling(other, target, every)
+    logs[_label(session)] = _tuned_while_sampling(session, target, every)
+    return write(dict(sorted(logs.items())), session.run.folder / "tune")
+
+
+def _label(session: Session) -> str:
+    return "with the adapter" if session.config.adapter.enabled else "without"
+
+
+def _tuned_while_sampling(session: Session, target: str, every: int) -> list[dict[str, Any]]:
+    """Tune; returns the log's rows."""
+    session.check_target(target)
+    steps = session.config.tune.steps
+
+    def probe(step: int) -> float | None:
+        if step % every and step != steps:
+            return None
+        return _clip_text_now(session, target)
+
+    session.probe = probe
+    rows = read_log(session.tune().folder / "tune" / "log.jsonl")
+    if steps and not any(row.get("clip_text") is not None for row in rows):
+        session.reporter.warn(
+            f"{session.run.folder} was tuned before, without samples: tune with another --seed, or remove it"
+        )
+    return rows
+
+
+def _clip_text_now(session: Session, target: str) -> float:
+    """CLIP-text of an edit with the weights as they are: inverted, sampled and decoded, nothing kept."""
+    config, parts = session.config, session.parts
+    trajectory = parts.latents[None]
+    if config.edit.start == "inversion":
+        trajectory = invert_now(parts, session.prompt)
+    levels = parts.backbone.levels(config.edit.steps)
+    scene = Scene(parts.backbone, session.prompt, trajectory, levels, parts.view)
+    frames = parts.backbone.decode(edit(scene, target, config, parts.shift(target)))
+    images = parts.scorer.embed_images(parts.prepared.unpad(frames))
+    return metrics.clip_text(images, parts.scorer.embed_texts([target]))
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The rows that tuning wrote, in order; a line that a kill cut short ends them."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def write(logs: Mapping[str, Sequence[Row]], folder: Path) -> Files:
+    """Write ``curve.csv`` and ``curve.png``.
+
+    Args:
+        logs: a name (``with adapter``) and the rows of each tuning: step, loss, shift, clip_text or None.
+        folder: where to.
+    """
+    files = Files(folder / "curve.csv", folder / "curve.png")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["tuning", "step", *_FIGURES])
+    for name, rows in logs.items():
+        for row in rows:
+            values = [row.get(k) for k in _FIGURES]
+            table.writerow([name, row["step"], *("" if v is None else f"{v:.6g}" for v in values)])
+    with atomic(files.table, True) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    with atomic(files.picture, True) as temporary:
+        _draw(logs, temporary)
+    return files
+
+
+def _draw(logs: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """One panel for each figure that any tuning has."""
+    # The object interface: no display is asked for, and no global state is left.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [k for k in _FIGURES if any(row.get(k) is not None for rows in logs.values() for row in rows)]
+    figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for name, rows in logs.items():
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            if key == "clip_text":
+                axes.plot(steps, values, marker="o", label=name)
+            else:
+                (line,) = axes.plot(steps, values, alpha=0.25)
+                axes.plot(steps, _smooth(values), color=line.get_color(), label=name)
+        axes.set(xlabel="tuning step", title=_FIGURES[key])
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.savefig(path, format="png", dpi=110)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those up to ``_SMOOTH − 1`` before it."""
+    windows = (values[max(0, i - _SMOOTH + 1) : i + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
