@@ -137,6 +137,7 @@ class Workbench:
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.options.offline)
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
+        backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 
@@ -158,7 +159,9 @@ class Workbench:
         frames = len(self.prepared.frames)
         height, width = self.prepared.padded.shape[1:3]
         side = (height // self.backbone.factor, width // self.backbone.factor)
-        return FrameView(seen_frames(self.config.attention, frames), side, control=self.condition)
+        attention = self.config.attention
+        seen = seen_frames(attention, frames)
+        return FrameView(seen, side, control=self.condition, min_channels=attention.min_channels)
 
     @cached_property
     def condition(self) -> Tensor | None:
@@ -195,11 +198,13 @@ class Workbench:
 
     @cached_property
     def temporal(self) -> TemporalLayers | None:
-        """Temporal attention, hooked into the UNet, where the settings ask for it."""
-        if not self.config.attention.temporal:
+        """Temporal attention and convolutions, hooked into the UNet, where the settings ask for them."""
+        config = self.config.attention
+        if not config.temporal and not config.temporal_conv_rank:
             return None
-        init = self.config.attention.temporal_init
-        layers = self.backbone.temporal_layers(self.tuning_seed, init).eval().requires_grad_(False)
+        init = config.temporal_init if config.temporal else "none"
+        layers = self.backbone.temporal_layers(self.tuning_seed, init, config.temporal_conv_rank)
+        layers.eval().requires_grad_(False)
         self._stack.callback(layers.remove)
         return layers
 
