@@ -51,18 +51,28 @@ class AttentionConfig:
             pattern of :mod:`ctxedit.patterns`.
         window: frames seen by ``causal``.
         key: the key frame's index.
+        min_channels: in layers with fewer channels each frame attends to itself alone, whatever ``frames`` is
+            (FateZero: 640, which leaves out Stable Diffusion's finest level).
+        group_norm: what the group norms of the residual blocks, and the one before the output, take mean and
+            variance over: each ``frame``, or all frames of the ``clip`` together, as the published code of
+            Tune-A-Video, FateZero and ControlVideo does. In the ControlNet as well.
         temporal: temporal attention layers, one for each transformer block, that do nothing until tuned.
         temporal_init: ``zero``: after the block's feed-forward, weights of their own (Tune-A-Video);
             ``copy``: beside self-attention and on its input, with its weights, behind a zero projection, and
             not in the middle block (ControlVideo).
+        temporal_conv_rank: of the low-rank convolutions over frames behind the denoiser's spatial
+            convolutions, which do nothing until tuned (FateZero's shape edits: 160); 0 is none.
         backend: ``sdpa`` (PyTorch) or ``xformers``.
     """
 
     frames: str = "causal"
     window: int = 3
     key: int = 0
+    min_channels: int = 0
+    group_norm: Literal["frame", "clip"] = "frame"
     temporal: bool = False
     temporal_init: Literal["zero", "copy"] = "zero"
+    temporal_conv_rank: int = 0
     backend: Literal["sdpa", "xformers"] = "sdpa"
 
 
@@ -121,7 +131,8 @@ class ControlConfig:
 class TuneConfig:
     """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``temporal``, ``adapter``, …
 
-    ``controlnet.attn1.to_out`` is that of the ControlNet.
+    ``controlnet.attn1.to_out`` is that of the ControlNet, ``temporal`` are the projections of the temporal
+    attention (not its norms), ``temporal_conv`` the temporal convolutions.
     """
 
     steps: int = 200
@@ -140,11 +151,15 @@ class InvertConfig:
     """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``.
 
     ``refinements`` are further network evaluations a step, towards the exact inverse (fixed point).
+    ``final_alpha`` is ᾱ_0, the level of the clean clip, in inversion and sampling alike: ``one`` (the paper),
+    or as the ``checkpoint``'s scheduler says with ``set_alpha_to_one``: where that is false, as for Stable
+    Diffusion, the first training level's.
     """
 
     steps: int = 20
     prompt: Literal["source", "empty"] = "source"
     refinements: int = 0
+    final_alpha: Literal["one", "checkpoint"] = "one"
 
 
 @dataclass(frozen=True)
@@ -160,7 +175,9 @@ class FusionConfig:
         mask_layers: which cross-attention layers make the mask, as a share of the latent's side (0.25: the
             16² of a 64² latent, as FateZero and prompt-to-prompt).
         finest: fuse layers up to this share of the latent's side (0.5: not the finest of 64×64).
-        words: weight of a word of the target prompt, as ``{"watercolor" = 10.0}``.
+        words: weight of a word of the target prompt, as ``{"watercolor" = 10.0}``: the equaliser.
+        words_where: the equaliser acts where the source's cross-attention serves (``fused``: in those steps
+            and layers, as published), or in every step and layer (``everywhere``).
     """
 
     self_share: float = 0.5
@@ -171,6 +188,7 @@ class FusionConfig:
     mask_layers: float = 0.25
     finest: float = 1.0
     words: dict[str, float] = field(default_factory=dict)
+    words_where: Literal["fused", "everywhere"] = "fused"
 
 
 @dataclass(frozen=True)
@@ -351,6 +369,8 @@ def validated(config: Config) -> Config:
         (config.clip.start >= 0, "clip.start", "0 or more"),
         (config.clip.size >= 0, "clip.size", "0 (the model's) or pixels"),
         (config.attention.window >= 1, "attention.window", "at least 1"),
+        (config.attention.min_channels >= 0, "attention.min_channels", "0 (all layers) or more"),
+        (config.attention.temporal_conv_rank >= 0, "attention.temporal_conv_rank", "0 (none) or more"),
         (config.adapter.heads >= 1, "adapter.heads", "at least 1"),
         (
             # Rows and columns have sines and cosines each: a width is a multiple of 4.

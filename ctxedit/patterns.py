@@ -85,7 +85,7 @@ def _sparse_causal(config: Settings, count: int) -> Attended:
 @pattern("key-frame")
 def _key_frame(config: Settings, count: int) -> Attended:
     """One frame for all (FateZero's middle frame, ControlVideo's first)."""
-    key = count // 2 if config.key < 0 else config.key
+    key = (count - 1) // 2 if config.key < 0 else config.key  # FateZero's middle frame
     if key >= count:
         raise ConfigError(f"attention.key = {key}, but the clip has {count} frames")
     return ((key,),) * count

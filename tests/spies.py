@@ -126,6 +126,7 @@ class Spy:
         at = "down_blocks.1.attentions.0.transformer_blocks.0."
         self.self_attention = AttentionSpy(layers[f"{at}attn1"], frames)
         self.cross_attention = AttentionSpy(layers[f"{at}attn2"], frames)
+        self.narrow_attention = AttentionSpy(layers[f"{at.replace('.1.', '.0.', 1)}attn1"], frames)
         backbone.unet.register_forward_pre_hook(self._denoiser, with_kwargs=True)
         if backbone.control is not None:
             net = backbone.control.net

@@ -25,7 +25,7 @@ SEEN = {
     "contextdiff": ({0}, {0, 1}, {0, 1, 2}, {1, 2, 3}),
     "sdedit": ({0}, {0, 1}, {0, 1, 2}, {1, 2, 3}),
     "tune-a-video": ({0}, {0}, {0, 1}, {0, 2}),
-    "fatezero": ({0}, {0}, {0, 1}, {0, 2}),
+    "fatezero": ({1}, {1}, {1}, {1}),
     "fatezero-shape": ({0}, {0}, {0, 1}, {0, 2}),
     "controlvideo": ({0}, {0}, {0}, {0}),
     "ddim": ({0}, {1}, {2}, {3}),
@@ -40,8 +40,10 @@ MOVES = {
     "sdedit": (),
     "ddim": (),
 }
-#: Steps, from noise, in which the source's self- and cross-attention serve: 0.5 and 0.7 of six.
-FUSED = {"contextdiff": 3, "fatezero": 4, "fatezero-shape": 3}
+#: Steps, from noise, in which the source's self- and cross-attention serve: half of six.
+FUSED = {"contextdiff": 3, "fatezero": 3, "fatezero-shape": 3}
+#: Methods whose published networks are inflated to video: group norms over the clip, the scheduler's ᾱ_0.
+INFLATED = ("tune-a-video", "fatezero", "fatezero-shape", "controlvideo")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,8 @@ def spied(clip, stable_diffusion, controlnet, tmp_path_factory):
                 "edit": {"steps": STEPS, "guidance": 2.0},
                 "fusion": {"mask_layers": 1.0, "finest": 1.0},
             }
+            if base(preset) == "fatezero":
+                flags["attention"] = {"min_channels": 32}  # the tiny network has levels of 16 and 32
             settings = config.load(preset, flags=flags, environ={})
             few = replace(settings.tune, steps=min(3, settings.tune.steps))
             runs_folder = tmp_path_factory.mktemp("runs")
@@ -78,6 +82,8 @@ def spied(clip, stable_diffusion, controlnet, tmp_path_factory):
                 spy.trajectory = session.invert()
                 session.edit(TARGET)
                 spy.seen = attention_map(spy)
+                spy.alpha_0 = float(session.backbone.levels(STEPS).at(0)[0] ** 2)
+                spy.norms = clip_norms_of(session)
             runs[preset] = spy
         return runs[preset]
 
@@ -90,6 +96,21 @@ def attention_map(spy):
     return tuple({j for i, j in pairs if i == frame} for frame in range(F))
 
 
+def clip_norms_of(session):
+    """By network: the group norms whose answer for a frame depends on the clip's other frames."""
+    found = {}
+    for name, net in zip(("unet", "controlnet"), session.backbone.networks, strict=False):
+        found[name] = set()
+        for path, norm in net.named_modules():
+            if isinstance(norm, torch.nn.GroupNorm):
+                x = torch.randn(F, norm.num_channels, 3, 3, generator=torch.Generator().manual_seed(0))
+                other = torch.cat([x[:1], 2 * x[1:] + 1])
+                with torch.no_grad(), session.view.in_effect():
+                    if not torch.equal(norm(x)[0], norm(other)[0]):
+                        found[name].add(path)
+    return found
+
+
 def base(preset):
     """The method without what it adds to, or leaves out of, its parts."""
     return preset.removesuffix("+adapter").removesuffix("-adapter")
@@ -98,6 +119,26 @@ def base(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_frame_sees_the_frames_of_its_method(spied, preset):
     assert spied(preset).seen == SEEN[base(preset)]
+
+
+@pytest.mark.parametrize("preset", ["fatezero", "fatezero-shape", "contextdiff"])
+def test_what_frames_see_in_a_narrow_layer(spied, preset):
+    pairs = spied(preset).narrow_attention.saw
+    seen = tuple({j for i, j in pairs if i == frame} for frame in range(F))
+    assert seen == (({0}, {1}, {2}, {3}) if preset == "fatezero" else SEEN[preset])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_group_norms_take_their_statistics_over(spied, preset):
+    spy = spied(preset)
+    inflated = base(preset) in INFLATED
+    for net, norms in spy.norms.items():
+        outside = {"conv_norm_out"} if net == "unet" else set()
+        assert (outside <= norms and any(".resnets." in n for n in norms)) if inflated else not norms
+        assert all(".resnets." in n for n in norms - outside), "not those of the transformers"
+    assert set(spy.norms) == ({"unet", "controlnet"} if preset in CONTROLLED else {"unet"})
+    # The tiny scheduler says set_alpha_to_one = false, as Stable Diffusion's.
+    assert spy.alpha_0 == pytest.approx(1 - 0.00085 if inflated else 1.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("preset", CONTROLLED)
@@ -121,6 +162,10 @@ def test_tuning_moves_what_the_method_trains_and_nothing_else(spied, preset):
     temporal = base(preset) in TEMPORAL
     assert any(n.startswith("temporal.") for n in moved) == temporal
     assert any(n.startswith("temporal.") for n in everything) == temporal
+    assert not any(n.startswith("temporal.") and ".norm." in n for n in moved), "its norms stay"
+    ends = (".down.weight", ".up.weight")
+    convolutions = {n for n in everything if n.startswith("temporal.") and n.endswith(ends)}
+    assert bool(convolutions) == (base(preset) == "fatezero-shape") and convolutions <= moved
     adapter = preset == "contextdiff" or preset.endswith("+adapter")
     assert any(n.startswith("adapter.") for n in moved) == adapter
     assert (len(spy.during("tune")) > 0) == bool(moved)
@@ -173,14 +218,15 @@ def test_the_sources_attention_serves_in_its_steps(spied, preset):
     spy = spied(preset)
     steps = [c for c in spy.during("edit") if c.batch > F]
     fused = FUSED.get(base(preset), 0)
-    blended = base(preset) in ("fatezero", "fatezero-shape")
+    blended = base(preset) == "fatezero-shape"
+    # Replacement, where the words stand one for one, maps the target's own values; refinement some of them.
+    values = None if base(preset) in ("fatezero", "fatezero-shape") else 2
     # Lanes: 0 the source, 1 unconditional, 2 conditional.
     for number, call in enumerate(steps):
         here = number < fused
         assert call.batch == (3 if here else 2) * F
         assert ((0, 0, 2) in call.self_met) == here, "the source's self-attention on the target's values"
-        # The words stand one for one: the mapped values are the target's own.
-        assert ((0, 0, 2) in call.cross_met) == here, "the source's cross-attention on the target's words"
+        assert ((0, 0, values) in call.cross_met) == here, "the source's cross-attention on its words"
         assert ((2, 2, 2) in call.self_met) == (here and blended), "the target's own inside a mask"
     masks = [c for c in spy.during("edit") if c.batch == F]
     assert len(masks) == (fused if blended else 0), "one pass of the source for each step's mask"

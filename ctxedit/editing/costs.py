@@ -13,10 +13,11 @@ from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.temporal import convolution_rank
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
-from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
+from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
 _NOTHING = Weight()
 
@@ -125,13 +126,25 @@ class Costs:
     @property
     def _trained(self) -> int:
         """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
-        names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL)]
+        names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL, TEMPORAL_CONV)]
         beside = [n for n in names if n.startswith(CONTROL)]
         names = [n for n in names if n not in beside]
         moved = self._adapter if ADAPTER in self.config.tune.train else 0
         temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.train else 0
+        if TEMPORAL_CONV in self.config.tune.train:
+            moved += convolution_parameters(self.body, self.config.attention.temporal_conv_rank)
         moved += min(1, len(beside)) * self.control.parameters // 20
         return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
+
+
+def convolution_parameters(body: Sizes, rank: int) -> int:
+    """Parameters of the temporal convolutions behind each spatial one of the denoiser."""
+    first, last = body.channels[0], body.channels[-1]
+    widths = [c for c in body.channels for _ in range(2 * (2 * body.layers + 1))]  # residual blocks
+    widths += [last] * 4  # those of the middle
+    widths += [*body.channels[:-1], *body.channels[1:]]  # down and up between the levels
+    widths += [first, body.latent_channels]  # in and out
+    return sum(6 * c * convolution_rank(c, rank) for c in widths)
 
 
 def captioner_weight(config: Config, own: Path | None, offline: bool) -> Weight:

@@ -16,7 +16,7 @@ from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.sample import fused_steps
-from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL
+from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
 
 def check_settings(config: Config, body: Sizes) -> None:
@@ -28,6 +28,8 @@ def check_settings(config: Config, body: Sizes) -> None:
             f"{max(config.edit.steps, config.invert.steps)} steps, but the model knows {body.train_steps}",
             f"take fewer: --steps {min(20, body.train_steps)}",
         )
+    _check_norms(config, body)
+    _check_channels(config, body)
     _check_temporal(config, body)
     if config.tune.steps:
         _check_trained(config, body)
@@ -74,6 +76,16 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
     """
     if config.edit.start != "inversion":
         return
+    fusion = config.fusion
+    if (
+        fusion.words
+        and fusion.words_where == "fused"
+        and not fused_steps(config.edit.steps, fusion.cross_share)
+    ):
+        raise ConfigError(
+            "fusion.words weighs nothing: it acts where cross-attention is fused, and in no step it is",
+            "--set fusion.words_where=everywhere, or a larger fusion.cross_share",
+        )
     for target in targets:
         words = split_words(target)
         absent = [word for word in config.fusion.words if word.lower() not in {w.lower() for w in words}]
@@ -89,6 +101,26 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
                 f"({len(source)} and {len(words)})",
                 "use 'refine', or 'auto'",
             )
+
+
+def _check_norms(config: Config, body: Sizes) -> None:
+    named = any(".resnets." in name for name in body.unet_names)
+    if config.attention.group_norm == "clip" and body.unet_names and not named:
+        raise ConfigError(
+            "attention.group_norm = 'clip': this model has no residual blocks with group norms",
+            "--set attention.group_norm=frame",
+        )
+
+
+def _check_channels(config: Config, body: Sizes) -> None:
+    attention, widths = config.attention, [body.channels[level] for level in body.attention_levels]
+    if attention.frames != "none" and widths and attention.min_channels > max(widths):
+        raise ConfigError(
+            f"attention.min_channels = {attention.min_channels}: this model's widest attention layers have "
+            f"{max(widths)} channels, so no frame would see another",
+            f"its layers have {', '.join(map(str, sorted(set(widths))))}: "
+            f"--set attention.min_channels={max(widths)} or less",
+        )
 
 
 def _check_temporal(config: Config, body: Sizes) -> None:
@@ -118,6 +150,13 @@ def _check_trained(config: Config, body: Sizes) -> None:
                 raise ConfigError(
                     "tune.train names temporal, and there are no temporal layers",
                     "--set attention.temporal=true, or leave it out of tune.train",
+                )
+            found += 1
+        elif name == TEMPORAL_CONV:
+            if not config.attention.temporal_conv_rank:
+                raise ConfigError(
+                    "tune.train names temporal_conv, and there are no temporal convolutions",
+                    "--set attention.temporal_conv_rank=160, or leave it out of tune.train",
                 )
             found += 1
         elif body.unet_names and not any(f".{name}." in f".{key}." for key in body.unet_names):

@@ -77,6 +77,7 @@ class Parts:
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline)
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
+        backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 
@@ -100,7 +101,9 @@ class Parts:
         frames = len(self.prepared.frames)
         height, width = self.prepared.padded.shape[1:3]
         side = (height // self.backbone.factor, width // self.backbone.factor)
-        return FrameView(attended_frames(self.config.attention, frames), side, control=self.condition)
+        attention = self.config.attention
+        attended = attended_frames(attention, frames)
+        return FrameView(attended, side, control=self.condition, min_channels=attention.min_channels)
 
     @cached_property
     def condition(self) -> Tensor | None:
@@ -137,11 +140,13 @@ class Parts:
 
     @cached_property
     def temporal(self) -> TemporalLayers | None:
-        """Temporal attention, hooked into the UNet, where the settings ask for it."""
-        if not self.config.attention.temporal:
+        """Temporal attention and convolutions, hooked into the UNet, where the settings ask for them."""
+        config = self.config.attention
+        if not config.temporal and not config.temporal_conv_rank:
             return None
-        init = self.config.attention.temporal_init
-        layers = self.backbone.temporal_layers(self.request.tuning_seed, init).eval().requires_grad_(False)
+        init = config.temporal_init if config.temporal else "none"
+        seed, rank = self.request.tuning_seed, config.temporal_conv_rank
+        layers = self.backbone.temporal_layers(seed, init, rank).eval().requires_grad_(False)
         self._stack.callback(layers.remove)
         return layers
 

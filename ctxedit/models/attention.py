@@ -49,7 +49,7 @@ class HeatMap:
     Attributes:
         columns: (tokens, words) one-hot sums of each word's tokens.
         lane: whose attention.
-        side: (h, w) of the maps kept.
+        side: (h, w) of the maps kept; layers of another size are resized to it, bilinearly.
         finest, coarsest: only layers with at most / at least this many positions.
     """
 
@@ -66,7 +66,8 @@ class HeatMap:
         columns = self.columns.to(q).expand(*k.shape[:2], -1, -1)
         heat = kernel(q, k, _pad(columns, q.shape[-1]))[..., : columns.shape[-1]].float().mean(1)
         heat = heat.transpose(1, 2).reshape(heat.shape[0], -1, *side)
-        heat = F.interpolate(heat, self.side, mode="bilinear", align_corners=False)
+        if side != self.side:
+            heat = F.interpolate(heat, self.side, mode="bilinear", align_corners=False)
         self.total = heat if self.total is None else self.total + heat
         self.layers += 1
 
@@ -89,7 +90,8 @@ class Fusion:
     Attributes:
         self_attention: take the source's self-attention.
         cross: take the source's cross-attention by this alignment, or None.
-        mask: (frames, 1, h, w) in {0, 1}: where self-attention stays the target's own; None is nowhere.
+        mask: (frames, 1, h, w) in {0, 1}, of any size: where self-attention stays the target's own; None is
+            nowhere. Layers of another size take it by nearest neighbour.
         finest: only layers with at most this many positions.
     """
 
@@ -105,6 +107,7 @@ class FrameView:
     """One call's batch: ``lanes × frames``, and (height, width) of the latent.
 
     ``control`` is what a ControlNet is shown, (frames, 3, H, W) in [0, 1], the same for every lane.
+    In layers of fewer than ``min_channels`` channels each frame attends to itself alone.
     """
 
     seen: tuple[tuple[int, ...], ...]
@@ -114,10 +117,15 @@ class FrameView:
     heats: tuple[HeatMap, ...] = ()
     weight: Tensor | None = None
     control: Tensor | None = None
+    min_channels: int = 0
 
     @property
     def frames(self) -> int:
         return len(self.seen)
+
+    def seen_at(self, channels: int) -> tuple[tuple[int, ...], ...]:
+        """For each frame the frames that it attends to in a layer of that many channels."""
+        return self.seen if channels >= self.min_channels else tuple((i,) for i in range(self.frames))
 
     @contextmanager
     def in_effect(self) -> Iterator[None]:
@@ -251,7 +259,8 @@ class FrameAttention:
             layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        out = self._cross(q, k, v, view) if self.is_cross else self._self(q, k, v, view)
+        seen = view.seen_at(hidden_states.shape[-1])
+        out = self._cross(q, k, v, view) if self.is_cross else self._self(q, k, v, view, seen)
         out = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return attn.to_out[1](out)
 
@@ -264,7 +273,7 @@ class FrameAttention:
         fused = fusion is not None and fusion.cross is not None and tokens <= fusion.finest
         if not fused:
             if view.weight is not None:
-                # The equaliser acts on the last lane (conditional) whether maps are fused or not.
+                # The equaliser, asked for everywhere, acts on the last lane (conditional).
                 last = slice(v.shape[0] - n, None)
                 v = torch.cat([v[: v.shape[0] - n], v[last] * view.weight.to(v)[:, None]])
             return self.kernel(q, k, v)
@@ -273,8 +282,10 @@ class FrameAttention:
         own = self.kernel(q[: target.start], k[: target.start], v[: target.start])
         return torch.cat([own, fuse_cross(q, k, v, slice(0, n), target, fusion.cross, self.kernel)])
 
-    def _self(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
-        n, tokens, fusion, seen = view.frames, q.shape[2], view.fusion, view.seen
+    def _self(
+        self, q: Tensor, k: Tensor, v: Tensor, view: FrameView, seen: tuple[tuple[int, ...], ...]
+    ) -> Tensor:
+        n, tokens, fusion = view.frames, q.shape[2], view.fusion
         if fusion is None or not fusion.self_attention or tokens > fusion.finest:
             return across_frames(q, k, v, seen, self.kernel)
         source, target = slice(0, n), slice(fusion.target * n, (fusion.target + 1) * n)

@@ -1,4 +1,7 @@
-"""Temporal attention: each position attends over the frames. Behind zeros, so it starts as nothing."""
+"""Temporal layers: attention and convolutions over the frames of each position.
+
+All of them end in zeros, so they start as nothing.
+"""
 
 from __future__ import annotations
 
@@ -80,42 +83,98 @@ class ParallelAttention(nn.Module):
         return over_tokens(x, normed.shape[1]).to(normed.dtype)
 
 
+class TemporalConvolution(nn.Module):
+    """Residual low-rank convolution over frames at each position (the published code of FateZero).
+
+    Two convolutions of three frames without biases, by way of :func:`convolution_rank` channels; the second
+    is zero at the start.
+    """
+
+    def __init__(self, channels: int, rank: int) -> None:
+        super().__init__()
+        rank = convolution_rank(channels, rank)
+        self.down = nn.Conv1d(channels, rank, 3, padding=1, bias=False)
+        self.up = nn.Conv1d(rank, channels, 3, padding=1, bias=False)
+        nn.init.normal_(self.down.weight, std=1 / rank)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden: Tensor, frames: int) -> Tensor:
+        """(lanes·frames, channels, h, w) to the same, in its own precision whatever the weights'."""
+        lines = hidden.unflatten(0, (-1, frames)).permute(0, 3, 4, 2, 1)
+        lanes_h_w = lines.shape[:3]
+        out = self.up(self.down(lines.flatten(0, 2).to(self.down.weight.dtype)))
+        out = out.unflatten(0, lanes_h_w).permute(0, 4, 3, 1, 2).flatten(0, 1)
+        return hidden + out.to(hidden.dtype)
+
+
+def convolution_rank(channels: int, rank: int) -> int:
+    """A rank as :class:`TemporalConvolution` has it: above ``channels`` it is half of them, as published."""
+    return rank if rank <= channels else max(1, channels // 2)
+
+
 class TemporalLayers(nn.ModuleDict):
-    """Temporal attention for the transformer blocks of a stock UNet, hooked in; they are not part of it.
+    """Temporal layers for the transformer blocks and convolutions of a stock UNet, hooked in, no part of it.
 
     Args:
         unet: any; its blocks get hooks until ``remove``.
         seed: of the layers' first weights.
         init: ``zero``: a :class:`TemporalAttention` behind every block; ``copy``: a
-            :class:`ParallelAttention` beside every self-attention outside the middle block.
+            :class:`ParallelAttention` beside every self-attention outside the middle block; ``none``: no
+            attention.
+        conv_rank: of the :class:`TemporalConvolution` behind every spatial convolution larger than 1×1; 0 is
+            none.
 
     Raises:
         ConfigError: the network has no such blocks.
     """
 
-    def __init__(self, unet: nn.Module, seed: int = 0, init: Literal["zero", "copy"] = "zero") -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        seed: int = 0,
+        init: Literal["zero", "copy", "none"] = "zero",
+        conv_rank: int = 0,
+    ) -> None:
         super().__init__()
-        self.init = init
         blocks = {n: m for n, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
         if init == "copy":
             blocks = {n: m for n, m in blocks.items() if not n.startswith("mid_block.")}
-        if not blocks:
+        if init == "none":
+            blocks = {}
+        elif not blocks:
             raise ConfigError("the network has no transformer blocks to put temporal attention behind")
+        spatial = {
+            n: m for n, m in unet.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1
+        }
+        convolutions = spatial if conv_rank else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name, block in blocks.items():
-                self[name.replace(".", "/")] = (
+                self[_key(name)] = (
                     ParallelAttention(block.attn1)
                     if init == "copy"
                     else TemporalAttention(block.attn1.query_dim, block.attn1.heads)
                 )
-        self._handles = [
-            (block.attn1 if init == "copy" else block).register_forward_hook(self._hook(name))
-            for name, block in blocks.items()
-        ]
+            for name, convolution in convolutions.items():
+                self[_key(name)] = TemporalConvolution(convolution.out_channels, conv_rank)
+        hooked = {n: block.attn1 if init == "copy" else block for n, block in blocks.items()} | convolutions
+        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in hooked.items()]
+
+    def tuned_parameters(self, convolutions: bool) -> dict[str, nn.Parameter]:
+        """What tuning moves of the convolutions, or else of the attention: its projections.
+
+        Its norms stay as they are, as in Tune-A-Video's published code.
+        """
+        return {
+            f"{key}.{name}": parameter
+            for key, layer in self.items()
+            if isinstance(layer, TemporalConvolution) == convolutions
+            for name, parameter in layer.named_parameters()
+            if not name.startswith("norm.")
+        }
 
     def _hook(self, name: str) -> Any:
-        layer = self[name.replace(".", "/")]
+        layer = self[_key(name)]
 
         def behind(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             return layer(out, current_view().frames)
@@ -123,10 +182,15 @@ class TemporalLayers(nn.ModuleDict):
         def beside(attn: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             return out + layer(args[0], current_view().frames)
 
-        return beside if self.init == "copy" else behind
+        return beside if isinstance(layer, ParallelAttention) else behind
 
     def remove(self) -> None:
         """Take the hooks off again."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _key(name: str) -> str:
+    """A module's path as a key of a ``ModuleDict``, which takes no dots."""
+    return name.replace(".", "/")

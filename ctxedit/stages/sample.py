@@ -61,7 +61,7 @@ class Blend:
         self.steps += 1
 
     def mask(self) -> Tensor:
-        """(F, 1, h, w) in {0, 1}: the union of the words' masks."""
+        """(F, 1, h, w) in {0, 1}, at the size of the heat maps: the union of the words' masks."""
         masks = [word_mask(total / self.steps, self.threshold) for total in self.total]
         return torch.stack(masks).amax(0)
 
@@ -69,7 +69,9 @@ class Blend:
 def word_mask(heat: Tensor, threshold: float) -> Tensor:
     """Heat (F, words, h, w) to a mask (F, 1, h, w): summed over words, 3×3 maximum, over the frame's maximum.
 
-    FateZero's and prompt-to-prompt's recipe.
+    FateZero's and prompt-to-prompt's recipe. ``heat`` has the size of the attention layers that it comes
+    from: the 3×3 maximum dilates by one of *their* positions, which is four latents for the 16² layers of a
+    64² latent. Whoever uses the mask enlarges it by nearest neighbour.
     """
     heat = F.max_pool2d(heat.sum(1, keepdim=True), 3, stride=1, padding=1)
     return (heat / heat.amax((1, 2, 3), keepdim=True).clamp(min=1e-8) > threshold).float()
@@ -198,7 +200,7 @@ def sample(
 def _keep(x: Tensor, source: Tensor, how: Sampling, blend: Blend) -> Tensor:
     """Outside the masks the source's own latents (prompt-to-prompt's local blend; a person's mask)."""
     if how.blends == "latent" and blend.steps:
-        x = torch.lerp(source, x, blend.mask().to(x))
+        x = torch.lerp(source, x, F.interpolate(blend.mask().to(x), x.shape[-2:], mode="nearest"))
     if how.mask is not None:
         x = torch.lerp(source, x, how.mask.to(x))
     return x
@@ -223,7 +225,9 @@ def _predict(
     t = levels.timestep(level)
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
-    weight = None if source is None else source.alignment.weight
+    weight = None
+    if source is not None and how.fusion.words_where == "everywhere":
+        weight = source.alignment.weight
     if not with_source:
         lanes = replace(view, lanes=len(words), weight=weight, heats=how.watching(len(words) - 1))
         parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
@@ -258,7 +262,8 @@ def _heat_maps(
 
 def _heat(words: Sequence[Word], length: int, lane: int, view: FrameView, fusion: FusionConfig) -> HeatMap:
     tokens = view.tokens_at(fusion.mask_layers)
-    return HeatMap(columns(words, length), lane, view.side, finest=tokens, coarsest=tokens)
+    side = view.layer_side(tokens)  # pooled and normalised there, as published
+    return HeatMap(columns(words, length), lane, side, finest=tokens, coarsest=tokens)
 
 
 def _mask_of_step(

@@ -26,7 +26,7 @@ from ctxedit.models.state import BrokenState, load_state, save_state
 from ctxedit.models.temporal import TemporalLayers
 
 #: Names in ``tune.train`` that are not paths in the UNet.
-ADAPTER, TEMPORAL, CONTROL = "adapter", "temporal", "controlnet."
+ADAPTER, TEMPORAL, TEMPORAL_CONV, CONTROL = "adapter", "temporal", "temporal_conv", "controlnet."
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def trainable(
             here = {} if shift is None else {f"adapter.{k}": v for k, v in shift.adapter.named_parameters()}
             if shift is None:
                 continue  # a preset may list it and a flag switch the adapter off
-        elif name == TEMPORAL:
-            here = {} if temporal is None else {f"temporal.{k}": v for k, v in temporal.named_parameters()}
+        elif name in (TEMPORAL, TEMPORAL_CONV):
+            layers = {} if temporal is None else temporal.tuned_parameters(name == TEMPORAL_CONV)
+            here = {f"temporal.{k}": v for k, v in layers.items()}
         elif name.startswith(CONTROL):
             if backbone.control is None:
                 continue  # likewise

@@ -46,6 +46,8 @@ class TestSeenFrames:
 
     def test_key_frame(self):
         assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 5) == ((2,),) * 5
+        assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 8) == ((3,),) * 8, "(n − 1) // 2"
+        assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 1) == ((0,),)
         with pytest.raises(ConfigError):
             attended_frames(AttentionConfig(frames="key-frame", key=5), 5)
 

@@ -10,7 +10,7 @@ from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
-from ctxedit.models.temporal import TemporalAttention, TemporalLayers
+from ctxedit.models.temporal import TemporalAttention, TemporalConvolution, TemporalLayers
 from ctxedit.patterns import attended_frames
 
 F, SIDE = 3, (16, 16)
@@ -196,3 +196,90 @@ def test_a_copy_opened_adds_to_the_networks_answer_and_closed_does_not(backbone)
     assert (ask() - before).abs().max() > 1e-3
     layers.remove()
     assert torch.equal(ask(), before)
+
+
+RANK = 6
+
+
+def test_a_convolution_over_frames_at_each_position():
+    layer = TemporalConvolution(8, RANK).double()
+    x = draw(2 * F, 8, 2, 3)
+    assert torch.equal(layer(x, F), x), "nothing at the start"
+    perturb(layer)
+    want = x.clone()
+    for lane in range(2):
+        clip = torch.zeros(F + 2, 8, 2, 3, dtype=torch.float64)  # a frame of zeros before and after
+        clip[1:-1] = x[lane * F : (lane + 1) * F]
+        low = torch.zeros(F + 2, RANK, 2, 3, dtype=torch.float64)
+        for i in range(F):
+            low[i + 1] = sum(
+                torch.einsum("rc,chw->rhw", layer.down.weight[:, :, j], clip[i + j]) for j in range(3)
+            )
+        for i in range(F):
+            want[lane * F + i] += sum(
+                torch.einsum("cr,rhw->chw", layer.up.weight[:, :, j], low[i + j]) for j in range(3)
+            )
+    torch.testing.assert_close(layer(x, F), want, rtol=0, atol=1e-12)
+
+
+def test_a_rank_above_the_channels_becomes_half_of_them():
+    assert [TemporalConvolution(8, rank).down.out_channels for rank in (4, 8, 160)] == [4, 8, 4]
+    assert TemporalConvolution(1, 160).down.out_channels == 1
+
+
+def test_convolutions_stand_behind_every_spatial_convolution(ready):
+    """They do nothing at first, then frames see each other; both kinds of layers, or convolutions alone."""
+    x = draw(F, 4, *SIDE)
+    plain = call(ready, x)
+    attention = set(TemporalLayers(ready.unet))
+    both = ready.temporal_layers(conv_rank=RANK)
+    wanted = {
+        name.replace(".", "/")
+        for name, m in ready.unet.named_modules()
+        if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+    }
+    assert set(both) == attention | wanted and {"conv_in", "conv_out"} < wanted
+    both.remove()
+    alone = ready.temporal_layers(init="none", conv_rank=RANK)
+    assert set(alone) == wanted and alone.tuned_parameters(False) == {}
+    assert torch.equal(call(ready, x), plain)
+    perturb(alone)
+    other = draw(F, 4, *SIDE)
+    other[2] += 1
+    mixed = call(ready, x)
+    assert ((call(ready, other) - mixed)[:2].abs().amax((1, 2, 3)) > 1e-6).all()
+    lanes = FrameView(ALONE.seen, SIDE, lanes=2)
+    torch.testing.assert_close(call(ready, torch.cat([x, other]), lanes)[:F], mixed, rtol=0, atol=1e-5)
+    alone.remove()
+    assert torch.equal(call(ready, x), plain)
+
+
+def test_the_attentions_first_weights_do_not_depend_on_the_convolutions(ready):
+    without, with_them = (ready.temporal_layers(3, conv_rank=rank) for rank in (0, RANK))
+    for key, layer in without.items():
+        assert torch.equal(layer.to_q.weight, with_them[key].to_q.weight)
+
+
+def test_tuning_leaves_the_norms_alone(ready):
+    layers = ready.temporal_layers(conv_rank=RANK)
+    attention, convolutions = layers.tuned_parameters(False), layers.tuned_parameters(True)
+    everything = dict(layers.named_parameters())
+    rest = set(everything) - set(attention) - set(convolutions)
+    assert rest and all(".norm." in name for name in rest)
+    assert {name.rsplit(".", 2)[1] for name in attention} == {"to_q", "to_k", "to_v", "to_out"}
+    assert {name.rsplit(".", 2)[1] for name in convolutions} == {"down", "up"}
+
+
+@pytest.mark.parametrize("model", ["stable_diffusion", "builtin"])
+def test_their_parameters_are_foretold(model, request):
+    from ctxedit.costs import convolution_parameters
+
+    from ctxedit.models.backbones import family_of
+    from ctxedit.models.weights import locate
+
+    name = model if model == "builtin" else str(request.getfixturevalue(model))
+    checkpoint = locate(name)
+    net = load_backbone(name, torch.device("cpu"), torch.float32)
+    layers = net.temporal_layers(init="none", conv_rank=20)
+    foretold = convolution_parameters(family_of(checkpoint).sizes(checkpoint), 20)
+    assert foretold == sum(p.numel() for p in layers.parameters())

@@ -33,6 +33,7 @@ from ctxedit.models.attention import FrameView, current_view, frame_attention
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.families import family_named
+from ctxedit.models.group_norm import statistics_over_clip
 from ctxedit.models.sizes import Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, locate, pipeline_of
@@ -65,6 +66,8 @@ class Backbone(ABC):
         latent_channels: C of the latents.
         context_width, context_length: D and L of a condition's tokens.
         control: the ControlNet beside the denoiser, or None.
+        final_alpha: ᾱ_0 of :meth:`levels`: 1, or as the checkpoint's scheduler says; a family whose clean
+            data has no noise has no use for it.
     """
 
     #: Subfolders of a checkpoint that are needed, those with weights first.
@@ -84,6 +87,7 @@ class Backbone(ABC):
     context_width: int
     context_length: int
     control: Control | None
+    final_alpha: Literal["one", "checkpoint"] = "one"
 
     # -- before loading ----------------------------------------------------------------------------
 
@@ -201,10 +205,12 @@ class Backbone(ABC):
 
     @contextmanager
     def attention(self, config: AttentionConfig) -> Iterator[None]:
-        """Attention across frames in every network for as long as the block lasts."""
+        """Attention, and group norms, across frames in every network for as long as the block lasts."""
         with ExitStack() as stack:
             for net in self.networks:
                 stack.enter_context(frame_attention(net, config.backend))
+                if config.group_norm == "clip":
+                    stack.enter_context(statistics_over_clip(net))
             yield
 
     @property
@@ -212,9 +218,11 @@ class Backbone(ABC):
         """The sizes that a ControlNet must fit; None for a family that takes none."""
         return None
 
-    def temporal_layers(self, seed: int = 0, init: Literal["zero", "copy"] = "zero") -> TemporalLayers:
+    def temporal_layers(
+        self, seed: int = 0, init: Literal["zero", "copy", "none"] = "zero", conv_rank: int = 0
+    ) -> TemporalLayers:
         """Fresh temporal layers, hooked into the denoiser; they do nothing until trained."""
-        return TemporalLayers(self.networks[0], seed, init).to(self.device)
+        return TemporalLayers(self.networks[0], seed, init, conv_rank).to(self.device)
 
     def select(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
         """The denoiser's parameters whose path contains one of the names, e.g. ``attn1.to_q``."""

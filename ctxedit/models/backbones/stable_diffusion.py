@@ -242,9 +242,15 @@ class StableDiffusion(Backbone):
         spacing = self._scheduler.timestep_spacing
         offset = self._scheduler.steps_offset if spacing == "leading" else 0
         try:
-            return schedule.levels(self.alphas_cumprod, steps, spacing, offset)
+            return schedule.levels(self.alphas_cumprod, steps, spacing, offset, self._alpha_0)
         except ValueError as error:
             raise ConfigError(f"{self.name} has no {steps} steps: {error}", "take fewer") from error
+
+    @property
+    def _alpha_0(self) -> float | None:
+        """ᾱ_0 where it is not 1."""
+        first = self.final_alpha == "checkpoint" and not self._scheduler.get("set_alpha_to_one", True)
+        return float(self.alphas_cumprod[0]) if first else None
 
     def training_level(self, generator: torch.Generator) -> tuple[int | float, Tensor, Tensor]:
         # At zero signal a noise head says nothing of x_0: such a level teaches nothing.
