@@ -25,7 +25,7 @@ from ctxedit.media.probe import probe
 from ctxedit.media.read import read_frames
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import locate, own_folder
+from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.pipeline import EditResult, Options, Reporter, Session
 from ctxedit.runs import DEFAULT_ROOT, Run
@@ -303,7 +303,8 @@ def evaluate_run(
     opened = run if isinstance(run, Run) else Run(Path(run))
     chosen = rebased(opened, config or {})
     options = Options(mask=Path(mask) if mask else None, offline=offline, runs=opened.folder.parent)
-    locate(chosen.model, offline)
+    dtype = pick_dtype(chosen.dtype, pick_device(chosen.device))
+    locate(chosen.model, offline, is_half(dtype))
     check_writable(opened.folder / "metrics.json", True)
     teller = reporter or Reporter()
     with Session.reopen(opened, chosen, options, reporter) as session, teller.task("evaluate", 1) as progress:

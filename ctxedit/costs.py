@@ -63,7 +63,7 @@ class Costs:
                 return weights
             asked = (self.config, self.own, self.offline)
             seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
-            return weights + captioner_weight(*asked).parameters * width + seen
+            return weights + captioner_weight(*asked, width == 2).parameters * width + seen
         if stage == "tune" and not reused and self.config.tune.steps:
             # Float32 masters of the whole UNet; gradient and two moments of what is trained.
             networks = body.unet.parameters + self.control.parameters
@@ -135,11 +135,11 @@ def edit_evaluations(config: Config) -> int:
     return lanes * edit.steps + beside + (own if fusion.blend == "self" else 0)
 
 
-def captioner_weight(config: Config, own: Path | None, offline: bool) -> Weight:
+def captioner_weight(config: Config, own: Path | None, offline: bool, half: bool = False) -> Weight:
     """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
     if config.captioner == "lavis":
         return Weight()
-    return _weigh(config.captioner, own, "captioner", BLIP2, offline)
+    return _weigh(config.captioner, own, "captioner", BLIP2, offline, half)
 
 
 def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
@@ -147,7 +147,9 @@ def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
     return _weigh(config.clip_model, own, "clip", CLIP, offline)
 
 
-def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool) -> Weight:
+def _weigh(
+    name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False
+) -> Weight:
     if found := own_part(name, own, part):
         return weigh(found[0])
-    return weigh(checkpoint_folder(default if name == "auto" else name, offline))
+    return weigh(checkpoint_folder(default if name == "auto" else name, offline, half))

@@ -23,7 +23,7 @@ from ctxedit.models.backbones import open_backbone
 from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.tensors import save_tensors
-from ctxedit.models.weights import identity, locate, part_identity
+from ctxedit.models.weights import identity, is_half, locate, part_identity
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
@@ -420,8 +420,9 @@ def generate(
     if not text.strip():
         raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
     backbone = open_backbone(
-        locate(config.model, options.offline), device, pick_dtype(config.dtype, device), config.offload
+        locate(config.model, options.offline, is_half(dtype)), device, dtype, config.offload
     )
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":

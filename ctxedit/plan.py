@@ -31,7 +31,7 @@ from ctxedit.models.backbones import builtin_vocabulary, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
-from ctxedit.models.weights import Checkpoint, locate, own_folder
+from ctxedit.models.weights import Checkpoint, is_half, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.pipeline import Session
 from ctxedit.prompts import check_syntax
@@ -140,7 +140,7 @@ def make(
     info, span = probe(session.clip), config.clip
     timed = span_of(info, span.frames, span.start, span.stride)
     _check_outputs(session, timed.fps, targets, heatmaps)
-    checkpoint = locate(config.model, options.offline)
+    checkpoint = locate(config.model, options.offline, is_half(dtype))
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
@@ -154,7 +154,7 @@ def make(
     clip = read_working(session.clip, span, fit)
     if options.mask is not None:
         read_mask(options.mask, config.clip.frames, config.clip.start, config.clip.stride, fit)
-    told, control = _control(config, checkpoint, body, fit, options.offline)
+    told, control = _control(config, checkpoint, body, fit, options.offline, is_half(dtype))
     family.check_prompts(checkpoint, [*targets, config.edit.negative_prompt, options.prompt or ""])
     run, prompt, reused = _reused(session, targets)
     if prompt is not None and not options.overwrite:
@@ -206,7 +206,7 @@ def check_handling(what: str, needed: int) -> None:
 
 
 def _control(
-    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool
+    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool, half: bool
 ) -> tuple[str | None, Weight]:
     """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
     control = config.control
@@ -219,7 +219,7 @@ def _control(
         checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
         body.context_width, body.factor,
     )  # fmt: skip
-    weight = weigh(locate_control(control, denoiser, offline))
+    weight = weigh(locate_control(control, denoiser, offline, half))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
@@ -335,7 +335,7 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
         ConfigError, InputError, WeightsError, ResourceError.
     """
     device = pick_device(config.device)
-    width = pick_dtype(config.dtype, device).itemsize
+    dtype = pick_dtype(config.dtype, device)
     if config.captioner == "lavis" and lavis_python is None:
         raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
     info, span = probe(clip), config.clip
@@ -343,8 +343,8 @@ def for_caption(clip: Path, config: Config, offline: bool, lavis_python: Path | 
     check_handling("reading the clip", reading_bytes(info, span.frames, *captioned_size(info)))
     read_for_caption(clip, span)
     own = own_folder(config.model)
-    weight = captioner_weight(config, own, offline)
-    peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
+    weight = captioner_weight(config, own, offline, is_half(dtype))
+    peak = 2 * weight.parameters * dtype.itemsize  # beams and images take less than the weights once more
     if by_clip := asks_clip(config, own is not None):
         peak += clip_weight(config, own, offline).parameters * 4
     check_memory([Stage("caption", False, 0, peak)], memory_available(device))
@@ -378,7 +378,7 @@ def for_image(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     check_image(output, overwrite)
-    checkpoint = locate(config.model, offline)
+    checkpoint = locate(config.model, offline, is_half(dtype))
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one

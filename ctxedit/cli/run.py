@@ -63,7 +63,7 @@ def run(
     asked.existing(clip)
 
     from ctxedit import api, pipeline
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
 
     options = pipeline.Options(
@@ -72,6 +72,9 @@ def run(
         result.chroma,
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
+    needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
+        return
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
         if not work.checked(session, targets, "evaluate", screen, dry.dry_run):
             return

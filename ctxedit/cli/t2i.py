@@ -47,6 +47,7 @@ def t2i(
     config = asked.settings(base, screen, size, sampling)
 
     from ctxedit import pipeline, plan
+    from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
     from ctxedit.cli.work import gib
     from ctxedit.media.write import write_image
@@ -54,6 +55,9 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
+    needs = [one for one in fetching.wanted(config) if one.what == "the model"]
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
+        return
     looked = plan.for_image(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )

@@ -9,7 +9,7 @@ import typer
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
+from ctxedit.cli.options import Agreed, Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
@@ -61,6 +61,7 @@ def tune(
     dry: Dry,
     talk: Talk,
     looking: Looking,
+    agreed: Agreed,
 ) -> None:
     """Tune on one clip, for any number of edits; prints the run folder."""
     screen = Screen(talk.quiet, talk.json)
@@ -68,7 +69,7 @@ def tune(
     asked.existing(clip)
     looking.check()
 
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
     from ctxedit.looking import curve
     from ctxedit.pipeline import Options, Session
@@ -80,6 +81,10 @@ def tune(
         lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )
+    captions = tuning.prompt is None
+    needs = fetching.wanted(config, captions, scores=looking.curve is not None)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run):
+        return
     with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:
         if not work.checked(session, [], "tune", screen, dry.dry_run):
             return

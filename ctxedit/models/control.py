@@ -70,7 +70,9 @@ def check_settings(config: ControlConfig, own: bool) -> None:
         )
 
 
-def locate_control(config: ControlConfig, denoiser: Denoiser, offline: bool = False) -> Path:
+def locate_control(
+    config: ControlConfig, denoiser: Denoiser, offline: bool = False, half: bool = False
+) -> Path:
     """The folder of the settings' ControlNet, checked to fit; a hub id is fetched into the cache.
 
     Raises:
@@ -92,7 +94,7 @@ def locate_control(config: ControlConfig, denoiser: Denoiser, offline: bool = Fa
             "name one that was trained with it: --set control.model=ID",
         )
     else:
-        folder = checkpoint_folder(CANNY_SD1 if config.model == "auto" else config.model, offline)
+        folder = checkpoint_folder(CANNY_SD1 if config.model == "auto" else config.model, offline, half)
     check_fit(folder, denoiser)
     return folder
 
