@@ -90,3 +90,16 @@ def needed(files, half=False):
     parts = ("unet/", "vae/", "text_encoder/", "tokenizer/", "scheduler/")
     settings = [n for n in files if n.startswith(parts) and n.endswith((".json", ".txt"))]
     return {*weights, *settings, "model_index.json"}
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A clip for a model without a preset of its own."""
+    from fractions import Fraction
+
+    import numpy as np
+
+    from ctxedit.media.write import write_clip
+
+    frames = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+    return write_clip(tmp_path_factory.mktemp("hub clip") / "noise.mp4", frames, Fraction(8))
