@@ -7,21 +7,25 @@ that the hub lists. The result lies in the hub's own cache and layout; ``hugging
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import shutil
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
 from ctxedit.models.layout import Select
+from ctxedit.models.transfer import (
+    Broken,
+    Download,
+    RemoteFile,
+    Watcher,
+    drop_damaged,
+    fetch_file,
+    part_of,
+)
 from ctxedit.naming import SHORT_NAMES
 
 #: Other names that `ctxedit models pull` takes, and what `auto` stands for with a real checkpoint.
@@ -46,25 +50,7 @@ SIZES = {
 #: Repositories whose main branch holds pickles only: the commit of the hub's own safetensors conversion.
 SAFE_REVISIONS = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
 
-_CHUNK = 1 << 20
-_ATTEMPTS = 5
-_PAUSE = 1.0
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository.
-
-    Attributes:
-        name: path inside the repository.
-        size: bytes.
-        etag: what the hub's cache names its content by: SHA-256 of large files, git's SHA-1 of small ones.
-    """
-
-    name: str
-    size: int
-    etag: str
 
 
 @dataclass(frozen=True)
@@ -79,52 +65,6 @@ class Listing:
     def names(self) -> list[str]:
         """All paths."""
         return [file.name for file in self.files]
-
-
-@dataclass(frozen=True)
-class Download:
-    """What is needed of a repository.
-
-    Attributes:
-        hub_id, commit: which.
-        files: needed ones.
-        missing: those that are not in the cache.
-        place: folder of the cache that takes them.
-        kept: bytes of unfinished files that an earlier attempt left.
-    """
-
-    hub_id: str
-    commit: str
-    files: tuple[RemoteFile, ...]
-    missing: tuple[RemoteFile, ...]
-    place: Path
-    kept: int = 0
-
-    @property
-    def total(self) -> int:
-        """Bytes of all needed files."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes to transfer."""
-        return sum(file.size for file in self.missing) - self.kept
-
-
-class Watcher:
-    """Is told of downloads. This one lets them happen in silence, as the Python API does."""
-
-    def begins(self, download: Download) -> None:
-        """Called before the first byte; may raise to refuse."""
-
-    def waits(self, name: str) -> None:
-        """Another process is fetching this file."""
-
-    def came(self, count: int) -> None:
-        """So many more bytes have arrived."""
-
-    def ended(self) -> None:
-        """The download is complete, or it failed."""
 
 
 _WATCHER: ContextVar[Watcher] = ContextVar("watcher", default=Watcher())  # noqa: B039 - it holds no state
@@ -236,7 +176,7 @@ def download_of(found: Listing, names: Collection[str]) -> Download:
     missing = tuple(
         f for f in files if not ((inside / f.name).is_file() or (place / "blobs" / f.etag).is_file())
     )
-    kept = [_part(place, file) for file in missing]
+    kept = [part_of(place, file) for file in missing]
     return Download(
         found.hub_id, found.commit, files, missing, place, sum(p.stat().st_size for p in kept if p.is_file())
     )
@@ -260,14 +200,15 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     if verify:
-        _drop_damaged(download_of(found, names))
+        drop_damaged(download_of(found, names))
     download, watcher = download_of(found, names), _WATCHER.get()
     if download.missing:
         watcher.begins(download)
         _check_room(download)
         try:
             for file in download.missing:
-                _fetch_file(download, file, watcher)
+                with _explained(found.hub_id):
+                    fetch_file(download, file, watcher)
         finally:
             watcher.ended()
     with _explained(found.hub_id), _no_bars():
@@ -289,131 +230,6 @@ def _check_room(download: Download) -> None:
             f"{download.place.parent}",
             "free some space, or set HF_HOME to a folder on a larger disk",
         )
-
-
-# -- one file -------------------------------------------------------------------------------------
-
-
-def _part(place: Path, file: RemoteFile) -> Path:
-    return place / "blobs" / f"{file.etag}.ctxedit.incomplete"
-
-
-def _fetch_file(download: Download, file: RemoteFile, watcher: Watcher) -> None:
-    """One content into the cache, checked; an unfinished one is continued. One process at a time."""
-    blob, part = download.place / "blobs" / file.etag, _part(download.place, file)
-    with _explained(download.hub_id):
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(part.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except TimeoutError:
-            watcher.waits(f"{download.hub_id}/{file.name}")
-            lock.acquire()
-        try:
-            if not blob.is_file():
-                _fetch_and_check(download, file, part, watcher)
-                part.replace(blob)
-        finally:
-            lock.release()
-            with contextlib.suppress(OSError):
-                part.with_suffix(".lock").unlink()
-
-
-def _fetch_and_check(download: Download, file: RemoteFile, part: Path, watcher: Watcher) -> None:
-    continued = part.is_file() and part.stat().st_size > 0
-    _transfer(download, file, part, watcher)
-    if _matches(part, file):
-        return
-    part.unlink()
-    if continued:  # the old part may have been damaged, or of a proxy's page: once more from the start
-        _transfer(download, file, part, watcher)
-        if _matches(part, file):
-            return
-        part.unlink()
-    raise WeightsError(
-        f"{download.hub_id}/{file.name} arrived damaged: its hash is not the one that the hub lists",
-        "run the same command again; if it fails again, a proxy on the way may change files",
-    )
-
-
-def _transfer(download: Download, file: RemoteFile, part: Path, watcher: Watcher) -> None:
-    """Append to ``part`` what is still missing; a broken connection is tried again as long as bytes come."""
-    failures, most = 0, _size(part)
-    while not part.is_file() or _size(part) < file.size:
-        broken: Exception = ConnectionError("the connection ended early")
-        try:
-            _request(download, file, part, _size(part), watcher)
-        except OSError as error:
-            if error.errno is not None or getattr(error, "response", None) is not None:
-                raise
-            broken = error
-        except Exception as error:  # httpx' transport errors
-            broken = error
-        if part.is_file() and _size(part) >= file.size:
-            return
-        failures = 0 if _size(part) > most else failures + 1
-        most = max(most, _size(part))
-        if failures >= _ATTEMPTS:
-            raise _Broken from broken
-        time.sleep(_PAUSE)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-class _Broken(Exception):
-    """The connection broke, again and again."""
-
-
-def _request(download: Download, file: RemoteFile, part: Path, have: int, watcher: Watcher) -> None:
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
-    url = hf_hub_url(download.hub_id, file.name, revision=download.commit)
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
-        if answer.status_code >= 400:
-            answer.read()  # the error's text is in it
-        hf_raise_for_status(answer)
-        goes_on = have > 0 and answer.status_code == 206
-        if have and not goes_on:
-            watcher.came(-have)
-        with part.open("ab" if goes_on else "wb") as stream:
-            for chunk in answer.iter_bytes():  # as it comes: a break costs nothing
-                stream.write(chunk)
-                watcher.came(len(chunk))
-
-
-def _matches(path: Path, file: RemoteFile) -> bool:
-    """Whether a file is what the hub lists: SHA-256, or git's SHA-1 of a small file."""
-    if path.stat().st_size != file.size:
-        return False
-    if len(file.etag) == 64:
-        digest = hashlib.sha256()
-    elif len(file.etag) == 40:
-        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-    else:
-        return True  # a mirror that names contents otherwise
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest() == file.etag
-
-
-def _drop_damaged(download: Download) -> None:
-    """Remove what is in the cache and is not what the hub lists."""
-    for file in download.files:
-        places = (
-            download.place / "snapshots" / download.commit / file.name,
-            download.place / "blobs" / file.etag,
-        )
-        for path in places:
-            if path.is_file() and not _matches(path, file):
-                path.resolve().unlink()
-                path.unlink(missing_ok=True)
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -463,7 +279,7 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
             f"there is no {hub_id} on the hub, or you may not see it",
             "check the id; a private repository needs `hf auth login`",
         )
-    if isinstance(error, _Broken):
+    if isinstance(error, Broken):
         return WeightsError(
             f"the connection broke while {hub_id} was fetched",
             "run the same command again: it continues where it stopped",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from ctxedit.errors import WeightsError
 
@@ -110,7 +111,7 @@ def _part(names: Sequence[str], half: bool, name: str) -> list[str]:
     return [*_settings(names), *weights.files, *([weights.index] if weights.index else [])]
 
 
-def refuse(names: Iterable[str], name: str) -> None:
+def refuse(names: Iterable[str], name: str) -> NoReturn:
     """Raise WeightsError for a folder without weights that can be loaded."""
     if any(n.endswith(PICKLES) for n in names):
         raise WeightsError(

@@ -25,7 +25,7 @@ def hub(server, tmp_path, monkeypatch):
     """The served hub, empty, as the only one that ``huggingface_hub`` knows; an empty cache."""
     from huggingface_hub import constants
 
-    from ctxedit.models import hub as ours
+    from ctxedit.models import transfer
 
     served, address = server
     served.__init__()
@@ -35,7 +35,7 @@ def hub(server, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(ours, "_PAUSE", 0.0)
+    monkeypatch.setattr(transfer, "_PAUSE", 0.0)
     return served
 
 

@@ -10,6 +10,7 @@ from asking import call
 from conftest import CLIP, SD14, needed
 
 from ctxedit.models import hub as ours
+from ctxedit.models import transfer
 from ctxedit.models.hub import SAFE_REVISIONS
 
 
@@ -157,14 +158,14 @@ class TestWhatGoesWrong:
 
     def test_a_disk_that_fills_up(self, hub, sd14_files, monkeypatch):
         hub.add(SD14, sd14_files)
-        real = ours._request
+        real = transfer._request
 
         def full(download, file, *more):
             if file.name == self.BIG:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(download, file, *more)
 
-        monkeypatch.setattr(ours, "_request", full)
+        monkeypatch.setattr(transfer, "_request", full)
         refused(call("models", "pull", "sd14"), 6, "disk is full", "continues")
 
     def test_two_at_once_fetch_each_file_once(self, hub, sd14_files):
