@@ -61,6 +61,8 @@ class Hub:
         repositories: by id.
         sent: bytes of file contents that went out, by ``id/path``.
         requests: (method, path) of all requests.
+        gate: where there is one, large files are sent once it is set (or after 20 seconds).
+        asked_for: set when a large file waits for the gate.
         break_after: bytes of a file after which its connection is cut, by path; each cut takes one entry.
     """
 
@@ -70,6 +72,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.break_after: dict[str, list[int]] = {}
         self.gate: threading.Event | None = None
+        self.asked_for = threading.Event()
         self.lock = threading.Lock()
 
     def add(self, hub_id, files, **more):
@@ -157,6 +160,7 @@ def _handler(hub):
             if head:
                 return self._send(status, data, headers)
             if hub.gate is not None and repository.is_lfs(path):
+                hub.asked_for.set()
                 hub.gate.wait(20)
             with hub.lock:
                 cuts = hub.break_after.get(path, [])

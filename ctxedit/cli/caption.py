@@ -23,7 +23,8 @@ def caption(
 
     told = teller(screen)
     needs = [one for one in fetching.wanted(config, captions=True) if one.what != "the model"]
-    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run):
+    check = fetching.checks_clip(clip, config)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     looked = plan.for_caption(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:

@@ -81,7 +81,7 @@ def edit(
     changes = asked.for_run(base, screen, sampling, scoring)
 
     from ctxedit import api, looking
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
     from ctxedit.pipeline import Options, Session
 
@@ -92,6 +92,9 @@ def edit(
         overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None, asked.sources(base),
         result.chroma,
     )  # fmt: skip
+    needs = fetching.wanted(config)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
+        return
     with Session.reopen(chosen, config, options, teller(screen)) as session:
         if not work.checked(session, [target], "edit", screen, dry.dry_run, heatmaps=heatmaps):
             return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -27,12 +28,29 @@ _EVERY = 30.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository that a command needs, and what for."""
+    """A repository that a command needs.
+
+    Attributes:
+        hub_id, what: which, and what for.
+        half: whether half precision is enough.
+        hint: how to do without it.
+        beside: the model that it is only needed with if that is a Stable Diffusion 1.x; None: it is needed.
+    """
 
     hub_id: str
     what: str
     half: bool
     hint: str | None = None
+    beside: str | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is needed, as far as is known, and not in the cache."""
+        from ctxedit.models import weights
+
+        if self.beside is not None and not _takes_canny_sd1(self.beside):
+            return False
+        return weights.in_cache(self.hub_id, self.half) is None
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,10 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
         found.append(Wanted(SHORT_NAMES.get(config.model, config.model), "the model", half))
     control = config.control
     if control.kind != "none" and not (own is not None and control.model == "auto"):
-        found.append(Wanted(CANNY_SD1 if control.model == "auto" else control.model, "the ControlNet", half))
+        if control.model == "auto":
+            found.append(Wanted(CANNY_SD1, "the ControlNet", half, beside=config.model))
+        else:
+            found.append(Wanted(control.model, "the ControlNet", half))
     if captions and config.captioner != "lavis" and not own_part(config.captioner, own, "captioner"):
         name = BLIP2 if config.captioner == "auto" else config.captioner
         found.append(Wanted(name, "the caption", half, "give --prompt, and no captioner is needed"))
@@ -86,8 +107,34 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     return [one for one in found if is_hub_id(one.hub_id)]
 
 
-def settle(needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False) -> bool:
+def _takes_canny_sd1(model: str) -> bool:
+    """Whether the ControlNet for Stable Diffusion 1.x fits a model; yes while its config is not there."""
+    from ctxedit.files import read_json
+    from ctxedit.models import hub
+    from ctxedit.models.control import SD1_WIDTH
+    from ctxedit.models.weights import is_hub_id
+    from ctxedit.naming import expanded
+
+    folder = hub.snapshot(hub.full_id(model)) if is_hub_id(model) else expanded(model)
+    file = None if folder is None else folder / "unet" / "config.json"
+    if file is None or not file.is_file():
+        return is_hub_id(model)
+    return bool(read_json(file, "UNet's config").get("cross_attention_dim") == SD1_WIDTH)
+
+
+def settle(
+    needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False,
+    check: Callable[[], object] = lambda: None,
+) -> bool:  # fmt: skip
     """Fetch what is missing, after asking where it is much; a dry run says what it would be.
+
+    Args:
+        needs: the repositories.
+        screen: where it is said.
+        yes: do not ask.
+        offline: do not contact the hub.
+        dry_run: fetch nothing but config files.
+        check: called before anything is fetched: raises for inputs that would make it useless.
 
     Returns:
         Whether the command can go on: not after a dry run that found something missing.
@@ -98,9 +145,10 @@ def settle(needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dr
     """
     from ctxedit.models import hub
 
-    missing = planned(needs, offline)
-    if not missing:
+    if not any(one.missing for one in needs):
         return True
+    check()
+    missing = planned(needs, offline)
     if dry_run:
         lines = [f"to be fetched first: {line(one)}" for one in missing]
         lines.append("The rest of the plan needs these: `ctxedit models pull` fetches them.")
@@ -122,7 +170,7 @@ def planned(needs: Sequence[Wanted], offline: bool) -> list[Planned]:
 
     found = []
     for one in needs:
-        if weights.in_cache(one.hub_id, one.half) is not None:
+        if not one.missing:  # the model comes first: by now its config is there
             continue
         if hub.is_offline(offline):
             raise hub.offline_error(one.hub_id)
@@ -140,6 +188,19 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
     names = tuple(weights.selection_at(there)(there.names, one.half))
     weights.check_remote(there, names)
     return Planned(one, there, names, hub.download_of(there, names))
+
+
+def checks_clip(clip: Path, config: Config) -> Callable[[], object]:
+    """A check for :func:`settle`: the clip can be read and has the frames that the settings ask for."""
+
+    def check() -> None:
+        from ctxedit.media.probe import probe
+        from ctxedit.media.read import span_of
+
+        span = config.clip
+        span_of(probe(clip), span.frames, span.start, span.stride)
+
+    return check
 
 
 def line(one: Planned) -> str:

@@ -73,7 +73,8 @@ def run(
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
+    check = fetching.checks_clip(clip, config)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
         if not work.checked(session, targets, "evaluate", screen, dry.dry_run):

@@ -83,7 +83,8 @@ def tune(
     )
     captions = tuning.prompt is None
     needs = fetching.wanted(config, captions, scores=looking.curve is not None)
-    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run):
+    check = fetching.checks_clip(clip, config)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:
         if not work.checked(session, [], "tune", screen, dry.dry_run):

@@ -24,7 +24,7 @@ from ctxedit.models.weights import check_finite, network
 
 #: The one on Canny edges for Stable Diffusion 1.x, whose text encoder is so wide.
 CANNY_SD1 = "lllyasviel/sd-controlnet-canny"
-_SD1_WIDTH = 768
+SD1_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def locate_control(
                 f"`ctxedit train control --out {denoiser.own}` makes it; or name one: "
                 "--set control.model=FOLDER",
             )
-    elif config.model == "auto" and denoiser.context_width != _SD1_WIDTH:
+    elif config.model == "auto" and denoiser.context_width != SD1_WIDTH:
         raise ConfigError(
             f"no ControlNet is known for {denoiser.name}",
             "name one that was trained with it: --set control.model=ID",

@@ -155,11 +155,16 @@ def listing(hub_id: str) -> Listing:
     Raises:
         WeightsError: offline, gated, no such repository, no connection.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     with _explained(hub_id):
         info = HfApi().model_info(
             hub_id, revision=SAFE_REVISIONS.get(hub_id), files_metadata=True, timeout=30
+        )
+    if any(s.size is None or s.blob_id is None for s in info.siblings or []):
+        raise WeightsError(
+            f"{constants.ENDPOINT} lists {hub_id} without sizes and hashes",
+            "HF_ENDPOINT names a mirror that cannot be used; unset it, or give a folder",
         )
     files = [
         RemoteFile(s.rfilename, int(s.size or 0), str(s.lfs.sha256 if s.lfs else s.blob_id))

@@ -9,9 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hub_server import files_of, serving
-
-SD14 = "CompVis/stable-diffusion-v1-4"
-CLIP = "openai/clip-vit-base-patch32"
+from listings import halved
 
 
 @pytest.fixture(scope="session")
@@ -70,26 +68,6 @@ def clip_files():
 
     files = {k: v for k, v in files_of(BUILTIN_FOLDER / "clip").items() if k != "training.json"}
     return files | {"pytorch_model.bin": b"pickle", "flax_model.msgpack": b"flax", "tf_model.h5": b"tf"}
-
-
-def halved(data: bytes) -> bytes:
-    """The same tensors in float16."""
-    from safetensors.torch import load, save
-
-    return save({name: tensor.half() for name, tensor in load(data).items()}, {"format": "pt"})
-
-
-def needed(files, half=False):
-    """Of SD 1.4's files what ctxedit loads, by hand."""
-    dot = ".fp16" if half else ""
-    weights = [
-        f"unet/diffusion_pytorch_model{dot}.safetensors",
-        f"vae/diffusion_pytorch_model{dot}.safetensors",
-        f"text_encoder/model{dot}.safetensors",
-    ]
-    parts = ("unet/", "vae/", "text_encoder/", "tokenizer/", "scheduler/")
-    settings = [n for n in files if n.startswith(parts) and n.endswith((".json", ".txt"))]
-    return {*weights, *settings, "model_index.json"}
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from asking import call
-from conftest import CLIP, SD14, needed
+from listings import CLIP, SD14, needed
 
 from ctxedit.models import hub as ours
 from ctxedit.models import transfer
@@ -168,30 +171,41 @@ class TestWhatGoesWrong:
         monkeypatch.setattr(transfer, "_request", full)
         refused(call("models", "pull", "sd14"), 6, "disk is full", "continues")
 
-    def test_two_at_once_fetch_each_file_once(self, hub, sd14_files):
+    def test_two_processes_at_once_fetch_each_file_once(self, hub, server, sd14_files, tmp_path):
         hub.add(SD14, sd14_files)
         hub.gate = threading.Event()
-        there = ours.listing(SD14)
         names = sorted(needed(sd14_files))
-        waits, folders = threading.Event(), []
+        script = (
+            "import sys; from ctxedit.models import hub; "
+            "print(hub.fetch(hub.listing(sys.argv[1]), sys.argv[2:]))"
+        )
+        environment = {
+            **os.environ, "HF_ENDPOINT": server[1], "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
+        }  # fmt: skip
+        waited = []
 
-        class Second(ours.Watcher):
+        class Second(transfer.Watcher):
             def waits(self, name):
-                waits.set()
+                waited.append(name)
                 hub.gate.set()
 
-        def fetch(watcher):
-            with ours.watched(watcher):
-                folders.append(ours.fetch(there, names))
-
-        threads = [threading.Thread(target=fetch, args=(Second(),)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert waits.is_set() and len(set(folders)) == 1 and len(folders) == 2
+        with subprocess.Popen(
+            [sys.executable, "-c", script, SD14, *names], env=environment, stdout=subprocess.PIPE, text=True
+        ) as first:
+            assert hub.asked_for.wait(30), "the first process asks for a weights file"
+            with ours.watched(Second()):
+                folder = ours.fetch(ours.listing(SD14), names)
+            hub.gate.set()
+            out, _ = first.communicate(timeout=30)
+        assert (first.returncode, out.strip()) == (0, str(folder)) and waited
         weights = {n: len(sd14_files[n]) for n in names if n.endswith(".safetensors")}
         assert {n: c for n, c in sent(hub).items() if n in weights} == weights
+
+    def test_a_hub_that_lists_no_sizes_is_refused(self, hub, sd14_files, monkeypatch):
+        repository = hub.add(SD14, sd14_files)
+        monkeypatch.setattr(repository, "siblings", lambda: [{"rfilename": name} for name in sd14_files])
+        refused(call("models", "pull", "sd14"), 4, "without sizes", "HF_ENDPOINT")
 
 
 class TestConsent:

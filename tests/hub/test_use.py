@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 from asking import call
-from conftest import SD14, halved, needed
+from hub_server import files_of
+from listings import SD14, halved, needed
 
 IMAGE = ("--steps", "1", "--device", "cpu", "--size", "32")
 
@@ -87,6 +88,37 @@ class TestUse:
         answer = call("tune", clip, "--model", "sd14", "--runs", tmp_path / "runs")
         assert answer.code == 2 and "-y" in answer.err and "--prompt" in answer.err and BLIP2 in answer.err
         assert not weights(hub)
+
+    def test_a_broken_clip_is_told_before_anything_is_fetched(self, hub, sd14_files, tmp_path):
+        hub.add(SD14, sd14_files)
+        (tmp_path / "clip.mp4").write_bytes(b"no video")
+        run = ("run", tmp_path / "clip.mp4", "a cat", "--model", "sd14", "--prompt", "a dog")
+        assert call(*run, "--runs", tmp_path / "runs").code == 3
+        assert not hub.requests
+
+    def test_bench_asks_too(self, hub, sd14_files, clip_files, clip, tmp_path, monkeypatch):
+        from ctxedit.cli import fetching
+        from ctxedit.stages.evaluate import CLIP
+
+        monkeypatch.setattr(fetching, "UNASKED", 1000)
+        hub.add(SD14, sd14_files)
+        hub.add(CLIP, clip_files)
+        answer = call("bench", "run", "--presets", "ddim", "--model", "sd14", "--out", tmp_path / "bench")
+        assert answer.code == 2 and "-y" in answer.err and SD14 in answer.err, answer.err
+        assert not weights(hub)
+
+    @pytest.mark.parametrize(("width", "needed_too"), [(768, True), (1024, False)])
+    def test_the_controlnet_is_fetched_where_it_fits(
+        self, hub, sd14_files, controlnet, clip, tmp_path, width, needed_too
+    ):
+        from ctxedit.models.control import CANNY_SD1
+
+        config = json.loads(sd14_files["unet/config.json"]) | {"cross_attention_dim": width}
+        hub.add(SD14, sd14_files | {"unet/config.json": json.dumps(config).encode()})
+        hub.add(CANNY_SD1, files_of(controlnet))
+        run = ("tune", clip, "--model", "sd14", "--prompt", "a cat", "--set", "control.kind=canny")
+        table = call(*run, "--dry-run", "--json", "--runs", tmp_path / "runs").table
+        assert [d["id"] for d in table["downloads"]] == [SD14, *([CANNY_SD1] if needed_too else [])]
 
     def test_ls_says_what_is_missing(self, hub, sd14_files, clip_files):
         from ctxedit.stages.caption import BLIP2
