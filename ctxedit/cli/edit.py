@@ -93,6 +93,7 @@ def edit(
         result.chroma,
     )  # fmt: skip
     needs = fetching.wanted(config)
+    fetching.settle_single_file(config.model, base.offline)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     with Session.reopen(chosen, config, options, teller(screen)) as session:

@@ -107,6 +107,15 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     return [one for one in found if is_hub_id(one.hub_id)]
 
 
+def settle_single_file(model: str, offline: bool) -> None:
+    """Fetch the configuration of a single-file checkpoint: kilobytes, for a dry run as well."""
+    from ctxedit.models.backbones.stable_diffusion import configuration
+    from ctxedit.naming import expanded
+
+    if model.endswith(".safetensors") and expanded(model).is_file():
+        configuration(expanded(model), offline)
+
+
 def _takes_canny_sd1(model: str) -> bool:
     """Whether the ControlNet for Stable Diffusion 1.x fits a model; yes while its config is not there."""
     from ctxedit.files import read_json

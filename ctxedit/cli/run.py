@@ -74,6 +74,7 @@ def run(
     preset = base.preset or asked.DEFAULT_PRESET
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config)
+    fetching.settle_single_file(config.model, base.offline)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:

@@ -56,6 +56,7 @@ def t2i(
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
     needs = [one for one in fetching.wanted(config) if one.what == "the model"]
+    fetching.settle_single_file(config.model, base.offline)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     looked = plan.for_image(

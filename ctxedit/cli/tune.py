@@ -84,6 +84,7 @@ def tune(
     captions = tuning.prompt is None
     needs = fetching.wanted(config, captions, scores=looking.curve is not None)
     check = fetching.checks_clip(clip, config)
+    fetching.settle_single_file(config.model, base.offline)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     with Session(clip, config, base.preset or asked.DEFAULT_PRESET, options, teller(screen)) as session:

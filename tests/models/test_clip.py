@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from ctxedit.errors import OutputError, WeightsError
+from ctxedit.errors import WeightsError
 from ctxedit.models import clip
-from ctxedit.models.clip import ClipScorer, ImagePreprocessor, checkpoint_folder
+from ctxedit.models.clip import ClipScorer, ImagePreprocessor
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGES = {
