@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ctxedit.cli.output import Screen
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.output import Screen, debugging
 from ctxedit.errors import ConfigError
 from ctxedit.models.hub import Watcher, gigabytes
 
@@ -112,7 +115,7 @@ def settle_single_file(model: str, offline: bool) -> None:
     from ctxedit.models.backbones.stable_diffusion import configuration
     from ctxedit.naming import expanded
 
-    if model.endswith(".safetensors") and expanded(model).is_file():
+    if model.endswith(".safetensors") and os.path.isfile(expanded(model)):  # False where it cannot be reached
         configuration(expanded(model), offline)
 
 
@@ -165,7 +168,7 @@ def settle(
         return False
     agree(missing, screen, yes)
     for one in missing:
-        with hub.watched(Bar(screen)):
+        with resumable(one.download.place), hub.watched(Bar(screen)):
             hub.fetch(one.listing, one.names)
     return True
 
@@ -178,6 +181,7 @@ def planned(needs: Sequence[Wanted], offline: bool) -> list[Planned]:
     from ctxedit.models import hub, weights
 
     found = []
+    hush()
     for one in needs:
         if not one.missing:  # the model comes first: by now its config is there
             continue
@@ -197,6 +201,12 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
     names = tuple(weights.selection_at(there)(there.names, one.half))
     weights.check_remote(there, names)
     return Planned(one, there, names, hub.download_of(there, names))
+
+
+def hush() -> None:
+    """Silence huggingface_hub's advice; its errors are told in ctxedit's own words."""
+    if not debugging():
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def checks_clip(clip: Path, config: Config) -> Callable[[], object]:

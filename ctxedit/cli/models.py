@@ -98,6 +98,7 @@ def pull(
     from ctxedit.errors import WeightsError
     from ctxedit.models import hub
 
+    fetching.hush()
     screen = Screen(talk.quiet, talk.json)
     hub_id = hub.full_id(name)
     if hub_id.count("/") != 1:

@@ -171,6 +171,28 @@ class TestWhatGoesWrong:
         monkeypatch.setattr(transfer, "_request", full)
         refused(call("models", "pull", "sd14"), 6, "disk is full", "continues")
 
+    @pytest.mark.parametrize("command", [("models", "pull", "sd14"), ("t2i", "a cat", "--model", "sd14")])
+    def test_ctrl_c_keeps_what_came(self, hub, sd14_files, monkeypatch, command, tmp_path):
+        hub.add(SD14, sd14_files)
+        monkeypatch.chdir(tmp_path)
+        real = transfer.Watcher.came
+        came = []
+
+        def interrupted(self, count):
+            came.append(count)
+            if sum(came) > 600_000:
+                raise KeyboardInterrupt
+            return real(self, count)
+
+        from ctxedit.cli import fetching
+
+        monkeypatch.setattr(fetching.Bar, "came", interrupted)
+        answer = call(*command, *(["--dtype", "float32"] if command[0] == "t2i" else []))
+        assert answer.code == 130 and "resume" in answer.err, answer.err
+        monkeypatch.setattr(fetching.Bar, "came", real)
+        pulled()
+        assert all(count == len(sd14_files[name]) for name, count in sent(hub).items() if name != self.BIG)
+
     def test_two_processes_at_once_fetch_each_file_once(self, hub, server, sd14_files, tmp_path):
         hub.add(SD14, sd14_files)
         hub.gate = threading.Event()
