@@ -28,8 +28,8 @@ from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.metrics import Edit, Networks, compare
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import Figures
-from ctxedit.models.device import pick_device
-from ctxedit.models.weights import locate, own_folder
+from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.runs import DEFAULT_ROOT, Run
 
@@ -302,7 +302,8 @@ def evaluate_run(
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
     chosen = rebased(opened, config or {})
-    locate(chosen.model, offline)
+    dtype = pick_dtype(chosen.dtype, pick_device(chosen.device))
+    locate(chosen.model, offline, is_half(dtype))
     wanted = evaluating.chosen_for("run", metrics, ("target", "source", "source_prompt", "mask"))
     check_writable(opened.folder / "metrics.json", True)
     teller = reporter or Reporter()

@@ -167,6 +167,11 @@ def run(
             raise ConfigError(
                 f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
             )
+    from ctxedit.cli import fetching
+
+    needs = [one for method in methods for one in fetching.wanted(method.config, scores=True)]
+    if not fetching.settle(list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run):
+        return
     work_begins()
     with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Captioning, Clip, Dry, Judging, Span, Talk
+from ctxedit.cli.options import Agreed, Base, Captioning, Clip, Dry, Judging, Span, Talk
 from ctxedit.cli.output import Screen
 
 
 def caption(
-    clip: Clip, base: Base, span: Span, captioning: Captioning, judging: Judging, dry: Dry, talk: Talk
+    clip: Clip,
+    base: Base,
+    span: Span,
+    captioning: Captioning,
+    judging: Judging,
+    dry: Dry,
+    talk: Talk,
+    agreed: Agreed,
 ) -> None:
     """Describe a clip in one sentence; prints the caption."""
     screen = Screen(talk.quiet, talk.json)
@@ -17,10 +24,15 @@ def caption(
     asked.existing(clip)
 
     from ctxedit import api
+    from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
     from ctxedit.editing import captioning as stage
 
     told = teller(screen)
+    needs = [one for one in fetching.wanted(config, captions=True) if one.what != "the model"]
+    check = fetching.checks_clip(clip, config)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
+        return
     looked = stage.plan(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:
         screen.result(

@@ -81,7 +81,7 @@ def edit(
     changes = asked.for_run(base, screen, sampling, scoring)
 
     from ctxedit import api
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
@@ -96,6 +96,9 @@ def edit(
         overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
         sources=asked.sources(base),
     )  # fmt: skip
+    fetching.settle_single_file(config.model, base.offline)
+    if not fetching.settle(fetching.wanted(config), screen, overwrite.yes, base.offline, dry.dry_run):
+        return
     if not work.checked(request, "edit", screen, dry.dry_run):
         return
     with Session(request, told) as session, resumable(chosen.folder):

@@ -139,10 +139,12 @@ def _of_run(
 ) -> dict[str, Any]:  # fmt: skip
     changes = asked.for_run(base, screen, span, scoring)
     from ctxedit import api
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
 
     chosen = work.chosen_run(run, place.runs, screen)
+    needs = fetching.wanted(api.rebased(chosen, changes), scores=True)
+    fetching.settle([one for one in needs if one.what == "scoring"], screen, False, base.offline)
     with resumable(None):
         rows = api.evaluate_run(
             chosen,
@@ -168,8 +170,11 @@ def _of_video(
         if path is not None:
             asked.existing(path)
     from ctxedit import api
+    from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
 
+    needs = fetching.wanted(config, scores=True)
+    fetching.settle([one for one in needs if one.what == "scoring"], screen, False, base.offline)
     with resumable(None):
         figures = api.evaluate(
             video, prompt, config=config, source=source, source_prompt=source_prompt, mask=scoring.mask,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Talk, help_unless_called, spread
+from ctxedit.cli.options import Agreed, Base, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
 
 if TYPE_CHECKING:
@@ -24,11 +25,23 @@ app.callback(invoke_without_command=True)(help_unless_called)
 
 @app.command("ls")
 @spread
-def ls(talk: Talk) -> None:
+def ls(
+    talk: Talk,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", show_default=False,
+            help="Also say what `ctxedit run` with this model would still fetch (asks the hub for sizes).",
+        ),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", envvar="CTXEDIT_OFFLINE", help="Do not contact the hub.")
+    ] = False,
+) -> None:  # fmt: skip
     """List the built-in models, their vocabulary and scores, and the models in the hub cache."""
     from ctxedit.models.weights import SHORT_NAMES
 
-    parts, known, checked, cache = builtin(), knowledge(), check_results(), cached()
+    parts, words, checked, cache = builtin(), knowledge(), check_results(), cached()
     rows = [("part", "parameters", "bytes", "trained on", "images", "weights", "licence")]
     rows += [
         (
@@ -37,15 +50,72 @@ def ls(talk: Talk) -> None:
         )
         for p in parts
     ]  # fmt: skip
-    words = [f"{name}: {', '.join(values)}" for name, values in known.items()]
-    lines = ["builtin", columns(rows), "", "The built-in models know:", *words, ""]
+    lines = ["builtin", columns(rows), "", "The built-in models know:"]
+    lines += [*(f"{name}: {', '.join(values)}" for name, values in words.items()), ""]
     lines += ["On held-out combinations (ctxedit models check):"]
     lines += [check_table(checked)] if checked else ["not checked"]
     lines += ["", "In the hub's cache:"]
     lines += [f"{c['id']}  {c['bytes'] / 2**30:.2f} GiB" for c in cache] or ["nothing"]
-    lines += ["", "Short names: " + ", ".join(f"{k} = {v}" for k, v in SHORT_NAMES.items())]
-    table = {"builtin": parts, "knows": known, "checked": checked, "cached": cache}
+    known, fetched = named(), []
+    lines += ["", "Short names (`ctxedit models pull NAME` fetches them):"]
+    lines += [
+        columns([("name", "repository", "size", "half precision", "is there"), *map(_named_row, known)])
+    ]
+    if model is not None:
+        from ctxedit.cli import fetching
+
+        config = asked.settings(Base(model=model, offline=offline), Screen(True))
+        fetched = fetching.planned(fetching.wanted(config, captions=True, scores=True), offline)
+        lines += ["", f"`ctxedit run --model {model}` would still fetch:"]
+        lines += [fetching.line(one) for one in fetched] or ["nothing"]
+    table = {"builtin": parts, "knows": words, "checked": checked, "cached": cache, "named": known}
+    table |= {"missing": [one.table() for one in fetched]} if model is not None else {}
     Screen(talk.quiet, talk.json).result("\n".join(lines), table | {"short_names": SHORT_NAMES})
+
+
+@app.command("pull")
+@spread
+def pull(
+    talk: Talk,
+    agreed: Agreed,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", show_default=False,
+            help="sd14, sd15, sd21, sdxl, blip2, clip, canny, or a hub id (owner/name).",
+        ),
+    ],
+    half: Annotated[
+        bool, typer.Option("--half", help="The fp16 files, half the size: for --dtype float16 or bfloat16.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Download a model into the hub's cache, or finish and verify a download; prints its folder.
+
+    Only the files that ctxedit loads are fetched. An interrupted download continues where it stopped. Files
+    that are there already are compared with the hashes that the hub lists.
+    """
+    from ctxedit.cli import fetching
+    from ctxedit.errors import WeightsError
+    from ctxedit.models import hub
+
+    fetching.hush()
+    screen = Screen(talk.quiet, talk.json)
+    hub_id = hub.full_id(name)
+    if hub_id.count("/") != 1:
+        raise WeightsError(
+            f"no model named {name!r}", f"one of {', '.join(hub.SHORT)}, or a hub id (owner/name)"
+        )
+    if hub.is_offline():
+        raise hub.offline_error(hub_id)
+    planned = fetching.plan_for(
+        fetching.Wanted(hub_id, "half precision" if half else "full precision", half), hub.listing(hub_id)
+    )
+    if planned.download.missing:
+        fetching.agree([planned], screen, agreed.yes)
+    with resumable(planned.download.place), hub.watched(fetching.Bar(screen)):
+        folder = hub.fetch(planned.listing, planned.names, verify=True)
+    screen.say(f"{hub_id}: {len(planned.names)} files, {hub.gigabytes(planned.download.total)}, verified")
+    screen.result(str(folder), {"folder": folder, **planned.table()})
 
 
 @app.command("check")
@@ -170,13 +240,32 @@ def knowledge() -> dict[str, list[str]]:
     }
 
 
+def named() -> list[dict[str, Any]]:
+    """The short names: what they stand for, how large that is, and whether it is in the cache."""
+    from ctxedit.models import hub, weights
+
+    found = []
+    for name, hub_id in hub.SHORT.items():
+        full, half = hub.SIZES[hub_id]
+        there = next((p for p in (False, True) if weights.in_cache(hub_id, p) is not None), None)
+        state = {None: None, False: "full", True: "half"}[there]
+        found.append({"name": name, "id": hub_id, "bytes": full, "half_bytes": half, "cached": state})
+    return found
+
+
+def _named_row(row: dict[str, Any]) -> tuple[str, ...]:
+    sizes = (f"{row[key] / 1e9:.2f} GB" for key in ("bytes", "half_bytes"))
+    state = {None: "no", "full": "yes", "half": "in half precision"}[row["cached"]]
+    return (row["name"], row["id"], *sizes, state)
+
+
 def cached() -> list[dict[str, Any]]:
     """Models in the hub's cache, by id."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     found = [r for r in repositories if r.repo_type == "model"]

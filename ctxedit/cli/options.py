@@ -308,7 +308,22 @@ class Overwrite:
     """Permission to replace files."""
 
     yes: Annotated[
-        bool, _option("--yes", "-y", panel=_OUTPUT, help="Replace existing files; redo a finished edit.")
+        bool,
+        _option(
+            "--yes",
+            "-y",
+            panel=_OUTPUT,
+            help="Replace existing files, redo a finished edit, download without asking.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Permission to download."""
+
+    yes: Annotated[
+        bool, _option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
     ] = False
 
 

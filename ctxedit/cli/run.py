@@ -63,7 +63,7 @@ def run(
     asked.existing(clip)
 
     from ctxedit import api
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
@@ -74,6 +74,11 @@ def run(
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip
+    needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
+    check = fetching.checks_clip(clip, config)
+    fetching.settle_single_file(config.model, base.offline)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+        return
     told = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):
         return

@@ -46,6 +46,7 @@ def t2i(
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
     config = asked.settings(base, screen, size, sampling)
 
+    from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
     from ctxedit.cli.work import gib
     from ctxedit.editing import text_to_image
@@ -54,6 +55,10 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
+    needs = [one for one in fetching.wanted(config) if one.what == "the model"]
+    fetching.settle_single_file(config.model, base.offline)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
+        return
     looked = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )

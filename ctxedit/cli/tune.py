@@ -9,7 +9,7 @@ import typer
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
+from ctxedit.cli.options import Agreed, Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
@@ -61,6 +61,7 @@ def tune(
     dry: Dry,
     talk: Talk,
     looking: Looking,
+    agreed: Agreed,
 ) -> None:
     """Tune on one clip, for any number of edits; prints the run folder."""
     screen = Screen(talk.quiet, talk.json)
@@ -68,7 +69,7 @@ def tune(
     asked.existing(clip)
     looking.check()
 
-    from ctxedit.cli import work
+    from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
@@ -79,6 +80,11 @@ def tune(
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip
+    needs = fetching.wanted(config, tuning.prompt is None, scores=looking.curve is not None)
+    check = fetching.checks_clip(clip, config)
+    fetching.settle_single_file(config.model, base.offline)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
+        return
     told = teller(screen)
     if not work.checked(request, "tune", screen, dry.dry_run):
         return

@@ -17,7 +17,7 @@ from ctxedit.media.memory import reading_bytes
 from ctxedit.media.probe import probe
 from ctxedit.media.read import span_of
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import own_folder
+from ctxedit.models.weights import is_half, own_folder
 from ctxedit.stages.caption import asks_clip
 from ctxedit.stages.prepare import captioned_size, read_for_caption
 
@@ -29,7 +29,7 @@ def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -
         ConfigError, InputError, WeightsError, ResourceError.
     """
     device = pick_device(config.device)
-    width = pick_dtype(config.dtype, device).itemsize
+    dtype = pick_dtype(config.dtype, device)
     if config.captioner == "lavis" and lavis_python is None:
         raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
     info, span = probe(clip), config.clip
@@ -37,8 +37,8 @@ def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -
     machine.check_handling("reading the clip", reading_bytes(info, span.frames, *captioned_size(info)))
     read_for_caption(clip, span)
     own = own_folder(config.model)
-    weight = captioner_weight(config, own, offline)
-    peak = 2 * weight.parameters * width  # beams and images take less than the weights once more
+    weight = captioner_weight(config, own, offline, is_half(dtype))
+    peak = 2 * weight.parameters * dtype.itemsize  # beams and images take less than the weights once more
     if by_clip := asks_clip(config, own is not None):
         peak += clip_weight(config, own, offline).parameters * 4
     machine.check_memory("caption", peak, machine.memory_available(device))

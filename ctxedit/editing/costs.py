@@ -48,7 +48,7 @@ class Costs:
             return self._weights
         asked = (self.config, self.own, self.offline)
         seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
-        return self._weights + captioner_weight(*asked).parameters * self.width + seen
+        return self._weights + captioner_weight(*asked, half=self.width == 2).parameters * self.width + seen
 
     def tuning(self, reused: bool) -> int:
         """Bytes at the tuning's peak: float32 masters, gradient and two moments of what is trained."""
@@ -147,11 +147,11 @@ def convolution_parameters(body: Sizes, rank: int) -> int:
     return sum(6 * c * convolution_rank(c, rank) for c in widths)
 
 
-def captioner_weight(config: Config, own: Path | None, offline: bool) -> Weight:
+def captioner_weight(config: Config, own: Path | None, offline: bool, half: bool = False) -> Weight:
     """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
     if config.captioner == "lavis":
         return Weight()
-    return _weigh(config.captioner, own, "captioner", BLIP2, offline)
+    return _weigh(config.captioner, own, "captioner", BLIP2, offline, half)
 
 
 def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
@@ -159,7 +159,7 @@ def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
     return _weigh(config.clip_model, own, "clip", CLIP, offline)
 
 
-def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool) -> Weight:
+def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False) -> Weight:
     if found := own_part(name, own, part):
         return weigh(found[0])
-    return weigh(checkpoint_folder(default if name == "auto" else name, offline))
+    return weigh(checkpoint_folder(default if name == "auto" else name, offline, half))

@@ -27,7 +27,7 @@ from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
-from ctxedit.models.weights import locate, own_folder
+from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
@@ -69,13 +69,13 @@ class Parts:
 
     @cached_property
     def backbone(self) -> Backbone:
-        checkpoint, control = locate(self.config.model, self.request.offline), self.config.control
+        dtype, control = pick_dtype(self.config.dtype, self.device), self.config.control
+        checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
-        dtype = pick_dtype(self.config.dtype, self.device)
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
         if control.kind != "none":
-            folder = locate_control(control, backbone.denoiser, self.request.offline)
+            folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))

@@ -30,7 +30,7 @@ from ctxedit.models.backbones import builtin_vocabulary, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
-from ctxedit.models.weights import Checkpoint, locate
+from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
 from ctxedit.prompts import check_syntax
 from ctxedit.runs import Run
@@ -108,7 +108,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     known = _Known(request)
-    seen = _look(request, known)
+    seen = _look(request, known, is_half(dtype))
     if known.prompt is not None and not request.overwrite:
         for target in request.targets:
             check_describes(target, known.prompt)
@@ -175,12 +175,12 @@ class _Seen:
     control: Weight
 
 
-def _look(request: Request, known: _Known) -> _Seen:
+def _look(request: Request, known: _Known, half: bool) -> _Seen:
     """Read and check the clip, the mask, the control map and the model's config files."""
     config, span = request.config, request.config.clip
     info = probe(request.clip)
     _check_outputs(request, known, span_of(info, span.frames, span.start, span.stride).fps)
-    checkpoint = locate(config.model, request.offline)
+    checkpoint = locate(config.model, request.offline, half)
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
@@ -194,7 +194,7 @@ def _look(request: Request, known: _Known) -> _Seen:
     clip = read_working(request.clip, span, fit)
     if request.mask is not None:
         read_mask(request.mask, span.frames, span.start, span.stride, fit)
-    shown, control = _control(config, checkpoint, body, fit, request.offline)
+    shown, control = _control(config, checkpoint, body, fit, request.offline, half)
     family.check_prompts(
         checkpoint, [*request.targets, config.edit.negative_prompt, request.prompt or ""]
     )  # fmt: skip
@@ -228,7 +228,7 @@ def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ..
 
 
 def _control(
-    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool
+    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool, half: bool
 ) -> tuple[str | None, Weight]:
     """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
     control = config.control
@@ -243,7 +243,7 @@ def _control(
             checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
             body.context_width, body.factor,
         )  # fmt: skip
-    weight = weigh(locate_control(control, denoiser, offline))
+    weight = weigh(locate_control(control, denoiser, offline, half))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight

@@ -20,7 +20,7 @@ from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import builtin_vocabulary, family_of, open_backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import locate
+from ctxedit.models.weights import is_half, locate
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
 
@@ -44,7 +44,7 @@ def plan(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     check_image(output, overwrite)
-    checkpoint = locate(config.model, offline)
+    checkpoint = locate(config.model, offline, is_half(dtype))
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
@@ -101,9 +101,8 @@ def generate(
     if not text.strip():
         raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
-    backbone = open_backbone(
-        locate(config.model, offline), device, pick_dtype(config.dtype, device), config.offload
-    )
+    dtype = pick_dtype(config.dtype, device)
+    backbone = open_backbone(locate(config.model, offline, is_half(dtype)), device, dtype, config.offload)
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")

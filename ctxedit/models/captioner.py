@@ -22,6 +22,7 @@ from ctxedit.models.clip import (
     load_model,
     load_tokenizer,
 )
+from ctxedit.models.weights import is_half
 
 
 class Captioner(Protocol):
@@ -68,7 +69,7 @@ class Blip2Captioner:
     ) -> None:
         from transformers import Blip2ForConditionalGeneration
 
-        folder = checkpoint_folder(folder_or_id, offline)
+        folder = checkpoint_folder(folder_or_id, offline, is_half(dtype))
         self.name = name or checkpoint_name(folder_or_id)
         self.device, self.dtype = torch.device(device), dtype
         self._prepare = ImagePreprocessor(folder, square=True)

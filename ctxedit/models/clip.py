@@ -6,7 +6,6 @@ preparing images by hand. Transformers' default image processors need torchvisio
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Sequence
@@ -19,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ctxedit.errors import OutputError, ResourceError, WeightsError
+from ctxedit.errors import ResourceError, WeightsError
 from ctxedit.files import check_model_files, read_json
+from ctxedit.models import hub, layout
+from ctxedit.models.weights import is_half, variant_of
 from ctxedit.naming import expanded
 
-# Repositories whose main branch holds pickles only: the commit of the hub's own safetensors conversion.
-_SAFE_REVISIONS = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 _BATCH = 16
@@ -60,7 +58,7 @@ class ClipScorer:
     ) -> None:
         from transformers import CLIPModel
 
-        folder = checkpoint_folder(folder_or_id, offline)
+        folder = checkpoint_folder(folder_or_id, offline, is_half(dtype))
         self.name = name or checkpoint_name(folder_or_id)
         self.device, self.dtype = torch.device(device), dtype
         self._prepare = ImagePreprocessor(folder, square=False)
@@ -192,8 +190,13 @@ def checkpoint_name(folder_or_id: str | Path) -> str:
     return path.resolve().name if os.path.isdir(path) else str(folder_or_id)
 
 
-def checkpoint_folder(folder_or_id: str | Path, offline: bool = False) -> Path:
+def checkpoint_folder(folder_or_id: str | Path, offline: bool = False, half: bool = False) -> Path:
     """The folder of a transformers checkpoint with safetensors weights; a hub id is fetched into the cache.
+
+    Args:
+        folder_or_id: which.
+        offline: look into the hub's cache only.
+        half: the network will run in half precision: its fp16 files are fetched where there are some.
 
     Raises:
         WeightsError: no such folder or id, not in the cache and offline, or weights that are not safetensors.
@@ -205,17 +208,16 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False) -> Path:
             raise WeightsError(
                 f"{folder_or_id} is not a folder", "give a folder in transformers' format, or a hub id"
             )
-        path = _fetch(folder_or_id, offline)
+        path = _fetch(folder_or_id, offline, half)
     if not (path / "config.json").is_file():
         raise WeightsError(f"{folder_or_id} has no config.json", "give a folder in transformers' format")
     check_model_files(path)
-    if not any(path.glob("*.safetensors")):
-        if any(found for pattern in _PICKLES for found in path.glob(pattern)):
-            raise WeightsError(
-                f"{folder_or_id} holds pickled weights only, and a pickle can run any code when it is read",
-                "convert it once with transformers' save_pretrained, which writes safetensors",
-            )
-        raise WeightsError(f"{folder_or_id} has no safetensors weights", _AGAIN)
+    names = [file.name for file in path.iterdir()]
+    found = layout.choose(names)
+    if found is None:
+        layout.refuse(names, str(folder_or_id))
+    elif found.missing:
+        raise WeightsError(f"{folder_or_id} lacks {found.missing} of its weights' shards", _AGAIN)
     return path
 
 
@@ -240,8 +242,9 @@ def load_model(cls: Any, folder: Path, device: torch.device | str, dtype: torch.
     """A network from safetensors, frozen and in eval mode; nothing missing in it and every weight finite."""
     try:
         model, report = cls.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            variant=variant_of(folder, dtype),
+        )  # fmt: skip
         model = model.to(device).eval().requires_grad_(False)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(f"not enough memory for {folder}", "take a smaller model") from error
@@ -255,30 +258,14 @@ def load_model(cls: Any, folder: Path, device: torch.device | str, dtype: torch.
     return model
 
 
-def _fetch(hub_id: str, offline: bool) -> Path:
-    from huggingface_hub import is_offline_mode, snapshot_download
-
-    try:
-        folder = snapshot_download(
-            hub_id,
-            revision=_SAFE_REVISIONS.get(hub_id),
-            local_files_only=offline,
-            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
-            ignore_patterns=["*/*"],
-        )
-    except Exception as error:  # the hub's errors have no common root
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OutputError(f"the disk is full; {hub_id} was not fetched", "free some space") from error
-        if offline or is_offline_mode():
-            raise WeightsError(
-                f"{hub_id} is not in the hub's cache, and this is offline",
-                "run once without --dry-run, --offline and HF_HUB_OFFLINE, or give a folder",
-            ) from error
-        raise WeightsError(
-            f"{hub_id} could not be fetched ({_first_line(error)})",
-            "check the id and the connection (a gated model wants `hf auth login`), or give a folder",
-        ) from error
-    return Path(folder)
+def _fetch(hub_id: str, offline: bool, half: bool) -> Path:
+    select = layout.flat(hub_id)
+    if (found := hub.cached(hub_id, select, half)) is not None:
+        return found
+    if hub.is_offline(offline):
+        raise hub.offline_error(hub_id)
+    there = hub.listing(hub_id)
+    return hub.fetch(there, select(there.names, half))
 
 
 def _image_settings(folder: Path) -> dict[str, Any]:

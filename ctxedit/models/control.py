@@ -24,7 +24,7 @@ from ctxedit.models.weights import check_finite, network
 
 #: The one on Canny edges for Stable Diffusion 1.x, whose text encoder is so wide.
 CANNY_SD1 = "lllyasviel/sd-controlnet-canny"
-_SD1_WIDTH = 768
+SD1_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def check_settings(config: ControlConfig, own: bool) -> None:
         )
 
 
-def locate_control(config: ControlConfig, denoiser: Denoiser | None, offline: bool = False) -> Path:
+def locate_control(
+    config: ControlConfig, denoiser: Denoiser | None, offline: bool = False, half: bool = False
+) -> Path:
     """The folder of the settings' ControlNet, checked to fit; a hub id is fetched into the cache.
 
     ``denoiser`` is None for a model that takes no ControlNet.
@@ -93,13 +95,13 @@ def locate_control(config: ControlConfig, denoiser: Denoiser | None, offline: bo
                 f"`ctxedit train control --out {denoiser.own}` makes it; or name one: "
                 "--set control.model=FOLDER",
             )
-    elif config.model == "auto" and denoiser.context_width != _SD1_WIDTH:
+    elif config.model == "auto" and denoiser.context_width != SD1_WIDTH:
         raise ConfigError(
             f"no ControlNet is known for {denoiser.name}",
             "name one that was trained with it: --set control.model=ID",
         )
     else:
-        folder = checkpoint_folder(CANNY_SD1 if config.model == "auto" else config.model, offline)
+        folder = checkpoint_folder(CANNY_SD1 if config.model == "auto" else config.model, offline, half)
     check_fit(folder, denoiser)
     return folder
 

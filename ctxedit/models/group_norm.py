@@ -43,7 +43,7 @@ def statistics_over_clip(net: nn.Module) -> Iterator[None]:
             "--set attention.group_norm=frame",
         )
     for norm in norms:
-        norm.forward = _over_clip(norm)  # type: ignore[method-assign]
+        norm.forward = _over_clip(norm)  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

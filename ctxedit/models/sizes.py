@@ -12,6 +12,7 @@ from typing import Any
 
 from ctxedit import files as files_of
 from ctxedit.errors import WeightsError
+from ctxedit.models import layout
 
 _HEADER_LIMIT = 100 << 20
 _NO_HEADER = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
@@ -82,15 +83,17 @@ class Sizes:
         return self.factor * int(2 ** (len(self.channels) - 1))
 
 
-def weigh(folder: Path) -> Weight:
-    """The network of a folder, its half-precision copies not counted twice."""
-    return weight_of(header(weight_files(folder)))
+def weigh(folder: Path, half: bool = False) -> Weight:
+    """The network of a folder: what is loaded, and no other copy of it."""
+    return weight_of(header(weight_files(folder, half)))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """A folder's safetensors files, copies in half precision or without averaging left out."""
+def weight_files(folder: Path, half: bool = False) -> list[Path]:
+    """The safetensors files of a folder that are loaded; all of them where none has a known name."""
     files = sorted(folder.glob("*.safetensors"))
-    return [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name] or files
+    names = [file.name for file in folder.iterdir()] if files else []
+    found = layout.choose(names, half)
+    return files if found is None else [folder / name for name in found.files]
 
 
 def weight_of(table: dict[str, dict[str, Any]]) -> Weight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from ctxedit.errors import WeightsError
 from ctxedit.files import check_file, check_model_files
+from ctxedit.models import hub, layout
 from ctxedit.models.families import family_named
 from ctxedit.models.sizes import read_json
 from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
@@ -21,9 +23,6 @@ from ctxedit.naming import SHORT_NAMES as SHORT_NAMES
 
 #: The built-in models' folder, in diffusers' layout.
 BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-_NEEDED = ("*.json", "*.txt", "*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,24 @@ class Checkpoint:
         return self.path if (self.path / VOCABULARY).is_file() else None
 
 
-def locate(model: str, offline: bool = False) -> Checkpoint:
+def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     """Find a model without loading it; a hub id is fetched into the cache unless ``offline``.
 
     Args:
         model: ``builtin``, a short name, a hub id, a diffusers folder, or one ``.safetensors`` file.
         offline: look into the hub's cache only (``HF_HUB_OFFLINE`` is respected as well).
+        half: the network will run in half precision: its fp16 files are fetched where there are some.
 
     Raises:
         WeightsError: nothing there, a folder without ``model_index.json``, pickled weights.
+        OutputError: the disk is full.
     """
     if model == BUILTIN:
         if not (BUILTIN_FOLDER / "model_index.json").is_file():
             raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
         return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
     path = expanded(model)
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in layout.PICKLES:
         raise WeightsError(
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
             "convert it to safetensors once, in a place you trust it",
@@ -71,12 +72,20 @@ def locate(model: str, offline: bool = False) -> Checkpoint:
     if os.path.isdir(path):
         return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
     hub_id = SHORT_NAMES.get(model, model)
-    if hub_id.count("/") != 1 or model.startswith((".", "/", "~")):
+    if not is_hub_id(model):
         raise WeightsError(
             f"no model named {model!r}",
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
-    return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline)), "folder")
+    return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline, half)), "folder")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model's setting means a repository on the hub, by short name or id."""
+    path = expanded(model)
+    if model == BUILTIN or os.path.exists(path) or path.suffix in (".safetensors", *layout.PICKLES):
+        return False
+    return model in SHORT_NAMES or (model.count("/") == 1 and not model.startswith((".", "/", "~")))
 
 
 def own_folder(model: str) -> Path | None:
@@ -135,42 +144,65 @@ def pipeline_of(folder: Path) -> str:
     return str(read_json(folder / "model_index.json").get("_class_name"))
 
 
-def _download(hub_id: str, offline: bool) -> Path:
-    """The folder of a hub id in the cache; of what is fetched, nothing but what its family needs.
+def _download(hub_id: str, offline: bool, half: bool) -> Path:
+    """The folder of a hub id in the cache; of what is fetched, nothing but what its family needs."""
+    if (found := in_cache(hub_id, half)) is not None:
+        return found
+    if hub.is_offline(offline):
+        raise hub.offline_error(hub_id)
+    there = hub.listing(hub_id)
+    names = selection(family_at(there), hub_id)(there.names, half)
+    check_remote(there, names)
+    return hub.fetch(there, names)
 
-    The index comes first: a model of an unknown family is refused before gigabytes are fetched.
+
+def selection(family: Any, name: str) -> layout.Select:
+    """Which files of a repository a family needs."""
+    return layout.pipeline(family.networks_in, family.others_in, name)
+
+
+def selection_at(there: hub.Listing) -> layout.Select:
+    """Which files of a repository are needed: a pipeline's folders, or one network at the top.
+
+    A pipeline's index alone is fetched: an unknown family is refused before the rest is asked for.
     """
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
-    index = _snapshot(hub_id, offline, ["model_index.json"])
-    if not (index / "model_index.json").is_file():
+    if "model_index.json" not in there.names:
+        return layout.flat(there.hub_id)
+    return selection(family_at(there), there.hub_id)
+
+
+def family_at(there: hub.Listing) -> Any:
+    """The family of a repository, from its index."""
+    if "model_index.json" not in there.names:
         raise WeightsError(
-            f"{hub_id} has no model_index.json", "--model takes a repository in diffusers' format"
+            f"{there.hub_id} has no model_index.json", "--model takes a repository in diffusers' format"
         )
-    family = family_named(pipeline_of(index), hub_id)
-    wanted = [f"{part}/{p}" for part in (*family.networks_in, *family.others_in) for p in _NEEDED]
-    return _snapshot(hub_id, offline, [*wanted, "model_index.json"])
+    index = hub.fetch(there, ["model_index.json"], verify=True)
+    return family_named(pipeline_of(index), there.hub_id)
 
 
-def _snapshot(hub_id: str, offline: bool, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+def check_remote(there: hub.Listing, names: Collection[str]) -> None:
+    """Refuse a pipeline that cannot be edited with, by its config files alone; these are fetched.
 
-    try:
-        # Stable Diffusion repositories hold each weight several times.
-        extra = ["*.fp16.safetensors", "*.non_ema.safetensors"]
-        folder = snapshot_download(
-            hub_id, local_files_only=offline, allow_patterns=patterns, ignore_patterns=extra
-        )
-    except Exception as error:
-        if offline:
-            raise WeightsError(
-                f"{hub_id} is not in the cache",
-                "run once without --dry-run, --offline and HF_HUB_OFFLINE, or give a folder",
-            ) from error
-        line = str(error).strip().split("\n")[0][:160]
-        raise WeightsError(
-            f"{hub_id} could not be fetched: {line}", "check the id and the connection"
-        ) from error
-    return Path(folder)
+    Raises:
+        WeightsError: what its family's ``check`` refuses.
+    """
+    if "model_index.json" not in names:
+        return
+    settings = [n for n in names if n.endswith(("config.json", "model_index.json"))]
+    folder = hub.fetch(there, settings, verify=True)
+    family_named(pipeline_of(folder), there.hub_id).check(Checkpoint(there.hub_id, folder, "folder"))
+
+
+def in_cache(hub_id: str, half: bool) -> Path | None:
+    """The snapshot of a repository of either kind, if all that is needed of it is in the cache."""
+    known = hub.snapshot(hub_id)
+    if known is None:
+        return None
+    if not (known / "model_index.json").is_file():
+        return hub.cached(hub_id, layout.flat(hub_id), half)
+    family = family_named(pipeline_of(known), hub_id)
+    return hub.cached(hub_id, selection(family, hub_id), half)
 
 
 def _diffusers_folder(path: Path) -> Path:
@@ -185,27 +217,39 @@ def _diffusers_folder(path: Path) -> Path:
             raise WeightsError(f"{path} has no folder {part}/", f"every {pipeline} has one; save it again")
     check_model_files(path, (*family.networks_in, *family.others_in))
     for part in family.networks_in:
-        files = list((path / part).iterdir())
-        if not any(f.suffix == ".safetensors" for f in files):
-            if any(f.suffix in _PICKLES for f in files):
-                raise WeightsError(
-                    f"{path / part} holds only pickled weights: refused, reading one can run any code",
-                    "save it again with safe_serialization=True, in a place you trust it",
-                )
-            raise WeightsError(f"{path / part} has no safetensors weights")
+        names = [file.name for file in (path / part).iterdir()]
+        found = layout.choose(names)
+        if found is None:
+            layout.refuse(names, str(path / part))
+        elif found.missing:
+            raise WeightsError(
+                f"{path / part} lacks {found.missing} of its weights' shards", "fetch or copy it again"
+            )
     return path
 
 
 def network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
     """One of diffusers' networks, from safetensors and nothing else, with no weight left to chance."""
     network, report = cls.from_pretrained(
-        path, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
-    )
+        path, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True,
+        local_files_only=True, variant=variant_of(path / part, dtype),
+    )  # fmt: skip
     if missing := sorted(report["missing_keys"]):
         raise WeightsError(
             f"{path / part} lacks {len(missing)} weights, {missing[0]} among them", "fetch or save it again"
         )
     return network
+
+
+def variant_of(folder: Path, dtype: torch.dtype) -> str | None:
+    """Which of a folder's weights fit a precision: ``fp16``, or None for the full precision."""
+    found = layout.choose((file.name for file in folder.iterdir()), is_half(dtype))
+    return None if found is None else found.variant
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether the fp16 files of a checkpoint are enough for this precision."""
+    return dtype.itemsize == 2
 
 
 def check_finite(module: nn.Module, name: str) -> None:

@@ -123,7 +123,7 @@ def test_models_ls_says_parts_and_words(ctxedit):
     assert parts["unet"]["licence"] == "Apache-2.0" and parts["clip"]["bytes"] > 1e6
     assert "panda" in answer.table["knows"]["objects"] and "snow" in answer.table["knows"]["backgrounds"]
     text = ctxedit("models", "ls").out
-    assert "watercolor" in text and "purple" in text and "sd15 = " in text
+    assert "watercolor" in text and "purple" in text and "stable-diffusion-v1-5" in text
 
 
 def test_models_ls_lists_the_cache(ctxedit, tmp_path, monkeypatch):

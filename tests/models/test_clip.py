@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from ctxedit.errors import OutputError, WeightsError
+from ctxedit.errors import WeightsError
 from ctxedit.models import clip
-from ctxedit.models.clip import ClipScorer, ImagePreprocessor, checkpoint_folder
+from ctxedit.models.clip import ClipScorer, ImagePreprocessor
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGES = {
@@ -152,29 +152,6 @@ def test_missing_checkpoints_are_named(tmp_path):
     refused(str(tmp_path / "nowhere"), "not a folder")
     refused("no/such/thing", "not a folder")
     assert "--offline" in refused("nobody/no-such-model", "offline").hint
-
-
-def test_offline_is_passed_on_and_known_ids_are_pinned_to_safetensors(monkeypatch, folder):
-    seen = []
-
-    def fetch(hub_id, **options):
-        seen.append((hub_id, options["revision"], options["local_files_only"]))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert checkpoint_folder("openai/clip-vit-base-patch32", offline=True) == folder
-    assert checkpoint_folder("other/clip") == folder
-    pinned = "c237dc49a33fc61debc9276459120b7eac67e7ef"
-    assert seen == [("openai/clip-vit-base-patch32", pinned, True), ("other/clip", None, False)]
-
-
-def test_a_full_disk_is_an_output_error(monkeypatch):
-    def fetch(hub_id, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    with pytest.raises(OutputError, match="disk is full"):
-        checkpoint_folder("other/clip")
 
 
 def test_pickles_are_refused(copy):

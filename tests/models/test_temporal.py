@@ -273,7 +273,6 @@ def test_tuning_leaves_the_norms_alone(ready):
 @pytest.mark.parametrize("model", ["stable_diffusion", "builtin"])
 def test_their_parameters_are_foretold(model, request):
     from ctxedit.editing.costs import convolution_parameters
-
     from ctxedit.models.backbones import family_of
     from ctxedit.models.weights import locate
 

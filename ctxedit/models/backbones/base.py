@@ -36,7 +36,7 @@ from ctxedit.models.families import family_named
 from ctxedit.models.group_norm import statistics_over_clip
 from ctxedit.models.sizes import Sizes
 from ctxedit.models.temporal import TemporalLayers
-from ctxedit.models.weights import Checkpoint, locate, pipeline_of
+from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
 from ctxedit.naming import VOCABULARY
 
 #: The pipeline class that a checkpoint without ``model_index.json``, a single file, is taken for.
@@ -299,7 +299,7 @@ def open_backbone(
 
 def load_backbone(model: str, device: torch.device, dtype: torch.dtype, offline: bool = False) -> Backbone:
     """Locate and load a model; errors as of :func:`ctxedit.models.weights.locate` and `open_backbone`."""
-    return open_backbone(locate(model, offline), device, dtype)
+    return open_backbone(locate(model, offline, is_half(dtype)), device, dtype)
 
 
 # -- words -----------------------------------------------------------------------------------------

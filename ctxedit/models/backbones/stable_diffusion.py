@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ctxedit.diffusion import schedule
 from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
+from ctxedit.models import single_file
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
 from ctxedit.models.clip import load_model, load_tokenizer
@@ -98,10 +99,11 @@ class StableDiffusion(Backbone):
 
         path = checkpoint.path
         if checkpoint.form == "file":
-            # The file holds weights alone: diffusers fetches the configuration that fits them.
+            # The file holds weights alone. Left to itself diffusers would fetch a configuration, offline too.
             pipe = StableDiffusionPipeline.from_single_file(
-                str(path), torch_dtype=dtype, safety_checker=None, local_files_only=checkpoint.offline
-            )
+                str(path), torch_dtype=dtype, safety_checker=None, feature_extractor=None,
+                config=str(configuration(path, checkpoint.offline)), local_files_only=True,
+            )  # fmt: skip
             out = {name: getattr(pipe, name) for name in (*cls.networks_in, *cls.others_in)}
             return out | {"scheduler": DDIMScheduler.from_config(out["scheduler"].config)}
         return {
@@ -326,6 +328,12 @@ def parts(
         out[name] = out[name].to(place).eval().requires_grad_(False)
         check_finite(out[name], f"{checkpoint.name}/{name}")
     return out
+
+
+def configuration(path: Path, offline: bool = False) -> Path:
+    """A folder with the configuration of a single-file checkpoint; errors as of ``single_file``."""
+    parts_in = (*StableDiffusion.networks_in, *StableDiffusion.others_in)
+    return single_file.configuration(path, _sizes_of_file(path).context_width, parts_in, offline)
 
 
 def check_scheduler(checkpoint: Checkpoint) -> None:

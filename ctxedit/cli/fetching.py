@@ -1,0 +1,295 @@
+"""Before gigabytes are fetched: what, how much and where to is said; a person is asked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.output import Screen, debugging
+from ctxedit.errors import ConfigError
+from ctxedit.models.hub import gigabytes
+from ctxedit.models.transfer import Watcher
+
+if TYPE_CHECKING:
+    from ctxedit.config import Config
+    from ctxedit.models.hub import Listing
+    from ctxedit.models.transfer import Download
+
+#: Bytes that are fetched without asking.
+UNASKED = 1_000_000_000
+#: Seconds between lines of a long download where there is no terminal.
+_EVERY = 30.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A repository that a command needs.
+
+    Attributes:
+        hub_id, what: which, and what for.
+        half: whether half precision is enough.
+        hint: how to do without it.
+        beside: the model that it is only needed with if that is a Stable Diffusion 1.x; None: it is needed.
+    """
+
+    hub_id: str
+    what: str
+    half: bool
+    hint: str | None = None
+    beside: str | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is needed, as far as is known, and not in the cache."""
+        from ctxedit.models import weights
+
+        if self.beside is not None and not _takes_canny_sd1(self.beside):
+            return False
+        return weights.in_cache(self.hub_id, self.half) is None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A download that a command needs before it can start."""
+
+    wanted: Wanted
+    listing: Listing
+    names: tuple[str, ...]
+    download: Download
+
+    def table(self) -> dict[str, Any]:
+        """For JSON."""
+        found = self.download
+        return {
+            "id": found.hub_id, "for": self.wanted.what, "commit": found.commit, "bytes": found.bytes,
+            "total": found.total, "files": len(found.missing), "to": str(found.place),
+        }  # fmt: skip
+
+
+def wanted(config: Config, captions: bool = False, scores: bool = False) -> list[Wanted]:
+    """The repositories that settings name, whether they are in the cache or not.
+
+    Args:
+        config: settings.
+        captions: whether the clip is captioned.
+        scores: whether edits are scored with CLIP.
+    """
+    from ctxedit.models.control import CANNY_SD1
+    from ctxedit.models.device import pick_device, pick_dtype
+    from ctxedit.models.weights import is_half, is_hub_id, own_folder, own_part
+    from ctxedit.naming import SHORT_NAMES
+    from ctxedit.stages.caption import BLIP2, asks_clip
+    from ctxedit.stages.evaluate import CLIP
+
+    half = is_half(pick_dtype(config.dtype, pick_device(config.device)))
+    own = own_folder(config.model)
+    found = []
+    if is_hub_id(config.model):
+        found.append(Wanted(SHORT_NAMES.get(config.model, config.model), "the model", half))
+    control = config.control
+    if control.kind != "none" and not (own is not None and control.model == "auto"):
+        if control.model == "auto":
+            found.append(Wanted(CANNY_SD1, "the ControlNet", half, beside=config.model))
+        else:
+            found.append(Wanted(control.model, "the ControlNet", half))
+    if captions and config.captioner != "lavis" and not own_part(config.captioner, own, "captioner"):
+        name = BLIP2 if config.captioner == "auto" else config.captioner
+        found.append(Wanted(name, "the caption", half, "give --prompt, and no captioner is needed"))
+    looks = scores or (config.adapter.enabled and config.adapter.image == "clip")
+    looks = looks or (captions and asks_clip(config, own is not None))
+    if looks and not own_part(config.clip_model, own, "clip"):
+        found.append(Wanted(CLIP if config.clip_model == "auto" else config.clip_model, "scoring", False))
+    return [one for one in found if is_hub_id(one.hub_id)]
+
+
+def settle_single_file(model: str, offline: bool) -> None:
+    """Fetch the configuration of a single-file checkpoint: kilobytes, for a dry run as well."""
+    from ctxedit.models.backbones.stable_diffusion import configuration
+    from ctxedit.naming import expanded
+
+    if model.endswith(".safetensors") and os.path.isfile(expanded(model)):  # False where it cannot be reached
+        configuration(expanded(model), offline)
+
+
+def _takes_canny_sd1(model: str) -> bool:
+    """Whether the ControlNet for Stable Diffusion 1.x fits a model; yes while its config is not there."""
+    from ctxedit.files import read_json
+    from ctxedit.models import hub
+    from ctxedit.models.control import SD1_WIDTH
+    from ctxedit.models.weights import is_hub_id
+    from ctxedit.naming import expanded
+
+    folder = hub.snapshot(hub.full_id(model)) if is_hub_id(model) else expanded(model)
+    file = None if folder is None else folder / "unet" / "config.json"
+    if file is None or not file.is_file():
+        return is_hub_id(model)
+    return bool(read_json(file, "UNet's config").get("cross_attention_dim") == SD1_WIDTH)
+
+
+def settle(
+    needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False,
+    check: Callable[[], object] = lambda: None,
+) -> bool:  # fmt: skip
+    """Fetch what is missing, after asking where it is much; a dry run says what it would be.
+
+    Args:
+        needs: the repositories.
+        screen: where it is said.
+        yes: do not ask.
+        offline: do not contact the hub.
+        dry_run: fetch nothing but config files.
+        check: called before anything is fetched: raises for inputs that would make it useless.
+
+    Returns:
+        Whether the command can go on: not after a dry run that found something missing.
+
+    Raises:
+        ConfigError: gigabytes, no terminal to ask on, and no ``-y``.
+        WeightsError, OutputError: as of :func:`ctxedit.models.hub.fetch`.
+    """
+    from ctxedit.models import hub
+
+    if not any(one.missing for one in needs):
+        return True
+    check()
+    missing = planned(needs, offline)
+    if dry_run:
+        lines = [f"to be fetched first: {line(one)}" for one in missing]
+        lines.append("The rest of the plan needs these: `ctxedit models pull` fetches them.")
+        screen.result("\n".join(lines), {"downloads": [one.table() for one in missing]})
+        return False
+    agree(missing, screen, yes)
+    for one in missing:
+        with resumable(one.download.place), hub.watched(Bar(screen)):
+            hub.fetch(one.listing, one.names)
+    return True
+
+
+def planned(needs: Sequence[Wanted], offline: bool) -> list[Planned]:
+    """What is not in the cache, from the hub's listings; config files are fetched and checked.
+
+    Offline nothing is asked, and nothing is planned.
+    """
+    from ctxedit.models import hub, weights
+
+    found = []
+    hush()
+    for one in needs:
+        if not one.missing:  # the model comes first: by now its config is there
+            continue
+        if hub.is_offline(offline):
+            raise hub.offline_error(one.hub_id)
+        there = hub.listing(one.hub_id)
+        if one.what == "the model":
+            weights.family_at(there)  # a model without an index is refused
+        found.append(plan_for(one, there))
+    return found
+
+
+def plan_for(one: Wanted, there: Listing) -> Planned:
+    """The download of a repository; what its family refuses is refused here."""
+    from ctxedit.models import hub, weights
+
+    names = tuple(weights.selection_at(there)(there.names, one.half))
+    weights.check_remote(there, names)
+    return Planned(one, there, names, hub.download_of(there, names))
+
+
+def hush() -> None:
+    """Silence huggingface_hub's advice; its errors are told in ctxedit's own words."""
+    if not debugging():
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def checks_clip(clip: Path, config: Config) -> Callable[[], object]:
+    """A check for :func:`settle`: the clip can be read and has the frames that the settings ask for."""
+
+    def check() -> None:
+        from ctxedit.media.probe import probe
+        from ctxedit.media.read import span_of
+
+        span = config.clip
+        span_of(probe(clip), span.frames, span.start, span.stride)
+
+    return check
+
+
+def line(one: Planned) -> str:
+    """One download for people."""
+    found = one.download
+    size = gigabytes(found.bytes) + (f" of {gigabytes(found.total)}" if found.bytes < found.total else "")
+    return f"{found.hub_id} ({one.wanted.what}), {size}, to {found.place}"
+
+
+def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Download") -> None:
+    """Say what will be fetched; ask where it is more than a gigabyte.
+
+    Raises:
+        ConfigError: there is nobody to ask.
+        typer.Abort: the answer was no.
+    """
+    for one in missing:
+        screen.say(f"to be fetched: {line(one)}")
+        if one.wanted.hint:
+            screen.say(f"  ({one.wanted.hint})")
+    total = sum(one.download.bytes for one in missing)
+    if total <= UNASKED or yes:
+        return
+    if not (screen.console.is_terminal and sys.stdin is not None and sys.stdin.isatty()):
+        ids = ", ".join(one.download.hub_id for one in missing)
+        hints = [one.wanted.hint for one in missing if one.wanted.hint]
+        raise ConfigError(
+            f"{ids}: {gigabytes(total)} would be fetched, and there is no terminal to ask on",
+            "; ".join(["add -y to agree, or fetch first with `ctxedit models pull`", *hints]),
+        )
+    typer.confirm(f"{verb} {gigabytes(total)}?", default=True, abort=True, err=True)
+
+
+class Bar(Watcher):
+    """A download on a terminal as a bar, elsewhere as a line every half a minute."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen, self._done, self._total, self._name = screen, 0, 0, ""
+        self._said = 0.0
+        self._progress: Progress | None = None
+
+    def begins(self, download: Download) -> None:
+        """Show how much is to come."""
+        self._name, self._total, self._done = download.hub_id, download.total, download.total - download.bytes
+        self._said = time.monotonic()
+        if self.screen.lively:
+            shown = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+            self._progress = Progress(
+                *shown, TimeRemainingColumn(), console=self.screen.console, transient=True
+            )
+            self._progress.start()
+            self._progress.add_task(self._name, total=self._total, completed=self._done)
+
+    def waits(self, name: str) -> None:
+        """Say why nothing moves."""
+        self.screen.say(f"{name} is being fetched by another process; waiting for it")
+
+    def came(self, count: int) -> None:
+        """Move on."""
+        self._done += count
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=self._done)
+        elif time.monotonic() - self._said >= _EVERY:
+            self._said = time.monotonic()
+            self.screen.say(f"{self._name}: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB")
+
+    def ended(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

