@@ -145,6 +145,7 @@ def edit(
     source_size: bool = False,
     audio: bool = True,
     chroma: str = "420",
+    metadata: bool = True,
     overwrite: bool = False,
     offline: bool = False,
     reporter: Reporter | None = None,
@@ -160,6 +161,7 @@ def edit(
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
         overwrite: replace existing files and redo a finished edit.
+        metadata: say inside the files how they were made.
         chroma: of H.264: "420", or "444", which keeps odd sizes but plays in few players.
         offline, reporter: as for :func:`caption`.
 
@@ -176,6 +178,7 @@ def edit(
         source_size=source_size,
         audio=audio,
         chroma=chroma,
+        metadata=metadata,
         overwrite=overwrite,
         offline=offline,
         runs=opened.folder.parent,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ctxedit import __version__
 from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.temporary import atomic, sweep
@@ -24,6 +25,8 @@ from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.tensors import save_tensors
 from ctxedit.models.weights import identity, locate, part_identity
+from ctxedit.provenance import facts as provenance_of
+from ctxedit.provenance import to_text
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
@@ -289,7 +292,8 @@ class Session(Workbench):
             return EditResult(target, files, True)
         kept = f"edits/{name[5:]}.safetensors"
         frames = self._frames(name, key, target, kept)
-        video = files.video
+        video, facts = files.video, self.facts_of(target)
+        settings = {"seed": facts["seed"], **facts["settings"], **facts["output"]}
 
         def write(staged: list[Path]) -> None:
             if video.is_dir():
@@ -297,7 +301,8 @@ class Session(Workbench):
             reporting.write(
                 self.prepared, frames, target, self.prompt, reporting.Files(*staged),
                 source_size=options.source_size, audio=options.audio, overwrite=True,
-                chroma=options.chroma, warn=self.reporter.warn,
+                chroma=options.chroma, about=to_text(facts) if options.metadata else None,
+                warn=self.reporter.warn,
             )  # fmt: skip
 
         self.run.publish(
@@ -305,8 +310,18 @@ class Session(Workbench):
             options.overwrite or options.output is None, [kept],
             target=target, video=str(video.resolve()), frames=kept,
             device=name_of(self.device), dtype=str(self.backbone.dtype).split(".")[-1],
+            settings={k: v for k, v in settings.items() if k != "output"},
         )  # fmt: skip
         return EditResult(target, files, False)
+
+    def facts_of(self, target: str) -> dict[str, Any]:
+        """How an edit is made, as it stands inside its files; see :mod:`ctxedit.provenance`."""
+        other_seed = self.tuning_seed != self.config.seed
+        return provenance_of(
+            "edit", self.config, self.preset, __version__, target=target, prompt=self.prompt,
+            source={"name": self.clip.name, "blake2b": self.print_of(self.clip)},
+            tuning_seed=self.tuning_seed if other_seed else None, output=self.options.given(),
+        )  # fmt: skip
 
     def _frames(self, name: str, key: str, target: str, kept: str) -> NDArray[np.uint8]:
         """An edit's frames at working size: sampled, or read where they are done already."""
@@ -333,6 +348,7 @@ class Session(Workbench):
             self.invert_key(), config.fusion, config.edit, config.seed, target, mask_hash,
             options.source_size, options.audio, str(options.output),
             *([options.chroma] if options.chroma != "420" else []),
+            *([] if options.metadata else ["no metadata"]),
         )  # fmt: skip
         return f"edit/{slug(target)}-{key[:6]}", key
 

@@ -76,6 +76,7 @@ class Options:
         lavis_python: interpreter of the LAVIS worker.
         sources: files that the settings were read from; no output may take their place.
         chroma: of H.264 outputs: "420", or "444", which few players show.
+        metadata: say inside the outputs how they were made.
     """
 
     prompt: str | None = None
@@ -89,6 +90,18 @@ class Options:
     lavis_python: Path | None = None
     sources: tuple[Path, ...] = ()
     chroma: str = "420"
+    metadata: bool = True
+
+    def given(self) -> dict[str, str | bool]:
+        """What differs from the default, by the names of the command line's options; files by their names."""
+        values = {
+            "mask": self.mask and self.mask.name,
+            "output_size": "source" if self.source_size else None,
+            "no_audio": not self.audio,
+            "chroma": self.chroma if self.chroma != "420" else None,
+            "output": self.output and self.output.name,
+        }
+        return {name: value for name, value in values.items() if value}
 
 
 class Workbench:

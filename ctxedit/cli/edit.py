@@ -90,7 +90,7 @@ def edit(
     options = Options(
         None, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
         overwrite.yes, base.offline or dry.dry_run, chosen.folder.parent, None, asked.sources(base),
-        result.chroma,
+        result.chroma, not result.no_metadata,
     )  # fmt: skip
     with Session.reopen(chosen, config, options, teller(screen)) as session:
         if not work.checked(session, [target], "edit", screen, dry.dry_run, heatmaps=heatmaps):

@@ -69,7 +69,7 @@ def run(
     options = pipeline.Options(
         tuning.prompt, scoring.mask, result.output, result.output_size == "source", not result.no_audio,
         overwrite.yes, base.offline or dry.dry_run, place.runs, captioning.lavis_python, asked.sources(base),
-        result.chroma,
+        result.chroma, not result.no_metadata,
     )  # fmt: skip
     preset = base.preset or asked.DEFAULT_PRESET
     with pipeline.Session(clip, config, preset, options, teller(screen)) as session:
