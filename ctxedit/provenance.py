@@ -86,6 +86,9 @@ def commands(table: Mapping[str, Any], clip: str | None = None) -> list[str]:
         table: its facts.
         clip: where the source is; None is the name that it had.
     """
+    if table["kind"] == "comparison":
+        parts = [part for part in table["of"] if "kind" in part]
+        return list(dict.fromkeys(line for part in parts for line in commands(part)))
     source, settings = table.get("source", {}), table.get("settings", {})
     given = [] if table["preset"] not in preset_names() else ["--preset", table["preset"]]
     given += ["--model", table["model"]] if table["model"] != "builtin" else []

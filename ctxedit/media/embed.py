@@ -84,7 +84,7 @@ def _of_image(path: Path) -> str | None:
     return _first(found, (_KEY, *_NAMES))
 
 
-def _first(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+def _first(found: Mapping[Any, Any], names: tuple[str, ...]) -> str | None:
     """The first of these entries that is there, as text; names of containers' tags come in either case."""
     lower = {str(name).lower(): value for name, value in found.items()}
     for name in names:
