@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,7 +19,7 @@ from ctxedit.media.probe import probe
 from ctxedit.media.read import Clip
 from ctxedit.media.sources import check_exists
 from ctxedit.media.write import write_clip, write_image
-from ctxedit.provenance import from_text, to_text
+from ctxedit.provenance import flat, from_text, to_text, told_apart
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
 
@@ -91,28 +90,7 @@ def _of_file(path: Path) -> Part:
 
 def labels_for(parts: Sequence[Part]) -> list[str]:
     """Labels that tell the parts apart: the target, and where it is the same, what else differs."""
-    same = Counter(part.label for part in parts)
-    settings = [flat(part.facts) for part in parts]
-    made = []
-    for part, own in zip(parts, settings, strict=True):
-        group = [s for p, s in zip(parts, settings, strict=True) if p.label == part.label]
-        differs = {k for s in group for k in s if any(o.get(k) != s[k] for o in group)}
-        said = ", ".join(f"{k} {own[k]}" for k in sorted(differs) if k in own)
-        made.append(f"{part.label} ({said})" if same[part.label] > 1 and said else part.label)
-    numbers = Counter[str]()
-    twice = {label for label, count in Counter(made).items() if count > 1}
-    for i, label in enumerate(made):
-        if label in twice:
-            numbers[label] += 1
-            made[i] = f"{label} #{numbers[label]}"
-    return made
-
-
-def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What an edit may differ in from another, by name."""
-    kept = {k: facts[k] for k in ("preset", "model", "seed", "prompt") if k in facts}
-    output = {k: v for k, v in facts.get("output", {}).items() if k != "output"}
-    return {**kept, **facts.get("settings", {}), **output}
+    return told_apart([part.label for part in parts], [flat(part.facts) for part in parts])
 
 
 def equally_long(parts: Sequence[Part], frames: int | None = None) -> list[Part]:

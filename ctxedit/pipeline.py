@@ -391,7 +391,8 @@ class Session(Workbench):
             if flaw := self.run.flaw_of(name, str(facts.get("frames", "its frames"))):
                 self.reporter.warn(f"{flaw}: not scored; `ctxedit edit` with the same target makes it again")
                 continue
-            rows.append({"target": facts["target"], "video": facts["video"], **self.evaluate(name).table()})
+            known = {k: facts[k] for k in ("target", "video", "settings") if k in facts}
+            rows.append({**known, **self.evaluate(name).table()})
         if not rows:
             raise InputError(
                 f"{self.run.folder} has no edits to score",

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,31 @@ def commands(table: Mapping[str, Any], clip: str | None = None) -> list[str]:
         ]
     tune = ["ctxedit", "tune", where, *prompt, *given, "--seed", str(tuning_seed), *sets]
     return [shlex.join(tune), shlex.join(["ctxedit", "edit", where, table["target"], *seed, *sets, *result])]
+
+
+def flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What an edit may differ in from another with the same target, by name."""
+    kept = {k: table[k] for k in ("preset", "model", "seed", "prompt") if k in table}
+    output = {k: v for k, v in table.get("output", {}).items() if k != "output"}
+    return {**kept, **table.get("settings", {}), **output}
+
+
+def told_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Labels of which no two are the same: with the settings that differ, or with numbers where none do."""
+    known = list(zip(labels, settings, strict=True))
+    made = []
+    for label, own in known:
+        others = [other for name, other in known if name == label]
+        names = {k for other in others for k in other}
+        differ = sorted(k for k in names if any(other.get(k) != own.get(k) for other in others))
+        said = ", ".join(f"{k} {own[k]}" for k in differ if k in own)
+        made.append(f"{label} ({said})" if said else label)
+    seen = Counter[str]()
+    for i, (label, count) in enumerate(zip(made, map(Counter(made).get, made), strict=True)):
+        if count and count > 1:
+            seen[label] += 1
+            made[i] = f"{label} #{seen[label]}"
+    return made
 
 
 def _option(key: str, value: Any) -> list[str]:
