@@ -129,6 +129,7 @@ def edit(
     source_size: bool = False,
     audio: bool = True,
     chroma: str = "420",
+    metadata: bool = True,
     overwrite: bool = False,
     offline: bool = False,
     reporter: Reporter | None = None,
@@ -144,6 +145,7 @@ def edit(
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
         overwrite: replace existing files and redo a finished edit.
+        metadata: say inside the files how they were made.
         chroma: of H.264: "420", or "444", which keeps odd sizes but plays in few players.
         offline, reporter: as for :func:`caption`.
 
@@ -158,7 +160,8 @@ def edit(
     request = Request.of_run(
         opened, rebased(opened, config or {}), teller.warn, targets=(target,),
         mask=Path(mask) if mask else None, output=Path(output) if output else None,
-        source_size=source_size, audio=audio, chroma=chroma, overwrite=overwrite, offline=offline,
+        source_size=source_size, audio=audio, chroma=chroma, metadata=metadata, overwrite=overwrite,
+        offline=offline,
     )  # fmt: skip
     plan.make(request, "edit").check()
     with Session(request, teller) as session:

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import bench, caption, edit, env, eval, models, presets, runs, t2i, train, tune
+from ctxedit.cli import (
+    bench,
+    caption,
+    compare,
+    edit,
+    env,
+    eval,
+    models,
+    presets,
+    runs,
+    show,
+    t2i,
+    train,
+    tune,
+)
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.options import help_unless_called, spread
@@ -45,7 +59,8 @@ def root(
 
 _VERBS = (
     ("run", run_command.run), ("caption", caption.caption), ("tune", tune.tune), ("edit", edit.edit),
-    ("t2i", t2i.t2i), ("train", train.train), ("env", env.env),
+    ("t2i", t2i.t2i), ("train", train.train), ("compare", compare.compare), ("show", show.show),
+    ("env", env.env),
 )  # fmt: skip
 for _name, _verb in _VERBS:
     app.command(_name)(spread(_verb))

@@ -94,7 +94,7 @@ def edit(
         chosen, config, told.warn, targets=(target,), mask=scoring.mask, output=result.output,
         source_size=result.output_size == "source", audio=not result.no_audio, chroma=result.chroma,
         overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
-        sources=asked.sources(base),
+        metadata=not result.no_metadata, sources=asked.sources(base),
     )  # fmt: skip
     fetching.settle_single_file(config.model, base.offline)
     if not fetching.settle(fetching.wanted(config), screen, overwrite.yes, base.offline, dry.dry_run):

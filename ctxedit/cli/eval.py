@@ -14,6 +14,7 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Place, Scoring, Span, Talk, spread
 from ctxedit.cli.output import Screen, print_table, put, to_json
 from ctxedit.errors import ConfigError
+from ctxedit.provenance import told_apart
 
 EDITS = "edits"
 
@@ -156,7 +157,9 @@ def _of_run(
             reporter=teller(screen),
         )
     screen.say(f"written to {chosen.folder / 'metrics.json'}")
-    return {"run": chosen.folder, "edits": rows}
+    labels = told_apart([row["target"] for row in rows], [row.get("settings", {}) for row in rows])
+    named = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    return {"run": chosen.folder, "edits": named}
 
 
 def _of_video(
@@ -227,6 +230,7 @@ def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         "PSNR dB",
         "SSIM",
         "fidelity of",
+        "file",
     )
     from ctxedit.metrics.registry import usual
 
@@ -237,12 +241,13 @@ def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         compared = row["psnr"] is not None
         table.append(
             (
-                row.get("target") or row["prompt"],
+                row.get("label") or row.get("target") or row["prompt"],
                 *[figure(row[key]) for key in keys],
                 row["clip_model"],
                 figure(row["psnr"], 2),
                 figure(row["ssim"]),
                 ("outside the mask" if row["outside_mask"] else "all") if compared else "-",
+                Path(row["video"]).name,
                 *[figure(row[one.key], one.digits) for one in more],
             )
         )

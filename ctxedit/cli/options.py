@@ -277,6 +277,10 @@ class Result:
     no_audio: Annotated[
         bool, _option("--no-audio", panel=_OUTPUT, help="Do not copy the source's sound.")
     ] = False
+    no_metadata: Annotated[
+        bool,
+        _option("--no-metadata", panel=_OUTPUT, help="Do not write into the files how they were made."),
+    ] = False
     chroma: Annotated[
         Literal["420", "444"],
         _option(

@@ -15,6 +15,7 @@ import typer
 from ctxedit.cli.options import Dry, Overwrite, Place, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, human_size, print_table
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
+from ctxedit.provenance import changed_settings, told_apart
 from ctxedit.runs import Run
 
 app = typer.Typer(help="List runs, show one, and remove those that are no longer needed.")
@@ -78,17 +79,14 @@ def show(run: Folder, place: Place, talk: Talk) -> None:
     screen = Screen(talk.quiet, talk.json)
     opened = Run(_located(run, place.runs))
     summary = _summary(opened)
-    edits = [
-        {"target": facts["target"], "video": facts["video"], "exists": Path(facts["video"]).exists()}
-        for facts in map(opened.facts, opened.edits())
-    ]
+    edits = _edits(opened)
     changed = _changed(opened)
     lines = [
         f"run        {opened.folder}", f"clip       {summary.clip}", f"prompt     {summary.prompt or '-'}",
         f"preset     {summary.preset}", f"size       {human_size(summary.bytes)}",
         f"last used  {_ago(summary.used)}",
         *(f"setting    {key} = {value}" for key, value in changed.items()),
-        *(f"edit       {e['target']}: {e['video']}{'' if e['exists'] else ' (missing)'}" for e in edits),
+        *(f"edit       {e['label']}: {e['video']}{'' if e['exists'] else ' (missing)'}" for e in edits),
     ]  # fmt: skip
     table = {**summary.table(), "settings": changed, "edits": edits}
     screen.result("\n".join(lines), table)
@@ -167,23 +165,25 @@ def _cells(row: Summary) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _edits(run: Run) -> list[dict[str, Any]]:
+    """A run's edits; the labels name the settings in which edits with the same target differ."""
+    facts = [run.facts(name) for name in run.edits()]
+    labels = told_apart([f["target"] for f in facts], [f.get("settings", {}) for f in facts])
+    return [
+        {
+            "target": f["target"], "label": label, "video": f["video"],
+            "settings": f.get("settings", {}), "exists": Path(f["video"]).exists(),
+        }
+        for f, label in zip(facts, labels, strict=True)
+    ]  # fmt: skip
+
+
 def _changed(run: Run) -> dict[str, Any]:
     """Settings of a run that differ from its preset's."""
-    from ctxedit.config import load, to_table
-
     try:
-        base = to_table(load(run.preset, flags={"model": run.config.model}, environ={}))
-    except ConfigError:  # the preset was a file that is gone
+        return changed_settings(run.config, run.preset)
+    except ConfigError:  # the preset is broken
         return {}
-    return dict(_differences(base, to_table(run.config)))
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in new.items():
-        if isinstance(value, dict) and isinstance(old.get(key), dict):
-            yield from _differences(old[key], value, f"{prefix}{key}.")
-        elif old.get(key) != value:
-            yield f"{prefix}{key}", value
 
 
 def _located(run: Path, root: Path) -> Path:

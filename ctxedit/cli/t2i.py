@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ctxedit import __version__
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
@@ -27,6 +28,10 @@ Adapter = Annotated[
     ),
 ]
 
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Do not write into the image how it was made.")
+]
+
 
 def t2i(
     text: Text,
@@ -38,6 +43,7 @@ def t2i(
     talk: Talk,
     output: Image = None,
     adapter: Adapter = None,
+    no_metadata: NoMetadata = False,
 ) -> None:
     """Generate an image from text and print its path."""
     screen = Screen(talk.quiet, talk.json)
@@ -51,6 +57,7 @@ def t2i(
     from ctxedit.cli.work import gib
     from ctxedit.editing import text_to_image
     from ctxedit.media.write import write_image
+    from ctxedit.provenance import facts, to_text
     from ctxedit.runs import slug
 
     told = teller(screen)
@@ -73,5 +80,9 @@ def t2i(
     screen.say(f"seed {config.seed}")
     with resumable(None):
         picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
-        write_image(path, picture, overwrite=overwrite.yes)
+        about = None
+        if not no_metadata:
+            preset = base.preset or asked.DEFAULT_PRESET
+            about = to_text(facts("image", config, preset, __version__, text=text, adapter=adapter))
+        write_image(path, picture, overwrite=overwrite.yes, about=about)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

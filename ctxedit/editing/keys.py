@@ -51,6 +51,7 @@ class Keys:
             self.invert(prompt), config.fusion, config.edit, config.seed, target, mask,
             request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
+            *([] if request.metadata else ["no metadata"]),
         )  # fmt: skip
 
     def edit_name(self, prompt: str, target: str) -> str:

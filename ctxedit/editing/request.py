@@ -30,6 +30,7 @@ class Request:
         source_size: write at the source's size.
         audio: copy the source's sound.
         chroma: of H.264 outputs: "420", or "444", which few players show.
+        metadata: embed in the outputs how they were made.
         overwrite: replace existing outputs, redo finished edits.
         heatmaps: also draw where each word of the target attends.
         offline: touch no hub.
@@ -49,6 +50,7 @@ class Request:
     source_size: bool = False
     audio: bool = True
     chroma: str = "420"
+    metadata: bool = True
     overwrite: bool = False
     heatmaps: bool = False
     offline: bool = False
@@ -74,6 +76,17 @@ class Request:
         """
         run.check_clip(warn)
         return cls(run.clip, config or run.config, run.preset, runs=run.folder.parent, run=run, **others)
+
+    def output_options(self) -> dict[str, str | bool]:
+        """Output options that differ from the defaults, by the command line's names; files by their names."""
+        values = {
+            "mask": self.mask and self.mask.name,
+            "output_size": "source" if self.source_size else None,
+            "no_audio": not self.audio,
+            "chroma": self.chroma if self.chroma != "420" else None,
+            "output": self.output and self.output.name,
+        }
+        return {name: value for name, value in values.items() if value}
 
     @property
     def tuning_seed(self) -> int:

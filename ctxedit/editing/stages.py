@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ctxedit import __version__, provenance
 from ctxedit.config import Config
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys
@@ -26,6 +27,8 @@ from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import save_tensors
+from ctxedit.provenance import to_text
+from ctxedit.runs import fingerprint
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
 from ctxedit.stages import invert as inverting
@@ -283,9 +286,21 @@ def edit_files(request: Request, folder: Path, edit_name: str) -> reporting.File
     return reporting.files_for(request.output or folder / "edits" / f"{edit_name}.mp4")
 
 
+def provenance_of(job: Job) -> dict[str, Any]:
+    """How an edit is made, as it is embedded in its files; see :mod:`ctxedit.provenance`."""
+    request, config = job.request, job.config
+    return provenance.facts(
+        "edit", config, request.preset, __version__, target=job.target, prompt=job.prompt,
+        source={"name": request.clip.name, "blake2b": fingerprint(request.clip)},
+        tuning_seed=request.tuning_seed if request.tuning_seed != config.seed else None,
+        output=request.output_options(),
+    )  # fmt: skip
+
+
 def _make_edit(job: Job) -> Made:
     parts, request = job.parts, job.request
     files = edit_files(request, job.folder, job.edit_name)
+    about = provenance_of(job)
 
     def write(staged: list[Path]) -> None:
         if files.video.is_dir():
@@ -293,12 +308,15 @@ def _make_edit(job: Job) -> Made:
         reporting.write(
             parts.prepared, job.needed["frames"], job.target, job.prompt, reporting.Files(*staged),
             source_size=request.source_size, audio=request.audio, overwrite=True,
-            chroma=request.chroma, warn=parts.reporter.warn,
+            chroma=request.chroma, about=to_text(about) if request.metadata else None,
+            warn=parts.reporter.warn,
         )  # fmt: skip
 
+    settings = {"seed": about["seed"], **about["settings"], **about["output"]}
     facts = {
         "target": job.target, "video": str(files.video.resolve()), "frames": job.frames_file,
         "device": name_of(parts.device), "dtype": str(parts.backbone.dtype).split(".")[-1],
+        "settings": {name: value for name, value in settings.items() if name != "output"},
     }  # fmt: skip
     return Made(files, (job.frames_file,), facts, (files.video, files.side_by_side, files.sheet), write)
 

@@ -100,6 +100,16 @@ def labelled_row(clips: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     return np.stack(pictures)
 
 
+def labelled_grid(clips: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> np.ndarray:
+    """As :func:`labelled_row`, in rows of at most ``columns`` clips."""
+    starts = range(0, len(clips), max(1, columns))
+    rows = [labelled_row(clips[i : i + max(1, columns)]) for i in starts]
+    width = max(row.shape[2] for row in rows)
+    sides = ((0, 0), (0, 0))
+    wide = [np.pad(r, (*sides, (0, width - r.shape[2]), (0, 0)), constant_values=255) for r in rows]
+    return np.concatenate(wide, axis=1)
+
+
 def _tile_size(frames: np.ndarray, least: int, most: int) -> tuple[int, int]:
     height, width = frames.shape[1:3]
     long = max(height, width)

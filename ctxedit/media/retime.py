@@ -40,6 +40,7 @@ def retime(video: Path, durations: Sequence[Fraction]) -> None:
             av.open(str(video.absolute())) as source,
             av.open(str(timed.absolute()), "w", options=options) as target,
         ):
+            target.metadata.update(source.metadata)
             stream = target.add_stream_from_template(source.streams.video[0])
             stream.time_base = Fraction(1, rate)
             packets = (packet for packet in source.demux(video=0) if packet.size)

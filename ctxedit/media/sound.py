@@ -7,6 +7,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 
+from ctxedit.media.embed import ffmpeg_options
 from ctxedit.media.probe import probe
 from ctxedit.media.sources import location
 from ctxedit.media.temporary import remove
@@ -25,7 +26,9 @@ def holds_audio(path: str | Path) -> bool:
     return Path(path).suffix.lower() in _COPIED
 
 
-def add_sound(video: Path, source: Path, start: float, duration: float) -> str | None:
+def add_sound(
+    video: Path, source: Path, start: float, duration: float, about: str | None = None
+) -> str | None:
     """Put the sound of a span beside the picture, which is copied untouched.
 
     The track is the one that ``probe`` chose. Sound that cannot be decoded, encoded or written leaves the
@@ -35,6 +38,7 @@ def add_sound(video: Path, source: Path, start: float, duration: float) -> str |
         video: is replaced by itself with sound.
         source: the clip whose sound is taken.
         start, duration: of the span in seconds.
+        about: text that the video carries, which is kept.
 
     Returns:
         Why there is no sound, as a sentence; None where all is well, or the source has none.
@@ -54,7 +58,7 @@ def add_sound(video: Path, source: Path, start: float, duration: float) -> str |
             command += ["-i", str(video.absolute())]
             command += ["-ss", f"{start:.6f}", "-t", f"{duration:.6f}", "-i", location(source)]
             command += ["-map", "0:v:0", "-map", f"1:{info.audio_index}", "-c:v", "copy", "-c:a", way]
-            command += ["-map_metadata", "-1"]
+            command += ["-map_metadata", "-1", *ffmpeg_options(about)]
             # A seek may land early; without this, copied sound would begin there and lag behind.
             command += ["-copypriorss:a", "0"]
             done = subprocess.run([*command, str(mixed.absolute())], capture_output=True, check=False)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import ConfigError, CtxeditError, OutputError
+from ctxedit.media.embed import comment_gif, ffmpeg_options, pillow_options
 from ctxedit.media.geometry import resize
 from ctxedit.media.montage import contact_sheet, side_by_side
 from ctxedit.media.probe import probe
@@ -98,6 +99,7 @@ def write_clip(
     audio_start: float = 0.0,
     audio_duration: float | None = None,
     overwrite: bool = False,
+    about: str | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write (F, H, W, 3) uint8 RGB frames; the suffix chooses the kind.
@@ -113,6 +115,7 @@ def write_clip(
         audio_from: a clip whose sound from `audio_start` (seconds) on is copied, for `audio_duration`
             seconds but no longer than the frames last. Kept as it is where the container takes its codec,
             else encoded as AAC or Opus. A source without sound, and a GIF or folder, give a silent clip.
+        about: text to embed (see :mod:`ctxedit.media.embed`); None embeds nothing.
         warn: is told of sound that could not be copied and of odd sizes; the picture is written all the same.
 
     Raises:
@@ -132,21 +135,25 @@ def write_clip(
     with atomic(path, overwrite) as temporary:
         pictures = (resize(frame[None], *size)[0] for frame in frames)
         if suffix == "":
-            _write_folder(temporary, pictures)
+            _write_folder(temporary, pictures, about)
         else:
             even = suffix in _H264_SUFFIXES and chroma == "420"
             shape = (size[0] + size[0] % 2, size[1] + size[1] % 2) if even else size
-            _write_video(temporary, pictures, (len(frames), *shape), fps, suffix, chroma, durations)
+            _write_video(temporary, pictures, (len(frames), *shape), fps, suffix, chroma, durations, about)
             if audio_from is not None and holds_audio(path):
                 length = length if audio_duration is None else min(length, audio_duration)
-                said = add_sound(temporary, Path(audio_from), audio_start, length)
+                said = add_sound(temporary, Path(audio_from), audio_start, length, about)
                 if said is not None:
                     warn(said)
     return path
 
 
-def write_image(path: str | Path, image: np.ndarray, overwrite: bool = False) -> Path:
+def write_image(
+    path: str | Path, image: np.ndarray, overwrite: bool = False, about: str | None = None
+) -> Path:
     """Write one (H, W, 3) uint8 RGB image; the suffix chooses the format.
+
+    ``about`` is text to embed (see :mod:`ctxedit.media.embed`).
 
     Raises:
         ConfigError: a suffix that Pillow does not write.
@@ -156,7 +163,7 @@ def write_image(path: str | Path, image: np.ndarray, overwrite: bool = False) ->
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
         raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
     with atomic(path, overwrite) as temporary:
-        Image.fromarray(image).save(temporary, quality=95)
+        Image.fromarray(image).save(temporary, quality=95, **pillow_options(path.suffix.lower(), about))
     return path
 
 
@@ -165,10 +172,10 @@ def _suffix(path: str | Path) -> str:
     return "" if str(path).endswith("/") or Path(path).is_dir() else Path(path).suffix.lower()
 
 
-def _write_folder(folder: Path, frames: Iterable[np.ndarray]) -> None:
+def _write_folder(folder: Path, frames: Iterable[np.ndarray], about: str | None) -> None:
     folder.mkdir()
     for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{index:05d}.png")
+        Image.fromarray(frame).save(folder / f"{index:05d}.png", **pillow_options(".png", about))
 
 
 def _write_video(
@@ -179,6 +186,7 @@ def _write_video(
     suffix: str,
     chroma: str,
     durations: Sequence[Fraction] | None,
+    about: str | None,
 ) -> None:
     """Encode frames, one at a time; `shape` is their number and the width and height to be filled."""
     count, width, height = shape
@@ -200,7 +208,15 @@ def _write_video(
         ffmpeg_log_level="quiet",
         # Older imageio-ffmpeg rounds the rate to two digits; the last -r counts.
         input_params=["-r", f"{fps.numerator}/{fps.denominator}"],
-        output_params=[*options, *_lean(width * height), "-threads", "2", "-fps_mode", "passthrough"],
+        output_params=[
+            *options,
+            *_lean(width * height),
+            "-threads",
+            "2",
+            "-fps_mode",
+            "passthrough",
+            *ffmpeg_options(about),
+        ],
     )
     try:
         writer.send(None)
@@ -211,9 +227,11 @@ def _write_video(
         _verify(path, count, (width, height))
         if durations is not None:
             retime(path, durations)
+        if about is not None and suffix == ".gif":
+            comment_gif(path, about)
     except (OSError, av.FFmpegError) as error:
         raise _failed(path, error) from error
-    if durations is not None:
+    if durations is not None or (about is not None and suffix == ".gif"):
         _verify(path, count, (width, height))
 
 

@@ -61,6 +61,7 @@ def write(
     audio: bool,
     overwrite: bool,
     chroma: str = "420",
+    about: str | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write all three, as long as the span of the clip that they were made of.
@@ -74,6 +75,7 @@ def write(
         audio: copy the span's sound.
         overwrite: an existing file may be replaced.
         chroma: of the video, as for ``write_clip``.
+        about: text to embed in all three; None embeds nothing.
         warn: is told what a file could not be given: its sound, an odd size.
     """
     clip, fit = prepared.clip, prepared.fit
@@ -91,6 +93,7 @@ def write(
         audio_start=clip.start_seconds,
         audio_duration=clip.span_seconds,
         overwrite=overwrite,
+        about=about,
         warn=warn,
     )
     write_clip(
@@ -99,6 +102,7 @@ def write(
         clip.fps,
         durations=clip.durations,
         overwrite=overwrite,
+        about=about,
     )
     sheet = contact_sheet([(f"source: {source_prompt}", prepared.frames), (f"edit: {target}", edited)])
-    write_image(files.sheet, sheet, overwrite=overwrite)
+    write_image(files.sheet, sheet, overwrite=overwrite, about=about)

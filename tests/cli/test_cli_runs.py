@@ -98,3 +98,18 @@ def test_a_broken_run_is_named_and_the_rest_are_listed(ctxedit, several):
 def test_no_runs_is_no_error(ctxedit, tmp_path):
     answer = ctxedit("runs", "ls", "--runs", tmp_path)
     assert (answer.code, answer.out) == (0, "") and "no runs" in answer.err
+
+
+def test_edits_that_differ_in_a_setting_are_told_apart(ctxedit, made, runs, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(runs, root)
+    again = ctxedit("edit", TARGET, "--runs", root, "--set", "edit.guidance=5", "--seed", 3)
+    assert again.code == 0, again.err
+    (run,) = root.iterdir()
+    shown = ctxedit("runs", "show", run, "--json").table["edits"]
+    assert shown[-1]["label"] == f"{TARGET} (edit.guidance 5.0, seed 3)"
+    assert len({edit["label"] for edit in shown}) == len(shown)
+    scored = ctxedit("eval", "--runs", root, "--json").table["edits"]
+    assert [row["label"] for row in scored] == [edit["label"] for edit in shown]
+    text = ctxedit("eval", "--runs", root).out
+    assert "edit.guidance 5.0" in text and os.path.basename(again.out.strip()) in text

@@ -1,0 +1,191 @@
+"""``ctxedit compare``: one labelled video, GIF or image of several edits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctxedit import __version__
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import (
+    Base,
+    Captioning,
+    Overwrite,
+    Place,
+    Sampling,
+    Scoring,
+    Size,
+    Span,
+    Talk,
+    Tuning,
+)  # fmt: skip
+from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.comparison import Part
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="EDIT...",
+        help="Videos, images, folders of frames, run folders (their source and all edits). With --presets: "
+        "CLIP TEXT.",
+        show_default=False,
+    ),
+]
+Presets = Annotated[
+    str | None,
+    typer.Option(
+        "--presets", metavar="A,B,…", help="Edit CLIP with each of these presets, and compare the edits.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="Video or GIF (a grid that plays), or image (a row for each edit)."),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", show_default=False,
+        help="Label of each edit, in order. Repeatable. [default: what differs between them]",
+    ),
+]  # fmt: skip
+Columns = Annotated[int, typer.Option("--columns", min=1, help="Edits in a row of the video.")]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Do not write into the file how the edits were made.")
+]
+
+
+def compare(
+    base: Base,
+    span: Span,
+    size: Size,
+    captioning: Captioning,
+    tuning: Tuning,
+    sampling: Sampling,
+    scoring: Scoring,
+    place: Place,
+    overwrite: Overwrite,
+    talk: Talk,
+    words: Words = None,
+    presets: Presets = None,
+    output: Output = Path("comparison.mp4"),
+    label: Labels = None,
+    columns: Columns = 4,
+    no_metadata: NoMetadata = False,
+) -> None:
+    """Write one labelled video, GIF or image of several edits; prints its path.
+
+    Settings apply to the edits that --presets makes, each in a run folder of its own.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    if not words:
+        raise ConfigError("nothing to compare", "ctxedit compare a.mp4 b.mp4 -o both.mp4")
+    groups = (span, size, captioning, tuning, sampling, scoring)
+    if presets is None:
+        _no_settings(base, *groups)
+
+    from ctxedit import comparison
+    from ctxedit.editing.paths import Input, Paths
+
+    paths = [Path(word) for word in (words if presets is None else words[:1])]
+    for path in paths:
+        asked.existing(path)
+    inputs = tuple(Input(path, "clip", True) for path in paths)
+    Paths(inputs, (("output", output),)).check()
+    _check_output(output, overwrite.yes)
+    if presets is None:
+        parts = comparison.gather(paths, label or (), span.frames)
+    else:
+        names = [name.strip() for name in presets.split(",") if name.strip()]
+        target = _target(words, names)
+        options = (captioning, tuning, scoring, place, overwrite)
+        parts = _edited(paths[0], target, names, base, groups, options, screen, label or [])
+    with resumable(None):
+        text = None if no_metadata else comparison.about(parts, __version__)
+        comparison.compose(
+            parts, output, columns=columns, overwrite=overwrite.yes, about=text, warn=screen.warn
+        )
+    edits = [{"label": part.label, "video": part.path} for part in parts]
+    screen.result(str(output), {"output": output, "edits": edits})
+
+
+def _no_settings(base: Base, span: Span, *groups: object) -> None:
+    """Raise ConfigError for settings where nothing is edited; ``--frames`` says how much is compared."""
+    given = [
+        f.name
+        for group in (base, *groups, dataclasses.replace(span, frames=None))
+        for f in dataclasses.fields(group)  # type: ignore[arg-type]
+        if getattr(group, f.name) not in (None, False) and f.name not in ("preset", "offline")
+    ]
+    if given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} belongs to --presets", "leave it out: nothing is edited here"
+        )
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    from ctxedit.comparison import IMAGES
+    from ctxedit.media.temporary import check_writable
+    from ctxedit.media.write import check_output
+
+    if output.suffix.lower() in IMAGES:
+        check_writable(output, overwrite)
+    else:
+        check_output(output, None, overwrite)
+
+
+def _target(words: list[str], names: list[str]) -> str:
+    if len(words) != 2:
+        raise ConfigError(
+            "--presets takes one clip and one target",
+            'ctxedit compare --presets contextdiff,fatezero clip.mp4 "a panda walking on the beach"',
+        )
+    if len(set(names)) != len(names) or not names:
+        raise ConfigError("--presets names different presets", "e.g. --presets contextdiff,fatezero")
+    asked.not_empty(words[1], "target")
+    return words[1]
+
+
+def _edited(
+    clip: Path, target: str, names: list[str], base: Base, groups: tuple[object, ...],
+    options: tuple[Captioning, Tuning, Scoring, Place, Overwrite], screen: Screen, labels: list[str],
+) -> list[Part]:  # fmt: skip
+    """The source and each preset's edit; everything is checked before the first of them begins."""
+    from ctxedit import comparison
+    from ctxedit.cli import work
+    from ctxedit.cli.progress import teller
+    from ctxedit.editing.request import Request
+    from ctxedit.editing.session import Session
+
+    captioning, tuning, scoring, place, overwrite = options
+    bases = [dataclasses.replace(base, preset=name) for name in names]
+    requests = [
+        Request(
+            clip, asked.settings(one, screen, *groups), one.preset or "", tuning.prompt, (target,),
+            scoring.mask, overwrite=overwrite.yes, offline=base.offline, runs=place.runs,
+            lavis_python=captioning.lavis_python, sources=asked.sources(one),
+        )
+        for one in bases
+    ]  # fmt: skip
+    if labels and len(labels) != 1 + len(requests):
+        raise ConfigError(
+            f"--label: {len(labels)} for {1 + len(requests)} clips, the source first", "give one to each"
+        )
+    for request in requests:
+        work.checked(request, "edit", screen, False, show=False)
+    texts = labels or ["source", *names]
+    parts = [comparison.Part(clip, texts[0], {}, requests[0].config.clip)]
+    for name, text, request in zip(names, texts[1:], requests, strict=True):
+        screen.say(f"preset {name}")
+        with Session(request, teller(screen)) as session, resumable(work.folder_of(session)):
+            video = session.edit(target).files.video
+        (part,) = comparison.gather([video])
+        parts.append(dataclasses.replace(part, label=text))
+    return comparison.equally_long(parts)

@@ -1,0 +1,90 @@
+"""``ctxedit show``: how a file was made, from what it carries inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.options import Talk
+from ctxedit.cli.output import Screen
+from ctxedit.errors import CtxeditError, InputError
+
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE", help="A video, GIF, image or folder of frames that ctxedit wrote.", show_default=False
+    ),
+]
+_LABELS = {
+    "target": "target", "text": "text", "prompt": "prompt", "preset": "preset", "model": "model",
+    "seed": "seed", "tuning_seed": "tuned with", "adapter": "adapter",
+}  # fmt: skip
+
+
+def show(file: File, talk: Talk) -> None:
+    """Show how a file was made, and the command that makes it again."""
+    screen = Screen(talk.quiet, talk.json)
+    asked.existing(file)
+
+    from ctxedit.provenance import commands
+
+    facts = facts_in(file)
+    clip = _source_near(file, facts.get("source", {}))
+    try:
+        again = commands(facts, clip)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file}: its ctxedit metadata is damaged", "it was changed after ctxedit"
+        ) from error
+    screen.result("\n".join(_lines(file, facts, clip, again)), {"file": file, **facts, "commands": again})
+
+
+def facts_in(file: Path) -> dict[str, Any]:
+    """What a file says of how it was made.
+
+    Raises:
+        InputError: it cannot be read, or says nothing.
+    """
+    from ctxedit.media.embed import embedded
+    from ctxedit.provenance import from_text
+
+    facts = from_text(embedded(file))
+    if facts is None:
+        raise InputError(
+            f"{file} does not say how it was made",
+            "it is not ctxedit's, was written with --no-metadata, or another program removed its metadata",
+        )
+    return facts
+
+
+def _source_near(file: Path, source: Any) -> str | None:
+    """The source clip, where one with its name and content is in the current folder or beside the file."""
+    from ctxedit.contents import fingerprint
+
+    if not isinstance(source, dict) or not isinstance(source.get("name"), str):
+        return None
+    name = Path(source["name"]).name
+    for path in (Path(name), file.parent / name):
+        try:
+            if path.exists() and fingerprint(path) == source.get("blake2b"):
+                return str(path)
+        except CtxeditError:
+            continue
+    return None
+
+
+def _lines(file: Path, facts: dict[str, Any], clip: str | None, again: list[str]) -> list[str]:
+    rows = [("file", str(file)), ("made by", f"ctxedit {facts['ctxedit']}")]
+    if isinstance(source := facts.get("source"), dict):
+        where = clip or f"{source.get('name')}, not found here"
+        rows.append(("source", f"{where} (BLAKE2b {source.get('blake2b')})"))
+    rows += [("of", str(part.get("label"))) for part in facts.get("of", [])]
+    rows += [(label, str(facts[key])) for key, label in _LABELS.items() if key in facts]
+    rows += [("setting", f"{key} = {value}") for key, value in facts.get("settings", {}).items()]
+    rows += [("option", f"{key} = {value}") for key, value in facts.get("output", {}).items()]
+    rows += [("again", line) for line in again]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name.ljust(width)}  {value}" for name, value in rows]
