@@ -7,12 +7,19 @@ import shutil
 import pytest
 import torch
 
-from ctxedit import footprint
 from ctxedit.config import Config, merge
 from ctxedit.editing import needs
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
+from ctxedit.models.backbones import family_of
 from ctxedit.models.weights import BUILTIN_FOLDER, locate
+
+
+def sizes_of(folder):
+    """A model folder's sizes, from its config files."""
+    checkpoint = locate(str(folder))
+    return family_of(checkpoint).sizes(checkpoint)
+
 
 _TYPES = {
     "all": (("CrossAttnDownBlock2D",) * 3, "UNetMidBlock2DCrossAttn", ("CrossAttnUpBlock2D",) * 3),
@@ -45,7 +52,7 @@ def anatomy(tmp_path):
         folder = tmp_path / "model"
         shutil.copytree(BUILTIN_FOLDER, folder, ignore=shutil.ignore_patterns("unet", "judge"))
         unet(kind).save_pretrained(folder / "unet")
-        return footprint.anatomy(locate(str(folder)))
+        return sizes_of(folder)
 
     return make
 
@@ -118,7 +125,7 @@ def test_sizes_of_nonsense_in_a_config_file(anatomy, tmp_path, value):
     file = tmp_path / "model" / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": value}))
     with pytest.raises(WeightsError):
-        footprint.anatomy(locate(str(tmp_path / "model")))
+        sizes_of(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path):
 
 def test_the_built_in_models_of_another_ctxedit_make_other_runs(clip, settings, monkeypatch, tmp_path):
     """What an earlier release tuned is not taken up by one that carries other weights."""
+
     def identities():
         both = (replace(settings, model="builtin"), settings)
         return [Keys(Request(clip, one)).identity(PROMPT) for one in both]

@@ -208,9 +208,7 @@ def _look(request: Request, known: _Known) -> _Seen:
     return _Seen(checkpoint, body, fit, clip, reading, shown, control)
 
 
-def _rows(
-    request: Request, last: str, known: _Known, costs: Costs
-) -> tuple[tuple[PlannedStage, ...], int]:
+def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[tuple[PlannedStage, ...], int]:
     """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
     rows, disk = [], 1 << 20
     for stage in up_to(last):
