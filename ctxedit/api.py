@@ -33,6 +33,11 @@ from ctxedit.models.weights import locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.runs import DEFAULT_ROOT, Run
 
+__all__ = [
+    "Config", "EditResult", "Figures", "Reporter", "Run", "caption", "edit", "evaluate", "evaluate_run",
+    "generate", "settings", "tune",
+]  # fmt: skip
+
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
 
