@@ -424,6 +424,7 @@ class TestTwoAtOnce:
 def test_a_still_that_changed_in_place_is_another_clip(settings, tmp_path):
     frames = tmp_path / "frames"
     write_clip(frames, np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8), Fraction(8))
+
     def identity():
         return Keys(Request(frames, settings)).identity(PROMPT)
 
