@@ -147,9 +147,7 @@ def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
     return _weigh(config.clip_model, own, "clip", CLIP, offline)
 
 
-def _weigh(
-    name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False
-) -> Weight:
+def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False) -> Weight:
     if found := own_part(name, own, part):
         return weigh(found[0])
     return weigh(checkpoint_folder(default if name == "auto" else name, offline, half))
