@@ -9,7 +9,13 @@ from ctxedit.cli.output import Screen
 
 
 def caption(
-    clip: Clip, base: Base, span: Span, captioning: Captioning, judging: Judging, dry: Dry, talk: Talk,
+    clip: Clip,
+    base: Base,
+    span: Span,
+    captioning: Captioning,
+    judging: Judging,
+    dry: Dry,
+    talk: Talk,
     agreed: Agreed,
 ) -> None:
     """Describe a clip in one sentence; prints the caption."""
