@@ -14,6 +14,13 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import family_of
 from ctxedit.models.weights import BUILTIN_FOLDER, locate
 
+
+def sizes_of(folder):
+    """A model folder's sizes, from its config files."""
+    checkpoint = locate(str(folder))
+    return family_of(checkpoint).sizes(checkpoint)
+
+
 _TYPES = {
     "all": (("CrossAttnDownBlock2D",) * 3, "UNetMidBlock2DCrossAttn", ("CrossAttnUpBlock2D",) * 3),
     "middle only": (("DownBlock2D",) * 3, "UNetMidBlock2DCrossAttn", ("UpBlock2D",) * 3),

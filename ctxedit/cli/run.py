@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from ctxedit.cli.options import (
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.editing.session import EditResult
 
 Texts = Annotated[
     list[str] | None,
@@ -95,16 +98,18 @@ def run(
             rows.append({"target": one.target, "video": str(one.files.video.resolve()), **figures})
             _tell(screen, one.target, figures)
         api.write_metrics(session.run, rows)
-    edits = [
-        {
-            "target": one.target, "video": one.files.video, "side_by_side": one.files.side_by_side,
-            "sheet": one.files.sheet, "reused": one.reused, "figures": row,
-        }
-        for one, row in zip(results, rows, strict=True)
-    ]  # fmt: skip
+    edits = [_table(one, row) for one, row in zip(results, rows, strict=True)]
     paths = "\n".join(str(one.files.video) for one in results)
     facts = {"run": folder, "prompt": prompt, "seed": config.seed, "notes": notes}
     screen.result(paths, {**facts, "edits": edits})
+
+
+def _table(result: EditResult, figures: dict[str, object]) -> dict[str, object]:
+    files = result.files
+    return {
+        "target": result.target, "video": files.video, "side_by_side": files.side_by_side,
+        "sheet": files.sheet, "reused": result.reused, "figures": figures,
+    }  # fmt: skip
 
 
 def _tell(screen: Screen, target: str, figures: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Plan:
 
     ``control`` says what the ControlNet is shown, and which one it is; None without one. ``reading_bytes``
     and ``writing_bytes`` are peaks in main memory (estimated); ``notes`` is what is done to the clip and to
-    the output that a person should know.
+    the output that the user should know.
     """
 
     clip: str
@@ -115,18 +116,15 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
     costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
-    stages = _rows(request, last, known, costs)
+    stages, disk = _rows(request, last, known, costs)
     run = known.run
-    due = [stage for stage in up_to(last) for _, target in stage.rows(request.targets)
-           if stage.listed and not known.done(stage, target)]  # fmt: skip
     return Plan(
         str(request.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, known.prompt, request.targets, config.clip.frames,
         seen.clip.fps, (fit.source_width, fit.source_height), (fit.width, fit.height),
         (fit.padded_width, fit.padded_height), stages, machine.memory_available(device),
         machine.disk_free(run.folder if run else request.runs),
-        (1 << 20) + sum(stage.disk(costs) for stage in due),
-        seen.shown, seen.reading, *_written(request, fit, seen.clip),
+        disk, seen.shown, seen.reading, *_written(request, fit, seen.clip),
     )  # fmt: skip
 
 
@@ -135,11 +133,20 @@ class _Known:
 
     def __init__(self, request: Request) -> None:
         self.request, self.keys = request, Keys(request)
-        caption = known_caption(request, self.keys)
-        self.prompt = None if caption is None else caption.text
-        self.run: Run | None = request.run
-        if caption is not None:
-            self.run = find_run(request, self.keys, caption.text)
+
+    # On demand: hashing comes after the checks that give a better message.
+    @cached_property
+    def prompt(self) -> str | None:
+        """The source prompt; None where the clip has yet to be captioned."""
+        caption = known_caption(self.request, self.keys)
+        return None if caption is None else caption.text
+
+    @cached_property
+    def run(self) -> Run | None:
+        """The run folder that there is."""
+        if self.prompt is None:
+            return self.request.run
+        return find_run(self.request, self.keys, self.prompt)
 
     def done(self, stage: Stage, target: str) -> bool:
         """Whether the stage need not be done."""
@@ -201,9 +208,9 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     return _Seen(checkpoint, body, fit, clip, reading, shown, control)
 
 
-def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[PlannedStage, ...]:
-    """A row for each listed stage, one for each target where a stage is done for each."""
-    rows = []
+def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[tuple[PlannedStage, ...], int]:
+    """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
+    rows, disk = [], 1 << 20
     for stage in up_to(last):
         if not stage.listed or (stage.name == "caption" and request.prompt is not None):
             continue
@@ -212,7 +219,8 @@ def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[Pla
             passes = 0 if done else stage.passes(request.config, known.prompt, target)
             beside = passes if costs.control.parameters else 0
             rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside))
-    return tuple(rows)
+            disk += 0 if done else stage.disk(costs)
+    return tuple(rows), disk
 
 
 def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ...]]:

@@ -36,8 +36,9 @@ COMPANIONS = {
 }
 #: All names that stand for a repository.
 SHORT = {**SHORT_NAMES, **COMPANIONS}
-#: Bytes of a first download by hub id: (full precision, half precision), as the hub listed them in 2026. For
-#: messages where the hub cannot be asked; half precision is the same where a repository has no fp16 files.
+#: About how many bytes a first download takes, by hub id: (full precision, half precision), computed from
+#: the networks' parameters. For messages where the hub cannot be asked; both are the same for a repository
+#: without fp16 files.
 SIZES = {
     "CompVis/stable-diffusion-v1-4": (4_270_000_000, 2_140_000_000),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (4_270_000_000, 2_140_000_000),

@@ -147,7 +147,8 @@ def test_heat_maps_come_with_and_without_the_shift_and_once(ctxedit, made, run_f
     arguments = ("edit", "--run", run_folder, "--target", TARGET, "--steps", 4, "--heatmaps", "--json")
     first = ctxedit(*arguments)
     assert first.code == 0 and first.table["reused"], first.err
-    sheet = Image.open(first.table["heatmaps"])
+    with Image.open(first.table["heatmaps"]) as sheet:
+        sheet.load()
     video = probe(first.table["heatmaps_video"])
     # Source; edit and three words; the same with the shift off: nine columns of video, rows of the sheet.
     assert video.frames == 4 and video.width > 9 * 128 and sheet.height > 9 * 128
@@ -244,7 +245,8 @@ def test_t2i_names_the_picture_after_the_text(ctxedit, tmp_path, monkeypatch):
     answer = ctxedit("t2i", "A cat, on the beach", "--steps", 3, "--seed", 1)
     assert (answer.code, answer.out) == (0, "a-cat-on-the-beach.png\n"), answer.err
     first = (tmp_path / "a-cat-on-the-beach.png").read_bytes()
-    assert Image.open("a-cat-on-the-beach.png").size == (64, 64) and "seed 1" in answer.err
+    with Image.open("a-cat-on-the-beach.png") as image:
+        assert image.size == (64, 64) and "seed 1" in answer.err
     assert ctxedit("t2i", "A cat, on the beach", "--steps", 3).code == 6
     assert (tmp_path / "a-cat-on-the-beach.png").read_bytes() == first
     assert ctxedit("t2i", "A cat, on the beach", "--steps", 3, "--seed", 2, "-y").code == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from asking import call
-from listings import CLIP, SD14, needed
+from listings import CLIP, LARGE, SD14, needed
 
 from ctxedit.models import hub as ours
 from ctxedit.models import transfer
@@ -48,6 +48,21 @@ class TestWhatIsFetched:
         )
         assert all((folder / name).read_bytes() == sd14_files[name] for name in needed(sd14_files, half))
         assert table["total"] == sum(sent(hub).values())
+
+    @pytest.mark.parametrize("half", [False, True])
+    @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+    def test_of_the_other_named_repositories_as_well(self, hub, sd14_files, name, half):
+        listed = LARGE[name].split()
+        small = {n: d for n, d in sd14_files.items() if n.endswith((".json", ".txt"))}
+        if name == "sdxl":
+            small |= {n.replace("/", "_2/", 1): d for n, d in small.items() if n.startswith(("text_", "tok"))}
+            small["model_index.json"] = b'{"_class_name": "StableDiffusionXLPipeline"}'
+        hub_id = ours.full_id(name)
+        hub.add(hub_id, small | {n.lstrip("+="): n.encode() for n in listed})
+        pulled(name, *(["--half"] if half else []))
+        wanted = {n[1:] for n in listed if n[0] == ("=" if half else "+")}
+        assert {n for n in sent(hub, hub_id) if n not in small} == wanted
+        assert len(wanted) == (4 if name == "sdxl" else 3)
 
     def test_a_second_pull_transfers_nothing(self, hub, sd14_files):
         hub.add(SD14, sd14_files)

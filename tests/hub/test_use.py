@@ -98,7 +98,7 @@ class TestUse:
         assert not hub.requests
 
     def test_bench_asks_too(self, hub, sd14_files, clip_files, clip, tmp_path, monkeypatch):
-        from ctxedit.stages.evaluate import CLIP
+        from ctxedit.metrics.evaluate import CLIP
 
         from ctxedit.cli import fetching
 
@@ -123,7 +123,7 @@ class TestUse:
         assert [d["id"] for d in table["downloads"]] == [SD14, *([CANNY_SD1] if needed_too else [])]
 
     def test_ls_says_what_is_missing(self, hub, sd14_files, clip_files):
-        from ctxedit.stages.evaluate import CLIP
+        from ctxedit.metrics.evaluate import CLIP
 
         from ctxedit.stages.caption import BLIP2
 

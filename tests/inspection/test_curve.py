@@ -23,8 +23,10 @@ def test_the_table_holds_every_step_of_every_tuning(tmp_path):
 
 
 def test_the_picture_has_a_panel_for_each_figure_there_is(tmp_path):
-    wide = Image.open(write({"with": ROWS}, tmp_path).picture).size
-    narrow = Image.open(write({"with": ROWS[:1]}, tmp_path).picture).size
+    with Image.open(write({"with": ROWS}, tmp_path).picture) as image:
+        wide = image.size
+    with Image.open(write({"with": ROWS[:1]}, tmp_path).picture) as image:
+        narrow = image.size
     assert wide[1] == narrow[1] and wide[0] == narrow[0] * 3 // 2
 
 
