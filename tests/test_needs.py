@@ -46,11 +46,6 @@ def unet(kind):
     )  # fmt: skip
 
 
-def sizes_of(folder):
-    checkpoint = locate(str(folder))
-    return family_of(checkpoint).sizes(checkpoint)
-
-
 @pytest.fixture()
 def anatomy(tmp_path):
     def make(kind):

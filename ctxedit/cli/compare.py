@@ -179,7 +179,7 @@ def _edited(
             f"--label: {len(labels)} for {1 + len(requests)} clips, the source first", "give one to each"
         )
     for request in requests:
-        work.checked(request, "edit", screen, False, show=False)
+        work.checked(request, "edit", screen, False)
     texts = labels or ["source", *names]
     parts = [comparison.Part(clip, texts[0], {}, requests[0].config.clip)]
     for name, text, request in zip(names, texts[1:], requests, strict=True):

@@ -84,12 +84,12 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
         captions: whether the clip is captioned.
         scores: whether edits are scored with CLIP.
     """
+    from ctxedit.metrics.evaluate import CLIP
     from ctxedit.models.control import CANNY_SD1
     from ctxedit.models.device import pick_device, pick_dtype
     from ctxedit.models.weights import is_half, is_hub_id, own_folder, own_part
     from ctxedit.naming import SHORT_NAMES
     from ctxedit.stages.caption import BLIP2, asks_clip
-    from ctxedit.metrics.evaluate import CLIP
 
     half = is_half(pick_dtype(config.dtype, pick_device(config.device)))
     own = own_folder(config.model)

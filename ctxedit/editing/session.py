@@ -254,7 +254,7 @@ class Session:
                 self.reporter.warn(f"{flaw}: not scored; `ctxedit edit` with the same target makes it again")
                 continue
             table = self.evaluate(name, chosen, networks).table()
-            known = {k: facts[k] for k in ("target", "video", "settings") if k in facts}
+            known: dict[str, Any] = {k: facts[k] for k in ("target", "video", "settings") if k in facts}
             rows.append({**known, **table})
         if not rows:
             raise InputError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ctxedit import __version__, provenance
+from ctxedit import provenance
 from ctxedit.config import Config
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys
@@ -28,7 +28,7 @@ from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import save_tensors
 from ctxedit.provenance import to_text
-from ctxedit.runs import fingerprint
+from ctxedit.runs import fingerprint, versions
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
 from ctxedit.stages import invert as inverting
@@ -290,7 +290,7 @@ def provenance_of(job: Job) -> dict[str, Any]:
     """How an edit is made, as it is embedded in its files; see :mod:`ctxedit.provenance`."""
     request, config = job.request, job.config
     return provenance.facts(
-        "edit", config, request.preset, __version__, target=job.target, prompt=job.prompt,
+        "edit", config, request.preset, versions()["ctxedit"], target=job.target, prompt=job.prompt,
         source={"name": request.clip.name, "blake2b": fingerprint(request.clip)},
         tuning_seed=request.tuning_seed if request.tuning_seed != config.seed else None,
         output=request.output_options(),

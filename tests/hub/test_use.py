@@ -98,9 +98,8 @@ class TestUse:
         assert not hub.requests
 
     def test_bench_asks_too(self, hub, sd14_files, clip_files, clip, tmp_path, monkeypatch):
-        from ctxedit.metrics.evaluate import CLIP
-
         from ctxedit.cli import fetching
+        from ctxedit.metrics.evaluate import CLIP
 
         monkeypatch.setattr(fetching, "UNASKED", 1000)
         hub.add(SD14, sd14_files)
@@ -124,7 +123,6 @@ class TestUse:
 
     def test_ls_says_what_is_missing(self, hub, sd14_files, clip_files):
         from ctxedit.metrics.evaluate import CLIP
-
         from ctxedit.stages.caption import BLIP2
 
         hub.add(SD14, sd14_files)
