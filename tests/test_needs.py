@@ -97,7 +97,9 @@ def test_the_layers_foretold_are_those_that_attend(anatomy, kind, side):
         ({"attention": {"temporal": True, "temporal_init": "copy"}}, "middle block only"),
         ({"tune": {"train": ["attn3"]}}, "attn3"),
         ({"tune": {"train": ["temporal"]}}, "temporal"),
+        ({"tune": {"train": ["temporal_conv"]}}, "no temporal convolutions"),
         ({"tune": {"train": []}}, "names nothing"),
+        ({"attention": {"min_channels": 9}}, "widest attention layers have 8"),
         ({"attention": {"frames": "key-frame", "key": 8}}, "attention.key"),
     ],
 )
@@ -107,6 +109,22 @@ def test_settings_that_a_model_cannot_serve(anatomy, table, said):
     with pytest.raises(ConfigError, match=said):
         needs.check_settings(config, body)
         needs.check_layers(config, body, (16, 16))
+
+
+def test_layers_as_narrow_as_they_are_suffice(anatomy):
+    body = anatomy("all")
+    for attention in ({"min_channels": 8}, {"min_channels": 9, "frames": "none"}):
+        needs.check_settings(merge(Config(), {"attention": attention}), body)
+
+
+def test_group_norms_that_a_model_lacks(anatomy):
+    body, config = anatomy("all"), merge(Config(), {"attention": {"group_norm": "clip"}})
+    needs.check_settings(config, body)
+    # A single file of the original layout does not say its names; it is a Stable Diffusion.
+    needs.check_settings(config, dataclasses.replace(body, unet_names=frozenset()))
+    names = frozenset(name for name in body.unet_names if ".resnets." not in name)
+    with pytest.raises(ConfigError, match="no residual blocks"):
+        needs.check_settings(config, dataclasses.replace(body, unet_names=names))
 
 
 def test_more_steps_than_the_model_knows(anatomy):
@@ -134,6 +152,10 @@ def test_sizes_of_nonsense_in_a_config_file(anatomy, tmp_path, value):
         ({"cross": "replace"}, "a dog", True),
         ({"cross": "replace"}, "a small dog", False),
         ({"cross": "replace"}, None, True),
+        ({"words": {"cat": 2.0}, "cross_share": 0.0}, None, False),
+        ({"words": {"cat": 2.0}, "cross_share": 0.04}, None, False),
+        ({"words": {"cat": 2.0}, "cross_share": 0.05}, None, True),
+        ({"words": {"cat": 2.0}, "cross_share": 0.0, "words_where": "everywhere"}, None, True),
     ],
 )
 def test_word_settings_are_held_against_the_prompts(fusion, prompt, good):

@@ -142,4 +142,4 @@ def test_a_preset_on_a_base_is_shown_whole(ctxedit):
     answer = ctxedit("presets", "show", "fatezero+adapter")
     assert answer.out.startswith("# fatezero+adapter.toml changes the preset fatezero")
     assert tomllib.loads(answer.out) == preset_table("fatezero+adapter")
-    assert "blend" in answer.out and ctxedit("presets", "show", "fatezero+adapter", "--json").code == 0
+    assert "min_channels" in answer.out and ctxedit("presets", "show", "fatezero+adapter", "--json").code == 0
