@@ -92,9 +92,9 @@ def test_a_map_of_ones_own_is_shown_to_the_network(ctxedit, arguments, depth, tm
     seen = []
     ask = Control.__call__
 
-    def spy(self, x, timestep, tokens, view, added=None):
+    def spy(self, x, timestep, words, view):
         seen.append(view.control)
-        return ask(self, x, timestep, tokens, view, added)
+        return ask(self, x, timestep, words, view)
 
     monkeypatch.setattr(Control, "__call__", spy)
     monkeypatch.chdir(depth.parent)
@@ -142,4 +142,4 @@ def test_a_preset_on_a_base_is_shown_whole(ctxedit):
     answer = ctxedit("presets", "show", "fatezero+adapter")
     assert answer.out.startswith("# fatezero+adapter.toml changes the preset fatezero")
     assert tomllib.loads(answer.out) == preset_table("fatezero+adapter")
-    assert "self_share" in answer.out and ctxedit("presets", "show", "fatezero+adapter", "--json").code == 0
+    assert "min_channels" in answer.out and ctxedit("presets", "show", "fatezero+adapter", "--json").code == 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from asking import TARGET
+from asking import TARGET, call
 from safetensors.torch import load_file
 
 from ctxedit.tables import tomllib
@@ -18,25 +18,33 @@ FITS = {
 }
 
 
-@pytest.fixture()
-def arguments(clip, stable_diffusion, controlnet, tmp_path):
-    """Makes the arguments of a short run of a preset."""
+@pytest.fixture(scope="module")
+def arguments(clip, stable_diffusion, controlnet, tmp_path_factory):
+    """Makes the arguments of a short run of a preset; all runs of this module share one folder."""
+    runs = tmp_path_factory.mktemp("rivals")
 
     def make(preset, *more):
         return (
             clip, "--preset", preset, "--model", stable_diffusion, "--prompt", PROMPT, "--frames", 4,
-            "--stride", 1, "--steps", 4, "--set", "clip_model=builtin", "--runs", tmp_path / "runs",
+            "--stride", 1, "--steps", 4, "--set", "clip_model=builtin", "--runs", runs,
             "--set", f"control.model={controlnet}", *FITS[preset], *more,
         )  # fmt: skip
 
     return make
 
 
+@pytest.fixture(scope="module")
+def published(arguments):
+    """Frames of FateZero's edit by the preset."""
+    return edited(call("run", *arguments("fatezero"), "--target", TARGET, "--json"))[0]
+
+
 def edited(answer):
-    """The frames of the edit that was just made, as they were sampled; and the run's folder."""
+    """The frames of the newest edit of a run, as they were sampled; and the run's folder."""
     assert answer.code == 0, answer.err
-    video = Path(answer.table["edits"][0]["video"])
-    return load_file(video.with_suffix(".safetensors"))["frames"], Path(answer.table["run"])
+    folder = Path(answer.table["run"])
+    files = (folder / "edits").glob("*.safetensors")
+    return load_file(max(files, key=lambda file: file.stat().st_mtime_ns))["frames"], folder
 
 
 @pytest.mark.parametrize("preset", FITS)
@@ -58,7 +66,7 @@ def test_plan_and_edit(ctxedit, arguments, preset):
         return
     names = set(load_file(folder / "tune" / "tuned.safetensors"))
     assert not any(".norm." in name for name in names), "the temporal attention's norms are not tuned"
-    rank = written and settings["attention"]["temporal_conv_rank"]
+    rank = settings["attention"]["temporal_conv_rank"]
     assert rank == (160 if preset == "fatezero-shape" else 0)
     assert any(name.startswith("temporal.conv_in.") for name in names) == bool(rank)
 
@@ -73,10 +81,9 @@ def test_plan_and_edit(ctxedit, arguments, preset):
         "fusion.cross=replace",
     ],
 )
-def test_each_setting_makes_another_edit(ctxedit, arguments, tmp_path, setting):
+def test_each_setting_makes_another_edit(ctxedit, arguments, published, setting):
     """Of FateZero, which tunes nothing: what differs is what the setting says."""
     asked = ("run", *arguments("fatezero"), "--target", TARGET, "--json")
-    published, _ = edited(ctxedit(*asked))
     other, _ = edited(ctxedit(*asked, "--set", setting))
     assert (published != other).any()
 
@@ -110,9 +117,7 @@ def test_what_cannot_be_is_one_line_and_a_hint(ctxedit, arguments, no_weights, s
 
 def test_words_are_weighed_everywhere_where_it_is_asked_for(ctxedit, arguments):
     asked = ("run", *arguments("tune-a-video", "--tune-steps", 1), "--target", TARGET, "--json")
-    assert ctxedit(*asked).code == 0
+    plain, folder = edited(ctxedit(*asked))
     heavy = ("--set", "fusion.words.panda=9", "--set", "fusion.words_where=everywhere")
-    answer = ctxedit(*asked, *heavy)
-    assert answer.code == 0, answer.err
-    edits = [load_file(f)["frames"] for f in Path(answer.table["run"]).glob("edits/*.safetensors")]
-    assert len(edits) == 2 and (edits[0] != edits[1]).any()
+    weighed, same = edited(ctxedit(*asked, *heavy))
+    assert same == folder and (plain != weighed).any()
