@@ -120,8 +120,10 @@ def test_a_seed_of_its_own_takes_two_commands(ctxedit, edited, clip, monkeypatch
     assert ctxedit(*tune, "--runs", tmp_path).code == 0
     answer = ctxedit(*edit, "--runs", tmp_path, "-o", tmp_path / "e.gif")
     assert answer.code == 0, answer.err
-    opened = [Image.open(path) for path in (edited, tmp_path / "e.gif")]
-    frames = [np.stack([f.convert("RGB") for f in ImageSequence.Iterator(gif)]) for gif in opened]
+    frames = []
+    for path in (edited, tmp_path / "e.gif"):
+        with Image.open(path) as gif:
+            frames.append(np.stack([f.convert("RGB") for f in ImageSequence.Iterator(gif)]))
     assert (frames[0] == frames[1]).all()
 
 
