@@ -51,6 +51,10 @@ class Request:
         schedule = {key: value for key, value in asked.items() if value is not None}
         data = _data_table(self.data)
         found = [recipes.resolve(n).changed(schedule, data).in_passes(self.passes) for n in chosen]
+        if only := [r for r in found if r.task_type.drawn_only and r.data.source != "scenes"]:
+            raise ConfigError(
+                f"the {only[0].part} can only be trained on drawn scenes", "leave out --data for it"
+            )
         if os.environ.get("WORLD_SIZE", "1") != "1" and len({r.schedule.precision for r in found}) > 1:
             # Accelerate keeps one precision for the lifetime of its processes.
             raise ConfigError(
