@@ -171,7 +171,7 @@ def _train(training: Training, options: Options, screen: Screen) -> Done:
             note = ", ".join(f"{k} {v:.4g}" for k, v in known.items())
             progress(int(row["step"]) - start, note)
 
-        return training.run(report, options)
+        return training.run(report, options, screen.say)
 
 
 def _silent() -> bool:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
+from accelerate import Accelerator
 
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.media.temporary import atomic
+from ctxedit.locks import held
+from ctxedit.media.temporary import atomic, sweep
 from ctxedit.models.device import name_of
 from ctxedit.training import record
 from ctxedit.training.components import Components, find_component, hashes, link_components
@@ -245,10 +248,16 @@ class Training:
             table["starts from"] = str(self.initial_weights(restart))
         return table
 
-    def run(self, report: Callable[[dict[str, float]], None], options: Options | None = None) -> Done:
+    def run(
+        self,
+        report: Callable[[dict[str, float]], None],
+        options: Options | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Done:
         """Train, resuming from the state if there is one; export the weights with their record.
 
         The task is built with the recipe's seed, so that its initial weights are determined by the recipe.
+        Another process that trains with the same state is waited for, and ``say`` is told.
 
         Returns:
             What has been done in total.
@@ -256,8 +265,35 @@ class Training:
         Raises:
             ConfigError: the state cannot be resumed; and as :func:`ctxedit.training.loop.train`.
         """
-        options, recipe = options or Options(), self.recipe
-        accelerator = make_accelerator(recipe.schedule, options.device)
+        options = options or Options()
+        accelerator = make_accelerator(self.recipe.schedule, options.device)
+        with self._alone(say) if accelerator.is_main_process else nullcontext():
+            return self._run(report, options, accelerator)
+
+    @contextmanager
+    def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the state; what killed processes left half written beside it is deleted."""
+        new = [folder for folder in (self.states, *self.states.parents) if not folder.exists()]
+        self.states.mkdir(parents=True, exist_ok=True)
+        lock = self.states / f".{self.recipe.part}.lock"  # beside the folder, which a restart deletes
+        waiting = f"another ctxedit trains with the state in {self.state}: waiting for it to finish"
+        try:
+            with held(lock, lambda: say(waiting)):
+                for folder in (self.state, self.states, self.models):
+                    sweep(folder)
+                yield
+        except ConfigError:
+            if new and not self.state.exists():  # refused before it began: nothing is left of it
+                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    for folder in new:
+                        folder.rmdir()
+            raise
+
+    def _run(
+        self, report: Callable[[dict[str, float]], None], options: Options, accelerator: Accelerator
+    ) -> Done:
+        recipe = self.recipe
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 if options.restart:
