@@ -21,6 +21,11 @@ MODEL_JSON_LIMIT = 256 << 20
 #: How deep tables and arrays may be nested. Settings need three levels.
 _DEPTH = 64
 _NAME_MAX, _PATH_MAX = 255, 4096
+#: Settings of a model and of its parts, which the libraries read without care for how deep they are nested.
+_CONFIGS = (
+    "config.json", "generation_config.json", "model_index.json", "preprocessor_config.json",
+    "processor_config.json", "scheduler_config.json", "special_tokens_map.json", "tokenizer_config.json",
+)  # fmt: skip
 
 
 def printable(text: str | os.PathLike[str]) -> str:
@@ -134,6 +139,8 @@ def check_model_files(folder: Path, parts: Sequence[str] = ()) -> None:
             raise WeightsError(f"{place} cannot be read: {reason(error)}", "check its permissions") from error
         for path in found:
             limit = MODEL_JSON_LIMIT if path.suffix in (".json", ".txt") else None
+            if path.name in _CONFIGS:
+                read_json(path, "model's settings file", TEXT_LIMIT, WeightsError)
             if path.suffix in (".json", ".txt", ".model", ".safetensors"):
                 check_file(path, "model's file", limit, WeightsError)
 

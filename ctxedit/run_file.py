@@ -47,21 +47,26 @@ def _check_stage(stage: str, entry: Any) -> None:
     good = good and isinstance(entry.get("files"), list) and isinstance(entry.setdefault("facts", {}), dict)
     if good:
         for file in entry["files"]:
-            kinds = {"name": str, "size": int, "hash": str}
-            good = good and (
-                isinstance(file, str)
-                or (isinstance(file, dict) and all(isinstance(file.get(k), t) for k, t in kinds.items()))
-            )
+            good = good and (isinstance(file, str) or _is_noted(file))
         for name, kind in _FACTS.get(stage.split("/")[0], {}).items():
             good = good and isinstance(entry["facts"].get(name, kind()), kind)
     if not good:
         raise InputError(f"stage {stage} is not what was noted")
 
 
+def _is_noted(file: Any) -> bool:
+    kinds = {"name": str, "size": int, "hash": str}
+    return isinstance(file, dict) and all(isinstance(file.get(k), t) for k, t in kinds.items())
+
+
 def noted(path: Path, name: str) -> dict[str, Any]:
-    """A file or folder as ``run.toml`` knows it: name, size, hash of all of it, and a file's first bytes."""
+    """A file or folder as ``run.toml`` knows it: name, size, hash of all of it, and a file's first bytes.
+
+    Of a folder, the files in it are noted the same way.
+    """
     if path.is_dir():
-        return {"name": name, "size": 0, "hash": fingerprint(path)}
+        inside = [noted(file, file.name) for file in sorted(path.iterdir()) if file.is_file()]
+        return {"name": name, "size": 0, "hash": fingerprint(path), "files": inside}
     with path.open("rb") as stream:
         head = stream.read(_HEAD).hex()
     return {"name": name, "size": path.stat().st_size, "hash": fingerprint(path), "head": head}
@@ -72,7 +77,17 @@ def name_of(noted: Any) -> str:
 
 
 def is_ruined(path: Path, file: Mapping[str, Any]) -> bool:
-    """Whether `path` is what is left of a noted file that was cut off, be it all of it: nobody's work."""
+    """Whether `path` is what is left of a noted file that was cut off, be it all of it: nobody's work.
+
+    Of a folder: whether files are missing or cut off, the rest are unchanged, and there are no others.
+    """
+    if path.is_dir() and isinstance(file.get("files"), list):
+        known = {one["name"]: one for one in file["files"] if _is_noted(one)}
+        return all(
+            (one := known.get(inner.name)) is not None
+            and (is_ruined(inner, one) or fingerprint(inner) == one["hash"])
+            for inner in path.iterdir()
+        )
     if not path.is_file() or path.stat().st_size >= file["size"]:
         return False
     with path.open("rb") as stream:

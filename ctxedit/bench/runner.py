@@ -114,18 +114,40 @@ def run(bench: Bench, watcher: Watcher | None = None) -> list[Row]:
     if results.damaged:
         watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     jobs = [(c, m, t, bench.key(c, t, m.label, settings_for(c, m))) for c, m, t in _edits(bench)]
-    known = set() if bench.overwrite else {key for *_, key in jobs if results.done(key)}
+    known = set() if bench.overwrite else {key for *_, key in jobs if _stands(bench, results, key, watcher)}
     watcher.began(len(jobs), len(known))
     for clip in bench.clips:
         for method in bench.methods:
             due = [(t, key) for c, m, t, key in jobs if c is clip and m is method and key not in known]
-            if due:
+            first = method is bench.methods[0]
+            if due or (first and not _references_stand(bench, results, clip, watcher)):
                 watcher.serving(method.label, clip.name)
                 for row in _serve(bench, results, clip, method, due, watcher):
                     results.add(row)
                     watcher.finished(row)
                 _tidy()
     return rows_of(bench, results)
+
+
+def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
+    """Whether the row of this key is done and its video is what was measured; if it is not, it is said."""
+    row = results.done(key)
+    if row is None:
+        return False
+    noted = row.facts.get("video_hash")
+    if row.video is None or noted is None:  # rows of an earlier ctxedit note no hash
+        return True
+    video = bench.out / row.video
+    if video.exists() and fingerprint(video) == noted:
+        return True
+    watcher.warn(f"{video} is {'damaged' if video.exists() else 'missing'}: it is written again")
+    return False
+
+
+def _references_stand(bench: Bench, results: Results, clip: Clip, watcher: Watcher) -> bool:
+    """Whether the videos of a clip's references that were made are what was measured."""
+    keys = [_reference_key(bench, clip, target, which) for target in clip.targets for which in REFERENCES]
+    return all([_stands(bench, results, key, watcher) for key in keys if results.done(key) is not None])
 
 
 def rows_of(bench: Bench, results: Results) -> list[Row]:
@@ -166,6 +188,8 @@ def _serve(
         except OutputError:
             raise
         except Exception as error:
+            if not left:  # only references were due
+                watcher.warn(f"{clip.name}: {_line(error)}")
             for target, key in left:
                 yield _row(key, method.label, clip, target, error=_line(error))
 
@@ -206,8 +230,10 @@ def _edit(
         made = session.run.facts(stage)
         kept = load_file(session.run.folder / made["frames"])["frames"].numpy()
         figures = measure(kept, clip, target, _truth(session, clip, target))
-        video = os.path.relpath(result.files.video, bench.out)
-        return _row(key, method.label, clip, target, figures, costs, _facts(session, measure, made), video)
+        video = result.files.video
+        facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
+        where = os.path.relpath(video, bench.out)
+        return _row(key, method.label, clip, target, figures, costs, facts, where)
     except OutputError:
         raise
     except Exception as error:
@@ -223,7 +249,7 @@ def _references(
         truth = _truth(session, clip, target)
         for which, frames in ((SOURCE, truth.source), (IDEAL, truth.ideal)):
             key = _reference_key(bench, clip, target, which)
-            if frames is None or (not bench.overwrite and results.done(key)):
+            if frames is None or (not bench.overwrite and _stands(bench, results, key, Watcher())):
                 continue
             name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
             timed = session.prepared.clip
@@ -231,7 +257,8 @@ def _references(
                 bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
                 overwrite=True,
             )  # fmt: skip
-            figures, facts = measure(frames, clip, target, truth), {"clip_model": measure.scorer.name}
+            figures = measure(frames, clip, target, truth)
+            facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
             yield _row(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
 
 

@@ -90,6 +90,10 @@ def check(
     screen = Screen(talk.quiet, talk.json)
     if weights is not None and not weights.is_dir():
         raise WeightsError(f"no folder {weights}", "--weights is a folder that `ctxedit train --out` wrote")
+    if weights is not None and not any(weights.glob("*/*.safetensors")):
+        raise WeightsError(
+            f"{weights} holds no models", "--weights is a folder that `ctxedit train --out` wrote"
+        )
     with resumable(work), tempfile.TemporaryDirectory() as temporary:
         config = CheckConfig(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
         rows = list(measure(config, part, teller(screen)))

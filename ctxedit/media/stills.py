@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
+from ctxedit.files import check_file
 
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -65,16 +66,17 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder in natural order; hidden and other files are passed over.
+    """The images of a folder in natural order; hidden files, folders and other files are skipped.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or what is named like an image is a FIFO, a device or a broken link.
     """
-    files = [
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    ]
+    files = []
+    for file in folder.iterdir():
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or file.is_dir():
+            continue
+        check_file(file, "frame")  # skipped, the frames after it would move up by one
+        files.append(file)
     if not files:
         raise InputError(
             f"the folder {folder} holds no images",
