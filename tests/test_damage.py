@@ -165,7 +165,7 @@ def test_a_broken_run_file_is_begun_anew_with_a_word(work, run, kind):
         Run(run.folder)
     assert error.value.hint
     warned = []
-    with pytest.raises(InputError, match="undamaged"):
+    with pytest.raises(InputError, match="no undamaged run"):
         Run.newest(run.folder.parent, warned.append)
     assert len(warned) == 1
     result, heard = work()
@@ -218,6 +218,18 @@ class TestOutputs:
         with pytest.raises(OutputError, match="exists already"):
             work(checked=True, output=out)
         assert out.read_bytes() == b"mine"
+
+    def test_a_folder_of_frames_is_recognised_when_it_was_cut_off(self, work, run, tmp_path):
+        out = tmp_path / "frames"
+        work(checked=True, output=out)
+        before = [file.read_bytes() for file in sorted(out.iterdir())]
+        (out / "00000.png").unlink()
+        (out / "00001.png").write_bytes(before[1][:50])
+        _, heard = work(checked=True, output=out)
+        assert not heard.tasks and [file.read_bytes() for file in sorted(out.iterdir())] == before
+        (out / "00001.png").write_bytes(b"mine")
+        with pytest.raises(OutputError, match="exists already"):
+            work(checked=True, output=out)
 
     @pytest.mark.parametrize(("name", "at"), [("out.mp4", 0), ("out.mp4", 1), ("out", 2)])
     def test_killed_while_the_outputs_take_their_places(self, work, run, tmp_path, monkeypatch, at, name):

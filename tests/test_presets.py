@@ -82,7 +82,7 @@ def spied(clip, stable_diffusion, controlnet, tmp_path_factory):
                 spy.trajectory = session.invert()
                 session.edit(TARGET)
                 spy.seen = attention_map(spy)
-                spy.alpha_0 = float(session.backbone.levels(STEPS).at(0)[0] ** 2)
+                spy.alpha_0 = float(session.parts.backbone.levels(STEPS).at(0)[0] ** 2)
                 spy.norms = clip_norms_of(session)
             runs[preset] = spy
         return runs[preset]
@@ -99,13 +99,13 @@ def attention_map(spy):
 def clip_norms_of(session):
     """By network: the group norms whose answer for a frame depends on the clip's other frames."""
     found = {}
-    for name, net in zip(("unet", "controlnet"), session.backbone.networks, strict=False):
+    for name, net in zip(("unet", "controlnet"), session.parts.backbone.networks, strict=False):
         found[name] = set()
         for path, norm in net.named_modules():
             if isinstance(norm, torch.nn.GroupNorm):
                 x = torch.randn(F, norm.num_channels, 3, 3, generator=torch.Generator().manual_seed(0))
                 other = torch.cat([x[:1], 2 * x[1:] + 1])
-                with torch.no_grad(), session.view.in_effect():
+                with torch.no_grad(), session.parts.view.in_effect():
                     if not torch.equal(norm(x)[0], norm(other)[0]):
                         found[name].add(path)
     return found

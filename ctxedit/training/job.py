@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,13 +273,22 @@ class Training:
     @contextmanager
     def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
         """Hold the state; what killed processes left half written beside it is deleted."""
+        new = [folder for folder in (self.states, *self.states.parents) if not folder.exists()]
         self.states.mkdir(parents=True, exist_ok=True)
+        lock = self.states / f".{self.recipe.part}.lock"  # beside the folder, which a restart deletes
         waiting = f"another ctxedit trains with the state in {self.state}: waiting for it to finish"
-        # Beside the folder, which a restart deletes.
-        with held(self.states / f".{self.recipe.part}.lock", lambda: say(waiting)):
-            for folder in (self.state, self.states, self.models):
-                sweep(folder)
-            yield
+        try:
+            with held(lock, lambda: say(waiting)):
+                for folder in (self.state, self.states, self.models):
+                    sweep(folder)
+                yield
+        except ConfigError:
+            if new and not self.state.exists():  # refused before it began: nothing is left of it
+                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    for folder in new:
+                        folder.rmdir()
+            raise
 
     def _run(
         self, report: Callable[[dict[str, float]], None], options: Options, accelerator: Accelerator

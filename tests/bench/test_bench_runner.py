@@ -1,6 +1,7 @@
 """The comparison on the tiny Stable Diffusion folder: resuming, errors, what is measured, what is written."""
 
 import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 
@@ -132,6 +133,19 @@ def test_a_second_call_does_nothing(done):
     log = Log()
     assert runner.run(bench, log) == rows and log.counts == (4, 4) and log.tasks == [] == log.rows
     assert (preview.look(bench).done, preview.look(bench).evaluations) == (4, {})
+
+
+@pytest.mark.parametrize("method", ["ddim", "source"])
+def test_a_damaged_video_is_written_again(done, tmp_path, method):
+    bench, rows, _ = done
+    out = shutil.copytree(bench.out, tmp_path / "out")
+    row = next(row for row in rows if row.method == method)
+    video, log = out / row.video, Log()
+    whole = video.read_bytes()
+    video.write_bytes(whole[:100])
+    again = runner.run(replace(bench, out=out), log)
+    assert video.read_bytes() == whole and log.tasks == []
+    assert [one.figures for one in again] == [one.figures for one in rows]
 
 
 def test_other_settings_do_what_depends_on_them(bench):

@@ -171,6 +171,7 @@ def test_the_recipes_are_listed(ctxedit):
         (("train", "autoencoder", "--record"), 3, "no state in"),
         (("models", "check", "--part", "kitchen"), 2, "no check of"),
         (("models", "check", "--weights", "nowhere"), 4, "no folder nowhere"),
+        (("models", "check", "--weights", "."), 4, "holds no models"),
     ],
 )
 def test_what_does_not_fit_is_refused(ctxedit, pictures, tmp_path, arguments, code, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -194,3 +195,11 @@ def test_bad_files(tmp_path: Path, capfd: pytest.CaptureFixture[str], make, says
         assert "\n" not in line
     # FFmpeg must not talk past the error.
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_a_fifo_among_stills_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    with pytest.raises(InputError, match=r"2\.png is a FIFO"):
+        probe(tmp_path)

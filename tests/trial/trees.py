@@ -14,8 +14,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: Keys whose values are times or speeds, or the place of a run, wherever they stand.
-_PASSING = re.compile(r"second|time|created|finished|versions|memory|peak|path|video|date|started|machine")
+#: Keys whose values are times or speeds, the place of a run, or a checksum over these, wherever they stand.
+_PASSING = re.compile(
+    r"second|time|created|finished|versions|memory|peak|path|video|date|started|machine|checksum"
+)
 #: Pages and tables that show seconds, and a training's log, whose rows are means over two seconds each: that
 #: they are there is all that is compared.
 _SHOWN = re.compile(r"metrics\.jsonl|costs\.|index\.html|table\.|\.lock$|training\.json$|MODEL_CARD|README")
