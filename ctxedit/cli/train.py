@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _TRAINING = "Training"
 #: Stands for every built-in recipe, in the order in which each builds on those before.
 ALL = "all"
-#: Learns from the drawn world alone, whose answers it knows.
-_DRAWN_ONLY = "judge"
+#: Learn from the drawn world alone, whose answers it knows.
+_DRAWN_ONLY = ("judge", "composition-judge")
 
 
 def _option(*names: str, **more: Any) -> Any:
@@ -132,7 +132,7 @@ def _recipes(name: str, data: Path | None, schedule: dict[str, Any]) -> list[Rec
 
     names = [name]
     if name == ALL:
-        names = [n for n in recipes.names() if data is None or n != _DRAWN_ONLY]
+        names = [n for n in recipes.names() if data is None or n not in _DRAWN_ONLY]
     return [recipes.resolve(n).changed(schedule, _data(data)) for n in names]
 
 

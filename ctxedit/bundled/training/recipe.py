@@ -29,7 +29,7 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 #: The order in which each part finds what it needs of the others.
-ORDER = ("autoencoder", "decoder", "clip", "captioner", "denoiser", "control", "adapter", "judge")
+ORDER = ("autoencoder", "decoder", "clip", "captioner", "denoiser", "control", "adapter", "judge", "composition-judge")
 #: Folders in diffusers' layout.
 FOLDERS = {
     "autoencoder": "vae",
@@ -40,6 +40,7 @@ FOLDERS = {
     "control": "controlnet",
     "adapter": "adapter",
     "judge": "judge",
+    "composition-judge": "composition-judge",
 }
 #: Of the schedule: how the work is done, not what comes of it; a training may go on with other values.
 _FREE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
@@ -222,6 +223,10 @@ def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: P
         needed = {"autoencoder": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
         folders = {key: find(weights, name) for key, name in needed.items()}
         return AdapterTask(find(weights, "unet"), **folders, **settings)
+    if part == "composition-judge":
+        from ctxedit.bundled.training.composition_judge import CompositionJudgeTask
+
+        return CompositionJudgeTask(**settings)
     from ctxedit.bundled.training.judge import JudgeTask
 
     return JudgeTask(**settings)
