@@ -56,7 +56,8 @@ def check(
         list[str] | None,
         typer.Option(
             "--part", show_default=False,
-            help="autoencoder, clip, captioner, text-to-image, editing. Repeatable. (all)",
+            help="autoencoder, clip, captioner, text-to-image, editing, composition-judge, compositions. "
+            "Repeatable. (all)",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes for each part.")] = 100,

@@ -75,6 +75,7 @@ def check(
     what: Checked, parts: Sequence[str] = tuple(FOLDERS), reporter: Reporter | None = None
 ) -> Iterator[Row]:
     """Measure parts, in the order of ``FOLDERS``; raises ConfigError for a part there is no check of."""
+    from ctxedit.bundled.training import check_compositions
     from ctxedit.bundled.training.check_editing import check_editing
 
     checks: dict[str, Callable[[Checked, Reporter], Iterator[Row]]] = {
@@ -83,6 +84,8 @@ def check(
         "captioner": _captioner,
         "text-to-image": _text_to_image,
         "editing": check_editing,
+        "composition-judge": check_compositions.check_judge,
+        "compositions": check_compositions.check_pictures,
     }
     if unknown := sorted(set(parts) - set(checks)):
         raise ConfigError(f"no check of {unknown[0]!r}", f"there are: {', '.join(checks)}")

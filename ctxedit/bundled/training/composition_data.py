@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctxedit.bundled.training.data import to_tensor
+from ctxedit.bundled.training.composition_samples import to_tensor
 from ctxedit.bundled.world import compositions, scenes
 from ctxedit.bundled.world.compositions import Sight
 from ctxedit.bundled.world.scenes import Actor, Scene

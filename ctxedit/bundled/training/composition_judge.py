@@ -1,7 +1,8 @@
 """The composition judge: finds every object of a drawn frame with its colour and place; for checks only.
 
-A dense detector of the kind of CenterNet (Zhou et al. 2019, *Objects as Points*): a heat map for each class, and
-at every cell the colour, the offset from the cell's middle, the side, and whether something hides the object.
+A dense detector of the kind of CenterNet (Zhou et al. 2019, *Objects as Points*): a heat map for each class,
+and at every cell the colour, the offset from the cell's middle, the side, and whether something hides the
+object.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class CompositionJudge(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         fine, middle, coarse, neck = width, 2 * width, 3 * width, 3 * width // 2
-        self.fine = nn.Sequential(_layer(3, width // 2, 3, 2), _layer(width // 2, fine, 3, 2), _Residual(fine))
+        stem = _layer(3, width // 2, 3, 2)
+        self.fine = nn.Sequential(stem, _layer(width // 2, fine, 3, 2), _Residual(fine))
         self.middle = nn.Sequential(_layer(fine, middle, 3, 2), _Residual(middle), _Residual(middle))
         self.coarse = nn.Sequential(_layer(middle, coarse, 3, 2), _Residual(coarse))
         self.to_middle = nn.Conv2d(coarse, middle, 1)
@@ -68,7 +70,7 @@ class CompositionJudge(nn.Module):
             self.head[-1].bias[: len(NAMES)] = _PRIOR  # type: ignore[index]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB (B, 3, 64, 64) in [−1, 1] to the dense output (B, ΣPARTS, 16, 16) and background logits (B, 12)."""
+        """RGB (B, 3, 64, 64) in [−1, 1] to the dense output (B, ΣPARTS, 16, 16) and background logits."""
         fine = self.fine(image)
         middle = self.middle(fine)
         coarse = self.coarse(middle)
@@ -78,7 +80,7 @@ class CompositionJudge(nn.Module):
 
 
 def split(dense: Tensor) -> tuple[Tensor, ...]:
-    """The dense output's parts: heat logits, colour logits, offset and log side, hidden logit; along dim 1."""
+    """The dense output's parts along dim 1: heat logits, colour logits, offset, log side, hidden logit."""
     return dense.split(list(_PARTS), 1)
 
 
@@ -88,7 +90,7 @@ def side_of(log: Tensor) -> Tensor:
 
 
 class CompositionJudgeTask:
-    """Focal loss on the heat maps; at the cells that hold an object the rest. Only drawn scenes come with answers.
+    """Focal loss on the heat maps; the rest at the cells that hold an object. Only drawn scenes have answers.
 
     Raises:
         ConfigError: other data.

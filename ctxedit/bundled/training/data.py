@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ctxedit.bundled.training.composition_samples import composition_item, composition_of, to_tensor
 from ctxedit.bundled.training.sources import Listing, list_folder, list_shards, load_picture
 from ctxedit.bundled.world import scenes
 from ctxedit.bundled.world.vocabulary import GREY_STYLES
@@ -35,6 +36,8 @@ class DataConfig:
         path: of the folder, or of one shard, a folder of shards, or a pattern such as ``data/*.tar``; in a
             recipe it is taken from the recipe's folder.
         size: side in pixels; pictures are cropped to a square and resized.
+        compositions: share of compositions (:mod:`ctxedit.bundled.world.compositions`) among drawn scenes; 0
+            is the easy split alone.
         on_error: bad input (a missing or unreadable picture, an empty caption, a broken shard) is counted,
             named and left out (``skip``), or ends the training (``stop``).
     """
@@ -42,6 +45,7 @@ class DataConfig:
     source: Literal["scenes", "folder", "webdataset"] = "scenes"
     path: str = ""
     size: int = 64
+    compositions: float = 0.0
     on_error: Literal["skip", "stop"] = "skip"
 
 
@@ -50,17 +54,24 @@ class Data:
 
     Args:
         config: the recipe's table.
-        drawn: makes the data set of drawn scenes from (seed, size): a part knows what it wants drawn.
+        drawn: makes the data set of drawn scenes from (seed, size): a part knows what it wants drawn. One
+            that can draw compositions takes their share as ``compositions``.
         captions: whether a picture without a caption is of no use.
 
     Raises:
-        ConfigError: no path where one is needed.
+        ConfigError: no path where one is needed; compositions that are no share, or not drawn.
         InputError: nothing there that could be used, or bad input where the recipe says ``stop``.
     """
 
     def __init__(
-        self, config: DataConfig, drawn: Callable[[int, int], Dataset[Any]], captions: bool = True
+        self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True
     ) -> None:
+        if not 0 <= config.compositions <= 1:
+            raise ConfigError(f"data.compositions = {config.compositions}", "a share: 0 to 1")
+        if config.compositions and config.source != "scenes":
+            raise ConfigError(
+                f'data.compositions with data.source = "{config.source}"', "they are drawn: leave one out"
+            )
         self.config, self._drawn = config, drawn
         self.listing = None if config.source == "scenes" else open_listing(config, captions)
 
@@ -72,7 +83,8 @@ class Data:
     def dataset(self, seed: int) -> Dataset[Any]:
         """Endless: ``image`` (3, size, size) in [−1, 1], ``caption``, and what a part had drawn besides."""
         if self.listing is None:
-            return self._drawn(seed, self.config.size)
+            share = self.config.compositions
+            return self._drawn(seed, self.config.size, **({"compositions": share} if share else {}))
         return Pictures(self.listing, seed, self.config)
 
 
@@ -162,10 +174,20 @@ class Scenes(Dataset[dict[str, Any]]):
         size: side in pixels.
         wrong: also give ``wrong``, the caption of the scene with one part changed.
         test: draw held-out combinations.
+        compositions: share of compositions; they change nothing about the other samples.
     """
 
-    def __init__(self, seed: int, size: int = 64, *, wrong: bool = False, test: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        size: int = 64,
+        *,
+        wrong: bool = False,
+        test: bool = False,
+        compositions: float = 0.0,
+    ) -> None:
         self.seed, self.size, self.wrong, self.test = seed, size, wrong, test
+        self.compositions = compositions
 
     def __len__(self) -> int:
         return 1 << 40
@@ -176,6 +198,9 @@ class Scenes(Dataset[dict[str, Any]]):
         return scenes.draw_scene(rng, test=self.test), rng
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        composed = composition_of(self.seed, index, self.compositions, self.test)
+        if composed is not None:
+            return composition_item(*composed, self.size, self.wrong)
         scene, rng = self.scene(index)
         frame, mask = scenes.render_frame(scene, float(rng.random()), self.size)
         item: dict[str, Any] = {
@@ -203,7 +228,3 @@ def one_part(scene: scenes.Scene, rng: np.random.Generator) -> str:
         parts.append("colour")
     return parts[rng.integers(len(parts))]
 
-
-def to_tensor(frame: np.ndarray) -> Tensor:
-    """uint8 RGB (H, W, 3) to float32 (3, H, W) in [−1, 1]."""
-    return torch.from_numpy(frame).permute(2, 0, 1).float() / 127.5 - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.half import save_half
 from ctxedit.bundled.training.noise import noise_like
-from ctxedit.bundled.world import scenes
+from ctxedit.bundled.training.tokenizer import extend
+from ctxedit.bundled.world import composition_captions, scenes
 from ctxedit.naming import VOCABULARY
 
 
@@ -34,6 +35,10 @@ class DenoiserTask:
     of the chain, where the words decide what there is (logit-normal, Esser et al. 2024). Each picture is
     noised ``draws`` times a step, since drawing and encoding it costs as much as a fifth of a pass. min-SNR
     weights were left out: they all but ignore the noisy levels.
+
+    With ``words`` the text encoder is trained along, and its tokenizer learns the words of compositions where
+    the data has some; both are saved beside the denoiser. New tokens come after the old ones and begin as the
+    mean of those that they replace, so captions without them are embedded as before.
     """
 
     def __init__(
@@ -48,10 +53,11 @@ class DenoiserTask:
         empty: float = 0.1,
         focus: float = 1.0,
         draws: int = 1,
+        words: bool = False,
         data: DataConfig | None = None,
     ) -> None:
         self.data = Data(data or DataConfig(), Scenes)
-        self.empty, self.focus, self.draws = empty, focus, draws
+        self.empty, self.focus, self.draws, self.words = empty, focus, draws, words
         self.vae = (
             AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
         )
@@ -59,10 +65,13 @@ class DenoiserTask:
             CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32).eval().requires_grad_(False)
         )
         self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
+        if words and self.data.config.compositions:
+            self.tokenizer, new = extend(self.tokenizer, composition_captions.words())
+            grow(self.text, new)
         self.scheduler = scheduler()
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
-        self.model: nn.Module = UNet2DConditionModel(
+        unet: nn.Module = UNet2DConditionModel(
             sample_size=self.data.config.size // 2 ** (len(self.vae.config.block_out_channels) - 1),
             in_channels=4,
             out_channels=4,
@@ -75,12 +84,15 @@ class DenoiserTask:
             # In Stable Diffusion 1's configuration this key holds the number of heads.
             attention_head_dim=[c // head for c in channels],
         )
+        self.model: Any = unet
+        if words:
+            self.model = nn.ModuleDict({"unet": unet, "text": self.text.requires_grad_(True)})
 
     def dataset(self, seed: int) -> Dataset[Any]:
         return self.data.dataset(seed)
 
     def loss(
-        self, model: nn.Module, batch: Any, generator: torch.Generator
+        self, model: Any, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         n, device = len(batch["caption"]), batch["image"].device
         drop = torch.rand(n, generator=generator) < self.empty
@@ -91,13 +103,15 @@ class DenoiserTask:
             tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(
                 device
             )
-            words = self.text(tokens.input_ids).last_hidden_state
+        unet, text = (model["unet"], model["text"]) if self.words else (model, self.text)
+        with torch.set_grad_enabled(self.words):
+            words = text(tokens.input_ids).last_hidden_state
         latents, words = latents.repeat(self.draws, 1, 1, 1), words.repeat(self.draws, 1, 1)
         t = times(len(latents), generator).to(device)
         noise = noise_like(latents, generator)
         noisy = self.scheduler.add_noise(latents, noise, t)
         with _attention(device):
-            guess = model(noisy, t, words).sample
+            guess = unet(noisy, t, words).sample
         error = (guess - self.scheduler.get_velocity(latents, noise, t)) ** 2
         weight = self._weight(batch.get("mask"), latents)
         loss = (weight * error).mean()
@@ -111,9 +125,26 @@ class DenoiserTask:
         weight = 1 + (self.focus - 1) * inside
         return weight / weight.mean()
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        save_half(model, folder)
-        write_layout(folder.parent, self.data.captions)
+    def export(self, model: Any, folder: Path) -> None:
+        save_half(model["unet"] if self.words else model, folder)
+        if self.words:
+            half = CLIPTextModel(model["text"].config)
+            half.load_state_dict(model["text"].state_dict())
+            half.half().save_pretrained(folder.parent / "text_encoder")
+            self.tokenizer.save_pretrained(folder.parent / "tokenizer")
+        write_layout(folder.parent, self.data.captions, bool(self.data.config.compositions))
+
+
+@torch.no_grad()
+def grow(text: Any, new: Mapping[int, list[int]]) -> None:
+    """Give a text encoder tokens: each begins as the mean of the old ones it stands for (:func:`extend`)."""
+    if not new:
+        return
+    old = text.get_input_embeddings().weight.clone()
+    text.resize_token_embeddings(len(old) + len(new), mean_resizing=False)
+    table = text.get_input_embeddings().weight
+    for token, pieces in sorted(new.items()):
+        table[token] = old[pieces].mean(0)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
@@ -128,10 +159,10 @@ def times(n: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.arange(n) < n // 2, even, middle).long().clamp(0, 999)
 
 
-def write_layout(folder: Path, captions: list[str] | None = None) -> None:
+def write_layout(folder: Path, captions: list[str] | None = None, compositions: bool = False) -> None:
     """The rest of a diffusers Stable Diffusion folder: scheduler, index; and the words that were taught.
 
-    Those of ``captions``, or of the drawn world.
+    Those of ``captions``, or of the drawn world, with ``compositions`` those of its harder split too.
     """
     scheduler().save_pretrained(folder / "scheduler")
     index = {
@@ -148,6 +179,8 @@ def write_layout(folder: Path, captions: list[str] | None = None) -> None:
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     words = world_words() if captions is None else _words(captions)
+    if compositions:
+        words = words | set(composition_captions.words())
     (folder / VOCABULARY).write_text(json.dumps(sorted(words)) + "\n")
 
 

@@ -29,7 +29,10 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 #: The order in which each part finds what it needs of the others.
-ORDER = ("autoencoder", "decoder", "clip", "captioner", "denoiser", "control", "adapter", "judge", "composition-judge")
+ORDER = (
+    "autoencoder", "decoder", "clip", "captioner", "denoiser", "control", "adapter", "judge",
+    "composition-judge",
+)  # fmt: skip
 #: Folders in diffusers' layout.
 FOLDERS = {
     "autoencoder": "vae",
@@ -57,6 +60,7 @@ class Recipe:
         name: the file's, without suffix.
         about: what it trains, in a line.
         licence: of the weights that come of it; empty where the recipe does not say.
+        warm: it goes on from the weights there are, or the built-in ones, as with ``--warm``.
         text: the TOML that it was read from, or that it comes to with what was changed since.
     """
 
@@ -68,6 +72,7 @@ class Recipe:
     about: str = ""
     licence: str = ""
     text: str = ""
+    warm: bool = False
 
     @property
     def sha256(self) -> str:
@@ -102,7 +107,7 @@ class Recipe:
             return self
         new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
         table = {
-            "part": new.part, "about": new.about, "licence": new.licence, "task": new.task,
+            "part": new.part, "about": new.about, "licence": new.licence, "warm": new.warm, "task": new.task,
             "data": asdict(new.data),
             "schedule": {key: value for key, value in asdict(new.schedule).items() if value is not None},
         }  # fmt: skip
@@ -141,7 +146,7 @@ def load(path: Path) -> Recipe:
 
 
 def _parse(blob: dict[str, Any], path: Path, text: str) -> Recipe:
-    known = {"part", "task", "schedule", "data", "about", "licence"}
+    known = {"part", "task", "schedule", "data", "about", "licence", "warm"}
     if unknown := sorted(set(blob) - known):
         raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(known))}")
     if blob["part"] not in FOLDERS:
@@ -160,6 +165,7 @@ def _parse(blob: dict[str, Any], path: Path, text: str) -> Recipe:
     return Recipe(
         blob["part"], dict(blob["task"]), schedule, data,
         path.stem, str(blob.get("about", "")), str(blob.get("licence", "")), text,
+        bool(blob.get("warm", False)),
     )  # fmt: skip
 
 
@@ -232,6 +238,14 @@ def _make_task(part: str, settings: dict[str, Any], data: DataConfig, weights: P
     return JudgeTask(**settings)
 
 
+def _main_network(task: Task, part: str) -> nn.Module:
+    """The network whose weights lie in the part's folder; others may be trained along."""
+    if not isinstance(task.model, nn.ModuleDict):
+        return task.model
+    network: nn.Module = task.model["adapter" if part == "adapter" else "unet"]
+    return network
+
+
 def warm_start(model: nn.Module, folder: Path) -> None:
     """Put trained weights into a fresh model; raises ConfigError when they are not of its shape."""
     tensors = {
@@ -300,10 +314,9 @@ def run(
         origin = onward.begin(recipe.part, place, weights, recipe.folder) if goes_on else None
         torch.manual_seed(recipe.schedule.seed)
         task = make_task(recipe, weights, origin)
-    if options.warm and not goes_on and not (place / "state.pt").exists():
+    if (options.warm or recipe.warm) and not goes_on and not (place / "state.pt").exists():
         origin = find(weights, recipe.folder)
-        network = task.model["adapter"] if recipe.part == "adapter" else task.model  # type: ignore[index]
-        warm_start(network, origin)
+        warm_start(_main_network(task, recipe.part), origin)
     # Nobody may save a state before everyone has looked for one.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

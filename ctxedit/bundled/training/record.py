@@ -115,7 +115,8 @@ def describe_data(recipe: Recipe) -> str:
     """What a recipe trains on, in a few words; of a path only its last name is said."""
     data = recipe.data
     if data.source == "scenes":
-        return f"drawn scenes, {data.size} pixels"
+        share = f", {data.compositions:.0%} compositions" if data.compositions else ""
+        return f"drawn scenes{share}, {data.size} pixels"
     return f"{data.source} {Path(data.path).name}, {data.size} pixels"
 
 

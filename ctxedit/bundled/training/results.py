@@ -23,6 +23,8 @@ FOLDERS = {
     "captioner": ("captioner", "clip"),
     "text-to-image": ("vae", "text_encoder", "unet"),
     "editing": ("vae", "text_encoder", "unet"),
+    "composition-judge": ("composition-judge",),
+    "compositions": ("vae", "text_encoder", "unet"),
 }
 
 

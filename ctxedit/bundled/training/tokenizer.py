@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +57,40 @@ def learn(texts: list[str] | None = None, count: int = 20_000, seed: int = 0) ->
     words += [w for w in ("".join(m) for m in merges) if w not in set(words)]
     vocab = {w: i for i, w in enumerate(dict.fromkeys([*words, _START, _END]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=_END)
+
+
+def extend(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> tuple[CLIPTokenizer, dict[int, list[int]]]:
+    """The tokenizer with one token for each word of ``texts``; what it had keeps its ids and its tokens.
+
+    New merges come after all others, so words that were one token stay so and texts without a new word are
+    split as before.
+
+    Args:
+        tokenizer: one of :func:`learn`.
+        texts: captions; their words are added in alphabetical order, where they take several tokens.
+
+    Returns:
+        The tokenizer, the same if there was nothing to add; and for each new id the ids of the old tokens
+        that it stands for, in order.
+    """
+    words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    vocab: dict[str, int] = dict(tokenizer.get_vocab())
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    made: dict[int, list[int]] = {}
+    known = set(merges)
+    for word in words:
+        pieces = tokenizer.tokenize(word)
+        joined = pieces[0]
+        for count, piece in enumerate(pieces[1:], 2):
+            if (joined, piece) not in known:
+                merges.append((joined, piece))
+                known.add((joined, piece))
+            joined += piece
+            if joined not in vocab:
+                vocab[joined] = len(vocab)
+                made[vocab[joined]] = [vocab[p] for p in pieces[:count]]
+    if not made:
+        return tokenizer, {}
+    length = tokenizer.model_max_length
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length, pad_token=_END), made

@@ -137,8 +137,8 @@ def render_layers(
     """Draw one frame, as :func:`render_frame`, and keep the actors apart.
 
     Returns:
-        RGB uint8 (size, size, 3), and for each actor its own opacity (size, size) in [0, 1], in drawing order:
-        a later actor covers an earlier one, which its opacity here does not show.
+        RGB uint8 (size, size, 3), and for each actor its opacity (size, size) in [0, 1], in drawing order: a
+        later actor covers an earlier one, which its opacity here does not show.
     """
     moves = scene.motion in ("pan", "walk")
     pan = (0.5 if scene.motion == "pan" else 0.0) * scene.speed * (t - 0.5) * scene.direction * moves
