@@ -63,9 +63,7 @@ class Data:
         InputError: nothing there that could be used, or bad input where the recipe says ``stop``.
     """
 
-    def __init__(
-        self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True
-    ) -> None:
+    def __init__(self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True) -> None:
         if not 0 <= config.compositions <= 1:
             raise ConfigError(f"data.compositions = {config.compositions}", "a share: 0 to 1")
         if config.compositions and config.source != "scenes":
@@ -227,4 +225,3 @@ def one_part(scene: scenes.Scene, rng: np.random.Generator) -> str:
         parts.append("colour")
         parts.append("colour")
     return parts[rng.integers(len(parts))]
-

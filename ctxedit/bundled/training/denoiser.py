@@ -91,9 +91,7 @@ class DenoiserTask:
     def dataset(self, seed: int) -> Dataset[Any]:
         return self.data.dataset(seed)
 
-    def loss(
-        self, model: Any, batch: Any, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         n, device = len(batch["caption"]), batch["image"].device
         drop = torch.rand(n, generator=generator) < self.empty
         texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]

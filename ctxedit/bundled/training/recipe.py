@@ -348,6 +348,8 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     if recipe.part in _TOGETHER:
         schedule["batch"] = recipe.schedule.batch
     data = {k: v for k, v in asdict(recipe.data).items() if k != "on_error"}
+    if not recipe.data.compositions:
+        del data["compositions"]  # states of before there were any can go on
     return {"part": recipe.part, "task": recipe.task, "data": data, "schedule": schedule}
 
 

@@ -326,21 +326,25 @@ def parts_of(composition: Composition) -> list[str]:
     return [part for part in PARTS if found[part]]
 
 
-def change(composition: Composition, rng: np.random.Generator, part: str) -> tuple[Composition, int]:
-    """The composition with one part drawn anew and different, and which group it is of.
+def change(
+    composition: Composition, rng: np.random.Generator, part: str, at: int | None = None
+) -> tuple[Composition, int]:
+    """The composition with one part drawn anew and different, and which group it is of: ``at``, or any.
 
     An object gives way to another, with its colour where it has one; a count grows or shrinks by one; a size
     or a relation turns into its opposite.
 
     Raises:
-        ValueError: it has no such part.
+        ValueError: it has no such part, or the group has none.
     """
     if part not in parts_of(composition):
         raise ValueError(f"nothing to change: {part} of {composition}")
     groups = list(composition.groups)
     able = {"colour": [g.colour for g in groups], "count": [g.count > 1 for g in groups]}
     which = [i for i, has in enumerate(able.get(part, groups)) if has]
-    at = which[rng.integers(len(which))]
+    at = which[rng.integers(len(which))] if at is None else at
+    if at not in which:
+        raise ValueError(f"nothing to change: {part} of group {at} of {composition}")
     if part == "relation":
         other = RELATIONS[RELATIONS.index(str(composition.relation)) ^ 1]
         return replace(composition, relation=other), 0
