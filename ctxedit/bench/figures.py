@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.bench.listing import Clip, Target
+from ctxedit.bundled.training.composition_judge import CompositionJudge, load
+from ctxedit.bundled.training.composition_verdict import judge, look
 from ctxedit.bundled.training.judge import ANSWERS, Judge, ask, load_judge
+from ctxedit.bundled.world.compositions import Composition
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.stages import metrics
@@ -24,7 +27,7 @@ VERSION = 2
 #: Stands for the infinite PSNR of equal pixels, which would have no mean.
 PSNR_MOST = 100.0
 #: Kinds where the rest is what lies outside the mask; of a new background it is what lies inside.
-_OUTSIDE = ("object", "colour", "other")
+_OUTSIDE = ("object", "colour", "count", "size", "relation", "other")
 _JUDGED_SIDE = 64
 #: What an edit is for and what it must not do, each at most 1: one number to choose settings by.
 _SHARES = ("judge_asked", "judge_kept", "ssim_kept")
@@ -59,6 +62,13 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure("judge_asked", "judge: asked", "higher", 2, "share of frames that show what was asked"),
     Figure("judge_kept", "judge: kept", "higher", 2, "share of answers right about what should stay"),
+    Figure(
+        "judge_all",
+        "judge: all",
+        "higher",
+        2,
+        "share of frames with every object, colour, number, size and place right (compositions)",
+    ),
     Figure(
         "psnr_kept", "PSNR kept", "higher", 1, "dB against the source where the edit should change nothing"
     ),
@@ -95,6 +105,7 @@ class Measure:
     def __init__(self, scorer: ClipScorer) -> None:
         self.scorer = scorer
         self._judge: Judge | None = None
+        self._composition_judge: CompositionJudge | None = None
 
     def __call__(self, frames: NDArray[np.uint8], clip: Clip, target: Target, truth: Truth) -> Values:
         """Every figure of ``FIGURES`` for RGB uint8 frames (F, h, w, 3); None where one does not apply."""
@@ -121,6 +132,8 @@ class Measure:
 
     def _judged(self, frames: NDArray[np.uint8], target: Target) -> dict[str, float | None]:
         """The judge's answers against what is expected: ``judge_asked``, ``judge_kept``, each by itself."""
+        if target.composition is not None:
+            return self._judged_composition(frames, target.composition, target)
         if not target.expect:
             return {"judge_asked": None, "judge_kept": None}
         if self._judge is None:
@@ -137,6 +150,26 @@ class Measure:
             "judge_asked": float(np.mean(asked)) if asked else None,
             "judge_kept": float(np.mean(rest)) if rest else None,
             **{f"judge_{question}": share for question, share in right.items()},
+        }
+
+    def _judged_composition(
+        self, frames: NDArray[np.uint8], asked: Composition, target: Target
+    ) -> dict[str, float | None]:
+        """The composition judge's verdicts; what changes is one group, or how the two stand."""
+        if self._composition_judge is None:
+            self._composition_judge = load(BUILTIN_FOLDER / "composition-judge")
+        looks = look(self._composition_judge, _small(frames))
+        verdicts = [judge(asked, seen.objects) for seen in looks]
+        kept = [right for v in verdicts for i, right in enumerate(v.groups) if i != target.changed]
+        if target.changed is not None and asked.relation is not None:
+            kept += [v.relation for v in verdicts]
+        if "background" in target.expect:
+            kept += [seen.background == target.expect["background"] for seen in looks]
+        wanted = [v.relation if target.changed is None else v.groups[target.changed] for v in verdicts]
+        return {
+            "judge_asked": float(np.mean(wanted)),
+            "judge_kept": float(np.mean(kept)) if kept else None,
+            "judge_all": float(np.mean([v.all_right for v in verdicts])),
         }
 
 
