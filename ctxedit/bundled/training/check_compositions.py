@@ -14,7 +14,7 @@ from ctxedit.bundled.training.composition_verdict import Verdict, judge, look
 from ctxedit.bundled.training.parts import find
 from ctxedit.bundled.world import compositions
 from ctxedit.bundled.world.composition_captions import caption
-from ctxedit.bundled.world.compositions import KINDS, Composed
+from ctxedit.bundled.world.compositions import KINDS, Composed, Composition
 from ctxedit.stages.generate import generate
 from ctxedit.workbench import Reporter
 
@@ -37,17 +37,28 @@ def check_judge(what: Checked, reporter: Reporter) -> Iterator[Row]:
     composed, rng = held_out(count, what.seed), np.random.default_rng((what.seed, 6))
     verdicts: list[Verdict] = []
     places: list[bool] = []
+    refused: list[bool] = []
     with reporter.task("check composition judge", count) as progress:
         for start in range(0, count, _BATCH):
             part = composed[start : start + _BATCH]
             frames = np.stack([compositions.see(c.scene, float(rng.random()))[0] for c in part])
             looks = look(network, frames)
             verdicts += [judge(c.composition, seen.objects) for c, seen in zip(part, looks, strict=True)]
+            refused += [
+                not judge(_other(c.composition, rng), seen.objects).all_right
+                for c, seen in zip(part, looks, strict=True)
+            ]
             places += [seen.background == c.scene.background for c, seen in zip(part, looks, strict=True)]
             progress(len(verdicts), "")
     row = partial(Row, "composition-judge")
     yield from _rows(row, composed, verdicts, 0.97)
+    yield row("a composition that differs in one thing is refused", float(np.mean(refused)), 0.97, count)
     yield row("background right", float(np.mean(places)), 0.97, count)
+
+
+def _other(composition: Composition, rng: np.random.Generator) -> Composition:
+    parts = compositions.parts_of(composition)
+    return compositions.change(composition, rng, parts[rng.integers(len(parts))])[0]
 
 
 def check_pictures(what: Checked, reporter: Reporter) -> Iterator[Row]:

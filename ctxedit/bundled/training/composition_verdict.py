@@ -20,8 +20,8 @@ from ctxedit.bundled.world.vocabulary import BY_NAME
 
 #: A peak of at least this heat is an object.
 _HEAT = 0.35
-#: Middles nearer than this, in frame sizes, are one object seen as two classes.
-_SAME = 1.6 / GRID
+#: Middles nearer than this, in frame sizes, or this share of the surer one's side, are one object seen twice.
+_SAME, _SAME_SHARE = 1.6 / GRID, 0.36
 #: How far apart, in frame sizes, middles (left, right), or feet (behind) must be to stand in a relation.
 _APART, _DEEPER = 0.12, 0.04
 
@@ -88,7 +88,7 @@ def _distinct(found: list[Found]) -> tuple[Found, ...]:
     """The surest first; what lies on a surer one is left out."""
     kept: list[Found] = []
     for one in sorted(found, key=lambda f: -f.heat):
-        if all(math.hypot(one.x - k.x, one.y - k.y) >= _SAME for k in kept):
+        if all(math.hypot(one.x - k.x, one.y - k.y) >= max(_SAME, _SAME_SHARE * k.side) for k in kept):
             kept.append(one)
     return tuple(kept)
 
@@ -151,7 +151,8 @@ def holds(relation: str, a: Found, b: Found) -> bool:
     """Whether ``a`` stands in a relation of ``RELATIONS`` to ``b``.
 
     Left and right: more beside each other than above. Above and below: the other way round, not overlapping
-    by more than a quarter. Behind: their squares overlap, its feet are higher, it alone is partly hidden.
+    by more than a quarter. Behind: their squares overlap, its feet are higher, and it does not hide a part of
+    the other; outlines need not touch where squares do.
     """
     if relation in ("right of", "below", "in front of"):
         return holds({"right of": "left of", "below": "above", "in front of": "behind"}[relation], b, a)
@@ -162,4 +163,4 @@ def holds(relation: str, a: Found, b: Found) -> bool:
         return down >= _APART and down > abs(across) and a.box[3] - b.box[1] <= 0.25 * min(a.side, b.side)
     deeper = b.box[3] - a.box[3] >= _DEEPER
     overlap = min(a.box[2], b.box[2]) > max(a.box[0], b.box[0]) and a.box[3] > b.box[1]
-    return deeper and overlap and a.hidden and not b.hidden
+    return deeper and overlap and (a.hidden or not b.hidden)
