@@ -132,7 +132,9 @@ def _recipes(name: str, data: Path | None, schedule: dict[str, Any]) -> list[Rec
 
     names = [name]
     if name == ALL:
-        names = [n for n in recipes.names() if data is None or n not in _DRAWN_ONLY]
+        # What goes on from trained weights is asked for by its name alone.
+        names = [n for n in recipes.names() if not recipes.resolve(n).warm]
+        names = [n for n in names if data is None or n not in _DRAWN_ONLY]
     return [recipes.resolve(n).changed(schedule, _data(data)) for n in names]
 
 
@@ -304,7 +306,8 @@ def show_recipes(screen: Screen) -> None:
     for name in recipes.names():
         one = recipes.resolve(name)
         made = record.sittings(BUILTIN_FOLDER / one.folder)
-        known = next((sitting for sitting in made if sitting.get("part") == one.part), {})
+        meant = (one.part, record.describe_data(one))
+        known = next((s for s in made if (s.get("part"), s.get("data")) == meant), {})
         found.append(
             {
                 "recipe": name, "part": one.part, "about": one.about, "steps": one.schedule.steps,

@@ -135,14 +135,14 @@ class DenoiserTask:
 
 @torch.no_grad()
 def grow(text: Any, new: Mapping[int, list[int]]) -> None:
-    """Give a text encoder tokens: each begins as the mean of the old ones it stands for (:func:`extend`)."""
+    """Give a text encoder tokens: each begins as the mean of those it stands for (:func:`extend`)."""
     if not new:
         return
-    old = text.get_input_embeddings().weight.clone()
-    text.resize_token_embeddings(len(old) + len(new), mean_resizing=False)
+    old = len(text.get_input_embeddings().weight)
+    text.resize_token_embeddings(old + len(new), mean_resizing=False)
     table = text.get_input_embeddings().weight
     for token, pieces in sorted(new.items()):
-        table[token] = old[pieces].mean(0)
+        table[token] = table[pieces].mean(0)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

@@ -70,22 +70,21 @@ def extend(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> tuple[CLIPTokenize
         texts: captions; their words are added in alphabetical order, where they take several tokens.
 
     Returns:
-        The tokenizer, the same if there was nothing to add; and for each new id the ids of the old tokens
-        that it stands for, in order.
+        The tokenizer, the same if there was nothing to add; and for each new id, in their order, the ids that
+        it stands for. Some of those may be new too, and come before it.
     """
     words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    learned = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocab: dict[str, int] = dict(tokenizer.get_vocab())
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
     made: dict[int, list[int]] = {}
-    known = set(merges)
     for word in words:
-        pieces = tokenizer.tokenize(word)
+        # Split by all merges so far: those of a word before may have joined parts of this one.
+        model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>")
+        pieces = [token.value for token in model.tokenize(word)]
         joined = pieces[0]
         for count, piece in enumerate(pieces[1:], 2):
-            if (joined, piece) not in known:
-                merges.append((joined, piece))
-                known.add((joined, piece))
+            merges.append((joined, piece))
             joined += piece
             if joined not in vocab:
                 vocab[joined] = len(vocab)

@@ -71,38 +71,38 @@ def word(
         Lower case, no full stop, e.g. ``a red car to the left of a cat on the beach``.
     """
 
-    def pick(options: Sequence[str]) -> str:
-        return options[0] if rng is None else options[int(rng.integers(len(options)))]
-
     names = [_phrase(group, rng) for group in composition.groups]
     if len(names) == 3:
         subject = f"{names[0]}, {names[1]} and {names[2]}"
     elif len(names) == 1:
         subject = names[0]
     else:
-        template = pick(RELATION_WORDS[composition.relation] if composition.relation else _BESIDE)
+        template = _pick(rng, RELATION_WORDS[composition.relation] if composition.relation else _BESIDE)
         subject = template.format(a=names[0], b=names[1])
-    where = pick(BACKGROUNDS[background])
+    where = _pick(rng, BACKGROUNDS[background])
     suffixes, prefixes = STYLE_WORDS[style]
     if rng is not None and rng.random() < 0.3:
-        return f"{pick(prefixes)}{subject} {where}"
-    return f"{subject} {where}{pick(suffixes)}"
+        return f"{_pick(rng, prefixes)}{subject} {where}"
+    return f"{subject} {where}{_pick(rng, suffixes)}"
+
+
+def _pick(rng: np.random.Generator | None, options: Sequence[str]) -> str:
+    """One of the options, the first without ``rng``; it takes one number of it, however many there are."""
+    return options[0] if rng is None else options[int(rng.random() * len(options))]
 
 
 def _phrase(group: Group, rng: np.random.Generator | None) -> str:
-    """A group with its article or number, e.g. ``three red cars``."""
+    """A group with its article or number, e.g. ``three red cars``.
 
-    def pick(options: Sequence[str]) -> str:
-        return options[0] if rng is None else options[int(rng.integers(len(options)))]
-
-    words = BY_NAME[group.name].words
-    noun = pick(words) if rng is not None and rng.random() < 0.15 else words[0]
-    size = pick(SIZE_WORDS[group.size]) if group.size else None
+    Every group takes as many numbers of ``rng``: two captions that differ in one are worded alike elsewhere.
+    """
+    rare, plain = (1.0, 0.0) if rng is None else rng.random(2)
+    noun = _pick(rng if rare < 0.15 else None, BY_NAME[group.name].words)
+    # The plain number far more often than the rest: it is what people write.
+    number = _pick(rng if plain >= 0.6 else None, COUNT_WORDS.get(group.count, ("",)))
+    size = _pick(rng, SIZE_WORDS[group.size]) if group.size else None
     described = " ".join(w for w in (size, group.colour, noun if group.count == 1 else plural(noun)) if w)
     if group.count > 1:
-        # The plain number far more often than the rest: it is what people write.
-        options = COUNT_WORDS[group.count]
-        number = options[0] if rng is None or rng.random() < 0.6 else pick(options)
         return f"{number} {described}"
     return ("an " if described[0] in "aeiou" else "a ") + described
 

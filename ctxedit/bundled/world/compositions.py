@@ -287,9 +287,9 @@ def _related(relation: str, rng: np.random.Generator) -> tuple[Place, Place]:
     if relation == "above":
         scales = rng.uniform(0.37, 0.42, 2)
         return (near(0.5, 0.12), near(0.46), scales[0]), (near(0.5, 0.12), near(0.94), scales[1])
-    x, side = near(0.5, 0.05), rng.choice([-1, 1]) * rng.uniform(0.17, 0.23)
-    behind = (x - side / 2, near(0.74, 0.02), rng.uniform(0.48, 0.56))
-    return behind, (x + side / 2, near(0.94, 0.02), rng.uniform(0.38, 0.44))
+    x, side = near(0.5, 0.06), rng.choice([-1, 1]) * rng.uniform(0.14, 0.20)
+    behind = (x - side / 2, near(0.78, 0.02), rng.uniform(0.48, 0.56))
+    return behind, (x + side / 2, near(0.95, 0.02), rng.uniform(0.40, 0.46))
 
 
 def _sized(sizes: Sequence[str | None], rng: np.random.Generator) -> list[Place]:
