@@ -155,14 +155,15 @@ class Measure:
     def _judged_composition(
         self, frames: NDArray[np.uint8], asked: Composition, target: Target
     ) -> dict[str, float | None]:
-        """The composition judge's verdicts; what changes is one group, or how the two stand."""
+        """The composition judge's verdicts; what changes is one group, or how the two stand.
+
+        The relation to a group that changes counts among all alone: it cannot hold while that is not there.
+        """
         if self._composition_judge is None:
             self._composition_judge = load(BUILTIN_FOLDER / "composition-judge")
         looks = look(self._composition_judge, _small(frames))
         verdicts = [judge(asked, seen.objects) for seen in looks]
         kept = [right for v in verdicts for i, right in enumerate(v.groups) if i != target.changed]
-        if target.changed is not None and asked.relation is not None:
-            kept += [v.relation for v in verdicts]
         if "background" in target.expect:
             kept += [seen.background == target.expect["background"] for seen in looks]
         wanted = [v.relation if target.changed is None else v.groups[target.changed] for v in verdicts]
