@@ -132,8 +132,8 @@ def _recipes(name: str, data: Path | None, schedule: dict[str, Any]) -> list[Rec
 
     names = [name]
     if name == ALL:
-        # What goes on from trained weights is asked for by its name alone.
-        names = [n for n in recipes.names() if not recipes.resolve(n).warm]
+        # A part's own recipe; others of it, which go on from there, are asked for by name alone.
+        names = [n for n in recipes.names() if recipes.resolve(n).part == n]
         names = [n for n in names if data is None or n not in _DRAWN_ONLY]
     return [recipes.resolve(n).changed(schedule, _data(data)) for n in names]
 

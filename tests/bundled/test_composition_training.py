@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.bundled.training import recipe
+from ctxedit.bundled.training.adapter import AdapterTask
 from ctxedit.bundled.training.data import DataConfig
 from ctxedit.bundled.training.record import describe_data
 from ctxedit.bundled.world import composition_captions
@@ -95,3 +96,65 @@ def test_a_training_from_before_compositions_goes_on(tmp_path):
     assert "compositions" not in recipe._fixed(one)["data"]
     assert recipe._fixed(recipe.resolve("compositions-denoiser"))["data"]["compositions"] == 0.7
     assert describe_data(one) == "drawn scenes, 64 pixels"
+
+
+ARMS = {"arm-plain": {"enabled": False}, "arm-contextual": {}, "arm-bounded": {"bound": 0.1},
+        "arm-norm-kept": {"norm": "kept"}}  # fmt: skip
+
+
+def test_the_arms_differ_in_one_setting_and_in_nothing_else():
+    recipes = {name: recipe.resolve(name) for name in ARMS}
+    for name, own in ARMS.items():
+        one, base = recipes[name], recipes["arm-contextual"]
+        assert one.task["adapter"] == base.task["adapter"] | own
+        assert {**one.task, "adapter": 0} == {**base.task, "adapter": 0}
+        assert (one.schedule, one.data, one.part, one.warm) == (base.schedule, base.data, base.part, False)
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """The loss and gradients of every arm on the same two pictures, the adapter away from zero."""
+    found = {}
+    for name, own in ARMS.items():
+        one = recipe.resolve(name)
+        settings = {**one.task, "adapter": {"width": 32, "blocks": 1, "heads": 2, "patch": 2, **own}}
+        parts = {"autoencoder": "vae", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
+        folders = {name: BUILTIN_FOLDER / folder for name, folder in parts.items()}
+        torch.manual_seed(0)
+        task = AdapterTask(BUILTIN_FOLDER / "unet", **folders, **settings, data=one.data)
+        if own.get("enabled", True):
+            torch.nn.init.normal_(task.adapter.out.weight, std=0.5)
+        batch = torch.utils.data.default_collate([task.dataset(0)[i] for i in range(2)])
+        batch.pop("bad", None)
+        loss, row = task.loss(task.model, batch, torch.Generator().manual_seed(1))
+        loss.backward()
+        found[name] = (task, row)
+    return found
+
+
+def test_every_arm_trains_what_it_should(losses):
+    for name, (task, row) in losses.items():
+        moved = {n: p.grad is not None and bool(p.grad.any()) for n, p in task.adapter.named_parameters()}
+        assert any(moved.values()) == (name != "arm-plain"), name
+        assert all(p.grad is not None for p in task.unet.parameters()), "all of the denoiser"
+        assert (row["shift"] > 0) == (name != "arm-plain")
+
+
+def test_the_plain_arm_is_the_ordinary_diffusion_on_the_same_draws(losses):
+    rows = {name: row for name, (_, row) in losses.items()}
+    assert len({round(row["loss"], 6) for row in rows.values()}) == 4
+    # A free shift of this strength shouts; bounded and kept it cannot.
+    assert rows["arm-contextual"]["shift"] > rows["arm-norm-kept"]["shift"] > 0
+    assert rows["arm-contextual"]["shift"] > rows["arm-bounded"]["shift"] > 0
+
+
+def test_an_arm_with_nothing_to_train_is_refused():
+    one = recipe.resolve("arm-plain")
+    with pytest.raises(ConfigError, match="enabled = false and"):
+        recipe.make_task(replace(one, task={**one.task, "train": []}), BUILTIN_FOLDER)
+
+
+def test_all_is_every_parts_own_recipe():
+    from ctxedit.cli.train import ALL, _recipes
+
+    assert [one.name for one in _recipes(ALL, None, {})] == list(recipe.ORDER)

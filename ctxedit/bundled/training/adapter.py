@@ -27,6 +27,9 @@ from ctxedit.models.adapter import ContextAdapter
 class AdapterTask:
     """λ_t ‖x̂_0 − x_0‖² over adapter and, where ``train`` names some, parameters of the denoiser.
 
+    With ``adapter.enabled = false`` the adapter stays as it begins, changing nothing, and the denoiser is
+    trained alone: the ordinary diffusion on the same pictures, times and noise.
+
     The adapter sees the clean latent and the caption, the denoiser the shifted and noised latent, as in
     sampling; the gradient reaches the adapter through x_t. Every picture is a clip of one frame. ``shift`` of
     the metrics is ‖b_t‖ / ‖√ᾱ_t x_0‖, the trap of the method measured.
@@ -68,9 +71,11 @@ class AdapterTask:
         config = merge(AdapterConfig(), adapter, "task.adapter.")
         if config.image != "latent":
             raise ConfigError('task.adapter.image: only "latent" is trained on pictures')
+        if not config.enabled and not train:
+            raise ConfigError("task.adapter.enabled = false and task.train = []", "then nothing is trained")
         self.adapter = ContextAdapter(
             config, int(self.unet.config.in_channels), int(self.text.config.hidden_size)
-        )
+        ).requires_grad_(config.enabled)
         moving = {"adapter": self.adapter}
         if train:
             _thaw(self.unet, train)
@@ -94,7 +99,9 @@ class AdapterTask:
         a, s, t = bar.sqrt(), (1 - bar).sqrt(), t.to(device)
         noise = noise_like(x0, generator)
         adapter = model["adapter"]
-        b = per_sample(adapter.scale(a, s), x0) * adapter(x0, context, t, frames=1)
+        b = torch.zeros_like(x0)
+        if adapter.config.enabled:
+            b = adapter.shift(adapter(x0, context, t, frames=1), x0, a, s)
         x = marginal(x0, noise, a, s, b)
         kind = self.noise.config.prediction_type
         guess = to_x0(self.unet(x, t, words).sample.float(), x, a, s, kind)
