@@ -15,6 +15,7 @@ from ctxedit.bundled.training.record import describe_data
 from ctxedit.bundled.world import composition_captions
 from ctxedit.errors import ConfigError
 from ctxedit.models.backbone import Backbone
+from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 
 
@@ -158,3 +159,29 @@ def test_all_is_every_parts_own_recipe():
     from ctxedit.cli.train import ALL, _recipes
 
     assert [one.name for one in _recipes(ALL, None, {})] == list(recipe.ORDER)
+
+
+def test_clip_goes_on_with_the_words_of_compositions(tmp_path):
+    one = recipe.resolve("compositions-clip")
+    still = one.changed({"steps": 1, "batch": 4, "lr": 0.0, "workers": 0}, {})
+    recipe.run(still, tmp_path / ".state", tmp_path)
+    ours, theirs = (load_file(f / "clip" / "model.safetensors") for f in (tmp_path, BUILTIN_FOLDER))
+    table = "text_model.embeddings.token_embedding.weight"
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs if k != table)
+    assert torch.equal(ours[table][: len(theirs[table])], theirs[table])
+    assert len(ours[table]) == len(CLIPTokenizer.from_pretrained(tmp_path / "clip")) > len(theirs[table])
+    scorers = ClipScorer(tmp_path / "clip"), ClipScorer(BUILTIN_FOLDER / "clip")
+    old = [scorer.embed_texts(["a red car in the snow"]) for scorer in scorers]
+    assert (old[0] == old[1]).all()
+    assert not (scorers[0].embed_texts(["two cats"]) == scorers[0].embed_texts(["three cats"])).all()
+    # Begun anew, it goes on from what it made itself: its words are tokens already.
+    assert (
+        recipe.make_task(one, tmp_path).tokenizer.get_vocab()
+        == recipe.make_task(one, BUILTIN_FOLDER).tokenizer.get_vocab()
+    )
+
+
+def test_a_clip_of_other_sizes_is_refused():
+    one = recipe.resolve("compositions-clip")
+    with pytest.raises(ConfigError, match="does not fit"):
+        recipe.make_task(replace(one, task={**one.task, "width": 96}), BUILTIN_FOLDER)

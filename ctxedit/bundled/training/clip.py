@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from ctxedit.bundled.training import tokenizer
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
-from ctxedit.bundled.training.tokenizer import LENGTH
+from ctxedit.bundled.training.tokenizer import LENGTH, lengthen
+from ctxedit.bundled.world import composition_captions
+from ctxedit.errors import ConfigError
+
+_TABLE = "text_model.embeddings.token_embedding.weight"
 
 
 class ClipTask:
     """Images against the batch's captions and, where there are, their one-word-wrong twins (hard negatives).
 
-    The tokenizer is learned from the data's captions, or from the drawn world's.
+    The tokenizer is learned from the data's captions, or from the drawn world's. With compositions among the
+    data it learns their words too, after all others.
+
+    Args:
+        width, layers, heads, patch: of both sides.
+        data: pictures and captions.
+        onto: folder of a CLIP of these sizes to go on from, with its tokenizer; its words keep their tokens.
+
+    Raises:
+        ConfigError: ``onto`` is of other sizes.
     """
 
     def __init__(
-        self, width: int, layers: int, heads: int, patch: int, data: DataConfig | None = None
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        patch: int,
+        data: DataConfig | None = None,
+        onto: Path | None = None,
     ) -> None:
         self.data = Data(data or DataConfig(), partial(Scenes, wrong=True))
-        self.tokenizer = tokenizer.learn(self.data.captions)
+        learned = tokenizer.learn(self.data.captions) if onto is None else CLIPTokenizer.from_pretrained(onto)
+        words = composition_captions.words() if self.data.config.compositions else []
+        self.tokenizer, new = tokenizer.extend(learned, words)
         self.size, self.patch = self.data.config.size, patch
         sizes = {
             "hidden_size": width,
@@ -47,6 +70,9 @@ class ClipTask:
         vision = CLIPVisionConfig(image_size=self.size, patch_size=patch, **sizes)
         config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
         self.model: nn.Module = CLIPModel(config)
+        self.warm = onto is not None
+        if onto is not None:
+            _go_on(self.model, onto, new)
 
     def dataset(self, seed: int) -> Dataset[Any]:
         return self.data.dataset(seed)
@@ -85,6 +111,16 @@ class ClipTask:
         half.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_preprocessor(folder, self.size, "CLIPImageProcessor")
+
+
+def _go_on(model: nn.Module, folder: Path, new: Mapping[int, list[int]]) -> None:
+    """Put trained weights into a fresh model whose vocabulary may be longer."""
+    tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    tensors[_TABLE] = lengthen(tensors[_TABLE], new)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"{folder} does not fit the recipe", "its sizes are others") from error
 
 
 def write_preprocessor(folder: Path, size: int, kind: str) -> None:

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ctxedit.bundled.training.data import Data, DataConfig, Scenes
 from ctxedit.bundled.training.half import save_half
 from ctxedit.bundled.training.noise import noise_like
-from ctxedit.bundled.training.tokenizer import extend
+from ctxedit.bundled.training.tokenizer import extend, lengthen
 from ctxedit.bundled.world import composition_captions, scenes
 from ctxedit.naming import VOCABULARY
 
@@ -138,11 +138,9 @@ def grow(text: Any, new: Mapping[int, list[int]]) -> None:
     """Give a text encoder tokens: each begins as the mean of those it stands for (:func:`extend`)."""
     if not new:
         return
-    old = len(text.get_input_embeddings().weight)
-    text.resize_token_embeddings(old + len(new), mean_resizing=False)
-    table = text.get_input_embeddings().weight
-    for token, pieces in sorted(new.items()):
-        table[token] = table[pieces].mean(0)
+    table = lengthen(text.get_input_embeddings().weight, new)
+    text.resize_token_embeddings(len(table), mean_resizing=False)
+    text.get_input_embeddings().weight.copy_(table)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

@@ -185,6 +185,8 @@ def make_task(recipe: Recipe, weights: Path, origin: Path | None = None) -> Task
         settings = {"data": recipe.data, **recipe.task}
         if recipe.part in onward.PARTS:
             settings["autoencoder"] = origin or find(weights, recipe.folder)
+        if recipe.part == "clip" and recipe.warm:
+            settings["onto"] = find(weights, recipe.folder)
         return _make_task(recipe.part, settings, recipe.data, weights)
     except TypeError as error:
         if "__init__" not in str(error):
@@ -316,7 +318,8 @@ def run(
         task = make_task(recipe, weights, origin)
     if (options.warm or recipe.warm) and not goes_on and not (place / "state.pt").exists():
         origin = find(weights, recipe.folder)
-        warm_start(_main_network(task, recipe.part), origin)
+        if not getattr(task, "warm", False):  # one that needs more than the weights has begun by itself
+            warm_start(_main_network(task, recipe.part), origin)
     # Nobody may save a state before everyone has looked for one.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

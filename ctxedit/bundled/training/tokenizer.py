@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ctxedit.bundled.world import scenes
@@ -57,6 +59,23 @@ def learn(texts: list[str] | None = None, count: int = 20_000, seed: int = 0) ->
     words += [w for w in ("".join(m) for m in merges) if w not in set(words)]
     vocab = {w: i for i, w in enumerate(dict.fromkeys([*words, _START, _END]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=_END)
+
+
+@torch.no_grad()
+def lengthen(table: Tensor, new: Mapping[int, list[int]]) -> Tensor:
+    """Rows for tokens that :func:`extend` added: each is the mean of those it stands for.
+
+    Args:
+        table: (old tokens, width) embeddings.
+        new: for each new id the ids that it stands for.
+
+    Returns:
+        (old + new tokens, width); the first rows are the old ones.
+    """
+    longer = torch.cat([table, table.new_zeros(len(new), table.shape[1])])
+    for token, pieces in sorted(new.items()):
+        longer[token] = longer[pieces].mean(0)
+    return longer
 
 
 def extend(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> tuple[CLIPTokenizer, dict[int, list[int]]]:
