@@ -153,7 +153,7 @@ class ContextAdapter(nn.Module):
         bound = self.config.bound
         return bound * torch.tanh(out / bound) if bound else out
 
-    def scale(self, signal: Tensor, noise: Tensor) -> Tensor:
+    def scale(self, signal: Level, noise: Level) -> Tensor:
         """k_t of the adapter's variant."""
         return shift_scale(signal, noise, self.config.scale)
 

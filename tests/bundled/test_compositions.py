@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from ctxedit.bundled.training import tokenizer
 from ctxedit.bundled.training.data import DataConfig, Scenes
 from ctxedit.bundled.training.denoiser import world_words
-from ctxedit.bundled.world import composition_captions, compositions, scenes
+from ctxedit.bundled.world import composition_captions, composition_changes, compositions, scenes
 from ctxedit.bundled.world.composition_captions import (
     COUNT_WORDS,
     RELATION_WORDS,
@@ -219,7 +219,7 @@ def test_bad_tables_are_refused(table, said):
 def test_pairs_change_one_thing_and_leave_the_rest():
     pairs = draw_pairs(14, 2024)
     assert len(pairs) == 46 == len({(p.clip, p.target_prompt) for p in pairs})
-    assert set(compositions.PARTS) == {p.kind for p in pairs}
+    assert set(composition_changes.PARTS) == {p.kind for p in pairs}
     for pair in pairs:
         before, after = pair.before.composition, pair.after.composition
         assert compositions.held_out(before) and pair.source_prompt != pair.target_prompt

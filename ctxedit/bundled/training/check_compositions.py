@@ -12,7 +12,7 @@ from ctxedit.bundled.training.check import Checked, Row
 from ctxedit.bundled.training.composition_judge import load
 from ctxedit.bundled.training.composition_verdict import Verdict, judge, look
 from ctxedit.bundled.training.parts import find
-from ctxedit.bundled.world import compositions
+from ctxedit.bundled.world import composition_changes, compositions
 from ctxedit.bundled.world.composition_captions import caption
 from ctxedit.bundled.world.compositions import KINDS, Composed, Composition
 from ctxedit.stages.generate import generate
@@ -57,8 +57,8 @@ def check_judge(what: Checked, reporter: Reporter) -> Iterator[Row]:
 
 
 def _other(composition: Composition, rng: np.random.Generator) -> Composition:
-    parts = compositions.parts_of(composition)
-    return compositions.change(composition, rng, parts[rng.integers(len(parts))])[0]
+    parts = composition_changes.parts_of(composition)
+    return composition_changes.change(composition, rng, parts[rng.integers(len(parts))])[0]
 
 
 def check_pictures(what: Checked, reporter: Reporter) -> Iterator[Row]:

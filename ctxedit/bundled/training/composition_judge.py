@@ -64,10 +64,11 @@ class CompositionJudge(nn.Module):
         self.to_fine = nn.Conv2d(middle, neck, 1)
         self.beside = nn.Conv2d(fine, neck, 1)
         self.mix_fine = _layer(neck, neck)
-        self.head = nn.Sequential(_layer(neck, middle, 1), nn.Conv2d(middle, sum(_PARTS), 1))
+        last = nn.Conv2d(middle, sum(_PARTS), 1)
+        self.head = nn.Sequential(_layer(neck, middle, 1), last)
         self.background = nn.Linear(coarse * 16, len(PLACES))
-        with torch.no_grad():
-            self.head[-1].bias[: len(NAMES)] = _PRIOR  # type: ignore[index]
+        if last.bias is not None:
+            nn.init.constant_(last.bias[: len(NAMES)], _PRIOR)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """RGB (B, 3, 64, 64) in [−1, 1] to the dense output (B, ΣPARTS, 16, 16) and background logits."""

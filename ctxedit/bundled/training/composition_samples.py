@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctxedit.bundled.world import compositions, scenes
+from ctxedit.bundled.world import composition_changes, compositions, scenes
 from ctxedit.bundled.world.composition_captions import caption, word
 from ctxedit.bundled.world.compositions import Composed, Composition
 
@@ -50,8 +50,8 @@ def _wrong(composition: Composition, rng: np.random.Generator) -> Composition:
     if differ and rng.random() < 0.5:
         ends = replace(first, colour=last.colour), replace(last, colour=first.colour)
         return replace(composition, groups=(ends[0], *composition.groups[1:-1], ends[1]))
-    parts = compositions.parts_of(composition)
-    return compositions.change(composition, rng, parts[rng.integers(len(parts))])[0]
+    parts = composition_changes.parts_of(composition)
+    return composition_changes.change(composition, rng, parts[rng.integers(len(parts))])[0]
 
 
 def to_tensor(frame: np.ndarray) -> Tensor:

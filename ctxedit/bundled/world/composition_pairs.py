@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.bundled.world import compositions
+from ctxedit.bundled.world import composition_changes, compositions
 from ctxedit.bundled.world.composition_captions import caption
 from ctxedit.bundled.world.compositions import KINDS, Composed
 from ctxedit.bundled.world.scenes import Scene
@@ -39,7 +39,7 @@ class CompositionPair:
 
     Attributes:
         clip: a name, the same for all pairs of one clip; a file name without suffix.
-        kind: the part that changes, of :data:`~ctxedit.bundled.world.compositions.PARTS`.
+        kind: the part that changes, of :data:`~ctxedit.bundled.world.composition_changes.PARTS`.
         before, after: what is drawn; ``source`` and ``target`` are their scenes.
         changed: the group that the change is of; None where it is of how they stand.
         number: of this kind's targets of the clip, from 1; a clip may have several.
@@ -120,7 +120,7 @@ def draw_pairs(clips: int, seed: int = 0) -> list[CompositionPair]:
 
 def _fits(source: Composed, kind: str, twins: bool) -> bool:
     """Whether a clip is held out and has what its targets change; a count's other scene is drawn along."""
-    composition, has = source.composition, set(compositions.parts_of(source.composition))
+    composition, has = source.composition, set(composition_changes.parts_of(source.composition))
     # On the ground nothing may come to stand above a thing that floats.
     grounded = composition.relation in ("above", "below") and source.scene.background not in GROUNDLESS
     same = len({g.name for g in composition.groups}) < len(composition.groups)
@@ -134,7 +134,7 @@ def _source(rng: np.random.Generator, kind: str, more: bool) -> tuple[Composed, 
         return compositions.draw(rng, test=True, kind=kind), None, 0
     full = compositions.draw(rng, test=bool(rng.integers(2)), kind=kind)
     at = next(i for i, g in enumerate(full.composition.groups) if g.count > 1)
-    fewer = compositions.without(full, at)
+    fewer = composition_changes.without(full, at)
     return (fewer, full, at) if more else (full, fewer, at)
 
 
@@ -153,6 +153,8 @@ def _of_clip(
             assert other is not None
             yield CompositionPair(name, part, source, other, at)
             continue
-        said, which = compositions.change(source.composition, rng, part, group)
+        said, which = composition_changes.change(source.composition, rng, part, group)
         changed = None if part == "relation" else which
-        yield CompositionPair(name, part, source, compositions.redraw(source, said), changed, numbers[part])
+        yield CompositionPair(
+            name, part, source, composition_changes.redraw(source, said), changed, numbers[part]
+        )
