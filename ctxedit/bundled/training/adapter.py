@@ -120,7 +120,7 @@ class AdapterTask:
         model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
         if "unet" in model:
             save_half(model["unet"], folder.parent / "unet")
-            write_layout(folder.parent, self.data.captions)
+            write_layout(folder.parent, self.data.captions, bool(self.data.config.compositions))
 
 
 def _thaw(unet: nn.Module, names: list[str]) -> None:
