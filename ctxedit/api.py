@@ -33,6 +33,11 @@ from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
 from ctxedit.stages.prepare import read_for_caption
 
+__all__ = [
+    "Config", "EditResult", "Figures", "Reporter", "Run", "caption", "edit", "evaluate", "evaluate_run",
+    "generate", "settings", "tune",
+]  # fmt: skip
+
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import tomli_w
 
-from ctxedit.config import Config, merge, read_table
+from ctxedit.config import Config, merge
 from ctxedit.contents import fingerprint
 from ctxedit.errors import CtxeditError, InputError, OutputError
 from ctxedit.media.temporary import atomic
+from ctxedit.tables import read_table
 
 #: What a run must say of itself, and as what.
 _KEYS = {"clip": str, "clip_hash": str, "preset": str, "config": dict, "stages": dict}

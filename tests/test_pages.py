@@ -57,7 +57,8 @@ def test_every_command_and_option_on_a_page_exists(page: Path, call: list[str]) 
     while names and names[0] in getattr(command, "commands", {}):
         command = command.commands[names.pop(0)]
     assert len(names) < len(call), f"no command {call[0]}"
-    command = getattr(command, "commands", {}).get("run", command)  # a group's command that may be left out
+    for default in ("run", "edits"):  # a group's command that may be left out
+        command = getattr(command, "commands", {}).get(default, command)
     known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
     given = {word.partition("=")[0] for word in names if re.match(r"--?[A-Za-z]", word)}
     assert given <= known | {"--help", "-h"}, given - known

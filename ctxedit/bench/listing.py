@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxedit.config import read_table
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.naming import expanded
 from ctxedit.synthetic.compositions import Composition
 from ctxedit.synthetic.judge import ANSWERS
+from ctxedit.tables import read_table
 
 KINDS = ("object", "background", "style", "colour", "count", "size", "relation", "other")
 

@@ -15,7 +15,7 @@ from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.naming import expanded
-from ctxedit.tables import lay, nested, parse, preset_files
+from ctxedit.tables import lay, nested, parse, preset_files, read_table
 
 DEFAULT_PRESET = "contextdiff"
 #: Variables that are no settings.
@@ -98,7 +98,7 @@ def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
             "--preset cannot change for a run", "tune again with it, or change settings with --set"
         )
     warn_of_variables(screen)
-    out: dict[str, Any] = configuration.read_table(base.config) if base.config else {}
+    out: dict[str, Any] = read_table(base.config) if base.config else {}
     lay(out, configuration.environment(os.environ))
     lay(out, table(base, *groups))
     return out

@@ -329,10 +329,10 @@ def answers(
         rows = [dataclasses.asdict(one) for one in found]
         screen.result("", {"people": len(files), "preferences": rows, "table": path})
         return
-    rows = [["preferred", "to", "in", "share", "interval", "answers"]]
+    table = [["preferred", "to", "in", "share", "interval", "answers"]]
     for p in found:
         interval = f"{p.low:.0%} to {p.high:.0%}"
         criterion = studying.CRITERIA[p.criterion]
-        rows.append([p.first, p.second, criterion, f"{p.share:.0%}", interval, str(p.count)])
-    print_table(rows)
+        table.append([p.first, p.second, criterion, f"{p.share:.0%}", interval, str(p.count)])
+    print_table(table)
     screen.say(f"also in {path}")

@@ -13,7 +13,7 @@ from ctxedit import config
 from ctxedit.cli.failures import work_begins
 from ctxedit.cli.options import Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
-from ctxedit.tables import BASE, preset_table
+from ctxedit.tables import BASE, preset_table, read_table
 
 app = typer.Typer(help="List presets, print one, or copy one to edit.")
 Name = Annotated[
@@ -43,7 +43,7 @@ def ls(talk: Talk) -> None:
 def show(name: Name, talk: Talk) -> None:
     """Print a preset as TOML, including what it inherits from another preset."""
     path, whole = config.preset_path(name), preset_table(name)
-    text, own = path.read_text(encoding="utf-8"), config.read_table(path)
+    text, own = path.read_text(encoding="utf-8"), read_table(path)
     if BASE in own:
         said = f"# {path.name} changes the preset {own[BASE]}; both together:\n"
         text = said + tomli_w.dumps(whole)

@@ -66,7 +66,7 @@ class Networks:
         """What ``load`` gave when it was first called under this name."""
         if name not in self._loaded:
             self._loaded[name] = load()
-        return self._loaded[name]  # type: ignore[no-any-return]
+        return self._loaded[name]
 
 
 @dataclass(eq=False)
@@ -142,7 +142,7 @@ class Edit:
         """A value that several metrics share, computed when it is first asked for."""
         if name not in self._shared:
             self._shared[name] = compute()
-        return self._shared[name]  # type: ignore[no-any-return]
+        return self._shared[name]
 
     @cached_property
     def image_embeddings(self) -> Tensor:

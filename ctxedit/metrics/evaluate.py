@@ -44,7 +44,7 @@ class Figures:
     def __getattr__(self, key: str) -> float | None:
         values = self.__dict__.get("values", {})
         if key in values:
-            return values[key]  # type: ignore[no-any-return]
+            return values[key]
         raise AttributeError(f"no metric {key!r} was computed")
 
     def table(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ covered or uncovered have no counterpart and do not count: flow there and back a
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +29,12 @@ def optical_flow(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray
     height, width = first.shape[:2]
     scale = max(1.0, _LEAST / min(height, width))
     size = (round(width * scale), round(height * scale))
-    grey = [cv2.cvtColor(np.ascontiguousarray(x), cv2.COLOR_RGB2GRAY) for x in (first, second)]
+    grey: list[Any] = [cv2.cvtColor(np.ascontiguousarray(x), cv2.COLOR_RGB2GRAY) for x in (first, second)]
     if scale > 1:
         grey = [cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in grey]
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setFinestScale(0)
-    flow = search.calc(grey[0], grey[1], None)
+    flow: Any = search.calc(grey[0], grey[1], cast(Any, None))  # OpenCV makes the array
     if scale > 1:
         flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR)
         flow = flow * np.array([width / size[0], height / size[1]], np.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any, TextIO
 
 VERSION = 1
 
@@ -20,7 +21,7 @@ VERSION = 1
 class Captioner:
     """The model, once it is loaded."""
 
-    def __init__(self, model, model_type):
+    def __init__(self, model: str, model_type: str) -> None:
         import torch
         from lavis.models import load_model_and_preprocess
 
@@ -32,7 +33,7 @@ class Captioner:
             self.model = self.model.float()  # LAVIS reads OPT in half precision, which a CPU cannot run
         self.prepare = processors["eval"]
 
-    def caption(self, path):
+    def caption(self, path: str) -> str:
         from PIL import Image
 
         image = self.prepare(Image.open(path).convert("RGB")).unsqueeze(0).to(self.device)
@@ -40,13 +41,13 @@ class Captioner:
         return texts[0].strip() if texts else ""
 
 
-def leave_own_folder():
+def leave_own_folder() -> None:
     """Python puts a script's folder first on the path, and ours has a lavis.py."""
     own = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [place for place in sys.path if os.path.abspath(place or os.curdir) != own]
 
 
-def take_stdout():
+def take_stdout() -> TextIO:
     """Keep stdout for the protocol; whatever libraries print goes to stderr."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -54,7 +55,7 @@ def take_stdout():
     return channel
 
 
-def failure(kind, error, number=None):
+def failure(kind: str, error: Exception, number: int | None = None) -> dict[str, Any]:
     return {
         "type": "error",
         "kind": kind,
@@ -63,11 +64,11 @@ def failure(kind, error, number=None):
     }
 
 
-def main():
+def main() -> None:
     leave_own_folder()
     channel = take_stdout()
 
-    def say(reply):
+    def say(reply: dict[str, Any]) -> None:
         channel.write(json.dumps(reply) + "\n")
         channel.flush()
 

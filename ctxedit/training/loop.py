@@ -216,7 +216,7 @@ class _Loop:
     def _update_average(self, average: Any, current: Any, _: Any) -> None:
         """One step of the exponential moving average, with the decay of the step being done."""
         decay = self.schedule.ema_decay(self.done.step)
-        get_ema_multi_avg_fn(decay)(average, current, _)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(decay)(average, current, _)
 
     def _agree(self, loss: Tensor, stop: bool) -> tuple[float, bool]:
         """Mean loss, and whether to stop, over all processes: if one stopped alone, the others would hang."""

@@ -51,6 +51,7 @@ class Browser:
         finally:
             self._driver.terminate()
             self._driver.wait(10)
+            self._driver.stdout.close()
 
     def _ask(self, path, body=None, method="POST"):
         data = None if body is None else json.dumps(body).encode()

@@ -151,7 +151,7 @@ def test_missing_or_wrong_alexnet_is_named(monkeypatch, tmp_path):
 
 
 def test_on_the_command_line(frames, vit, tmp_path):
-    from cli.asking import call
+    from asking import call
 
     from ctxedit.media.write import write_clip
 

@@ -154,7 +154,7 @@ def test_a_broken_plugin_stops_a_run_before_it_begins(install):
 
 
 def test_a_plugin_is_in_eval(install, tmp_path):
-    from cli.asking import call
+    from asking import call
 
     from ctxedit.media.write import write_clip
 

@@ -101,4 +101,4 @@ def inception(weights: Path | None, device: torch.device, offline: bool) -> nn.M
             raise WeightsError(
                 f"{path} does not hold the weights of torch-fidelity's Inception", f"they are at {_URL}"
             ) from error
-    return made.to(device)  # type: ignore[no-any-return]
+    return made.to(device)
