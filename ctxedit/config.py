@@ -91,6 +91,8 @@ class AdapterConfig:
             decoded x̂_0: slower).
         bound: r = bound·tanh(r / bound); 0 leaves it free, as the paper does.
         scale: ``paper`` (k = a(1 − a)) or ``noise`` (the published code's variant).
+        norm: ``kept`` scales a·x_0 + b back to the norm of a·x_0, frame by frame: the shift can move signal,
+            but not write x_0 louder. ``free`` leaves it, as the paper does.
     """
 
     enabled: bool = True
@@ -102,6 +104,7 @@ class AdapterConfig:
     image: Literal["latent", "clip"] = "latent"
     bound: float = 0.0
     scale: Literal["paper", "noise"] = "paper"
+    norm: Literal["free", "kept"] = "free"
 
 
 @dataclass(frozen=True)

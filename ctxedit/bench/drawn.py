@@ -1,7 +1,8 @@
-"""The list that is used where none is named: held-out pairs of the built-in world, drawn."""
+"""The lists that are used where none is named: held-out pairs of the built-in world, drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from numpy.typing import NDArray
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_clip
 from ctxedit.synthetic import scenes
+from ctxedit.synthetic.composition_pairs import CompositionPair
+from ctxedit.synthetic.composition_pairs import draw_pairs as draw_composition_pairs
 from ctxedit.synthetic.judge import truth
 from ctxedit.synthetic.pairs import Pair, draw_pairs
 from ctxedit.synthetic.samples import FPS, FRAMES, SIZE
 
+#: Which drawn world a default list is of: one object a clip, or several
+#: (:mod:`ctxedit.synthetic.compositions`).
+EASY, COMPOSITIONS = "easy", "compositions"
 #: 14 clips, 46 pairs: as many as the paper has videos, and a few. The seed is fixed: it is one list.
 CLIPS, COLOURS, SEED = 14, 4, 2024
 NAME = "clips.toml"
+AnyPair = Pair | CompositionPair
 
 
 def default_pairs(seed: int = SEED) -> list[Pair]:
@@ -27,17 +34,24 @@ def default_pairs(seed: int = SEED) -> list[Pair]:
     return draw_pairs(CLIPS, seed, COLOURS)
 
 
-def default_list(folder: Path, limit: int | None = None, seed: int = SEED) -> Path:
+def composition_pairs(seed: int = SEED) -> list[CompositionPair]:
+    """The pairs of the default list of compositions: as many clips, and as many pairs."""
+    return draw_composition_pairs(CLIPS, seed)
+
+
+def default_list(folder: Path, limit: int | None = None, seed: int = SEED, world: str = EASY) -> Path:
     """The default list as files in a folder (clips, masks, ideal edits, ``clips.toml``): drawn unless there.
 
     Args:
         folder: complete or not there: it is renamed into place.
         limit: draw so many of the clips only; such a list has a folder of its own beside it.
         seed: as for :func:`default_pairs`; the folder is one seed's.
+        world: ``EASY`` or ``COMPOSITIONS``; the folder is one world's.
     """
     folder = _folder(folder, limit)
     if not (folder / NAME).is_file():
-        pairs = [list(group) for _, group in groupby(default_pairs(seed), lambda pair: pair.clip)]
+        drawn: Sequence[AnyPair] = default_pairs(seed) if world == EASY else composition_pairs(seed)
+        pairs = [list(group) for _, group in groupby(drawn, lambda pair: pair.clip)]
         with atomic(folder, True) as temporary:
             temporary.mkdir()
             write_list(temporary, [pair for group in pairs[:limit] for pair in group])
@@ -53,7 +67,7 @@ def _folder(folder: Path, limit: int | None) -> Path:
     return folder if limit is None or limit >= CLIPS else folder.with_name(f"{folder.name}-{limit}")
 
 
-def write_list(folder: Path, pairs: list[Pair]) -> None:
+def write_list(folder: Path, pairs: Sequence[AnyPair]) -> None:
     """Draw the clips of these pairs into a folder, with their list."""
     entries = []
     for name, group in groupby(pairs, lambda pair: pair.clip):
@@ -75,8 +89,10 @@ def write_list(folder: Path, pairs: list[Pair]) -> None:
     (folder / NAME).write_text(tomli_w.dumps({"clips": entries}), encoding="utf-8")
 
 
-def _target(folder: Path, pair: Pair, mask: NDArray[np.float32]) -> dict[str, Any]:
+def _target(folder: Path, pair: AnyPair, mask: NDArray[np.float32]) -> dict[str, Any]:
     """A target's entry; its ideal edit and, where the object's outline changes, its mask are drawn."""
+    if isinstance(pair, CompositionPair):
+        return _composition_target(folder, pair)
     stem = f"{pair.clip}-{pair.kind}"
     frames, own = scenes.render(pair.target, FRAMES, SIZE)
     write_clip(folder / f"{stem}.mp4", frames, FPS)
@@ -88,6 +104,19 @@ def _target(folder: Path, pair: Pair, mask: NDArray[np.float32]) -> dict[str, An
         write_clip(folder / f"{stem}-mask.mp4", _grey(np.maximum(mask, own)), FPS)
         table["mask"] = f"{stem}-mask.mp4"
     return table
+
+
+def _composition_target(folder: Path, pair: CompositionPair) -> dict[str, Any]:
+    """As :func:`_target`; its mask is that of the objects that change, not of all."""
+    stem = f"{pair.clip}-{pair.kind}" + (f"-{pair.number}" if pair.number > 1 else "")
+    write_clip(folder / f"{stem}.mp4", scenes.render(pair.target, FRAMES, SIZE)[0], FPS)
+    write_clip(folder / f"{stem}-mask.mp4", _grey(pair.mask(FRAMES, SIZE)), FPS)
+    changed = {} if pair.changed is None else {"changed": pair.changed}
+    return {
+        "prompt": pair.target_prompt, "kind": pair.kind, "ideal": f"{stem}.mp4", "mask": f"{stem}-mask.mp4",
+        **changed, "expect": {"background": pair.target.background},
+        "composition": pair.after.composition.to_table(),
+    }  # fmt: skip
 
 
 def _grey(mask: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ VERSION = 2
 #: Stands for the infinite PSNR of equal pixels, which would have no mean.
 PSNR_MOST = 100.0
 #: Kinds where the rest is what lies outside the mask; of a new background it is what lies inside.
-_OUTSIDE = ("object", "colour", "other")
+_OUTSIDE = ("object", "colour", "count", "size", "relation", "other")
 
 Values = Mapping[str, float | None]
 
@@ -62,7 +62,7 @@ class Measure:
         mask = _may_change(target.kind, truth.mask)
         edit = Edit(
             frames, self.networks, target.prompt, truth.source, clip.prompt, mask, truth.ideal,
-            target.expect, target.kind,
+            target.expect, target.kind, target.composition, target.changed,
         )  # fmt: skip
         found: dict[str, float | None] = scores(edit, self.metrics)
         found |= {f"judge_{question}": share for question, share in answers(edit).items()}

@@ -5,6 +5,11 @@ where the object is) and ``control`` (a map for presets that take one), and ``[[
 ``prompt`` and ``kind``, optionally ``mask`` (over the clip's), ``ideal`` (the true edit) and ``expect`` (a
 table of what the built-in judge should see). Relative paths are relative to the list.
 
+For several objects ``composition`` stands beside ``expect``: ``groups``, tables with ``name`` and, where it
+matters, ``colour``, ``count`` and ``size``; of two groups also the ``relation`` of the first to the second.
+``changed`` is the number of the group that the edit is of, from 0; without it the edit is of the relation.
+The composition judge looks then, and of ``expect`` it knows the background alone.
+
 Masks are for the figures only: the methods do not see them.
 """
 
@@ -18,10 +23,11 @@ from typing import Any
 
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.naming import expanded
+from ctxedit.synthetic.compositions import Composition
 from ctxedit.synthetic.judge import ANSWERS
 from ctxedit.tables import read_table
 
-KINDS = ("object", "background", "style", "colour", "other")
+KINDS = ("object", "background", "style", "colour", "count", "size", "relation", "other")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Target:
     mask: Path | None = None
     ideal: Path | None = None
     expect: dict[str, str] = field(default_factory=dict)
+    composition: Composition | None = None
+    changed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def _clip(entry: Any, file: Path, where: str) -> Clip:
 
 def _target(entry: Any, file: Path, where: str) -> Target:
     entry = _as_table(entry, where)
-    _known(entry, {"prompt", "kind", "mask", "ideal", "expect"}, where)
+    _known(entry, {"prompt", "kind", "mask", "ideal", "expect", "composition", "changed"}, where)
     prompt = _text(entry, "prompt", where, "describe what the edited clip should show")
     kind = _text(entry, "kind", where) or "other"
     if kind not in KINDS:
@@ -99,7 +107,33 @@ def _target(entry: Any, file: Path, where: str) -> Target:
                 f"{where}: expect.{question} = {answer!r}", f"the judge knows: {', '.join(ANSWERS[question])}"
             )
     mask, ideal = (_path(entry, key, file, where) for key in ("mask", "ideal"))
-    return Target(prompt or "", kind, mask, ideal, dict(expect))
+    return Target(prompt or "", kind, mask, ideal, dict(expect), *_composition(entry, expect, where))
+
+
+def _composition(
+    entry: Mapping[str, Any], expect: Mapping[str, str], where: str
+) -> tuple[Composition | None, int | None]:
+    """The composition that a target asks for, and the group that changes."""
+    table, changed = entry.get("composition"), entry.get("changed")
+    if table is None:
+        if changed is not None:
+            raise ConfigError(f"{where}: changed without a composition", "it is the number of a group in it")
+        return None, None
+    try:
+        composition = Composition.from_table(_as_table(table, f"{where}: composition"))
+    except ValueError as error:
+        raise ConfigError(f"{where}: composition: {error}") from error
+    if changed is None and composition.relation is None:
+        raise ConfigError(
+            f"{where}: neither changed nor a relation", "say which group the edit is of, from 0"
+        )
+    if changed is not None and changed not in range(len(composition.groups)):
+        raise ConfigError(f"{where}: changed = {changed!r}", f"0 to {len(composition.groups) - 1}")
+    if strange := sorted(set(expect) - {"background"}):
+        raise ConfigError(
+            f"{where}: expect.{strange[0]} beside a composition", "the composition says it; leave it out"
+        )
+    return composition, changed
 
 
 def _as_table(value: Any, where: str) -> Mapping[str, Any]:

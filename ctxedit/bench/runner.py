@@ -81,7 +81,10 @@ class Bench:
         files = [
             None if f is None else fingerprint(f) for f in (clip.control, _mask(clip, target), target.ideal)
         ]
-        wanted = (target.prompt, target.kind, target.expect)
+        wanted: tuple[Any, ...] = (target.prompt, target.kind, target.expect)
+        if target.composition is not None:
+            judged = judge_identity("composition-judge")
+            wanted += (target.composition.to_table(), target.changed, judged)
         scorer = part_identity(config.clip_model, own_folder(config.model), "clip")
         weights = (identity(config.model), scorer, judge_identity())
         clip_of = (fingerprint(clip.path), clip.name, clip.prompt)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -65,7 +65,7 @@ List = Annotated[
     Path | None,
     typer.Argument(
         metavar="[LIST.toml]",
-        help="List of clips and targets. [default: 46 pairs of the built-in world]",
+        help="List of clips and targets. [default: 46 pairs of the built-in world, see --world]",
         show_default=False,
     ),
 ]
@@ -115,6 +115,15 @@ Drawn = Annotated[
     ),
 ]
 
+World = Annotated[
+    Literal["easy", "compositions"],
+    typer.Option(
+        "--world",
+        help="Default list: one object per clip, or several with counts and relations. [default: easy]",
+        show_default=False,
+    ),
+]
+
 
 @app.command(RUN)
 @spread
@@ -131,6 +140,7 @@ def run(
     sweep: Sweep = None,
     drawn: Drawn = None,
     metrics: More = None,
+    world: World = "easy",
 ) -> None:
     """Run every preset on every clip and target of a list and print a table. The word `run` may be omitted.
 
@@ -173,7 +183,7 @@ def run(
     if not fetching.settle(list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run):
         return
     work_begins()
-    with _listed(clips, out, limit, drawn, dry.dry_run) as listed:
+    with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
         bench = runner.Bench(out, listed, methods, overwrite.yes, offline, sources, more)
         seen = preview.look(bench)
@@ -205,7 +215,7 @@ def _pairs(compare: list[str]) -> list[tuple[str, str]]:
 
 @contextmanager
 def _listed(
-    clips: Path | None, out: Path, limit: int | None, seed: int | None, dry_run: bool
+    clips: Path | None, out: Path, limit: int | None, seed: int | None, world: str, dry_run: bool
 ) -> Iterator[tuple[Clip, ...]]:
     """The clips of the list, or of the default one, drawn; for a dry run where it vanishes."""
     from ctxedit.bench import drawn
@@ -214,14 +224,17 @@ def _listed(
     if clips is not None:
         if seed is not None:
             raise ConfigError("--drawn and a list of your own", "one or the other")
+        if world != drawn.EASY:
+            raise ConfigError("--world and a list of your own", "one or the other")
         yield read_list(clips)[:limit]
         return
     seed = drawn.SEED if seed is None else seed
-    place = out / ("clips" if seed == drawn.SEED else f"clips-seed{seed}")
+    name = "clips" if world == drawn.EASY else world
+    place = out / (name if seed == drawn.SEED else f"{name}-seed{seed}")
     with TemporaryDirectory() as temporary:
         if dry_run and not drawn.is_drawn(place, limit):
             place = Path(temporary) / "clips"
-        yield read_list(drawn.default_list(place, limit, seed))
+        yield read_list(drawn.default_list(place, limit, seed, world))
 
 
 def _planned(bench: Bench, seen: Preview) -> str:

@@ -126,7 +126,8 @@ def check(
         list[str] | None,
         typer.Option(
             "--part", show_default=False,
-            help="autoencoder, clip, captioner, text-to-image or editing. Repeatable. [default: all]",
+            help="autoencoder, clip, captioner, text-to-image, editing, composition-judge or compositions. "
+            "Repeatable. [default: all]",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes per part.")] = 100,

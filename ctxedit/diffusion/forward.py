@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ctxedit.diffusion.broadcast import Level, as_level, per_sample, positive
@@ -35,6 +36,30 @@ def shift_scale(signal: Level, noise: Level, kind: ShiftKind = "paper") -> Tenso
 def contextual_shift(r: Tensor, signal: Level, noise: Level, kind: ShiftKind = "paper") -> Tensor:
     """The shift ``b_t = k_t r`` at a level, for the adapter's output ``r``, (B, ...). See `shift_scale`."""
     return per_sample(shift_scale(signal, noise, kind), r) * r
+
+
+def keep_norm(shift: Tensor, x0: Tensor, signal: Level) -> Tensor:
+    """The shift with which ``a x_0 + b`` has the norm of ``a x_0``, in the direction that it had.
+
+    A free shift lowers the loss by writing ``x_0`` louder into ``x_t``. This one cannot: it moves signal from
+    one place to another. It is a function of ``(x_0, c, t)`` like any other: every kernel stays as it is.
+
+    Args:
+        shift: ``b_t``, (B, ...).
+        x0: clean latents, as ``shift``.
+        signal: a; float, 0-d or (B,).
+
+    Returns:
+        ``(a x_0 + b) |a x_0| / |a x_0 + b| - a x_0``, as ``shift``; norms over all but the first dimension.
+        Where ``a x_0 + b`` is zero it has no direction: the result is ``-a x_0``.
+    """
+    x0 = x0.to(shift.dtype)
+    clean = per_sample(signal, x0) * x0
+    moved = clean + shift
+    dims = tuple(range(1, x0.ndim))
+    before = torch.linalg.vector_norm(clean, dim=dims, keepdim=True)
+    after = torch.linalg.vector_norm(moved, dim=dims, keepdim=True)
+    return moved * (before / after.clamp(min=torch.finfo(after.dtype).tiny)) - clean
 
 
 def marginal(x0: Tensor, eps: Tensor, signal: Level, noise: Level, shift: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ctxedit.models.clip import ClipScorer
+    from ctxedit.synthetic.compositions import Composition
 
 T = TypeVar("T")
 
@@ -82,6 +83,8 @@ class Edit:
         reference: the true edit, of the same shape.
         expected: answers that the judge of the drawn world should give, by question.
         kind: what sort of edit it is: ``object``, ``background``, ``style``, ``colour`` or another word.
+        composition: objects that the edit should show, for the composition judge; None for an edit without.
+        changed: index of the group of ``composition`` that is edited; None where it is their relation.
     """
 
     frames: NDArray[np.uint8]
@@ -93,6 +96,8 @@ class Edit:
     reference: NDArray[np.uint8] | None = None
     expected: Mapping[str, str] | None = None
     kind: str = "other"
+    composition: Composition | None = None
+    changed: int | None = None
     _values: dict[str, float | None] = field(default_factory=dict, repr=False)
     _shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -103,7 +108,9 @@ class Edit:
             return bool(value.shape == self.frames.shape)
         if need == "source_prompt":
             return value is not None and value != self.target
-        return bool(value) if need == "expected" else value is not None
+        if need == "expected":
+            return bool(value) or self.composition is not None
+        return value is not None
 
     def score(self, metric: Metric) -> float | None:
         """A metric's value, computed once; None where it does not apply.

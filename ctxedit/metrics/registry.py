@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 GROUP = "ctxedit.metrics"
 #: What a metric can need besides the edit's frames; each is an attribute of an ``Edit``.
-NEEDS = ("target", "source", "source_prompt", "mask", "reference", "expected")
+NEEDS = ("target", "source", "source_prompt", "mask", "reference", "expected", "composition")
 #: Where a metric can be computed without being asked for: ``run`` and ``eval`` of a run's edits; ``eval`` of
 #: any video; ``bench``.
 PLACES = ("run", "eval", "bench")

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ctxedit.config import AdapterConfig, Config, merge, validated
-from ctxedit.diffusion.forward import shift_scale
+from ctxedit.diffusion.broadcast import Level, per_sample
+from ctxedit.diffusion.forward import keep_norm, shift_scale
 from ctxedit.errors import WeightsError
 from ctxedit.models.sizes import header, weight_of
 from ctxedit.models.tensors import save_tensors
@@ -153,9 +154,20 @@ class ContextAdapter(nn.Module):
         bound = self.config.bound
         return bound * torch.tanh(out / bound) if bound else out
 
-    def scale(self, signal: Tensor, noise: Tensor) -> Tensor:
+    def scale(self, signal: Level, noise: Level) -> Tensor:
         """k_t of the adapter's variant."""
         return shift_scale(signal, noise, self.config.scale)
+
+    def shift(self, r: Tensor, x0: Tensor, signal: Level, noise: Level) -> Tensor:
+        """b_t of the adapter's output r: k_t r, or what keeps the signal's norm where the config says so.
+
+        Args:
+            r: (B·F, C, h, w), what the adapter gave for ``x0``.
+            x0: as ``r``.
+            signal, noise: the level; float, 0-d or (B·F,).
+        """
+        b = per_sample(self.scale(signal, noise), x0) * r
+        return keep_norm(b, x0, signal) if self.config.norm == "kept" else b
 
     def save(self, path: Path, **notes: str) -> None:
         """One safetensors file; the settings and sizes are in its metadata."""

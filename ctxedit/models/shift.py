@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ctxedit.diffusion.broadcast import per_sample
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.adapter import ContextAdapter
 
@@ -32,7 +31,7 @@ class ContextShift:
         """b_t, the shape of x0 (F, C, h, w)."""
         tokens = self.look(x0) if self.look is not None else None
         r = self.adapter(x0.float(), self.context.float(), timestep, self.frames, tokens)
-        return (per_sample(self.adapter.scale(signal, noise), x0) * r).to(x0.dtype)
+        return self.adapter.shift(r, x0, signal, noise).to(x0.dtype)
 
     def at(self, x0: Tensor, levels: Levels, level: int) -> Tensor | None:
         """b at a level; None at level 0, where k is 0."""

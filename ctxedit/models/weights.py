@@ -121,9 +121,9 @@ def part_identity(setting: str, own: Path | None, part: str) -> str:
     return setting if found is None else f"{found[1]} {_version(found[0].parent, (part,))}"
 
 
-def judge_identity() -> str:
-    """A hash of the judge."""
-    return _version(BUILTIN_FOLDER, ("judge",))
+def judge_identity(name: str = "judge") -> str:
+    """A hash of the judge, or of the composition judge."""
+    return _version(BUILTIN_FOLDER, (name,))
 
 
 def _version(folder: Path, names: tuple[str, ...]) -> str:

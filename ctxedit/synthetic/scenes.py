@@ -93,7 +93,7 @@ def _draw(rng: np.random.Generator, pairs: float) -> Scene:
     )
 
 
-def _pose(scene: Scene, actor: Actor, t: float) -> tuple[float, float, float, float]:
+def pose(scene: Scene, actor: Actor, t: float) -> tuple[float, float, float, float]:
     """Centre x, feet y, scale and tilt in radians of an actor at time ``t`` in [0, 1]."""
     x, y, scale, tilt = actor.x, actor.y, actor.scale, 0.0
     s, centred = scene.speed, t - 0.5
@@ -124,19 +124,35 @@ def render_frame(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uin
     Returns:
         RGB uint8 (size, size, 3) and the objects' mask float32 (size, size) in [0, 1].
     """
+    image, layers = render_layers(scene, t, size)
+    mask = np.zeros((size, size), np.float32)
+    for alpha in layers:
+        mask = np.maximum(mask, alpha)
+    return image, mask
+
+
+def render_layers(
+    scene: Scene, t: float, size: int = 64
+) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+    """Draw one frame, as :func:`render_frame`, and keep the actors apart.
+
+    Returns:
+        RGB uint8 (size, size, 3), and for each actor its opacity (size, size) in [0, 1], in drawing order: a
+        later actor covers an earlier one, which its opacity here does not show.
+    """
     moves = scene.motion in ("pan", "walk")
     pan = (0.5 if scene.motion == "pan" else 0.0) * scene.speed * (t - 0.5) * scene.direction * moves
     zoom = 1.15 + 0.25 * scene.speed * (t - 0.5) * scene.direction if scene.motion == "zoom" else 1.0
     variation = np.asarray(scene.variation, np.float32)
     image = backgrounds.paint(scene.background, variation, size, pan=pan, zoom=zoom)
-    mask = np.zeros((size, size), np.float32)
+    layers = []
     for actor in scene.actors:
-        layer = _place(actor, _pose(scene, actor, t), size)
+        layer = _place(actor, pose(scene, actor, t), size)
         alpha = layer[..., 3:]
         image = image * (1 - alpha) + layer[..., :3]
-        mask = np.maximum(mask, alpha[..., 0])
+        layers.append(alpha[..., 0])
     image = styles.FILTERS[scene.style](image)
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), mask
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), layers
 
 
 def _place(actor: Actor, pose: tuple[float, float, float, float], size: int) -> NDArray[np.float32]:

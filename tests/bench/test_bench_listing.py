@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from ctxedit.bench import drawn
+from ctxedit.bench.figures import Measure, Truth
 from ctxedit.bench.listing import read_list
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.read import read_frames
+from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic.judge import ask, load_judge
 from ctxedit.synthetic.pairs import draw_pairs
@@ -122,3 +124,74 @@ def test_a_drawn_list_agrees_with_its_own_labels(tmp_path, monkeypatch):
         if target.kind in ("object", "colour"):
             assert changed[mask[..., 0] < 8].mean() < 0.2 * changed[mask[..., 0] > 247].mean()
     assert np.mean(right) > 0.8
+
+
+SEVERAL = """
+[[clips]]
+path = "a.mp4"
+prompt = "two cats"
+[[clips.targets]]
+prompt = "a red car to the left of a cat"
+kind = "object"
+changed = 0
+expect = {background = "beach"}
+composition = {relation = "left of", groups = [{name = "car", colour = "red"}, {name = "cat"}]}
+"""
+
+
+def test_a_composition_is_read(write):
+    ((target,),) = (clip.targets for clip in read_list(write(SEVERAL)))
+    assert (target.changed, target.composition.relation) == (0, "left of")
+    assert [g.name for g in target.composition.groups] == ["car", "cat"]
+    ((target,),) = (clip.targets for clip in read_list(write(SEVERAL.replace("changed = 0", ""))))
+    assert target.changed is None, "the edit is of the relation"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"car"', '"zebra"', "name = 'zebra'"),
+        ("changed = 0", "changed = 2", "changed = 2"),
+        ("changed = 0", 'changed = "first"', "changed = 'first'"),
+        ('background = "beach"', 'object = "cat"', "expect.object beside a composition"),
+        ("composition = {", "composed = {", "unknown key composed"),
+        ('relation = "left of", ', 'relation = "near", ', "relation = 'near'"),
+    ],
+)
+def test_bad_compositions_are_refused(write, old, new, said):
+    assert SEVERAL.count(old) == 1
+    with pytest.raises(ConfigError) as caught:
+        read_list(write(SEVERAL.replace(old, new)))
+    assert said in caught.value.message and "\n" not in caught.value.message
+
+
+def test_a_group_that_changes_needs_a_composition_and_a_composition_something_that_changes(write):
+    alone = "\n".join(line for line in SEVERAL.splitlines() if not line.startswith("composition"))
+    with pytest.raises(ConfigError, match="changed without a composition"):
+        read_list(write(alone))
+    still = SEVERAL.replace('relation = "left of", ', "").replace("changed = 0", "")
+    with pytest.raises(ConfigError, match="neither changed nor a relation"):
+        read_list(write(still))
+
+
+def test_the_list_of_compositions_agrees_with_its_own_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawn, "FRAMES", 2)
+    assert len(drawn.composition_pairs()) == 46
+    place = drawn.default_list(tmp_path / "compositions", 2, world=drawn.COMPOSITIONS)
+    clips = read_list(place)
+    assert [clip.name for clip in clips] == sorted({p.clip for p in drawn.composition_pairs()})[:2]
+    measure = Measure(ClipScorer(BUILTIN_FOLDER / "clip"))
+    ideals, sources = [], []
+    for clip, target in ((one, target) for one in clips for target in one.targets):
+        ideal, source = (read_frames(p, frames=2).frames for p in (target.ideal, clip.path))
+        ideals.append(measure(ideal, clip, target, Truth(source)))
+        sources.append(measure(source, clip, target, Truth(source)))
+        mask = read_frames(target.mask, frames=2).frames[..., 0]
+        changed = np.abs(ideal.astype(int) - source).mean(-1)
+        assert changed[mask < 8].mean() < 0.2 * changed[mask > 247].mean()
+    for key in ("judge_asked", "judge_kept", "judge_all"):
+        assert np.mean([row[key] for row in ideals]) >= 0.9, key
+    assert np.mean([row["judge_all"] for row in sources]) <= 0.1
+    # The unedited clip shows nothing of what is asked, and all that should stay.
+    assert np.mean([row["judge_asked"] for row in sources]) <= 0.1
+    assert np.mean([row["judge_kept"] for row in sources]) >= 0.9

@@ -145,6 +145,19 @@ def test_the_default_list_is_planned_without_writing(ctxedit, no_weights, tmp_pa
     assert not any(tmp_path.iterdir())
 
 
+def test_the_list_of_compositions_is_planned_and_stands_alone(ctxedit, no_weights, tmp_path, monkeypatch):
+    from ctxedit.bench import drawn
+
+    monkeypatch.setattr(drawn, "FRAMES", 8)
+    monkeypatch.chdir(tmp_path)
+    arguments = ("bench", "--presets", "ddim", "--world", "compositions", "--limit", 1, "--dry-run", "--json")
+    plan = ctxedit(*arguments, "--set", "clip.frames=2").table["plan"]
+    assert plan["edits"] == 3, "an object, a colour, a number"
+    (tmp_path / "clips.toml").write_text("")
+    answer = ctxedit("bench", "clips.toml", "--presets", "ddim", "--world", "compositions")
+    assert answer.code == 2 and "--world and a list of your own" in answer.err and "hint: " in answer.err
+
+
 def test_a_grid_on_another_list_is_planned(ctxedit, no_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("--presets", "ddim,contextdiff", "--drawn", 3, "--limit", 1, "--set", "clip.frames=2")

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctxedit.diffusion.forward import contextual_shift, effective_noise, marginal, shift_scale, step_forward
+from ctxedit.diffusion.forward import (
+    contextual_shift,
+    effective_noise,
+    keep_norm,
+    marginal,
+    shift_scale,
+    step_forward,
+)
 
 
 @pytest.mark.parametrize("kind", ["paper", "noise"])
@@ -35,6 +42,46 @@ def test_the_shift_is_scaled_sample_by_sample(kind, randn):
     shift = contextual_shift(r, signal, noise, kind)
     k = [0.16, 0.24] if kind == "paper" else [0.018125 * 0.6, 0.018125 * 0.8]
     torch.testing.assert_close(shift, torch.stack([k[0] * r[0], k[1] * r[1]]), rtol=1e-6, atol=0)
+
+
+class TestKeptNorm:
+    def test_each_sample_keeps_its_norm_and_takes_the_shifts_direction(self, randn):
+        x0, shift = randn(), 0.4 * randn()
+        signal = torch.tensor([0.8, 0.6], dtype=x0.dtype)
+        kept = keep_norm(shift, x0, signal)
+        for i in range(2):
+            clean, moved, free = signal[i] * x0[i], signal[i] * x0[i] + kept[i], signal[i] * x0[i] + shift[i]
+            assert moved.norm().item() == pytest.approx(clean.norm().item(), rel=1e-12)
+            torch.testing.assert_close(moved / moved.norm(), free / free.norm(), rtol=1e-10, atol=1e-12)
+
+    def test_it_cannot_write_the_signal_louder(self, randn):
+        x0 = randn()
+        torch.testing.assert_close(keep_norm(0.7 * x0, x0, 0.5), torch.zeros_like(x0), rtol=0, atol=1e-12)
+        assert not torch.allclose(keep_norm(randn(), x0, 0.5), torch.zeros_like(x0))
+
+    def test_no_shift_and_no_signal_stay_none(self, randn):
+        x0, nothing = randn(), torch.zeros_like(randn())
+        assert torch.equal(keep_norm(nothing, x0, 0.3), nothing)
+        assert torch.equal(keep_norm(randn(), nothing, 0.3), nothing)
+        assert torch.equal(keep_norm(randn(), x0, 0.0), nothing)
+
+    def test_a_signal_that_is_wiped_out_has_no_direction(self, randn):
+        x0 = randn()
+        assert torch.equal(keep_norm(-0.5 * x0, x0, 0.5), -0.5 * x0)
+
+    def test_the_gradient_is_finite_and_at_right_angles_to_the_signal_at_no_shift(self, randn):
+        x0, shift = randn(), torch.zeros_like(randn()).requires_grad_(True)
+        weight = randn()
+        (gradient,) = torch.autograd.grad((keep_norm(shift, x0, 0.5) * weight).sum(), shift)
+        assert gradient.isfinite().all() and gradient.norm() > 0
+        along = (gradient * x0).flatten(1).sum(1)
+        torch.testing.assert_close(along, torch.zeros_like(along), rtol=0, atol=1e-10)
+
+    def test_the_marginal_takes_it_like_any_other(self, randn):
+        x0, eps, shift = randn(), randn(), randn()
+        kept = keep_norm(shift, x0, 0.6)
+        x = marginal(x0, eps, 0.6, 0.8, kept)
+        torch.testing.assert_close((x - 0.6 * x0 - kept) / 0.8, eps)
 
 
 def test_steps_compose_to_the_marginal(sd_levels, randn):

@@ -264,3 +264,35 @@ class TestShift:
         x0 = draw(FRAMES, CHANNELS, 8, 8)
         assert shift.at(x0, self.used, 2).shape == x0.shape
         assert torch.equal(seen[0], x0)
+
+
+class TestKeptNorm:
+    """adapter.norm = "kept": frame by frame the shifted signal is as strong as the signal."""
+
+    def shift(self, text, zero=False, **changes):
+        return ContextShift(make(replace(SMALL, **changes), zero=zero).float(), text, FRAMES)
+
+    @pytest.mark.parametrize("more", [{}, {"bound": 0.1, "scale": "noise"}])
+    def test_the_norm_is_each_frames_own(self, inputs, more):
+        x0, text = inputs
+        x0 = torch.linspace(0.2, 2, FRAMES, dtype=x0.dtype)[:, None, None, None] * x0
+        b = self.shift(text, norm="kept", **more)(x0, 400, 0.6, 0.8)
+        norms = (0.6 * x0 + b).flatten(1).norm(dim=1), (0.6 * x0).flatten(1).norm(dim=1)
+        torch.testing.assert_close(*norms, rtol=1e-6, atol=0)
+
+    def test_it_is_the_free_one_brought_back(self, inputs):
+        x0, text = inputs
+        free, kept = (self.shift(text, norm=norm)(x0, 400, 0.6, 0.8) for norm in ("free", "kept"))
+        moved = 0.6 * x0 + free
+        ratio = (0.6 * x0).flatten(1).norm(dim=1) / moved.flatten(1).norm(dim=1)
+        torch.testing.assert_close(kept, moved * ratio[:, None, None, None] - 0.6 * x0, rtol=1e-5, atol=1e-6)
+        assert (kept - free).abs().max() > 1e-3
+
+    def test_an_untuned_adapter_still_changes_nothing(self, inputs):
+        x0, text = inputs
+        b = self.shift(text, zero=True, norm="kept")(x0.float(), 400, 0.6, 0.8)
+        assert torch.equal(b, torch.zeros_like(b))
+
+    def test_it_is_saved_with_the_adapter(self, tmp_path):
+        make(replace(SMALL, norm="kept")).save(tmp_path / "a.safetensors")
+        assert ContextAdapter.load(tmp_path / "a.safetensors").config.norm == "kept"

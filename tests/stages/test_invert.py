@@ -8,6 +8,7 @@ from diffusers import DDIMInverseScheduler
 
 from ctxedit.config import AdapterConfig, AttentionConfig
 from ctxedit.diffusion.ddim import ddim
+from ctxedit.diffusion.forward import keep_norm
 from ctxedit.diffusion.schedule import alphas_cumprod, levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.adapter import ContextAdapter
@@ -154,11 +155,15 @@ def test_no_gradient_is_kept(smooth):
     assert not up(smooth, draw(F, 4, *SIDE), shift_of(smooth)).requires_grad
 
 
-def test_a_perfect_network_is_inverted_exactly_whatever_the_shift():
+@pytest.mark.parametrize("norm", ["free", "kept"])
+def test_a_perfect_network_is_inverted_exactly_whatever_the_shift(norm):
     """With x̂_0 known exactly the way up is the contextualized marginal's, at every level (Eq 9-11)."""
     used = levels(alphas_cumprod(), 8)
     clean, noise = draw(F, 4, *SIDE), draw(F, 4, *SIDE, seed=1)
     r = draw(F, 4, *SIDE, seed=2)
+
+    def shift(a):
+        return keep_norm(a * (1 - a) * r, clean, a) if norm == "kept" else a * (1 - a) * r
 
     class Perfect:
         prediction = "epsilon"
@@ -167,17 +172,17 @@ def test_a_perfect_network_is_inverted_exactly_whatever_the_shift():
             # The effective noise of the level whose timestep is told.
             level = next(i for i in range(1, 9) if used.timestep(i) == t)
             a, s = used.at(level)
-            return noise + a * (1 - a) * r / s
+            return noise + shift(a) / s
 
     class Constant:
         def at(self, x0, levels_, level):
             a = levels_.signal[level]
-            return None if level == 0 else a * (1 - a) * r
+            return None if level == 0 else shift(a)
 
     got = invert(Perfect(), clean, None, used, VIEW, Constant())
     for level in range(9):
         a, s = used.at(level)
-        want = a * clean + a * (1 - a) * r + s * noise
+        want = a * clean + shift(a) + s * noise
         torch.testing.assert_close(got[level], want, rtol=0, atol=1e-10)
 
 

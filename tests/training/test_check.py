@@ -18,7 +18,8 @@ def test_the_check_measures_every_part(tmp_path):
     few = {"clip": {"frames": 3}, "tune": {"steps": 1}, "invert": {"steps": 4}, "edit": {"steps": 4}}
     what = CheckConfig(count=3, pairs=1, work=tmp_path, settings=few)
     rows = {(r.part, r.figure): r for r in check(what)}
-    assert {part for part, _ in rows} == {"autoencoder", "clip", "captioner", "text-to-image", "editing"}
+    parts = {"autoencoder", "clip", "captioner", "text-to-image", "editing"}
+    assert {part for part, _ in rows} == {*parts, "composition-judge", "compositions"}
     assert rows["autoencoder", "PSNR, dB"].value > 24
     assert rows["clip", "falls when the background is wrong"].value >= 0.5
     shares = [r for r in rows.values() if "dB" not in r.figure and "less" not in r.figure]

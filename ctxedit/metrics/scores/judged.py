@@ -11,6 +11,8 @@ from PIL import Image
 from ctxedit.metrics import Edit, metric
 
 if TYPE_CHECKING:
+    from ctxedit.synthetic.composition_judge import CompositionJudge
+    from ctxedit.synthetic.composition_verdict import Look, Verdict
     from ctxedit.synthetic.judge import Judge
 
 #: What an edit is for and what it must not do, each at most 1: one number to choose settings by.
@@ -36,6 +38,12 @@ def balance(edit: Edit) -> float | None:
 )
 def judge_asked(edit: Edit) -> float | None:
     """share of frames that show what was asked"""
+    if edit.composition is not None:
+        # The relation to a group that changes is left to judge_all: it cannot hold before the group is there.
+        changed = edit.changed
+        return float(
+            np.mean([v.relation if changed is None else v.groups[changed] for v, _ in verdicts(edit)])
+        )
     # An edit of no one part asks for all that is expected of it.
     part = _is_one_part(edit.kind)
     asked = [v for question, v in answers(edit).items() if question == edit.kind or not part]
@@ -47,15 +55,58 @@ def judge_asked(edit: Edit) -> float | None:
 )
 def judge_kept(edit: Edit) -> float | None:
     """share of answers right about what should stay"""
+    if edit.composition is not None:
+        return _composition_kept(edit)
     part = _is_one_part(edit.kind)
     rest = [v for question, v in answers(edit).items() if question != edit.kind and part]
     return float(np.mean(rest)) if rest else None
 
 
+@metric(
+    "judge_all",
+    title="judge: all",
+    needs="composition",
+    better="higher",
+    decimals=2,
+    where="bench",
+    order=65,
+)
+def judge_all(edit: Edit) -> float | None:
+    """share of frames with every object, colour, number, size and place right (compositions)"""
+    return float(np.mean([verdict.all_right for verdict, _ in verdicts(edit)]))
+
+
+def _composition_kept(edit: Edit) -> float | None:
+    """Share of right groups among those that should stay, and of right backgrounds where one is expected."""
+    seen = verdicts(edit)
+    kept = [right for v, _ in seen for i, right in enumerate(v.groups) if i != edit.changed]
+    if background := (edit.expected or {}).get("background"):
+        kept += [look.background == background for _, look in seen]
+    return float(np.mean(kept)) if kept else None
+
+
+def verdicts(edit: Edit) -> list[tuple[Verdict, Look]]:
+    """The composition judge's verdict on each frame, and what it saw; [] for an edit without composition."""
+    composition = edit.composition
+    if composition is None:
+        return []
+
+    def judge_frames() -> list[tuple[Verdict, Look]]:
+        from ctxedit.synthetic.composition_verdict import judge, look
+
+        looks = look(edit.networks.once("composition judge", _load_composition), _small(edit.frames))
+        return [(judge(composition, seen.objects), seen) for seen in looks]
+
+    return edit.once("composition judge", judge_frames)
+
+
 def answers(edit: Edit) -> dict[str, float]:
-    """For each question, the share of frames to which the judge gives the expected answer; {} without any."""
+    """For each question, the share of frames to which the judge gives the expected answer.
+
+    Empty without expected answers, and for a composition, which another judge looks at.
+    """
     expected = edit.expected or {}
-    if not expected:
+    if not expected or edit.composition is not None:
         return {}
 
     def ask_judge() -> dict[str, float]:
@@ -72,6 +123,13 @@ def _load() -> Judge:
     from ctxedit.synthetic.judge import load_judge
 
     return load_judge(BUILTIN_FOLDER / "judge")
+
+
+def _load_composition() -> CompositionJudge:
+    from ctxedit.models.weights import BUILTIN_FOLDER
+    from ctxedit.synthetic.composition_judge import load
+
+    return load(BUILTIN_FOLDER / "composition-judge")
 
 
 def _is_one_part(kind: str) -> bool:

@@ -30,7 +30,8 @@ class AdapterTask(Task):
     The adapter sees the clean latents and the caption, the denoiser the shifted and noised latents, as during
     sampling; the adapter's gradient flows through x_t. Every image is treated as a clip of one frame. The
     figure ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖: when it grows, the adapter writes x_0 into x_t instead of learning
-    the context.
+    the context. With ``adapter.enabled = false`` there is no shift, and the denoiser is trained alone on the
+    same images, timesteps and noise.
 
     Args:
         components: with the denoiser's pipeline.
@@ -41,7 +42,7 @@ class AdapterTask(Task):
         empty: share of captions that the denoiser does not see, for classifier-free guidance.
 
     Raises:
-        ConfigError: unknown adapter settings, or a name in ``train`` that matches nothing.
+        ConfigError: unknown adapter settings, a name in ``train`` that matches nothing, or nothing to train.
     """
 
     folder = "adapter"
@@ -71,7 +72,13 @@ class AdapterTask(Task):
         config = merge(AdapterConfig(), adapter, "task.adapter.")
         if config.image != "latent":
             raise ConfigError('task.adapter.image: only "latent" can be trained on images')
+        if not config.enabled and not train:
+            raise ConfigError(
+                "task.adapter.enabled = false and task.train = []: there is nothing to train",
+                "enable the adapter, or name modules of the denoiser in task.train",
+            )
         self.adapter = ContextAdapter(config, int(self.unet.config.in_channels), self.encoders.width)
+        self.adapter.requires_grad_(config.enabled)
         trained: dict[str, nn.Module] = {"adapter": self.adapter}
         if train:
             _unfreeze(self.unet, train)
@@ -91,7 +98,9 @@ class AdapterTask(Task):
         a, s, t = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), t.to(device)
         noise = noise_like(x0, generator)
         adapter = model["adapter"]
-        b = per_sample(adapter.scale(a, s), x0) * adapter(x0, context, t, frames=1)
+        b = torch.zeros_like(x0)
+        if adapter.config.enabled:
+            b = adapter.shift(adapter(x0, context, t, frames=1), x0, a, s)
         x = marginal(x0, noise, a, s, b)
         kind = self.scheduler.config.prediction_type
         predicted = to_x0(self.unet(x, t, embeddings).sample.float(), x, a, s, kind)

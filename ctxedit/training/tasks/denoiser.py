@@ -128,9 +128,9 @@ class DenoiserTask(Task):
 
     @classmethod
     def checks(cls) -> tuple[Check, ...]:
-        from ctxedit.training.checks import editing, text_to_image
+        from ctxedit.training.checks import compositions, editing, text_to_image
 
-        return text_to_image.CHECK, editing.CHECK
+        return text_to_image.CHECK, editing.CHECK, compositions.PICTURES
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

@@ -1,0 +1,106 @@
+"""Captions of compositions in natural English, several wordings for each count, relation and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctxedit.synthetic.compositions import Composed, Composition, Group
+from ctxedit.synthetic.vocabulary import BACKGROUNDS, BY_NAME
+from ctxedit.synthetic.vocabulary import STYLES as STYLE_WORDS
+
+COUNT_WORDS: dict[int, tuple[str, ...]] = {
+    2: ("two", "a pair of", "a couple of"),
+    3: ("three", "a group of three", "a trio of"),
+    4: ("four", "a group of four"),
+}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "tiny": ("tiny", "very small", "miniature"),
+    "huge": ("huge", "giant", "enormous"),
+}
+#: A template for each wording; the canonical one first. ``{a}`` is the first group, ``{b}`` the second.
+RELATION_WORDS: dict[str, tuple[str, ...]] = {
+    "left of": (
+        "{a} to the left of {b}",
+        "{a} on the left of {b}",
+        "{a} on the left and {b} on the right",
+        "{b} to the right of {a}",
+    ),
+    "right of": (
+        "{a} to the right of {b}",
+        "{a} on the right of {b}",
+        "{a} on the right and {b} on the left",
+        "{b} to the left of {a}",
+    ),
+    "above": ("{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}"),
+    "below": ("{a} below {b}", "{a} under {b}", "{b} above {a}"),
+    "behind": ("{a} behind {b}", "{b} in front of {a}"),
+    "in front of": ("{a} in front of {b}", "{b} behind {a}"),
+}
+_BESIDE = ("{a} and {b}", "{a} next to {b}", "{a} with {b}")
+_PLURALS = {
+    "sheep": "sheep", "man": "men", "person": "people", "snowman": "snowmen", "woman": "women",
+    "octopus": "octopuses", "bus": "buses", "fox": "foxes", "puppy": "puppies", "bunny": "bunnies",
+}  # fmt: skip
+
+
+def plural(noun: str) -> str:
+    """The plural of one of the world's nouns."""
+    return _PLURALS.get(noun, f"{noun}s")
+
+
+def caption(composed: Composed, rng: np.random.Generator | None = None) -> str:
+    """A caption of a drawn composition: canonical without ``rng``, else one of its wordings."""
+    return word(composed.composition, composed.scene.background, composed.scene.style, rng)
+
+
+def word(
+    composition: Composition, background: str, style: str = "plain", rng: np.random.Generator | None = None
+) -> str:
+    """One sentence for a composition.
+
+    Args:
+        composition: what is there.
+        background: a key of ``BACKGROUNDS``.
+        style: a key of ``STYLES``.
+        rng: draws one of the wordings; None gives the canonical one, the same for ever.
+
+    Returns:
+        Lower case, no full stop, e.g. ``a red car to the left of a cat on the beach``.
+    """
+
+    names = [_phrase(group, rng) for group in composition.groups]
+    if len(names) == 3:
+        subject = f"{names[0]}, {names[1]} and {names[2]}"
+    elif len(names) == 1:
+        subject = names[0]
+    else:
+        template = _pick(rng, RELATION_WORDS[composition.relation] if composition.relation else _BESIDE)
+        subject = template.format(a=names[0], b=names[1])
+    where = _pick(rng, BACKGROUNDS[background])
+    suffixes, prefixes = STYLE_WORDS[style]
+    if rng is not None and rng.random() < 0.3:
+        return f"{_pick(rng, prefixes)}{subject} {where}"
+    return f"{subject} {where}{_pick(rng, suffixes)}"
+
+
+def _pick(rng: np.random.Generator | None, options: Sequence[str]) -> str:
+    """One of the options, the first without ``rng``; it takes one number of it, however many there are."""
+    return options[0] if rng is None else options[int(rng.random() * len(options))]
+
+
+def _phrase(group: Group, rng: np.random.Generator | None) -> str:
+    """A group with its article or number, e.g. ``three red cars``.
+
+    Every group takes as many numbers of ``rng``: two captions that differ in one are worded alike elsewhere.
+    """
+    rare, plain = (1.0, 0.0) if rng is None else rng.random(2)
+    noun = _pick(rng if rare < 0.15 else None, BY_NAME[group.name].words)
+    # The plain number far more often than the rest: it is what people write.
+    number = _pick(rng if plain >= 0.6 else None, COUNT_WORDS.get(group.count, ("",)))
+    size = _pick(rng, SIZE_WORDS[group.size]) if group.size else None
+    described = " ".join(w for w in (size, group.colour, noun if group.count == 1 else plural(noun)) if w)
+    if group.count > 1:
+        return f"{number} {described}"
+    return ("an " if described[0] in "aeiou" else "a ") + described

@@ -1,0 +1,173 @@
+"""Reading the composition judge: the objects of a frame, and whether they are what a caption asks for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ctxedit.synthetic.composition_judge import (
+    GRID,
+    HUES,
+    NAMES,
+    PLACES,
+    CompositionJudge,
+    side_of,
+    split,
+)
+from ctxedit.synthetic.compositions import HUGE, TINY, Composition, Group
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.synthetic.vocabulary import BY_NAME
+
+#: A peak of at least this heat is an object.
+_HEAT = 0.35
+#: Middles nearer than this, in frame sizes, or this share of the surer one's side, are one object seen twice.
+_SAME, _SAME_SHARE = 1.6 / GRID, 0.36
+#: How far apart, in frame sizes, middles (left, right), or feet (behind) must be to stand in a relation.
+_APART, _DEEPER = 0.12, 0.04
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object that the judge sees.
+
+    Attributes:
+        name: a key of ``BY_NAME``.
+        colour: a key of ``COLOURS``; None for a thing that has no colour, or whose colour cannot be seen.
+        x, y, side: middle and side of its square, in frame sizes.
+        hidden: whether another object covers a part of it.
+        heat: how sure the judge is, in (0, 1).
+    """
+
+    name: str
+    colour: str | None
+    x: float
+    y: float
+    side: float
+    hidden: bool
+    heat: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of its square, in frame sizes."""
+        half = self.side / 2
+        return self.x - half, self.y - half, self.x + half, self.y + half
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the judge sees in a frame: objects, the surest first, and the background."""
+
+    objects: tuple[Found, ...]
+    background: str
+
+
+@torch.no_grad()
+def look(judge: CompositionJudge, frames: NDArray[np.uint8]) -> list[Look]:
+    """What the judge sees in RGB uint8 frames (F, 64, 64, 3)."""
+    dense, background = judge(torch.stack([to_tensor(frame) for frame in frames]))
+    heat, colour, offset, side, hidden = split(dense)
+    heat = heat.sigmoid()
+    peaks = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat >= _HEAT)
+    looks = []
+    for i in range(len(frames)):
+        found = []
+        for name, row, column in peaks[i].nonzero().tolist():
+            at = (i, slice(None), row, column)
+            middle = (torch.tensor([column, row]) + 0.5 + offset[at]) / GRID
+            hue = HUES[int(colour[at].argmax())]
+            seen = hue if hue != "none" and BY_NAME[NAMES[name]].colourable else None
+            found.append(
+                Found(NAMES[name], seen, float(middle[0]), float(middle[1]), float(side_of(side[at])),
+                      bool(hidden[at] > 0), float(heat[i, name, row, column]))
+            )  # fmt: skip
+        looks.append(Look(_distinct(found), PLACES[int(background[i].argmax())]))
+    return looks
+
+
+def _distinct(found: list[Found]) -> tuple[Found, ...]:
+    """The surest first; what lies on a surer one is left out."""
+    kept: list[Found] = []
+    for one in sorted(found, key=lambda f: -f.heat):
+        if all(math.hypot(one.x - k.x, one.y - k.y) >= max(_SAME, _SAME_SHARE * k.side) for k in kept):
+            kept.append(one)
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is right of a composition in a frame.
+
+    Attributes:
+        groups: for each group whether it is there in its number, with its colour and size.
+        extra: whether there are objects that nothing asks for.
+        relation: whether it holds; True where none is said.
+    """
+
+    groups: tuple[bool, ...]
+    extra: bool
+    relation: bool
+
+    @property
+    def objects(self) -> bool:
+        """Every object with its colour, number and size, and no other."""
+        return all(self.groups) and not self.extra
+
+    @property
+    def all_right(self) -> bool:
+        return self.objects and self.relation
+
+
+def judge(composition: Composition, objects: Sequence[Found]) -> Verdict:
+    """Hold what is seen against what is asked for."""
+    counted = Counter((f.name, f.colour) for f in objects)
+    asked = Counter((g.name, g.colour) for g in composition.members)
+    groups = tuple(
+        counted[g.name, g.colour] == asked[g.name, g.colour] and _sized(g, _of(g, objects))
+        for g in composition.groups
+    )
+    return Verdict(groups, bool(counted.keys() - asked.keys()), _related(composition, objects))
+
+
+def _of(group: Group, objects: Sequence[Found]) -> list[Found]:
+    return [f for f in objects if (f.name, f.colour) == (group.name, group.colour)]
+
+
+def _sized(group: Group, found: Sequence[Found]) -> bool:
+    if group.size == "tiny":
+        return all(f.side < TINY for f in found)
+    return group.size != "huge" or all(f.side > HUGE for f in found)
+
+
+def _related(composition: Composition, objects: Sequence[Found]) -> bool:
+    if composition.relation is None:
+        return True
+    first, second = (_of(g, objects) for g in composition.groups)
+    if not first or not second:
+        return False
+    return all(holds(composition.relation, a, b) for a in first for b in second)
+
+
+def holds(relation: str, a: Found, b: Found) -> bool:
+    """Whether ``a`` stands in a relation of ``RELATIONS`` to ``b``.
+
+    Left and right: more beside each other than above. Above and below: the other way round, not overlapping
+    by more than a quarter. Behind: their squares overlap, its feet are higher, and it does not hide a part of
+    the other; outlines need not touch where squares do.
+    """
+    if relation in ("right of", "below", "in front of"):
+        return holds({"right of": "left of", "below": "above", "in front of": "behind"}[relation], b, a)
+    across, down = b.x - a.x, b.y - a.y
+    if relation == "left of":
+        return across >= _APART and across > abs(down)
+    if relation == "above":
+        return down >= _APART and down > abs(across) and a.box[3] - b.box[1] <= 0.25 * min(a.side, b.side)
+    deeper = b.box[3] - a.box[3] >= _DEEPER
+    overlap = min(a.box[2], b.box[2]) > max(a.box[0], b.box[0]) and a.box[3] > b.box[1]
+    return deeper and overlap and (a.hidden or not b.hidden)

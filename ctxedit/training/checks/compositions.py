@@ -1,0 +1,90 @@
+"""The checks on the harder split: the composition judge on drawn frames, and the denoiser on captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from ctxedit import config
+from ctxedit.stages.generate import generate
+from ctxedit.synthetic import composition_changes, compositions
+from ctxedit.synthetic.composition_captions import caption
+from ctxedit.synthetic.composition_judge import load
+from ctxedit.synthetic.composition_verdict import Verdict, judge, look
+from ctxedit.synthetic.compositions import KINDS, Composed, Composition
+from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.workbench import Reporter
+
+FOLDER = "composition-judge"
+#: Drawn frames cost little: so many for each picture of the other checks.
+_MORE = 10
+_BATCH = 50
+_SETTINGS = {"edit": {"steps": 25, "guidance": 5.0}, "invert": {"steps": 25}}
+
+
+def held_out(count: int, seed: int) -> list[Composed]:
+    """So many held-out compositions, the kinds in turn."""
+    rng = np.random.default_rng((seed, 5))
+    return [compositions.draw(rng, test=True, kind=KINDS[i % len(KINDS)]) for i in range(count)]
+
+
+def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+    """The judge on drawn frames of held-out combinations, at any time of their motion."""
+    network, count = load(what.find(FOLDER)), _MORE * what.count
+    composed, rng = held_out(count, what.seed), np.random.default_rng((what.seed, 6))
+    verdicts: list[Verdict] = []
+    places: list[bool] = []
+    refused: list[bool] = []
+    with reporter.task("check composition judge", count) as progress:
+        for start in range(0, count, _BATCH):
+            part = composed[start : start + _BATCH]
+            frames = np.stack([compositions.see(c.scene, float(rng.random()))[0] for c in part])
+            looks = look(network, frames)
+            verdicts += [judge(c.composition, seen.objects) for c, seen in zip(part, looks, strict=True)]
+            refused += [
+                not judge(_other(c.composition, rng), seen.objects).all_right
+                for c, seen in zip(part, looks, strict=True)
+            ]
+            places += [seen.background == c.scene.background for c, seen in zip(part, looks, strict=True)]
+            progress(len(verdicts), "")
+    row = partial(Row, "composition-judge")
+    yield from _rows(row, composed, verdicts, 0.97)
+    yield row("a composition that differs in one thing is refused", float(np.mean(refused)), 0.97, count)
+    yield row("background right", float(np.mean(places)), 0.97, count)
+
+
+def _other(composition: Composition, rng: np.random.Generator) -> Composition:
+    parts = composition_changes.parts_of(composition)
+    return composition_changes.change(composition, rng, parts[rng.integers(len(parts))])[0]
+
+
+def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+    """Pictures of held-out captions, judged: the share where every object, colour, count, place is right."""
+    network, backbone = load(what.find(FOLDER)), what.backbone()
+    settings = config.merge(config.load("contextdiff", flags=_SETTINGS, environ={}), what.settings)
+    composed = held_out(what.count, what.seed)
+    verdicts: list[Verdict] = []
+    with reporter.task("check compositions", what.count) as progress:
+        for i, one in enumerate(composed):
+            picture = generate(backbone, caption(one), config.merge(settings, {"seed": i}))
+            verdicts.append(judge(one.composition, look(network, picture)[0].objects))
+            progress(i + 1, f"all right {np.mean([v.all_right for v in verdicts]):.2f}")
+    yield from _rows(partial(Row, "compositions"), composed, verdicts, 0.40)
+
+
+def _rows(
+    row: partial[Row], composed: list[Composed], verdicts: list[Verdict], wanted: float
+) -> Iterator[Row]:
+    yield row("all right", float(np.mean([v.all_right for v in verdicts])), wanted, len(verdicts))
+    objects = [v.objects for v in verdicts]
+    yield row("objects, colours, numbers and sizes right", float(np.mean(objects)), wanted, len(objects))
+    for kind in KINDS:
+        of = [v.all_right for c, v in zip(composed, verdicts, strict=True) if c.composition.kind == kind]
+        if of:  # a small slice may show no such kind
+            yield row(f"all right, {kind}", float(np.mean(of)), wanted, len(of))
+
+
+JUDGE = Check("composition-judge", (FOLDER,), check_judge)
+PICTURES = Check("compositions", ("vae", "text_encoder", "unet"), check_pictures)

@@ -1,0 +1,107 @@
+"""What the composition judge learns from: drawn frames with the exact place of every object."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ctxedit.synthetic import compositions, scenes
+from ctxedit.synthetic.composition_judge import GRID, HUES, NAMES, PLACES, SIDE
+from ctxedit.synthetic.compositions import Sight
+from ctxedit.synthetic.scenes import Actor, Scene
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.synthetic.vocabulary import BY_NAME, COLOURS, GREY_STYLES, THINGS
+
+#: Objects of a frame that are told of; scattered scenes hold up to as many.
+MOST = 6
+#: An object that others hide more of than this counts as covered.
+COVERED = 0.04
+_EASY, _SCATTERED = 0.15, 0.25
+#: Share of overlapping pairs drawn in the wrong order: only then does hiding tell more than height does.
+_REVERSED = 0.15
+
+
+class Frames(Dataset[dict[str, Any]]):
+    """Compositions of the training combinations; some easy scenes, and some of objects scattered anywhere.
+
+    What a denoiser draws keeps to no layout: the scattered ones teach more objects than a caption ever names,
+    none at all, and overlaps of every kind. Frames are softened and noised as decoded pictures are.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index, 11))
+        scene = _scene(rng)
+        frame, sights = compositions.see(scene, float(rng.random()), SIDE)
+        return {"image": _weathered(to_tensor(frame), rng), **targets(sights, scene)}
+
+
+def _scene(rng: np.random.Generator) -> Scene:
+    chance = rng.random()
+    if chance < _EASY:
+        return scenes.draw_scene(rng)
+    if chance < _EASY + _SCATTERED:
+        return _scatter(rng)
+    composed = compositions.draw(rng)
+    scene = composed.scene
+    if composed.composition.relation in ("behind", "in front of") and rng.random() < _REVERSED:
+        scene = replace(scene, actors=scene.actors[::-1])
+    return scene
+
+
+def _scatter(rng: np.random.Generator) -> Scene:
+    """Up to ``MOST`` objects anywhere within the frame, no two middles closer than three cells."""
+    actors: list[Actor] = []
+    for _ in range(int(rng.integers(0, MOST + 1))):
+        thing = THINGS[rng.integers(len(THINGS))]
+        if actors and rng.random() < 0.3:
+            thing = BY_NAME[actors[-1].name]
+        colour = list(COLOURS)[rng.integers(len(COLOURS))] if thing.colourable else None
+        scale = rng.uniform(0.22, 0.5) if len(actors) or rng.random() < 0.7 else rng.uniform(0.5, 0.86)
+        half = scale / 2
+        x, y = rng.uniform(half * 0.9, 1 - half * 0.9), rng.uniform(half * 0.9, 1 - half * 0.9) + half
+        middles = [(a.x, a.y - a.scale / 2) for a in actors]
+        if all(np.hypot(x - u, y - half - v) > 3 / GRID for u, v in middles):
+            actors.append(Actor(thing.name, colour, float(x), float(y), float(scale)))
+    still = compositions.draw(rng).scene  # its background, style and motion
+    return replace(still, actors=tuple(actors))
+
+
+def _weathered(image: Tensor, rng: np.random.Generator) -> Tensor:
+    if rng.random() < 0.5:
+        soft = F.avg_pool2d(F.pad(image[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+        image = torch.lerp(image, soft, float(rng.random()))
+    noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
+    return image + 0.08 * float(rng.random()) * noise
+
+
+def targets(sights: list[Sight], scene: Scene) -> dict[str, Any]:
+    """What is to be found, of up to ``MOST`` objects: those whose middle lies within the frame.
+
+    Returns:
+        ``name``, ``colour`` (MOST,) long, ``place`` (MOST, 3): x, y and side in frame sizes; ``covered`` and
+        ``valid`` (MOST,) float; ``background`` a number.
+    """
+    names, colours = torch.zeros(MOST, dtype=torch.long), torch.zeros(MOST, dtype=torch.long)
+    place, covered, valid = torch.full((MOST, 3), 0.5), torch.zeros(MOST), torch.zeros(MOST)
+    grey = scene.style in GREY_STYLES
+    inside = [s for s in sights if 0 < s.x < 1 and 0 < s.y < 1]
+    for i, sight in enumerate(inside[:MOST]):
+        names[i] = NAMES.index(sight.actor.name)
+        colours[i] = HUES.index("none" if grey else sight.actor.colour or "none")
+        place[i] = torch.tensor([sight.x, sight.y, sight.scale])
+        covered[i], valid[i] = float(sight.covered > COVERED), 1.0
+    background = PLACES.index(scene.background)
+    return {"name": names, "colour": colours, "place": place, "covered": covered, "valid": valid,
+            "background": background}  # fmt: skip
