@@ -97,7 +97,8 @@ def edit(
         metadata=not result.no_metadata, sources=asked.sources(base),
     )  # fmt: skip
     fetching.settle_single_file(config.model, base.offline)
-    if not fetching.settle(fetching.wanted(config), screen, overwrite.yes, base.offline, dry.dry_run):
+    needs, check = fetching.wanted(config), fetching.checks_model(config)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     if not work.checked(request, "edit", screen, dry.dry_run):
         return

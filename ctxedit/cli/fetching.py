@@ -211,10 +211,24 @@ def hush() -> None:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def checks_clip(clip: Path, config: Config) -> Callable[[], object]:
-    """A check for :func:`settle`: the clip can be read and has the frames that the settings ask for."""
+def checks_model(config: Config) -> Callable[[], object]:
+    """A check for :func:`settle`: a model on this machine is one that can be edited with."""
 
     def check() -> None:
+        from ctxedit.models.backbones import family_of
+        from ctxedit.models.weights import is_hub_id, locate
+
+        if not is_hub_id(config.model):
+            family_of(locate(config.model, offline=True))
+
+    return check
+
+
+def checks_clip(clip: Path, config: Config) -> Callable[[], object]:
+    """A check for :func:`settle`: the clip has the frames that the settings ask for, the model is usable."""
+
+    def check() -> None:
+        checks_model(config)()
         from ctxedit.media.probe import probe
         from ctxedit.media.read import span_of
 

@@ -75,6 +75,7 @@ def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, 
         "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1},
         "adapter": {"width": 16, "heads": 2, "blocks": 1}, "control": {"model": str(controlnet)},
         "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_layers": 1.0},
+        "attention": {"min_channels": 0},
     }  # fmt: skip
     config = load(preset, flags=flags, environ={})
     config = replace(config, tune=replace(config.tune, steps=min(2, config.tune.steps)))

@@ -57,6 +57,11 @@ class TestWhatIsFetched:
         if name == "sdxl":
             small |= {n.replace("/", "_2/", 1): d for n, d in small.items() if n.startswith(("text_", "tok"))}
             small["model_index.json"] = b'{"_class_name": "StableDiffusionXLPipeline"}'
+            told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+            told["projection_class_embeddings_input_dim"] = 6 * 8 + 32
+            for part, more in (("unet", told), ("text_encoder_2", {"projection_dim": 32})):
+                config = json.loads(small[f"{part}/config.json"]) | more
+                small[f"{part}/config.json"] = json.dumps(config).encode()
         hub_id = ours.full_id(name)
         hub.add(hub_id, small | {n.lstrip("+="): n.encode() for n in listed})
         pulled(name, *(["--half"] if half else []))

@@ -144,6 +144,7 @@ def test_its_sizes_are_known_before_it_is_loaded(folder, backbone):
 def test_every_preset_without_a_controlnet_edits(folder, clip, tmp_path, preset):
     answer = call(
         "run", clip, "--model", folder, "--preset", preset, "--prompt", PROMPT, "--target", TARGET,
+        "--set", "attention.min_channels=0",
         "--frames", 2, "--stride", 1, "--steps", 2, "--tune-steps", 2, "--runs", tmp_path, "--json",
         "--set", "clip_model=builtin", "--set", "adapter.width=32", "--set", "adapter.heads=4",
         "--set", "adapter.blocks=1", "--set", "fusion.mask_layers=1.0", "--set", "fusion.finest=1.0",

@@ -105,6 +105,7 @@ def test_it_is_tuned_and_checkpointing_changes_no_bit(toy, tmp_path):
 def test_through_the_command_line(folder, clip, tmp_path, preset):
     answer = call(
         "run", clip, "--model", folder, "--preset", preset, "--prompt", PROMPT, "--target", TARGET,
+        "--set", "attention.min_channels=0", "--set", "attention.group_norm=frame",
         "--frames", 2, "--stride", 1, "--steps", 3, "--tune-steps", 2, "--runs", tmp_path, "--json",
         "--set", "clip_model=builtin", "--set", "adapter.width=32", "--set", "adapter.heads=4",
         "--set", "adapter.blocks=1", "--set", "fusion.mask_layers=1.0", "--set", "fusion.finest=1.0",
@@ -120,6 +121,6 @@ def test_a_controlnet_is_refused_before_anything_is_loaded(folder, clip, tmp_pat
     monkeypatch.setattr(ToyFlow, "open", loaded)
     answer = call(
         "run", clip, "--model", folder, "--preset", "controlvideo", "--prompt", PROMPT, "--target", TARGET,
-        "--frames", 2, "--stride", 1, "--runs", tmp_path, "--dry-run",
+        "--frames", 2, "--stride", 1, "--runs", tmp_path, "--set", "clip_model=builtin", "--dry-run",
     )  # fmt: skip
     assert answer.code == 2 and "ControlNet" in answer.err

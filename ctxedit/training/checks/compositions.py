@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from ctxedit import config
+from ctxedit.editing.reporter import Reporter
 from ctxedit.stages.generate import generate
 from ctxedit.synthetic import composition_changes, compositions
 from ctxedit.synthetic.composition_captions import caption
@@ -15,7 +16,6 @@ from ctxedit.synthetic.composition_judge import load
 from ctxedit.synthetic.composition_verdict import Verdict, judge, look
 from ctxedit.synthetic.compositions import KINDS, Composed, Composition
 from ctxedit.training.checks.base import Check, CheckConfig, Row
-from ctxedit.workbench import Reporter
 
 FOLDER = "composition-judge"
 #: Drawn frames cost little: so many for each picture of the other checks.
