@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit import pipeline, plan
-from ctxedit.config import BUILTIN, Config, absolute, load, merge, validated
+from ctxedit.config import BUILTIN, Config, absolute, environment, load, merge, validated
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.probe import probe
 from ctxedit.media.read import read_frames
+from ctxedit.media.sources import check_exists
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import locate, own_folder
@@ -32,7 +34,7 @@ from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import evaluate as evaluating
 from ctxedit.stages.evaluate import Figures
-from ctxedit.stages.prepare import read_for_caption
+from ctxedit.stages.prepare import fit_span, read_for_caption
 
 PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
@@ -54,6 +56,17 @@ def settings(preset: str = "contextdiff", config: Settings = None) -> Config:
         ConfigError: unknown preset, key or value.
     """
     return config if isinstance(config, Config) else load(preset, flags=config)
+
+
+def _fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Config:
+    """Settings whose frames the clip has, where the caller left their number to the preset."""
+    if isinstance(given, Config):
+        return chosen
+    named = {**(given or {}).get("clip", {}), **environment(os.environ).get("clip", {})}
+    span, note = fit_span(check_exists(clip), chosen.clip, named)
+    if note is not None:
+        teller.say(note)
+    return dataclasses.replace(chosen, clip=span)
 
 
 def caption(
@@ -78,7 +91,8 @@ def caption(
     Raises:
         InputError, WeightsError, ConfigError, ResourceError.
     """
-    chosen, teller = settings(preset, config), reporter or Reporter()
+    teller = reporter or Reporter()
+    chosen = _fitted(Path(clip), settings(preset, config), config, teller)
     device = pick_device(chosen.device)
     seen = read_for_caption(Path(clip), chosen.clip)
     for note in seen.notes:
@@ -130,7 +144,8 @@ def tune(
         runs=Path(runs),
         lavis_python=Path(lavis_python) if lavis_python else None,
     )
-    with Session(Path(clip), settings(preset, config), preset, options, reporter) as session:
+    chosen = _fitted(Path(clip), settings(preset, config), config, reporter or Reporter())
+    with Session(Path(clip), chosen, preset, options, reporter) as session:
         plan.make(session, last="tune").check()
         return session.tune()
 

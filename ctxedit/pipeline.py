@@ -18,6 +18,7 @@ from torch import Tensor
 from ctxedit import __version__
 from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.media.probe import probe
 from ctxedit.media.temporary import atomic, sweep
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import open_backbone
@@ -337,7 +338,8 @@ class Session(Workbench):
 
     def edit_files(self, name: str) -> reporting.Files:
         """Where the edit stage of this name leaves its results."""
-        inside = self.run.folder / "edits" / f"{name[5:]}.mp4"
+        suffix = ".png" if probe(self.clip).kind == "image" else ".mp4"
+        inside = self.run.folder / "edits" / f"{name[5:]}{suffix}"
         return reporting.files_for(self.options.output or inside)
 
     def edit_key(self, target: str) -> tuple[str, str]:

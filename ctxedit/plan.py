@@ -39,7 +39,7 @@ from ctxedit.runs import Run
 from ctxedit.stages.caption import asks_clip
 from ctxedit.stages.heatmaps import files_for as heatmaps_for
 from ctxedit.stages.prepare import captioned_size, read_for_caption, read_working
-from ctxedit.stages.report import files_for
+from ctxedit.stages.report import files_for, is_image
 from ctxedit.stages.wording import check_describes
 
 STAGES = ("caption", "tune", "invert", "edit", "evaluate")
@@ -249,7 +249,10 @@ def _check_outputs(session: Session, fps: Fraction, targets: Sequence[str], heat
         own = _own(session, targets[0], outputs)
     else:
         own = set()
-    check_output(options.output, fps, free or files.video in own)
+    if is_image(options.output) and session.config.clip.frames == 1:
+        check_image(options.output, free or files.video in own)
+    else:
+        check_output(options.output, fps, free or files.video in own)
     for path in outputs[1:]:
         check_writable(path, free or path in own)
     for path in (maps.sheet, maps.video) if heatmaps else ():

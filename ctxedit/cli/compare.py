@@ -171,9 +171,13 @@ def _edited(
         )
         for one in bases
     ]  # fmt: skip
+    configs = [asked.settings(one, screen, *groups) for one in bases]
+    configs = [
+        asked.fitted(config, clip, one, screen, *groups) for config, one in zip(configs, bases, strict=True)
+    ]
     sessions = [
-        pipeline.Session(clip, asked.settings(one, screen, *groups), one.preset or "", how, teller(screen))
-        for one, how in zip(bases, given, strict=True)
+        pipeline.Session(clip, config, one.preset or "", how, teller(screen))
+        for one, config, how in zip(bases, configs, given, strict=True)
     ]
     if labels and len(labels) != 1 + len(sessions):
         raise ConfigError(

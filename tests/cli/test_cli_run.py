@@ -82,7 +82,7 @@ def test_edit_takes_the_newest_run_says_so_and_equals_run(ctxedit, made, runs, f
     other = ctxedit("edit", "--target", "a dog", "--runs", runs, "-o", tmp_path / "again.mp4")
     assert other.code == 6, "another edit does not take its place"
     again = ctxedit("edit", "--target", TARGET, "--runs", runs, "-o", tmp_path / "again.mp4")
-    assert (again.code, again.out) == (0, answer.out) and "done already" in again.err
+    assert (again.code, again.out) == (0, answer.out) and "already exists" in again.err
 
 
 def test_an_edit_may_change_sampling_and_seed_and_tunes_nothing(
