@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.config import BUILTIN, Config, absolute, load, merge, validated
+from ctxedit.config import BUILTIN, Config, absolute, environment, load, merge, validated
 from ctxedit.editing import captioning, plan, text_to_image
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import EditResult, Session
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.media.sources import check_exists
 from ctxedit.media.temporary import atomic, check_writable
 from ctxedit.metrics import Edit, Networks, compare
 from ctxedit.metrics import evaluate as evaluating
@@ -32,6 +34,7 @@ from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.runs import DEFAULT_ROOT, Run
+from ctxedit.stages.prepare import fit_span
 
 __all__ = [
     "Config", "EditResult", "Figures", "Reporter", "Run", "caption", "edit", "evaluate", "evaluate_run",
@@ -58,6 +61,17 @@ def settings(preset: str = "contextdiff", config: Settings = None) -> Config:
     return config if isinstance(config, Config) else load(preset, flags=config)
 
 
+def _fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Config:
+    """Settings whose frames the clip has, where the caller left their number to the preset."""
+    if isinstance(given, Config):
+        return chosen
+    named = {**(given or {}).get("clip", {}), **environment(os.environ).get("clip", {})}
+    span, note = fit_span(check_exists(clip), chosen.clip, named)
+    if note is not None:
+        teller.say(note)
+    return dataclasses.replace(chosen, clip=span)
+
+
 def caption(
     clip: PathLike,
     *,
@@ -80,11 +94,12 @@ def caption(
     Raises:
         InputError, WeightsError, ConfigError, ResourceError.
     """
+    teller = reporter or Reporter()
     request = Request(
-        Path(clip), settings(preset, config), preset, offline=offline,
+        Path(clip), _fitted(Path(clip), settings(preset, config), config, teller), preset, offline=offline,
         lavis_python=Path(lavis_python) if lavis_python else None,
     )  # fmt: skip
-    return captioning.caption(request, reporter or Reporter())
+    return captioning.caption(request, teller)
 
 
 def tune(
@@ -111,7 +126,8 @@ def tune(
         The run, for :func:`edit`; its ``folder`` holds all of it.
     """
     request = Request(
-        Path(clip), settings(preset, config), preset, prompt=prompt, offline=offline, runs=Path(runs),
+        Path(clip), _fitted(Path(clip), settings(preset, config), config, reporter or Reporter()), preset,
+        prompt=prompt, offline=offline, runs=Path(runs),
         lavis_python=Path(lavis_python) if lavis_python else None,
     )  # fmt: skip
     plan.make(request, last="tune").check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,19 @@ def settings(base: Base, screen: Screen, *groups: Any) -> Config:
     warn_of_variables(screen)
     flags = table(base, *groups)
     return configuration.load(base.preset or DEFAULT_PRESET, base.config, flags)
+
+
+def fitted(config: Config, clip: Path, base: Base, screen: Screen, *groups: Any) -> Config:
+    """Settings whose frames the clip has; numbers that a person gave stay, and may be refused."""
+    from ctxedit.stages.prepare import fit_span
+
+    tables = [read_table(base.config)] if base.config else []
+    tables += [configuration.environment(os.environ), table(base, *groups)]
+    given = {key for one in tables for key in one.get("clip", {})}
+    span, note = fit_span(clip, config.clip, given)
+    if note is not None:
+        screen.say(note)
+    return replace(config, clip=span)
 
 
 def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:

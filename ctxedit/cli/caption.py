@@ -21,7 +21,7 @@ def caption(
     """Describe a clip in one sentence; prints the caption."""
     screen = Screen(talk.quiet, talk.json)
     config = asked.settings(base, screen, span, captioning, judging)
-    asked.existing(clip)
+    config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api
     from ctxedit.cli import fetching

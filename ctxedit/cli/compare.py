@@ -168,7 +168,8 @@ def _edited(
     bases = [dataclasses.replace(base, preset=name) for name in names]
     requests = [
         Request(
-            clip, asked.settings(one, screen, *groups), one.preset or "", tuning.prompt, (target,),
+            clip, asked.fitted(asked.settings(one, screen, *groups), clip, one, screen, *groups),
+            one.preset or "", tuning.prompt, (target,),
             scoring.mask, overwrite=overwrite.yes, offline=base.offline, runs=place.runs,
             lavis_python=captioning.lavis_python, sources=asked.sources(one),
         )

@@ -263,7 +263,8 @@ class Result:
             "--output",
             "-o",
             panel=_OUTPUT,
-            help="Output file (mp4, mov, mkv, webm, gif), or a folder for PNG frames.",
+            help="Output file (mp4, mov, mkv, webm, gif; of a photo png, jpg, webp), or a folder for PNG "
+            "frames.",
         ),
     ] = None
     output_size: Annotated[

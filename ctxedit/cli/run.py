@@ -63,7 +63,7 @@ def run(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
     config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
-    asked.existing(clip)
+    config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api
     from ctxedit.cli import fetching, work

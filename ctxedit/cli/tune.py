@@ -66,7 +66,7 @@ def tune(
     """Tune on one clip, for any number of edits; prints the run folder."""
     screen = Screen(talk.quiet, talk.json)
     config = asked.settings(base, screen, span, size, captioning, judging, tuning)
-    asked.existing(clip)
+    config = asked.fitted(config, asked.existing(clip), base, screen, span)
     looking.check()
 
     from ctxedit.cli import fetching, work

@@ -36,7 +36,7 @@ from ctxedit.naming import is_own
 from ctxedit.prompts import check_syntax
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
-from ctxedit.stages.report import files_for, heatmap_files
+from ctxedit.stages.report import check_image, files_for, heatmap_files, is_image
 from ctxedit.stages.wording import check_describes
 
 
@@ -286,7 +286,10 @@ def _check_outputs(request: Request, known: _Known, fps: Fraction) -> None:
     own: set[Path] = set()
     if not free and targets and any(path.exists() for path in outputs):
         own = known.own(targets[0], outputs)
-    check_output(request.output, fps, free or files.video in own)
+    if is_image(request.output) and request.config.clip.frames == 1:
+        check_image(request.output, free or files.video in own)
+    else:
+        check_output(request.output, fps, free or files.video in own)
     for path in outputs[1:]:
         check_writable(path, free or path in own)
     for path in (maps.sheet, maps.video) if request.heatmaps else ():

@@ -22,6 +22,7 @@ from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
+from ctxedit.media.probe import probe
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
@@ -282,8 +283,9 @@ def _read_frames(job: Job) -> NDArray[np.uint8]:
 
 
 def edit_files(request: Request, folder: Path, edit_name: str) -> reporting.Files:
-    """Where an edit's results go."""
-    return reporting.files_for(request.output or folder / "edits" / f"{edit_name}.mp4")
+    """Where an edit's results go; the edit of a photo is a photo."""
+    suffix = ".png" if probe(request.clip).kind == "image" else ".mp4"
+    return reporting.files_for(request.output or folder / "edits" / f"{edit_name}{suffix}")
 
 
 def provenance_of(job: Job) -> dict[str, Any]:

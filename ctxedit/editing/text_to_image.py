@@ -15,7 +15,6 @@ from ctxedit.editing import machine, paths
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.media.temporary import check_writable
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import builtin_vocabulary, family_of, open_backbone
 from ctxedit.models.device import pick_device, pick_dtype
@@ -23,6 +22,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import is_half, locate
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
+from ctxedit.stages.report import check_image
 
 
 def plan(
@@ -68,13 +68,6 @@ def plan(
         "device": str(device),
         "seed": config.seed,
     }
-
-
-def check_image(path: Path, overwrite: bool) -> None:
-    """Raises ConfigError for a suffix that is no image's, OutputError for a place that cannot be written."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
-        raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
-    check_writable(path, overwrite)
 
 
 def generate(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,41 @@ def prepare(path: Path, config: ClipConfig, resolution: int, multiple: int) -> P
     fit = plan_fit(info.width, info.height, config.size or resolution, multiple)
     clip = read_working(path, config, fit)
     return Prepared(clip, fit, clip.frames, pad(clip.frames, fit))
+
+
+def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[ClipConfig, str | None]:
+    """Fit the frames that settings ask for into a clip that has fewer; what a person gave is kept.
+
+    Args:
+        path: the clip.
+        config: the settings.
+        given: which of ``frames`` and ``stride`` a person gave. They are left to be refused.
+
+    Returns:
+        The settings to use, and what was changed as a sentence, or None.
+
+    Raises:
+        InputError: the clip cannot be read.
+    """
+    info = probe(path)
+    there, frames, stride = info.frames - config.start, config.frames, config.stride
+    if there < 1 or (frames - 1) * stride < there:
+        return config, None
+    if "stride" not in given:
+        stride = max(1, min(stride, (there - 1) // max(1, frames - 1)))
+    if "frames" not in given:
+        frames = min(frames, (there - 1) // stride + 1)
+    if (frames, stride) == (config.frames, config.stride):
+        return config, None
+    fitted = replace(config, frames=frames, stride=stride)
+    if info.kind == "image":
+        return fitted, f"{path.name} is an image: a clip of 1 frame"
+    used = f"{frames} {'frame' if frames == 1 else 'frames'}"
+    wanted = f"{config.frames} with stride {config.stride}"
+    return (
+        fitted,
+        f"{path.name} has {info.frames} frames: using {used} with stride {stride} instead of {wanted}",
+    )
 
 
 def read_working(path: Path, config: ClipConfig, fit: Fit) -> Clip:

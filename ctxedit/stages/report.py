@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ctxedit.errors import ConfigError
+from ctxedit.media.geometry import resize
+from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import contact_sheet, holds_audio, side_by_side, write_clip, write_image
 from ctxedit.stages.prepare import Prepared
 
@@ -26,11 +29,25 @@ class Files:
         return [str(self.video), str(self.side_by_side), str(self.sheet)]
 
 
+def is_image(output: Path) -> bool:
+    """Whether an output of this name is a single image."""
+    return output.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not output.is_dir()
+
+
+def check_image(path: Path, overwrite: bool) -> None:
+    """Raises ConfigError for a suffix that is no image's, OutputError for a place that cannot be written."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
+        raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
+    check_writable(path, overwrite)
+
+
 def files_for(video: Path) -> Files:
-    """The side-by-side and the sheet lie beside the video, under its name."""
+    """The side-by-side (of an image an image) and the sheet lie beside the video, under its name."""
     stem = video.with_suffix("") if video.suffix else video.parent / video.name
     return Files(
-        video, stem.with_name(f"{stem.name}-side-by-side.mp4"), stem.with_name(f"{stem.name}-sheet.png")
+        video,
+        stem.with_name(f"{stem.name}-side-by-side{'.png' if is_image(video) else '.mp4'}"),
+        stem.with_name(f"{stem.name}-sheet.png"),
     )
 
 
@@ -79,6 +96,14 @@ def write(
         warn: is told what a file could not be given: its sound, an odd size.
     """
     clip, fit = prepared.clip, prepared.fit
+    if is_image(files.video):
+        picture = resize(edited, fit.source_width, fit.source_height) if source_size else edited
+        write_image(files.video, picture[0], overwrite=overwrite, about=about)
+        write_image(
+            files.side_by_side, side_by_side(prepared.frames, edited)[0], overwrite=overwrite, about=about
+        )
+        _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
+        return
     sound = clip.info.path if audio and clip.info.has_audio else None
     if audio and holds_audio(files.video) and clip.info.sound_note is not None:
         warn(clip.info.sound_note)
@@ -104,5 +129,12 @@ def write(
         overwrite=overwrite,
         about=about,
     )
-    sheet = contact_sheet([(f"source: {source_prompt}", prepared.frames), (f"edit: {target}", edited)])
-    write_image(files.sheet, sheet, overwrite=overwrite, about=about)
+    _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
+
+
+def _write_sheet(
+    path: Path, prepared: Prepared, edited: NDArray[np.uint8], target: str, source_prompt: str,
+    overwrite: bool, about: str | None,
+) -> None:  # fmt: skip
+    rows = [(f"source: {source_prompt}", prepared.frames), (f"edit: {target}", edited)]
+    write_image(path, contact_sheet(rows), overwrite=overwrite, about=about)
