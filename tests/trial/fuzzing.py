@@ -237,7 +237,7 @@ def _stopped(folder: Path) -> None:
         shutil.rmtree(folder / "runs", ignore_errors=True)
         call(arguments, folder, before=FileEvents(folder, event).install)
         states, ends = list(folder.glob("runs/*/tune/state.pt")), list(folder.glob("runs/*/tune/tuned*"))
-        temporary = [path for path in folder.rglob(".*") if path.is_file()]
+        temporary = [p for p in folder.rglob(".*") if p.is_file() and p.suffix != ".lock"]
         if states and not ends and not temporary:
             return
     raise SystemExit("no tuning could be stopped with its state written")
