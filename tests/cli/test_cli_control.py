@@ -92,9 +92,9 @@ def test_a_map_of_ones_own_is_shown_to_the_network(ctxedit, arguments, depth, tm
     seen = []
     ask = Control.__call__
 
-    def spy(self, x, timestep, words, view):
+    def spy(self, x, timestep, tokens, view, added=None):
         seen.append(view.control)
-        return ask(self, x, timestep, words, view)
+        return ask(self, x, timestep, tokens, view, added)
 
     monkeypatch.setattr(Control, "__call__", spy)
     monkeypatch.chdir(depth.parent)

@@ -137,10 +137,10 @@ def test_a_captioner_that_dies_after_ready_is_an_error(clip, tmp_path):
 
 @pytest.mark.parametrize("module", ["typer", "rich", "torch"])
 @pytest.mark.parametrize("as_json", [False, True])
-def test_ctrl_c_while_modules_load_is_one_line(module, as_json, tmp_path):
+def test_ctrl_c_while_modules_load_is_one_line(module, as_json, clip, tmp_path):
     (tmp_path / f"{module}.py").write_text("import os, time\nos.write(2, b'loading\\n')\ntime.sleep(60)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "ctxedit", "run", __file__, "--target", "a cat"]
+    command = [sys.executable, "-m", "ctxedit", "run", str(clip), "a cat", "--frames", "4", "--stride", "1"]
     running = subprocess.Popen(
         [*command, *["--json"] * as_json], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import imageio.v3
 import pytest
 from asking import call
 from hub_server import files_of
@@ -207,9 +208,10 @@ class TestLayouts:
         return call("t2i", "a cat", "--model", folder, *options)
 
     def drawn(self, folder, tmp_path):
+        """The picture's pixels: the file itself also names the model that drew it."""
         answer = self.draw(folder, tmp_path)
         assert answer.code == 0, answer.err
-        return (tmp_path / "cat.png").read_bytes()
+        return imageio.v3.imread(tmp_path / "cat.png").tobytes()
 
     def test_fp16_only(self, copy, tmp_path):
         for file in copy.glob("*/*.safetensors"):
