@@ -10,7 +10,7 @@ import urllib.request
 #: CI sets the variable once it has installed a browser: there a missing one is an error, not a skip.
 AVAILABLE = (
     bool(shutil.which("chromium") and shutil.which("chromedriver"))
-    or os.environ.get("CTXEDIT_TEST_BROWSER") == "required"
+    or os.environ.get("TEST_BROWSER") == "required"
 )
 _ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -91,7 +91,8 @@ def test_a_photo_is_written_as_asked(photo_run, ctxedit, tmp_path, name, code):
     )
     assert answer.code == code, answer.err
     if code == 0:
-        assert Image.open(tmp_path / name).size == (96, 96)
+        with Image.open(tmp_path / name) as made:
+            assert made.size == (96, 96)
         again = ctxedit("edit", TARGET, "--runs", folder / "runs", "-o", tmp_path / name, "--guidance", 2)
         assert again.code == 6 and "exists already" in again.err
 

@@ -1,5 +1,7 @@
 """A new attention pattern is one function: settings, planning and the networks take it by its name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from asking import TARGET, call
@@ -40,9 +42,7 @@ def test_an_unknown_pattern_is_refused_with_those_there_are():
 
 
 def test_a_key_frame_beyond_the_clip_is_refused_at_the_dry_run(tmp_path):
-    from ctxedit.models.weights import BUILTIN_FOLDER
-
-    sample = BUILTIN_FOLDER.parents[2] / "samples" / "tiger-beach.mp4"
+    sample = Path(__file__).parents[2] / "samples" / "tiger-beach.mp4"
     answer = call(
         "run", sample, "--preset", "ddim", "--prompt", "a tiger", "--target", TARGET, "--frames", 2,
         "--set", "attention.frames=key-frame", "--set", "attention.key=5", "--runs", tmp_path, "--dry-run",
