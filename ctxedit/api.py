@@ -35,6 +35,7 @@ from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import is_own
 from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages.prepare import fit_span
+from ctxedit.tables import DEFAULT_PRESET
 
 __all__ = [
     "Config", "EditResult", "Figures", "Reporter", "Run", "caption", "edit", "evaluate", "evaluate_run",
@@ -48,7 +49,7 @@ Settings = Config | Mapping[str, Any] | None
 _FIXED = ("model", "dtype", "clip", "attention", "adapter", "control", "tune")
 
 
-def settings(preset: str = "contextdiff", config: Settings = None) -> Config:
+def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
     """All settings: a preset with ``config`` laid over it.
 
     Args:
@@ -75,7 +76,7 @@ def _fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Co
 def caption(
     clip: PathLike,
     *,
-    preset: str = "contextdiff",
+    preset: str = DEFAULT_PRESET,
     config: Settings = None,
     lavis_python: PathLike | None = None,
     offline: bool = False,
@@ -105,7 +106,7 @@ def caption(
 def tune(
     clip: PathLike,
     prompt: str | None = None,
-    preset: str = "contextdiff",
+    preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
     runs: PathLike = DEFAULT_ROOT,
@@ -213,7 +214,7 @@ def rebased(run: Run, table: Mapping[str, Any]) -> Config:
 
 def generate(
     text: str,
-    preset: str = "contextdiff",
+    preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
     count: int = 1,
@@ -235,7 +236,7 @@ def generate(
 def evaluate(
     video: PathLike,
     prompt: str,
-    preset: str = "contextdiff",
+    preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
     source: PathLike | None = None,

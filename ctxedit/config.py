@@ -22,8 +22,8 @@ from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole
 from ctxedit.patterns import pattern_names
+from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table
 from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
-from ctxedit.tables import parse, preset_table, read_table
 from ctxedit.tables import preset_names as preset_names
 from ctxedit.tables import preset_path as preset_path
 
@@ -286,7 +286,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def load(
-    preset: str = "contextdiff",
+    preset: str = DEFAULT_PRESET,
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,

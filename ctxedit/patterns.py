@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.metadata import entry_points
 from typing import Protocol
 
+from ctxedit import plugins
 from ctxedit.errors import ConfigError
 
 #: The entry-point group of patterns that other packages add.
@@ -85,7 +85,7 @@ def _sparse_causal(config: Settings, count: int) -> Attended:
 @pattern("key-frame")
 def _key_frame(config: Settings, count: int) -> Attended:
     """One frame for all (FateZero's middle frame, ControlVideo's first)."""
-    key = (count - 1) // 2 if config.key < 0 else config.key  # FateZero's middle frame
+    key = (count - 1) // 2 if config.key < 0 else config.key
     if key >= count:
         raise ConfigError(f"attention.key = {key}, but the clip has {count} frames")
     return ((key,),) * count
@@ -99,12 +99,5 @@ def _none(config: Settings, count: int) -> Attended:
 
 @lru_cache(maxsize=1)
 def _import_plugins() -> None:
-    for entry in entry_points(group=PLUGINS):
-        try:
-            entry.load()
-        except Exception as error:
-            line = str(error).strip().split("\n")[0][:160]
-            raise ConfigError(
-                f"the attention plugin {entry.value} cannot be imported: {line}",
-                "update the package that it comes from, or remove it",
-            ) from error
+    for _ in plugins.load(PLUGINS, "attention", ConfigError):
+        pass  # each registers itself

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.config import Config, load, to_table
-from ctxedit.tables import preset_names
+from ctxedit.tables import DEFAULT_PRESET, preset_names
 
-_DEFAULT = "contextdiff"
 #: Settings that do not change a result, or stand in facts of their own.
 _ASIDE = ("model", "seed", "device", "offload", "captioner", "caption_by")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -27,7 +26,7 @@ def changed_settings(config: Config, preset: str) -> dict[str, Any]:
     Raises:
         ConfigError: a preset's own file is broken.
     """
-    name = preset if preset in preset_names() else _DEFAULT
+    name = preset if preset in preset_names() else DEFAULT_PRESET
     base = to_table(load(name, flags={"model": config.model}, environ={}))
     return dict(differences(base, to_table(config)))
 

@@ -19,6 +19,8 @@ else:
 PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[1] / "presets")
 #: The key by which a preset names the preset that it changes.
 BASE = "base"
+#: The preset of commands and functions that are given none.
+DEFAULT_PRESET = "contextdiff"
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def read_table(path: Path) -> dict[str, Any]:
         return parse(text)
     except ValueError as error:
         raise ConfigError(
-            f"{path}: {error}", "a config file is TOML; see `ctxedit presets show contextdiff`"
+            f"{path}: {error}", f"a config file is TOML; see `ctxedit presets show {DEFAULT_PRESET}`"
         ) from error
 
 

@@ -54,7 +54,7 @@ class Meter(Reporter):
 
     def __init__(self, inner: Reporter) -> None:
         self.inner = inner
-        self.spent: dict[str, Cost] = {}
+        self._notes: dict[str, Callable[[Cost], None]] = {}
         self._device = torch.device("cpu")
         self._frames, self._seen = 1, 0
 
@@ -89,11 +89,21 @@ class Meter(Reporter):
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)
                 cost = Cost(time.perf_counter() - began, peak(), (self._seen - seen) / self._frames)
-                self.spent[stage] = self.spent.get(stage, Cost()).and_then(cost)
+                if note := self._notes.get(stage):
+                    note(cost)
 
-    def take(self, stage: str) -> Cost | None:
-        """What the stage spent since it was last taken; None when it did not run."""
-        return self.spent.pop(stage, None)
+    @contextmanager
+    def noting(self, stage: str, note: Callable[[Cost], None]) -> Iterator[None]:
+        """Give each task of a stage to ``note``, interrupted ones too.
+
+        That is before the stage's result is kept: a process that is killed in between leaves no result whose
+        cost nobody knows.
+        """
+        self._notes[stage] = note
+        try:
+            yield
+        finally:
+            del self._notes[stage]
 
 
 @contextmanager

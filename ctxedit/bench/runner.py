@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +217,8 @@ def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]
         ledger = Ledger(session.run.folder)
         # A tuning goes on where it was killed, and so does its cost; an inversion starts afresh.
         note = ledger.add if stage == "tune" else ledger.put
-        try:
+        with meter.noting(stage, partial(note, stage, key)):
             session.bring(stage)
-        finally:
-            if spent := meter.take(stage):
-                note(stage, key, spent)
         if cost := ledger.of(stage, key):
             costs[stage] = asdict(cost)
     return costs
@@ -234,9 +232,8 @@ def _edit(
     try:
         stage, stage_key = session.key("edit", target.prompt)
         ledger = Ledger(session.run.folder)
-        result = session.edit(target.prompt)
-        if spent := meter.take("edit"):
-            ledger.put(stage, stage_key, spent)
+        with meter.noting("edit", partial(ledger.put, stage, stage_key)):
+            result = session.edit(target.prompt)
         if cost := ledger.of(stage, stage_key):
             costs["edit"] = asdict(cost)
         made = session.run.facts(stage)
@@ -249,7 +246,6 @@ def _edit(
     except OutputError:
         raise
     except Exception as error:
-        meter.take("edit")
         return _row(key, method.label, clip, target, error=_line(error))
 
 

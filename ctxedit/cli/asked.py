@@ -15,9 +15,8 @@ from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.naming import expanded
-from ctxedit.tables import lay, nested, parse, preset_files, read_table
+from ctxedit.tables import DEFAULT_PRESET, lay, nested, parse, preset_files, read_table
 
-DEFAULT_PRESET = "contextdiff"
 #: Variables that are no settings.
 VARIABLES = ("CTXEDIT_DEBUG", "CTXEDIT_OFFLINE", "CTXEDIT_PRESET", "CTXEDIT_RUNS")
 #: Which settings an option stands for.

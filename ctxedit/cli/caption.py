@@ -18,7 +18,7 @@ def caption(
     talk: Talk,
     agreed: Agreed,
 ) -> None:
-    """Describe a clip in one sentence; prints the caption."""
+    """Describe a clip in one sentence and print the caption."""
     screen = Screen(talk.quiet, talk.json)
     config = asked.settings(base, screen, span, captioning, judging)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)

@@ -80,7 +80,7 @@ def compare(
     columns: Columns = 4,
     no_metadata: NoMetadata = False,
 ) -> None:
-    """Write one labelled video, GIF or image of several edits; prints its path.
+    """Write one labelled video, GIF or image of several edits and print its path.
 
     Settings apply to the edits that --presets makes, each in a run folder of its own.
     """

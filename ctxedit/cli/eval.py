@@ -83,7 +83,7 @@ def edits(
     metrics: Metrics = None,
     weights: Weights = None,
 ) -> None:
-    """Score the edits of a run, or any clip with --video and --prompt; prints a table.
+    """Score the edits of a run, or any clip with --video and --prompt, and print a table.
 
     CLIP-text is the mean cosine of frames and prompt, CLIP-temp that of all pairs of frames (consec.: of
     neighbours), PSNR and SSIM compare with the source at working size. A figure that does not apply is a dash
@@ -209,7 +209,7 @@ def _list_metrics(screen: Screen) -> None:
 
     found = [{**one.table(), "needs": list(one.needs), "usual_in": list(one.where)} for one in metrics()]
     if screen.json:
-        print(to_json({"metrics": found}), flush=True)
+        screen.result("", {"metrics": found})
         return
     rows = [("metric", "better", "needs", "measures")]
     rows += [

@@ -50,7 +50,11 @@ Real = Annotated[
 Count = Annotated[
     int | None,
     typer.Option(
-        "--count", min=1, rich_help_panel=_COCO, help="Number of captions. (30000)", show_default=False
+        "--count",
+        min=1,
+        rich_help_panel=_COCO,
+        help="Number of captions. [default: 30000]",
+        show_default=False,
     ),
 ]
 Out = Annotated[
@@ -60,7 +64,7 @@ Out = Annotated[
         "-o",
         metavar="DIR",
         rich_help_panel=_COCO,
-        help="Folder for the generated images. (coco-MODEL)",
+        help="Folder for the generated images. [default: coco-MODEL]",
         show_default=False,
     ),
 ]
@@ -116,7 +120,7 @@ def images(
     count: Count = None,
     out: Out = None,
 ) -> None:
-    """Compare generated images with real ones; prints a table with 95 % intervals.
+    """Compare generated images with real ones and print a table with 95 % intervals.
 
     FID, KID, IS, precision and recall are torch-fidelity's (the optional extra `images`), on the features
     of a CLIP or of its Inception; CMMD and the CLIP score (mean cosine, not below 0) are always CLIP's.

@@ -89,7 +89,7 @@ def pull(
         bool, typer.Option("--half", help="The fp16 files, half the size: for --dtype float16 or bfloat16.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Download a model into the hub's cache, or finish and verify a download; prints its folder.
+    """Download a model into the hub's cache, or finish and verify a download, and print its folder.
 
     Only the files that ctxedit loads are fetched. An interrupted download continues where it stopped. Files
     that are there already are compared with the hashes that the hub lists.

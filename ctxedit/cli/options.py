@@ -16,7 +16,7 @@ import typer
 from ctxedit.cli.failures import Carried
 from ctxedit.cli.output import put
 from ctxedit.naming import BUILTIN, SHORT_NAMES
-from ctxedit.tables import preset_names
+from ctxedit.tables import DEFAULT_PRESET, preset_names
 
 Clip = Annotated[
     Path, typer.Argument(metavar="CLIP", help="A video, GIF, image or folder of images.", show_default=False)
@@ -62,7 +62,7 @@ class Base:
             panel=_SETTINGS,
             envvar="CTXEDIT_PRESET",
             autocompletion=preset_names,
-            help="Method preset; see `ctxedit presets ls`. [default: contextdiff]",
+            help=f"Method preset; see `ctxedit presets ls`. [default: {DEFAULT_PRESET}]",
         ),
     ] = None
     config: Annotated[
@@ -226,7 +226,7 @@ class Sampling:
         _option(
             "--steps",
             panel=_METHOD,
-            help="Inference steps, of inversion and sampling. [default: the preset's]",
+            help="Inference steps. [default: the preset's]",
         ),
     ] = None
     guidance: Annotated[
@@ -318,7 +318,7 @@ class Overwrite:
             "--yes",
             "-y",
             panel=_OUTPUT,
-            help="Replace existing files, redo a finished edit, download without asking.",
+            help="Replace existing files and redo finished work; download without asking.",
         ),
     ] = False
 
@@ -330,6 +330,13 @@ class Agreed:
     yes: Annotated[
         bool, _option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
     ] = False
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Permission to remove."""
+
+    yes: Annotated[bool, _option("--yes", "-y", panel=_OUTPUT, help="Remove without asking.")] = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ctxedit.cli.options import (
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
+from ctxedit.tables import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from ctxedit.editing.session import EditResult
@@ -55,7 +56,7 @@ def run(
     text: Texts = None,
     target: TargetOption = None,
 ) -> None:
-    """Caption, tune, invert, edit and score a clip; prints the path of each edited video."""
+    """Caption, tune, invert, edit and score a clip, and print the path of each edited video."""
     screen = Screen(talk.quiet, talk.json)
     targets = asked.targets(text, target)
     if result.output is not None and len(targets) > 1:
@@ -72,7 +73,7 @@ def run(
     from ctxedit.editing.session import Session
 
     request = Request(
-        clip, config, base.preset or asked.DEFAULT_PRESET, tuning.prompt, tuple(targets), scoring.mask,
+        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, tuple(targets), scoring.mask,
         result.output, result.output_size == "source", not result.no_audio, result.chroma,
         not result.no_metadata, overwrite.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,

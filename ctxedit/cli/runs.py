@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctxedit.cli.options import Dry, Overwrite, Place, Talk, help_unless_called, spread
+from ctxedit.cli.options import Place, Removal, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, human_size, print_table
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
 from ctxedit.provenance import changed_settings, told_apart
@@ -94,18 +94,18 @@ def show(run: Folder, place: Place, talk: Talk) -> None:
 
 @app.command("rm")
 @spread
-def rm(names: Folders, place: Place, talk: Talk, overwrite: Overwrite) -> None:
+def rm(names: Folders, place: Place, talk: Talk, removal: Removal) -> None:
     """Remove runs with all their edits. Edits written elsewhere with -o stay."""
     screen = Screen(talk.quiet, talk.json)
     folders = [_located(run, place.runs) for run in names]
-    _confirm(screen, folders, overwrite.yes)
+    _confirm(screen, folders, removal.yes)
     _remove(screen, folders)
 
 
 @app.command("prune")
 @spread
 def prune(
-    place: Place, talk: Talk, overwrite: Overwrite, dry: Dry,
+    place: Place, talk: Talk, removal: Removal,
     older: Annotated[
         str | None, typer.Option("--older", metavar="AGE", help="Runs not used for this long: 12h, 30d, 8w."),
     ] = None,
@@ -113,6 +113,7 @@ def prune(
     keep: Annotated[
         int | None, typer.Option("--keep", min=0, metavar="N", help="All but the N most recently used runs."),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed.")] = False,
 ) -> None:  # fmt: skip
     """Remove old runs. With several conditions, a run must meet all of them."""
     screen = Screen(talk.quiet, talk.json)
@@ -126,10 +127,10 @@ def prune(
         rows = [row for row in rows if row.used < before]
     rows = [row for row in rows if not (no_edits and row.edits)]
     folders = [row.folder for row in rows]
-    if dry.dry_run or not folders:
+    if dry_run or not folders:
         screen.result("\n".join(map(str, folders)), {"remove": folders})
         return
-    _confirm(screen, folders, overwrite.yes)
+    _confirm(screen, folders, removal.yes)
     _remove(screen, folders)
 
 

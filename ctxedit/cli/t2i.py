@@ -13,6 +13,7 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
 from ctxedit.cli.output import Screen
 from ctxedit.files import check_file
+from ctxedit.tables import DEFAULT_PRESET
 
 Text = Annotated[str, typer.Argument(help="What the image should show.", show_default=False)]
 Image = Annotated[
@@ -83,7 +84,7 @@ def t2i(
         picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
         about = None
         if not no_metadata:
-            preset = base.preset or asked.DEFAULT_PRESET
+            preset = base.preset or DEFAULT_PRESET
             about = to_text(facts("image", config, preset, __version__, text=text, adapter=adapter))
         write_image(path, picture, overwrite=overwrite.yes, about=about)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

@@ -86,7 +86,7 @@ def train(
     tensorboard: Board = None,
     record_: Record = False,
 ) -> None:
-    """Train one part of the models from a recipe, or all of them; prints the folder of the weights.
+    """Train one part of the models from a recipe, or all of them, and print the folder of the weights.
 
     An interrupted training resumes. With several GPUs or processes:
     `torchrun --nproc_per_node N -m ctxedit train RECIPE`.

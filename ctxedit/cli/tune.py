@@ -12,6 +12,7 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Agreed, Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
+from ctxedit.tables import DEFAULT_PRESET
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def tune(
     looking: Looking,
     agreed: Agreed,
 ) -> None:
-    """Tune on one clip, for any number of edits; prints the run folder."""
+    """Tune on one clip, for any number of edits, and print the run folder."""
     screen = Screen(talk.quiet, talk.json)
     config = asked.settings(base, screen, span, size, captioning, judging, tuning)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
@@ -76,7 +77,7 @@ def tune(
     from ctxedit.inspection.curve import tune_with_curve
 
     request = Request(
-        clip, config, base.preset or asked.DEFAULT_PRESET, tuning.prompt,
+        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip

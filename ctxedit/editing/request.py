@@ -9,6 +9,7 @@ from typing import Any
 
 from ctxedit.config import Config
 from ctxedit.runs import DEFAULT_ROOT, Run
+from ctxedit.tables import DEFAULT_PRESET
 
 
 def _ignore(text: str) -> None:
@@ -42,7 +43,7 @@ class Request:
 
     clip: Path
     config: Config
-    preset: str = "contextdiff"
+    preset: str = DEFAULT_PRESET
     prompt: str | None = None
     targets: tuple[str, ...] = ()
     mask: Path | None = None

@@ -29,9 +29,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
+from ctxedit import plugins
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -176,14 +176,7 @@ def _found(path: tuple[str, ...]) -> tuple[Metric, ...]:
     found: dict[str, Metric] = {}
     for module in pkgutil.iter_modules(scores.__path__, f"{scores.__name__}."):
         _take(found, _metrics_in(import_module(module.name)))
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-        try:
-            loaded = point.load()
-        except Exception as error:
-            raise ConfigError(
-                f"the metric plugin {point.name} ({point.value}) cannot be imported: {error}",
-                "update or uninstall the package that provides it",
-            ) from error
+    for point, loaded in plugins.load(GROUP, "metric", ConfigError):
         found_here = _metrics_in(loaded)
         if not found_here:
             raise ConfigError(

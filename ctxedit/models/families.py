@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from ctxedit import plugins
 from ctxedit.errors import WeightsError
 
 #: The entry-point group of backbones that other packages add.
@@ -68,12 +68,5 @@ def family_named(pipeline: str, model: str) -> type[Any]:
 def _import_all() -> None:
     for module in _OURS:
         import_module(module)
-    for entry in entry_points(group=PLUGINS):
-        try:
-            entry.load()
-        except Exception as error:
-            line = str(error).strip().split("\n")[0][:160]
-            raise WeightsError(
-                f"the backbone plugin {entry.value} cannot be imported: {line}",
-                "update the package that it comes from, or remove it",
-            ) from error
+    for _ in plugins.load(PLUGINS, "backbone", WeightsError):
+        pass  # each registers itself

@@ -1,12 +1,13 @@
 """A new attention pattern is one function: settings, planning and the networks take it by its name."""
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import torch
 from asking import TARGET, call
 
-from ctxedit import patterns
+from ctxedit import patterns, plugins
 from ctxedit.config import AttentionConfig, load
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
@@ -51,13 +52,8 @@ def test_a_key_frame_beyond_the_clip_is_refused_at_the_dry_run(tmp_path):
 
 
 def test_a_plugin_that_cannot_be_imported_is_said(monkeypatch):
-    class Entry:
-        value = "nowhere:at_all"
-
-        def load(self):
-            raise ImportError("no module named nowhere")
-
-    monkeypatch.setattr(patterns, "entry_points", lambda group: [Entry()])
+    nowhere = EntryPoint("nowhere", "nowhere:at_all", patterns.PLUGINS)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [nowhere])
     patterns._import_plugins.cache_clear()
     try:
         with pytest.raises(ConfigError, match="nowhere:at_all"):

@@ -56,8 +56,6 @@ def _readable(file: Path) -> str:
 def _digest(file: Path) -> str:
     if _SHOWN.search(file.name):
         return "there"
-    if file.suffix == ".safetensors":
-        return _hash(_safetensors(file))
     if file.suffix == ".pt":
         import torch
 
@@ -73,13 +71,6 @@ def _digest(file: Path) -> str:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _safetensors(file: Path) -> Any:
-    """Header and bytes; the order of its metadata is not the same twice."""
-    raw = file.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    return [json.loads(raw[8 : 8 + length]), hashlib.sha256(raw[8 + length :]).hexdigest()]
 
 
 def _tensors(value: Any) -> Any:

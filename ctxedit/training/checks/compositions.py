@@ -63,7 +63,7 @@ def _other(composition: Composition, rng: np.random.Generator) -> Composition:
 def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
     """Pictures of held-out captions, judged: the share where every object, colour, count, place is right."""
     network, backbone = load(what.find(FOLDER)), what.backbone()
-    settings = config.merge(config.load("contextdiff", flags=_SETTINGS, environ={}), what.settings)
+    settings = config.merge(config.load(flags=_SETTINGS, environ={}), what.settings)
     composed = held_out(what.count, what.seed)
     verdicts: list[Verdict] = []
     with reporter.task("check compositions", what.count) as progress:

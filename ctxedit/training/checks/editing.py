@@ -23,10 +23,11 @@ from ctxedit.runs import key_of
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs
+from ctxedit.tables import DEFAULT_PRESET
 from ctxedit.training.checks.base import Check, CheckConfig, Row
 from ctxedit.training.components import hashes
 
-PRESET = "contextdiff"
+PRESET = DEFAULT_PRESET
 _SIZE, _FPS = 64, Fraction(8)
 
 

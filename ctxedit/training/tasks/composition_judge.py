@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ctxedit.errors import ConfigError
+from ctxedit.models.tensors import save_tensors
 from ctxedit.synthetic.composition_judge import FILE, GRID, MIDDLE_SIDE, NAMES, SIDE, CompositionJudge, split
 from ctxedit.training.components import Components
 from ctxedit.training.composition_data import Frames
@@ -73,9 +73,8 @@ class CompositionJudgeTask(Task):
         return loss, {"loss": loss.item(), **right}
 
     def export(self, model: Any, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-        save_file(tensors, folder / FILE, {"width": json.dumps(self.width)})
+        tensors = {k: v.half() for k, v in model.state_dict().items()}
+        save_tensors(folder / FILE, tensors, {"width": json.dumps(self.width)})
 
     @classmethod
     def checks(cls) -> tuple[Check, ...]:

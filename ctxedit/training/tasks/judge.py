@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError
+from ctxedit.models.tensors import save_tensors
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS, FILE, Judge, truth
 from ctxedit.synthetic.tensors import to_tensor
@@ -73,6 +73,5 @@ class JudgeTask(Task):
         return loss, {"loss": loss.item(), **accuracy}
 
     def export(self, model: Any, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-        save_file(tensors, folder / FILE, {"width": json.dumps(self.width)})
+        tensors = {k: v.half() for k, v in model.state_dict().items()}
+        save_tensors(folder / FILE, tensors, {"width": json.dumps(self.width)})
