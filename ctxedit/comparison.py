@@ -116,7 +116,7 @@ def equally_long(parts: Sequence[Part], frames: int | None = None) -> list[Part]
         )
     count = frames or longest
     if count > _MOST_FRAMES:
-        raise InputError(f"{_count(count, 'frame')} are too many to compare", "take some: --frames 100")
+        raise InputError(f"{_count(count, 'frame')} are too many to compare", "compare fewer: --frames 100")
     return [replace(p, span=replace(p.span, frames=min(count, p.span.frames))) for p in parts]
 
 

@@ -77,7 +77,7 @@ class Run:
     ) -> Run:
         """The run of this identity: the one there is, or a new one.
 
-        A run whose ``run.toml`` is damaged is begun anew in its place, and ``warn`` is told.
+        A run whose ``run.toml`` is damaged starts over in its place, and ``warn`` is told.
 
         Raises:
             OutputError: the place cannot be written.
@@ -107,7 +107,7 @@ class Run:
             if found := cls.find(root, clip, preset, identity):
                 return found  # another process was faster
             if os.path.lexists(folder / _FILE):
-                warn(f"{folder / _FILE} is damaged: the run is begun anew (kept as {_FILE}.broken)")
+                warn(f"{folder / _FILE} is damaged and kept as {_FILE}.broken: the run starts over")
                 replace(folder / _FILE, folder / f"{_FILE}.broken")
             write_toml(folder / _FILE, table)
         return cls(folder)
@@ -194,7 +194,7 @@ class Run:
         """
 
         def waiting() -> None:
-            say(f"another ctxedit works in {self.folder}: waiting for it to finish")
+            say(f"another ctxedit is working in {self.folder}: waiting for it to finish")
 
         with held(self.folder / _WORK_LOCK, waiting) as nested:
             if not nested:
@@ -283,7 +283,8 @@ class Run:
             files = [noted(self.folder / name, name) for name in kept]
             for new, path in zip(staged, outputs, strict=True):
                 files.append(noted(new, self._name(path)))
-                if (old := self._known(stage, key, path)) is not None:
+                old = self._known(stage, key, path)
+                if old is not None and old["hash"] != files[-1]["hash"]:
                     # Until the new one has its place: killed before, what lies there is still its own.
                     files[-1]["before"] = old["hash"]
             self._note(stage, key, files, facts)

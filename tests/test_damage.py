@@ -170,7 +170,7 @@ def test_a_broken_run_file_is_begun_anew_with_a_word(work, run, kind):
     assert len(warned) == 1
     result, heard = work()
     assert heard.run.folder == run.folder and not result.reused
-    assert heard.warned and "begun anew" in heard.warned[0]
+    assert heard.warned and "starts over" in heard.warned[0]
     assert (run.folder / "run.toml.broken").read_text() == broken
     assert Run(run.folder).edits()
 

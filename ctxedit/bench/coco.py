@@ -95,7 +95,7 @@ def make(
         out: the folder of generated images.
         config: model, seed, edit.steps, guidance, eta and negative prompt; ``clip.size``.
         offline: fetch nothing from the hub.
-        overwrite: make all of them anew.
+        overwrite: generate all of them again.
         reporter: is told of progress.
 
     Raises:
@@ -147,7 +147,7 @@ def check(out: Path, config: Config, overwrite: bool = False) -> None:
     if changed := sorted(key for key in new if old.get(key) != new[key]):
         raise OutputError(
             f"{out} holds images of another {changed[0]}: {old.get(changed[0])}, now {new[changed[0]]}",
-            "choose another --out, or -y to make all of them anew",
+            "choose another --out, or -y to generate all of them again",
         )
 
 

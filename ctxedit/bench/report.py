@@ -37,7 +37,7 @@ def files_in(out: Path) -> Files:
 
 
 def write(bench: Bench, rows: Sequence[Row], compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Write the tables and the page anew from the rows; returns what ``table.json`` holds.
+    """Write the tables and the page from the rows; returns what ``table.json`` holds.
 
     Args:
         bench: what was compared.
@@ -76,7 +76,7 @@ def read(out: Path) -> dict[str, Any]:
         raise InputError(f"{out} holds no comparison", "make one with `ctxedit bench --presets …`")
     table = read_json(path, "comparison's table", limit=1 << 30)
     if not isinstance(table, dict):
-        raise InputError(f"{path} is broken", "run the same `ctxedit bench` again: it writes it anew")
+        raise InputError(f"{path} is broken", "run the same `ctxedit bench` again: it rewrites the file")
     return table
 
 
@@ -117,6 +117,6 @@ def _failures(failed: Sequence[dict[str, Any]]) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    """Tables are made of the results, which stay: they are written anew without asking."""
+    """Tables are made of the results, which stay: they are rewritten without asking."""
     with atomic(path, True) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,7 +150,6 @@ def run(
     """
     screen = Screen(talk.quiet, talk.json)
     names = [name.strip() for name in presets.split(",") if name.strip()]
-    pairs = _pairs(compare or [])
     asked.warn_of_variables(screen)
     flags = asked.table(settings)
     for name in names:
@@ -172,15 +171,14 @@ def run(
     columns_of(more)  # an unknown metric is refused here
     methods = preview.methods(names, load, parse(sweep or []))
     known = [method.label for method in methods]
-    for name in (name for pair in pairs for name in pair):
-        if name not in known:
-            raise ConfigError(
-                f"--compare names {name!r}, which is not compared", f"here are: {', '.join(known)}"
-            )
+    pairs = _pairs(compare or [], known)
     from ctxedit.cli import fetching
 
     needs = [one for method in methods for one in fetching.wanted(method.config, scores=True)]
-    if not fetching.settle(list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run):
+    models = {method.config.model for method in methods}
+    if not fetching.settle(
+        list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run, models=tuple(models)
+    ):
         return
     work_begins()
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
@@ -203,12 +201,18 @@ def run(
         raise CtxeditError("every edit failed", f"see {report.files_in(out).table_markdown}")
 
 
-def _pairs(compare: list[str]) -> list[tuple[str, str]]:
+def _pairs(compare: list[str], known: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for text in compare:
         before, colon, after = (part.strip() for part in text.partition(":"))
         if not (before and colon and after):
             raise ConfigError(f"--compare {text}", "it takes two presets: --compare ddim:contextdiff")
+        for name in (before, after):
+            if name not in known:
+                raise ConfigError(
+                    f"--compare names {name!r}, which is not compared",
+                    f"the presets compared are {', '.join(known)}",
+                )
         pairs.append((before, after))
     return pairs
 

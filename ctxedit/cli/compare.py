@@ -148,7 +148,9 @@ def _target(words: list[str], names: list[str]) -> str:
             'ctxedit compare --presets contextdiff,fatezero clip.mp4 "a panda walking on the beach"',
         )
     if len(set(names)) != len(names) or not names:
-        raise ConfigError("--presets names different presets", "e.g. --presets contextdiff,fatezero")
+        raise ConfigError(
+            "--presets names no preset, or one of them twice", "e.g. --presets contextdiff,fatezero"
+        )
     asked.not_empty(words[1], "target")
     return words[1]
 

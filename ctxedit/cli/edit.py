@@ -96,9 +96,9 @@ def edit(
         overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
         metadata=not result.no_metadata, sources=asked.sources(base),
     )  # fmt: skip
-    fetching.settle_single_file(config.model, base.offline)
     needs, check = fetching.wanted(config), fetching.checks_model(config)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    models = (config.model,)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
     if not work.checked(request, "edit", screen, dry.dry_run):
         return

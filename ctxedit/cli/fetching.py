@@ -112,7 +112,7 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     return [one for one in found if is_hub_id(one.hub_id)]
 
 
-def settle_single_file(model: str, offline: bool) -> None:
+def _settle_single_file(model: str, offline: bool) -> None:
     """Fetch the configuration of a single-file checkpoint: kilobytes, for a dry run as well."""
     from ctxedit.models.backbones.stable_diffusion import configuration
     from ctxedit.naming import expanded
@@ -138,7 +138,7 @@ def _takes_canny_sd1(model: str) -> bool:
 
 def settle(
     needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False,
-    check: Callable[[], object] = lambda: None,
+    check: Callable[[], object] = lambda: None, models: Sequence[str] = (),
 ) -> bool:  # fmt: skip
     """Fetch what is missing, after asking where it is much; a dry run says what it would be.
 
@@ -149,6 +149,7 @@ def settle(
         offline: do not contact the hub.
         dry_run: fetch nothing but config files.
         check: called before anything is fetched: raises for inputs that would make it useless.
+        models: what will be loaded; the configuration of a single-file checkpoint is fetched here.
 
     Returns:
         Whether the command can go on: not after a dry run that found something missing.
@@ -159,6 +160,8 @@ def settle(
     """
     from ctxedit.models import hub
 
+    for model in models:
+        _settle_single_file(model, offline)
     if not any(one.missing for one in needs):
         return True
     check()

@@ -81,8 +81,8 @@ def run(
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config)
-    fetching.settle_single_file(config.model, base.offline)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    models = (config.model,)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
     told = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):

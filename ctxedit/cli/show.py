@@ -37,7 +37,7 @@ def show(file: File, talk: Talk) -> None:
         again = commands(facts, clip)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{file}: its ctxedit metadata is damaged", "it was changed after ctxedit"
+            f"{file}: its ctxedit metadata is damaged", "the file was changed after ctxedit wrote it"
         ) from error
     screen.result("\n".join(_lines(file, facts, clip, again)), {"file": file, **facts, "commands": again})
 

@@ -64,9 +64,9 @@ def t2i(
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
     needs = [one for one in fetching.wanted(config) if one.what == "the model"]
-    fetching.settle_single_file(config.model, base.offline)
     check = fetching.checks_model(config)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    models = (config.model,)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
     looked = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)

@@ -108,12 +108,7 @@ def train(
     state = state or out / ".state"
     trainings = [Training(recipe, state, out) for recipe in chosen]
     several = name == policy.ALL
-    inputs = [Input(Path(name), "recipe")] if name.endswith(".toml") else []
-    inputs += [Input(data, "data")] if data is not None else []
-    written = (*(("weights", training.weights) for training in trainings), ("state", state))
-    Paths(tuple(inputs), written).check()
-    for place in (out, state):
-        check_writable(place / ".ctxedit", True)
+    _check_places(name, data, trainings, out, state)
     if record_:
         wanted = [one for one in trainings if not several or policy.has_own_weights(one)]
         paths = [one.write_record() for one in wanted]
@@ -138,6 +133,16 @@ def train(
             _warn_of_bad_samples(done, screen)
     if not _silent():
         _result(screen, several, tables, [str(table["weights"]) for table in tables])
+
+
+def _check_places(name: str, data: Path | None, trainings: list[Training], out: Path, state: Path) -> None:
+    """Nothing that is read is written to, and what will be written can be."""
+    inputs = [Input(Path(name), "recipe")] if name.endswith(".toml") else []
+    inputs += [Input(data, "data")] if data is not None else []
+    written = (*(("weights", training.weights) for training in trainings), ("state", state))
+    Paths(tuple(inputs), written).check()
+    for place in (out, state):
+        check_writable(place / ".ctxedit", True)
 
 
 def _table(training: Training, done: Done) -> dict[str, Any]:

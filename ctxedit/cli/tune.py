@@ -83,8 +83,8 @@ def tune(
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=looking.curve is not None)
     check = fetching.checks_clip(clip, config)
-    fetching.settle_single_file(config.model, base.offline)
-    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
+    models = (config.model,)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, models):
         return
     told = teller(screen)
     if not work.checked(request, "tune", screen, dry.dry_run):

@@ -23,9 +23,10 @@ def check_settings(config: Config, body: Sizes) -> None:
     """Raise ConfigError for settings that the model cannot serve at any size."""
     attended_frames(config.attention, config.clip.frames)
     make_kernel(config.attention.backend)
-    if max(config.edit.steps, config.invert.steps) > body.train_steps:
+    steps = max(config.edit.steps, config.invert.steps)
+    if steps > body.train_steps:
         raise ConfigError(
-            f"{max(config.edit.steps, config.invert.steps)} steps, but the model knows {body.train_steps}",
+            f"{steps} steps, but the model was trained with {body.train_steps}",
             f"take fewer: --steps {min(20, body.train_steps)}",
         )
     _check_norms(config, body)
@@ -83,7 +84,7 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
         and not fused_steps(config.edit.steps, fusion.cross_share)
     ):
         raise ConfigError(
-            "fusion.words weighs nothing: it acts where cross-attention is fused, and in no step it is",
+            "fusion.words has no effect: it acts where cross-attention is fused, and no step fuses it",
             "--set fusion.words_where=everywhere, or a larger fusion.cross_share",
         )
     for target in targets:

@@ -98,7 +98,7 @@ def probe(path: str | Path) -> ClipInfo:
         raise InputError(f"{path} is empty (0 bytes)", "copy or download it again")
     if is_heif(path):
         raise InputError(
-            f"{path} is a HEIF photo, which is not read",
+            f"{path} is a HEIF photo: that format is not supported",
             "save it as JPEG or PNG; of a live photo give its .mov",
         )
     if stills.is_image(path) and video_offset(path) is None:

@@ -12,7 +12,7 @@ from ctxedit.media.probe import probe
 from ctxedit.media.sources import location
 from ctxedit.media.temporary import remove
 
-# Audio codecs that a container takes as they are; None: all. Others are encoded anew.
+# Audio codecs that a container takes as they are; None: all. Others are re-encoded.
 _COPIED: dict[str, frozenset[str] | None] = {
     ".mp4": frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"}),
     ".mov": frozenset({"aac", "mp3", "ac3", "alac", "pcm_s16le", "pcm_s24le"}),

@@ -213,11 +213,7 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False, half: boo
         raise WeightsError(f"{folder_or_id} has no config.json", "give a folder in transformers' format")
     check_model_files(path)
     names = [file.name for file in path.iterdir()]
-    found = layout.choose(names)
-    if found is None:
-        layout.refuse(names, str(folder_or_id))
-    elif found.missing:
-        raise WeightsError(f"{folder_or_id} lacks {found.missing} of its weights' shards", _AGAIN)
+    layout.require(names, str(folder_or_id))
     return path
 
 

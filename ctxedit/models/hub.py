@@ -194,7 +194,7 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
     Args:
         found: the repository.
         names: the files.
-        verify: check the hashes of what is in the cache already; a damaged file is fetched anew.
+        verify: check the hashes of what is in the cache already; a damaged file is fetched again.
 
     Returns:
         The snapshot folder.
@@ -282,7 +282,7 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
         404,
     ):
         return WeightsError(
-            f"there is no {hub_id} on the hub, or you may not see it",
+            f"there is no {hub_id} on the hub, or you have no access to it",
             "check the id; a private repository needs `hf auth login`",
         )
     if isinstance(error, Broken):
@@ -291,7 +291,9 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
             "run the same command again: it continues where it stopped",
         )
     if status is not None:
-        return WeightsError(f"the hub answers {status} for {hub_id}", "try again later: what came is kept")
+        return WeightsError(
+            f"the hub answers {status} for {hub_id}", "try again later: what was fetched is kept"
+        )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return OutputError(
             f"{error.filename} cannot be written: {error.strerror}",
@@ -300,7 +302,7 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return WeightsError(
         f"{hub_id} could not be fetched: {line}",
-        f"check the connection to {constants.ENDPOINT}, or give a folder; what came is kept",
+        f"check the connection to {constants.ENDPOINT}, or give a folder; what was fetched is kept",
     )
 
 

@@ -116,20 +116,30 @@ def settings(parts: Sequence[str]) -> Select:
 
 
 def _part(names: Sequence[str], half: bool, name: str) -> list[str]:
-    weights = choose(names, half)
-    if weights is None:
-        refuse(names, name)
-    if weights.missing:
-        raise WeightsError(f"{name} lacks {weights.missing} of its weights' shards", "fetch or copy it again")
+    weights = require(names, name, half)
     return [*_settings(names), *weights.files, *([weights.index] if weights.index else [])]
 
 
-def refuse(names: Iterable[str], name: str) -> NoReturn:
+def require(names: Sequence[str], name: str, half: bool = False) -> Weights:
+    """As :func:`choose`, of a folder called ``name``.
+
+    Raises:
+        WeightsError: there are no safetensors weights, or some of their shards are missing.
+    """
+    weights = choose(names, half)
+    if weights is None:
+        _refuse(names, name)
+    if weights.missing:
+        raise WeightsError(f"{name} lacks {weights.missing} of its weights' shards", "fetch or copy it again")
+    return weights
+
+
+def _refuse(names: Iterable[str], name: str) -> NoReturn:
     """Raise WeightsError for a folder without weights that can be loaded."""
     if any(n.endswith(PICKLES) for n in names):
         raise WeightsError(
             f"{name} holds only pickled weights: refused, reading one can run any code",
-            "save it again with save_pretrained(safe_serialization=True), in a place you trust it",
+            "convert it with save_pretrained(safe_serialization=True), on a machine where that is safe",
         )
     raise WeightsError(
         f"{name} has no safetensors weights",

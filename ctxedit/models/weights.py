@@ -64,7 +64,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     if path.suffix.lower() in layout.PICKLES:
         raise WeightsError(
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
-            "convert it to safetensors once, in a place you trust it",
+            "convert it to safetensors on a machine where that is safe",
         )
     if path.suffix == ".safetensors":
         check_file(path, "checkpoint", error=WeightsError)
@@ -218,13 +218,7 @@ def _diffusers_folder(path: Path) -> Path:
     check_model_files(path, (*family.networks_in, *family.others_in))
     for part in family.networks_in:
         names = [file.name for file in (path / part).iterdir()]
-        found = layout.choose(names)
-        if found is None:
-            layout.refuse(names, str(path / part))
-        elif found.missing:
-            raise WeightsError(
-                f"{path / part} lacks {found.missing} of its weights' shards", "fetch or copy it again"
-            )
+        layout.require(names, str(path / part))
     return path
 
 

@@ -114,7 +114,7 @@ def tune(
         report: called every step.
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
-        warn: told of a state that is damaged: the tuning then begins anew.
+        warn: told of a state that is damaged: the tuning then starts over.
 
     Returns:
         The tuned tensors by name, on the CPU.
@@ -228,7 +228,7 @@ def _resume(
     try:
         state = load_state(file)
     except BrokenState as error:
-        warn(f"the state of the tuning, {file}, {error}: the tuning begins anew")
+        warn(f"the state of the tuning, {file}, {error}: the tuning starts over")
         state = None
     if state is None:
         file.unlink(missing_ok=True)

@@ -320,7 +320,7 @@ def read_state(file: Path, warn: Callable[[str], None] = lambda text: None) -> d
     try:
         return load_state(file, unchecked=True)
     except BrokenState as error:
-        warn(f"{file} {error}: the training begins anew")
+        warn(f"{file} {error}: the training starts over")
         return None
 
 

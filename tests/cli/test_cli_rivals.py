@@ -100,7 +100,7 @@ def test_a_model_too_narrow_for_the_preset_is_refused_before_any_weight(ctxedit,
 @pytest.mark.parametrize(
     "said, wanted",
     [
-        (("--set", "fusion.words.panda=5"), "fusion.words weighs nothing"),
+        (("--set", "fusion.words.panda=5"), "fusion.words has no effect"),
         (("--set", 'tune.train=["temporal_conv"]'), "no temporal convolutions"),
         (("--set", "attention.group_norm=batch"), "attention.group_norm"),
         (("--set", "invert.final_alpha=zero"), "invert.final_alpha"),

@@ -270,7 +270,7 @@ class TestKillAndResume:
             ALL, tmp_path, report=lambda row: steps.append(row.step), warn=said.append
         )
         assert steps == list(range(1, 9)) and len(log_of(tmp_path)) == 8
-        assert len(said) == 1 and "begins anew" in said[0] and "state.pt" in said[0]
+        assert len(said) == 1 and "starts over" in said[0] and "state.pt" in said[0]
         assert all(torch.equal(tuned[k], v) for k, v in unbroken[0].items())
 
     def test_a_state_of_other_parameters_is_refused(self, stable_diffusion, tmp_path):

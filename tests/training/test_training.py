@@ -183,7 +183,7 @@ def test_a_damaged_state_is_begun_anew(tmp_path, damage):
     assert at > 0
     blob[at] ^= 1
     state.write_bytes({"empty": b"", "half": blob[: len(blob) // 2], "changed": blob}[damage])
-    assert read_state(state, said.append) is None and "begins anew" in said[0]
+    assert read_state(state, said.append) is None and "starts over" in said[0]
     anew = train(LineTask(), LINE, tmp_path / "t", tmp_path / "v", stop_after=4)
     assert torch.equal(anew.weight, whole.weight)
     assert read_state(state)["step"] == 4

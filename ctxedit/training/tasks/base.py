@@ -160,6 +160,15 @@ def _prerequisites(task: type[Task]) -> Iterator[str]:
             yield name
 
 
+def require_drawn(data: DataConfig, what: str, side: int) -> None:
+    """Raise ConfigError for data other than drawn scenes of this side: only those have labels."""
+    if data.source != "scenes" or data.size != side:
+        raise ConfigError(
+            f"the {what} can only be trained on drawn scenes of {side} pixels: other images have no labels",
+            'leave [data] out of the recipe, or set data.source = "scenes"',
+        )
+
+
 def _import_all() -> None:
     package = importlib.import_module("ctxedit.training.tasks")
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):

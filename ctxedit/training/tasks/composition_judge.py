@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxedit.errors import ConfigError
 from ctxedit.models.tensors import save_tensors
 from ctxedit.synthetic.composition_judge import FILE, GRID, MIDDLE_SIDE, NAMES, SIDE, CompositionJudge, split
 from ctxedit.training.components import Components
 from ctxedit.training.composition_data import Frames
 from ctxedit.training.data import Data, DataConfig
-from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.tasks.base import Task, register, require_drawn
 
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
@@ -37,12 +36,7 @@ class CompositionJudgeTask(Task):
     drawn_only = True
 
     def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
-        if data.source != "scenes" or data.size != SIDE:
-            raise ConfigError(
-                "the composition judge can only be trained on drawn scenes of 64 pixels: "
-                "other images have no labels",
-                'leave [data] out of the recipe, or set data.source = "scenes"',
-            )
+        require_drawn(data, "composition judge", SIDE)
         self.data = Data(data, lambda seed, size: Frames(seed))
         self.width = width
         self.model: Any = CompositionJudge(width)

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctxedit.errors import ConfigError
 from ctxedit.models.tensors import save_tensors
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS, FILE, Judge, truth
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig
-from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.tasks.base import Task, register, require_drawn
 
 
 class LabelledFrames(Dataset[dict[str, Any]]):
@@ -57,11 +56,7 @@ class JudgeTask(Task):
     drawn_only = True
 
     def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
-        if data.source != "scenes" or data.size != 64:
-            raise ConfigError(
-                "the judge can only be trained on drawn scenes of 64 pixels: other images have no labels",
-                'leave [data] out of the recipe, or set data.source = "scenes"',
-            )
+        require_drawn(data, "judge", 64)
         self.data = Data(data, LabelledFrames)
         self.width = width
         self.model: Any = Judge(width)
