@@ -2,6 +2,6 @@
 
 import sys
 
-from ctxedit.cli import main
+from ctxedit.cli import script
 
-sys.exit(main())
+sys.exit(script())

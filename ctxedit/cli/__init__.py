@@ -1,4 +1,4 @@
-"""The command line. ``main`` is its only door.
+"""The command line: ``main`` runs it in any process, ``script`` in one of its own.
 
 Nothing is imported here that takes time: while modules load, Ctrl-C must find ``main`` in charge already.
 """
@@ -28,6 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_message().decode(), end="", file=sys.stderr)
         return _INTERRUPTED
     return run(arguments)
+
+
+def script() -> int:
+    """As :func:`main`, in a process that ends afterwards: a Ctrl-C that comes too late changes nothing."""
+    code = main()
+    # The exit handlers of torch and others take a moment; interrupted they would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 def _leave_at_once_on_ctrl_c(as_json: bool) -> None:

@@ -151,6 +151,23 @@ def test_ctrl_c_while_modules_load_is_one_line(module, as_json, clip, tmp_path):
     assert (json.loads(out)["exit_code"] == 130) if as_json else out == b""
 
 
+_SLOW_TO_LEAVE = """
+import atexit, os, runpy, sys, time
+atexit.register(lambda: (os.write(2, b"leaving\\n"), time.sleep(0.5)))
+sys.argv = ["ctxedit", "presets", "ls"]
+runpy.run_module("ctxedit", run_name="__main__")
+"""
+
+
+def test_ctrl_c_after_the_result_changes_nothing():
+    command = [sys.executable, "-c", _SLOW_TO_LEAVE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stderr.readline() == b"leaving\n"
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert (running.returncode, err) == (0, b"") and b"contextdiff" in out
+
+
 def test_the_handler_of_ctrl_c_is_put_back():
     before = signal.getsignal(signal.SIGINT)
     assert call("presets", "ls").code == 0 and call("presets", "show", "nosuch").code == 2
