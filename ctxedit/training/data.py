@@ -63,9 +63,7 @@ class Data:
         InputError: there is no usable sample, or there is bad input and ``on_error`` is ``stop``.
     """
 
-    def __init__(
-        self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True
-    ) -> None:
+    def __init__(self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True) -> None:
         if not 0 <= config.compositions <= 1:
             raise ConfigError(f"data.compositions = {config.compositions}", "must be between 0 and 1")
         if config.compositions and config.source != "scenes":
