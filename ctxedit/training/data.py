@@ -37,7 +37,7 @@ class DataConfig:
         path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
             in a recipe is relative to the recipe's folder.
         size: side in pixels; images are cropped to a square and resized.
-        compositions: share of compositions (:mod:`ctxedit.synthetic.compositions`) among drawn scenes, 0 to 1.
+        compositions: share of compositions (:mod:`ctxedit.synthetic.compositions`) among drawn scenes.
         on_error: what to do about bad input (a missing or unreadable image, an empty caption, a damaged
             shard): ``skip`` it and report it, or ``stop`` the training.
     """

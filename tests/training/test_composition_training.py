@@ -1,4 +1,4 @@
-"""Training on compositions: it starts from the shipped models, with a longer vocabulary, and loses nothing."""
+"""Training on compositions starts from the shipped models, with a longer vocabulary."""
 
 import json
 from dataclasses import replace
