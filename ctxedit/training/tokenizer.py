@@ -122,6 +122,7 @@ def extend_embeddings(table: Tensor, added: Mapping[int, list[int]]) -> Tensor:
     return longer
 
 
-def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges of a serialised BPE model, which older versions of tokenizers write as strings."""
-    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    return [(first, second) for first, second in pairs]
