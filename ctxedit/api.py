@@ -218,6 +218,7 @@ def generate(
     config: Settings = None,
     *,
     count: int = 1,
+    adapter: PathLike | bool = True,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> NDArray[np.uint8]:
@@ -227,10 +228,14 @@ def generate(
         text: what the images should show.
         preset, config: as for :func:`settings`; ``clip.size`` is the side, 0 the model's own.
         count: pictures.
+        adapter: file of a context adapter; True is the model's own, if it has one, False none.
         offline, reporter: as for :func:`caption`.
     """
     chosen = settings(preset, config)
-    return text_to_image.generate(text, chosen, offline, reporter or Reporter(), count)
+    file = text_to_image.own_adapter(chosen) if adapter is True else None
+    if not isinstance(adapter, bool):
+        file = Path(adapter)
+    return text_to_image.generate(text, chosen, offline, reporter or Reporter(), count, file)
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.editing.request import Request
-from ctxedit.models.weights import identity, own_folder, part_identity
+from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 
@@ -66,6 +66,8 @@ class Keys:
         shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
+        if c.adapter.enabled and c.tune.adapter_init == "pretrained" and (file := pretrained_adapter(own)):
+            shared.append(self._print_of(file))
         if c.control.kind != "none":
             # A map is known by its content: it may move, or be drawn again under its name.
             drawn = self._print_of(Path(c.control.map)) if c.control.map else None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
+from ctxedit.editing import needs
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.media.beside import read_beside
@@ -130,6 +131,9 @@ class Parts:
                 torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
+            if self.config.tune.adapter_init == "pretrained":
+                file = needs.adapter_to_start_from(self.config)
+                self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
             self._adapter.to(self.device).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
         return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)

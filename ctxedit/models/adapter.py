@@ -175,12 +175,12 @@ class ContextAdapter(nn.Module):
         save_tensors(path, self.state_dict(), about)
 
     @staticmethod
-    def check(path: Path) -> None:
-        """See beforehand whether a file is an adapter's, by its header; raises WeightsError."""
+    def check(path: Path) -> AdapterConfig:
+        """The settings of an adapter's file, from its header; raises WeightsError if it is not one."""
         try:
             parameters = weight_of(header([path])).parameters
             with safe_open(path, "pt") as file:
-                _about(file.metadata() or {}, parameters)
+                return _about(file.metadata() or {}, parameters)[0]
         except Exception as error:
             raise _no_adapter(path, error) from error
 
