@@ -21,7 +21,7 @@ from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -73,7 +73,9 @@ class Parts:
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
+        backbone = open_with_addons(
+            self.config, checkpoint, self.device, dtype, self.request.offline, self.reporter.say
+        )
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
