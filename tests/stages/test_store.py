@@ -58,7 +58,9 @@ def draw(frames, side, dtype, attention=ATTENTION):
         # as the preset fatezero: a key frame in wide layers alone, and other shares for either attention
         (
             AttentionConfig(frames="key-frame", key=-1, min_channels=32),
-            FusionConfig(self_share=0.34, cross_share=0.84, cross="refine", finest=0.5),
+            FusionConfig(
+                self_replace_steps=0.34, cross_replace_steps=0.84, cross="refine", max_resolution=0.5
+            ),
         ),
     ],
 )

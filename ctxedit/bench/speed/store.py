@@ -80,7 +80,7 @@ class MapStore:
             elif (stored := self.maps.get((self.level, name))) is not None:
                 frames = self.view.frames
                 out[-frames:] = self._fused(stored, maps[-frames:], v[-frames:], cross)
-            return attn.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+            return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
         return call
 
@@ -131,9 +131,12 @@ def edit_with_store(
     """
     levels = backbone.levels(steps)
     words = [backbone.words(text) for text in prompts]
-    alignment = align(words[0], words[1], backbone.context_length, fusion.cross, fusion.words)
-    lowest = [steps - fused_steps(steps, share) + 1 for share in (fusion.self_share, fusion.cross_share)]
-    store = MapStore(backbone, view, alignment, view.tokens_at(fusion.finest), (lowest[0], lowest[1]))
+    alignment = align(words[0], words[1], backbone.context_length, fusion.cross, fusion.word_weights)
+    lowest = [
+        steps - fused_steps(steps, share) + 1
+        for share in (fusion.self_replace_steps, fusion.cross_replace_steps)
+    ]
+    store = MapStore(backbone, view, alignment, view.tokens_at(fusion.max_resolution), (lowest[0], lowest[1]))
 
     def told(done: int, _: int) -> None:
         store.level = done + 1

@@ -193,14 +193,14 @@ def _tune_plain(parts: Parts, folder: Path, clock: Clock) -> None:
     half = backbone.dtype if backbone.dtype != torch.float32 else None
     dtype, backbone.dtype = backbone.dtype, torch.float32
     net = backbone.networks[0].float()
-    names = [name for name in config.train if name not in (tuning.ADAPTER, tuning.TEMPORAL)]
+    names = [name for name in config.trainable_modules if name not in (tuning.ADAPTER, tuning.TEMPORAL)]
     trained = list(backbone.select(names).values())
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay)
     latents, context = parts.latents.float(), backbone.condition([PROMPTS[0]])
     try:
-        with backbone.checkpointing() if config.checkpointing else nullcontext():
+        with backbone.checkpointing() if config.gradient_checkpointing else nullcontext():
             for step in range(config.steps):
                 generator = torch.Generator().manual_seed(step)
                 t, a, s = backbone.training_level(generator)
@@ -208,7 +208,7 @@ def _tune_plain(parts: Parts, folder: Path, clock: Clock) -> None:
                 with torch.autocast(parts.device.type, half, enabled=half is not None):
                     x0 = backbone.predict_x0(marginal(latents, noise, a, s), t, context, a, s, parts.view)
                 loss = loss_weight(a, s).to(latents) * ((x0.float() - latents) ** 2).mean()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 clock.lap("step" if step else WARM_UP)
