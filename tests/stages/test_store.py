@@ -57,7 +57,7 @@ def draw(frames, side, dtype, attention=ATTENTION):
         (ATTENTION, HALF),  # over four frames: two of them see one frame, two see two
         # as the preset fatezero: a key frame in wide layers alone, and other shares for either attention
         (
-            AttentionConfig(frames="key-frame", key=-1, min_channels=32),
+            AttentionConfig(frames="key-frame", key_frame=-1, min_channels=32),
             FusionConfig(
                 self_replace_steps=0.34, cross_replace_steps=0.84, cross="refine", max_resolution=0.5
             ),
