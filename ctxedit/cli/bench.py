@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from ctxedit import config as configuration
 from ctxedit.cli import asked
+from ctxedit.cli.bench_speed import speed
 from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns, print_table
@@ -282,6 +283,8 @@ def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
         screen.warn(f"{one['method']} failed on {one['clip']}, “{one['target']}”: {one['error']}")
     screen.say(f"with intervals: {files.table_markdown}; videos side by side: {files.page}")
 
+
+app.command("speed")(speed)
 
 Compared = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.", show_default=False)]
 
