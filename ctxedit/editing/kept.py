@@ -26,7 +26,7 @@ class Kept:
 
         Args:
             key: what the loaded networks depend on.
-            train: names of the parameters that may be changed, as in ``tune.trainable``.
+            train: names of the parameters that may be changed, as in ``tune.trainable_modules``.
             load: called where another one, or none, is held.
         """
         held, self._backbone = self._backbone, None

@@ -83,7 +83,7 @@ class Parts:
             backbone = self._load(dtype)
         else:
             key = backbone_key(self.config, self.request.offline, self.device, dtype)
-            lent = self._kept.backbone(key, self.config.tune.trainable, lambda: self._load(dtype))
+            lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
             backbone = self._stack.enter_context(lent)
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
