@@ -185,6 +185,22 @@ class Captioning:
 
 
 @dataclass(frozen=True)
+class Addons:
+    """Files laid over the model."""
+
+    lora: Annotated[
+        list[str] | None,
+        _option(
+            "--lora",
+            panel=_SETTINGS,
+            metavar="FILE[:SCALE]",
+            help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. style.safetensors:0.8. "
+            "Repeatable.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Tuning:
     """One-shot tuning."""
 
