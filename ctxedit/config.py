@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
-from ctxedit.naming import is_own, whole
+from ctxedit.naming import is_own, whole, whole_scaled
 from ctxedit.patterns import pattern_names
 from ctxedit.renames import RENAMED, current_name, variable_of
 from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table
@@ -214,6 +214,8 @@ class EditConfig:
         eta: 0 deterministic, 1 ancestral.
         start: ``inversion``, or ``noise``: the clip noised to ``strength`` of the levels (SDEdit).
         strength: above 0, up to 1; for ``noise``.
+        long_prompts: encode a prompt that is longer than the text encoder takes in pieces, side by side;
+            otherwise it is refused.
     """
 
     steps: int = 20
@@ -222,13 +224,22 @@ class EditConfig:
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"
     strength: float = 1.0
+    long_prompts: bool = False
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls."""
+    """All settings of a run.
+
+    Attributes:
+        offload: keep autoencoder and text encoder in main memory between calls.
+        lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
+        embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
+    """
 
     model: str = BUILTIN
+    lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -350,6 +361,9 @@ def absolute(config: Config) -> Config:
     """The settings with every model that is named by a path named by its whole path."""
     control = replace(config.control, model=whole(config.control.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
+    lora = tuple(map(whole_scaled, config.lora))
+    embedding = tuple(map(whole, config.embedding))
+    config = replace(config, lora=lora, embedding=embedding)
     return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 

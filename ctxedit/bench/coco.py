@@ -23,7 +23,7 @@ from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
-from ctxedit.models.backbones import Backbone, open_backbone
+from ctxedit.models.backbones import Backbone, check_addons, open_with_addons
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import identity, locate
@@ -117,7 +117,9 @@ def make(
         return paths
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    backbone = open_backbone(locate(config.model, offline), device, dtype, config.offload)
+    checkpoint = locate(config.model, offline)
+    addons = check_addons(config, checkpoint, offline)
+    backbone = open_with_addons(config, checkpoint, addons, device, dtype)
     _write_note(out, config, adapter)
     network = None if adapter is None else text_to_image.load_adapter(adapter, backbone)
     texts = [_fitting(backbone, item.caption) for item, _ in due]
@@ -128,7 +130,8 @@ def make(
     with teller.task("generate", len(due)) as step:
         for done, (text, (item, path)) in enumerate(zip(texts, due, strict=True), 1):
             settings = replace(config, seed=_seed(config.seed, item.id))
-            shift = None if network is None else ContextShift(network, backbone.embed([text]), 1)
+            with backbone.room_for([text]):
+                shift = None if network is None else ContextShift(network, backbone.embed([text]), 1)
             picture = generate(backbone, text, settings, 1, (side, side) if side else None, shift)[0]
             write_image(path, picture, overwrite=True)
             step(done, "")

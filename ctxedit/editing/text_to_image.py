@@ -16,7 +16,13 @@ from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, family_of, open_backbone
+from ctxedit.models.backbones import (
+    Backbone,
+    builtin_vocabulary,
+    check_addons,
+    family_of,
+    open_with_addons,
+)
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
@@ -48,11 +54,13 @@ def plan(
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    addons = check_addons(config, checkpoint, offline)
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)
         raise ConfigError(f"--size {side} is no multiple of {body.multiple}", f"take {near}")
-    family.check_prompts(checkpoint, [text, config.edit.negative_prompt])
+    if not config.edit.long_prompts:
+        family.check_prompts(checkpoint, list(map(addons.lengthen, (text, config.edit.negative_prompt))))
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
@@ -115,7 +123,10 @@ def generate(
         raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    backbone = open_backbone(locate(config.model, offline, is_half(dtype)), device, dtype, config.offload)
+    checkpoint = locate(config.model, offline, is_half(dtype))
+    backbone = open_with_addons(
+        config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
+    )
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
@@ -126,7 +137,8 @@ def generate(
     if adapter is not None:
         network = load_adapter(adapter, backbone)
         # Each picture is a clip of one frame.
-        shift = ContextShift(network, backbone.embed([text] * count), 1)
+        with backbone.room_for([text]):
+            shift = ContextShift(network, backbone.embed([text] * count), 1)
     sides = (size, size) if size else None
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
         return generating.generate(

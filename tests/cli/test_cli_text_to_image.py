@@ -13,7 +13,9 @@ from ctxedit.training.job import Training
 
 ADAPTER = {"width": 32, "blocks": 1, "heads": 2, "patch": 2}
 # The built-in settings bound the shift; this adapter is free.
-SIZES = [part for key, value in {**ADAPTER, "bound": 0}.items() for part in ("--set", f"adapter.{key}={value}")]
+SIZES = [
+    part for key, value in {**ADAPTER, "bound": 0}.items() for part in ("--set", f"adapter.{key}={value}")
+]
 
 
 @pytest.fixture(scope="module")
