@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError
-from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.adapter import adapter_to_start_from
 from ctxedit.models.attention import FrameView, make_kernel
 from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
-from ctxedit.models.weights import own_folder, pretrained_adapter
 from ctxedit.patterns import attended_frames
 from ctxedit.prompts import plain, weighted
 from ctxedit.stages.sample import fused_counts
@@ -41,31 +38,6 @@ def check_settings(config: Config, body: Sizes) -> None:
         _check_trained(config, body)
     if config.adapter.enabled and config.tune.adapter_init == "pretrained":
         adapter_to_start_from(config)
-
-
-def adapter_to_start_from(config: Config) -> Path:
-    """The file of the adapter that ``tune.adapter_init = "pretrained"`` means.
-
-    Raises:
-        ConfigError: the model has none, or one of other sizes or settings than ``[adapter]`` says.
-        WeightsError: its file is damaged.
-    """
-    file = pretrained_adapter(own_folder(config.model))
-    if file is None:
-        raise ConfigError(
-            f'tune.adapter_init = "pretrained": {config.model} has no adapter',
-            "--set tune.adapter_init=zero, or a model trained with one, e.g. by recipe arm-contextual",
-        )
-    stored = ContextAdapter.check(file)
-    ours, theirs = asdict(config.adapter), asdict(stored)
-    if differing := [key for key in ours if ours[key] != theirs[key]]:
-        first = differing[0]
-        settings = " ".join(f"--set adapter.{key}={theirs[key]}" for key in differing)
-        raise ConfigError(
-            f"adapter.{first} = {ours[first]}, but {file} was trained with {theirs[first]}",
-            f"{settings}, or --set tune.adapter_init=zero",
-        )
-    return file
 
 
 def check_layers(config: Config, body: Sizes, side: tuple[int, int], heatmaps: bool = False) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
-from ctxedit.editing import needs
 from ctxedit.editing.kept import Kept, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
@@ -22,7 +21,7 @@ from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
-from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
@@ -153,7 +152,7 @@ class Parts:
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
             if self.config.tune.adapter_init == "pretrained":
-                file = needs.adapter_to_start_from(self.config)
+                file = adapter_to_start_from(self.config)
                 self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
             self._adapter.to(self.device).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
