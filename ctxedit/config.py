@@ -210,6 +210,8 @@ class EditConfig:
         eta: 0 deterministic, 1 ancestral.
         start: ``inversion``, or ``noise``: the clip noised to ``strength`` of the levels (SDEdit).
         strength: above 0, up to 1; for ``noise``.
+        long_prompts: encode a prompt that is longer than the text encoder takes in pieces, side by side;
+            otherwise it is refused.
     """
 
     steps: int = 20
@@ -218,6 +220,7 @@ class EditConfig:
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"
     strength: float = 1.0
+    long_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,10 +230,12 @@ class Config:
     Attributes:
         offload: keep autoencoder and text encoder in main memory between calls.
         lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
+        embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
     """
 
     model: str = BUILTIN
     lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -353,7 +358,9 @@ def absolute(config: Config) -> Config:
     control = replace(config.control, model=whole(config.control.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
     lora = tuple(map(whole_scaled, config.lora))
-    return replace(config, model=model, lora=lora, captioner=captioner, clip_model=clip, control=control)
+    embedding = tuple(map(whole, config.embedding))
+    config = replace(config, lora=lora, embedding=embedding)
+    return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:

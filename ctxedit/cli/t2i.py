@@ -64,7 +64,7 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the LoRA")]
+    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the LoRA", "the embedding")]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):

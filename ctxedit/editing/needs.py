@@ -15,6 +15,7 @@ from ctxedit.models.attention import FrameView, make_kernel
 from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
+from ctxedit.prompts import plain, weighted
 from ctxedit.stages.sample import fused_counts
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
@@ -79,20 +80,26 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
 
     As :func:`ctxedit.models.alignment.align` does once prompts are tokens; a prompt of None is not known yet.
     """
+    fusion, in_text = config.fusion, next((target for target in targets if weighted(target)[1]), None)
     if config.edit.start != "inversion":
+        if in_text is not None:
+            raise ConfigError(
+                f"the weights in “{in_text[:60]}” have no effect: edits that start from noise fuse nothing",
+                "write the target without them, or --set edit.start=inversion",
+            )
         return
-    fusion = config.fusion
     if (
-        fusion.word_weights
+        (fusion.word_weights or in_text is not None)
         and fusion.word_weights_where == "fused"
         and not fused_counts(fusion, config.edit.steps)[1]
     ):
         raise ConfigError(
-            "fusion.word_weights has no effect: it acts where cross-attention is fused, and no step fuses it",
+            f"{'fusion.word_weights has' if in_text is None else 'the weights of words have'} no effect: "
+            "it acts where cross-attention is fused, and no step fuses it",
             "--set fusion.word_weights_where=everywhere, or a larger fusion.cross_replace_steps",
         )
     for target in targets:
-        words = split_words(target)
+        words = split_words(plain(target))
         absent = [
             word for word in config.fusion.word_weights if word.lower() not in {w.lower() for w in words}
         ]

@@ -23,7 +23,7 @@ from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_with_addons, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -81,6 +81,11 @@ class Parts:
             key = backbone_key(self.config, self.request.offline, self.device, dtype)
             lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
             backbone = self._stack.enter_context(lent)
+        texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
+        unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
+        for token in unused if self.request.targets else ():
+            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt: it does nothing")
+        backbone.long_prompts = self.config.edit.long_prompts
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
@@ -90,9 +95,8 @@ class Parts:
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = open_with_addons(
-            self.config, checkpoint, self.device, dtype, self.request.offline, self.reporter.say
-        )
+        addons = check_addons(self.config, checkpoint, self.request.offline)
+        backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
@@ -149,7 +153,9 @@ class Parts:
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
             self._adapter.to(self.device).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
-        return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)
+        with self.backbone.room_for([prompt]):
+            words = self.backbone.embed([prompt])
+        return ContextShift(self._adapter, words, len(self.prepared.frames), look)
 
     def _look(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""

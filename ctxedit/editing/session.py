@@ -26,6 +26,7 @@ from ctxedit.media.temporary import sweep
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.registry import usual
+from ctxedit.prompts import plain
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
 from ctxedit.stages.wording import check_describes
@@ -265,6 +266,7 @@ class Session:
         """Raise InputError for a target that gives an order, or is too long for the text encoder."""
         if not target.strip():
             raise InputError("the target is empty", "describe what the edited clip should show")
+        target = plain(target)
         if not self.request.overwrite:
             check_describes(target, self.prompt)
         self.parts.backbone.words(target)

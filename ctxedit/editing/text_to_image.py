@@ -48,12 +48,13 @@ def plan(
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
-    check_addons(config, checkpoint, offline)
+    addons = check_addons(config, checkpoint, offline)
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)
         raise ConfigError(f"--size {side} is no multiple of {body.multiple}", f"take {near}")
-    family.check_prompts(checkpoint, [text, config.edit.negative_prompt])
+    if not config.edit.long_prompts:
+        family.check_prompts(checkpoint, list(map(addons.lengthen, (text, config.edit.negative_prompt))))
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
@@ -97,7 +98,9 @@ def generate(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
-    backbone = open_with_addons(config, checkpoint, device, dtype, offline, reporter.say)
+    backbone = open_with_addons(
+        config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
+    )
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
@@ -112,7 +115,8 @@ def generate(
                 f"{adapter} was tuned on another model than {backbone.name}", "name its --model"
             )
         # Each picture is a clip of one frame.
-        shift = ContextShift(network, backbone.embed([text] * count), 1)
+        with backbone.room_for([text]):
+            shift = ContextShift(network, backbone.embed([text] * count), 1)
     sides = (size, size) if size else None
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
         return generating.generate(
