@@ -276,6 +276,7 @@ def generate(
     config: Settings = None,
     *,
     count: int = 1,
+    adapter: PathLike | bool = True,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> NDArray[np.uint8]:
@@ -285,6 +286,7 @@ def generate(
         text: what the images should show.
         preset, config: as for :func:`settings`; ``clip.size`` is the side, 0 the model's own.
         count: pictures.
+        adapter: file of a context adapter; True is the model's own, if it has one, False none.
         offline, reporter: as for :func:`caption`.
     """
     chosen = settings(preset, config)

@@ -12,7 +12,7 @@ from ctxedit.naming import is_own
 from ctxedit.runs import Run
 
 #: What tuning depends on: an edit cannot change it.
-_FIXED = ("model", "lora", "dtype", "clip", "attention", "adapter", "control", "tune")
+_FIXED = ("model", "lora", "embedding", "dtype", "clip", "attention", "adapter", "control", "tune")
 
 
 def rebased(run: Run, table: Mapping[str, Any]) -> Config:
