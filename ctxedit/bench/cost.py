@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -83,8 +84,8 @@ def measure(config: Config, batch: int, repeats: int, reporter: Reporter, offlin
         for number in range(repeats + 1):
             for i, row in enumerate(rows):
                 used = adapter if row.name == "contextual" else None
-                train = _seconds(device, lambda used=used: _train(backbone, used, batch)) / batch
-                sample = _seconds(device, lambda used=used: _sample(backbone, used, config))
+                train = _seconds(device, partial(_train, backbone, used, batch)) / batch
+                sample = _seconds(device, partial(_sample, backbone, used, config))
                 if number:
                     row.train.append(train)
                     row.sample.append(sample)
