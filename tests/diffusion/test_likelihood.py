@@ -159,7 +159,7 @@ def cosine(steps, last=0.02):
 
 
 def test_the_sum_of_terms_is_the_closed_form():
-    """A term's expectation: half the fall of the signal-to-noise ratio times the variance of x_0 given x_t."""
+    """A term's expectation: half the fall of the SNR times the variance of x_0 given x_t."""
     sigma = 0.7
     signal, noise = cosine(12)
     snr = (signal / noise)[1:] ** 2
