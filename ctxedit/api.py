@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.config import BUILTIN, Config, absolute, environment, load, merge, validated
+from ctxedit.config import BUILTIN, Config, absolute, environment, lean, load, merge, validated
 from ctxedit.editing import captioning, plan, text_to_image
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
@@ -195,7 +195,8 @@ def rebased(run: Run, table: Mapping[str, Any]) -> Config:
     config = merge(run.config, plain)
     if is_own(run.config.model) and isinstance(table.get(BUILTIN), Mapping):
         config = merge(config, table[BUILTIN], f"{BUILTIN}.")
-    config = absolute(config)
+    lower = lean(config)  # a run's precision is that of its tuning
+    config = absolute(dataclasses.replace(lower, dtype=config.dtype, tune=config.tune))
     for name in _FIXED:
         old, new = getattr(run.config, name), getattr(config, name)
         if old == new:

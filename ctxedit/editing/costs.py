@@ -12,7 +12,7 @@ from ctxedit.media.geometry import Fit
 from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
-from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, weigh
 from ctxedit.models.temporal import convolution_rank
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
@@ -34,10 +34,13 @@ class Costs:
         fit: Fit,
         dtype: torch.dtype,
         control: Weight = _NOTHING,
+        device: str = "cpu",
     ) -> None:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
         self.width = dtype.itemsize
+        #: What waits in main memory counts where that is the device's.
+        self.apart = device != "cpu" and config.offload
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
@@ -56,13 +59,14 @@ class Costs:
             return self._passing(1)
         body, width = self.body, self.width
         networks = body.unet.parameters + self.control.parameters
-        masters = networks * (4 - width) if width < 4 else 0
+        # All of it in float32 meanwhile, or what is trained alone.
+        masters = (self._trained if self.config.low_memory else networks) * (4 - width)
         kept = footprint.backward_bytes(
             body, self.side, self.frames, self.window, width, self.config.tune.gradient_checkpointing
         )
         if self.control.parameters:  # the way down a second time
             kept = kept * 3 // 2
-        return self._weights + masters + self._trained * 12 + kept + self._shifting(True)
+        return self._network + masters + self._trained * 12 + kept + self._shifting(True)
 
     def inverting(self, reused: bool) -> int:
         """Bytes at the inversion's peak."""
@@ -70,7 +74,8 @@ class Costs:
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
-        return self._passing(3 if self._fuses else 2)
+        lanes = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
+        return self._passing(lanes + self._fuses)
 
     def evaluating(self, reused: bool) -> int:
         """Bytes while an edit is scored."""
@@ -93,6 +98,12 @@ class Costs:
         return 3 * self.frames * h * w * self.body.factor**2 * 3
 
     @property
+    def _network(self) -> int:
+        """Bytes of weights on the device while the denoiser runs."""
+        waiting = self.body.vae.parameters + self.body.text_encoder.parameters if self.apart else 0
+        return self._weights - waiting * self.width
+
+    @property
     def _weights(self) -> int:
         return (self.body.parameters + self.control.parameters) * self.width + self._adapter * 4
 
@@ -102,8 +113,12 @@ class Costs:
         passing = footprint.forward_bytes(self.body, self.side, images, self.window, self.width)
         if self.control.parameters:  # what it hands over waits beside the denoiser's own
             passing += footprint.skip_bytes(self.body, self.side, images, self.width)
-        chunk = footprint.autoencoder_bytes(self.body, self.side, min(4, self.frames), self.width)
-        return self._weights + max(passing, self._shifting(False), chunk)
+        at_once = min(1 if self.config.low_memory else AT_ONCE, self.frames)
+        decoding = footprint.autoencoder_bytes(self.body, self.side, at_once, self.width)
+        if self.apart:  # one of them visits at a time
+            decoding += self.body.vae.parameters * self.width
+            passing = max(passing, self.body.text_encoder.parameters * self.width)
+        return self._network + max(passing, self._shifting(False), decoding)
 
     def _shifting(self, gradient: bool) -> int:
         adapter = self.config.adapter

@@ -115,7 +115,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
             check_describes(plain(target), known.prompt)
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
-    costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
+    costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control, device.type)
     stages, disk = _rows(request, last, known, costs)
     run = known.run
     return Plan(

@@ -190,6 +190,7 @@ def _make_tuning(job: Job) -> Made:
         tensors = tuning.tune(
             parts.backbone, parts.latents, condition, parts.view, config,
             folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
+            job.request.tuned_lean,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
     return Made(files=("tune/tuned.safetensors",), facts=facts)

@@ -99,6 +99,7 @@ def tune(
     report: Callable[[TuneStep], None] = lambda row: None,
     probe: Callable[[int], float | None] = lambda step: None,
     warn: Callable[[str], None] = lambda text: None,
+    lean: bool = False,
 ) -> dict[str, Tensor]:
     """Minimise λ_t ‖x̂_0 − x_0‖² over noise levels; the gradient reaches the adapter through x_t.
 
@@ -117,6 +118,7 @@ def tune(
         report: called every step.
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
+        lean: keep in half precision what is not trained; otherwise all of it is in float32 meanwhile.
         warn: told of a state that is damaged: the tuning then starts over.
 
     Returns:
@@ -127,7 +129,7 @@ def tune(
     """
     parameters = trainable(backbone, config, shift, temporal)
     underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
-    with _training(backbone, parameters, config) as autocast:
+    with _training(backbone, parameters, config, lean) as autocast:
         optimizer = _optimizer(parameters, config)
         scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
         done = _resume(folder, parameters, optimizer, scaler, warn)
@@ -196,13 +198,16 @@ def _loss(
 
 
 @contextmanager
-def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: TuneConfig) -> Iterator[Any]:
+def _training(
+    backbone: Backbone, parameters: dict[str, nn.Parameter], config: TuneConfig, lean: bool
+) -> Iterator[Any]:
     """Master weights in float32, gradients on for what moves, checkpointing; all put back afterwards."""
     dtype = backbone.dtype
     for net in backbone.networks:
-        if dtype != torch.float32:
+        if dtype != torch.float32 and not lean:
             net.float()
     for p in parameters.values():
+        p.data = p.data.float()
         p.requires_grad_(True)
     half = dtype != torch.float32
     backbone.dtype = torch.float32
