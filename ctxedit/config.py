@@ -138,11 +138,15 @@ class TuneConfig:
 
     ``controlnet.attn1.to_out`` is that of the ControlNet, ``temporal`` are the projections of the temporal
     attention (not its norms), ``temporal_conv`` the temporal convolutions.
+
+    ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
+    ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
     """
 
     steps: int = 200
     lr: float = 1e-5
     adapter_lr: float = 0.0
+    adapter_init: Literal["zero", "pretrained"] = "zero"
     weight_decay: float = 1e-2
     trainable_modules: tuple[str, ...] = ("attn1", "adapter")
     loss_weight: Literal["snr", "one", "min_snr"] = "snr"

@@ -9,7 +9,7 @@ from typing import Any
 from ctxedit.editing.request import Request
 from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
-from ctxedit.models.weights import identity, own_folder, part_identity
+from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
 from ctxedit.naming import split_scale
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
@@ -84,6 +84,8 @@ class Keys:
             shared.append([(self._print_of(file), file.name) for file in files])
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
+        if c.adapter.enabled and c.tune.adapter_init == "pretrained" and (file := pretrained_adapter(own)):
+            shared.append(self._print_of(file))
         if c.control.kind != "none":
             # A map is known by its content: it may move, or be drawn again under its name.
             drawn = self._print_of(Path(c.control.map)) if c.control.map else None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError
+from ctxedit.models.adapter import adapter_to_start_from
 from ctxedit.models.attention import FrameView, make_kernel
 from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
@@ -35,6 +36,8 @@ def check_settings(config: Config, body: Sizes) -> None:
     _check_temporal(config, body)
     if config.tune.steps:
         _check_trained(config, body)
+    if config.adapter.enabled and config.tune.adapter_init == "pretrained":
+        adapter_to_start_from(config)
 
 
 def check_layers(config: Config, body: Sizes, side: tuple[int, int], heatmaps: bool = False) -> None:

@@ -21,7 +21,7 @@ from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
-from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
@@ -151,6 +151,9 @@ class Parts:
                 torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
+            if self.config.tune.adapter_init == "pretrained":
+                file = adapter_to_start_from(self.config)
+                self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
             self._adapter.to(self.device).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
         with self.backbone.room_for([prompt]):

@@ -16,10 +16,16 @@ from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of, open_with_addons
+from ctxedit.models.backbones import (
+    Backbone,
+    builtin_vocabulary,
+    check_addons,
+    family_of,
+    open_with_addons,
+)
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import is_half, locate
+from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
 from ctxedit.stages.report import check_image
@@ -72,6 +78,26 @@ def plan(
     }
 
 
+def own_adapter(config: Config) -> Path | None:
+    """The context adapter in the model's folder, trained with it; None if it has none."""
+    file = pretrained_adapter(own_folder(config.model))
+    # The plain arm of a comparison has one that is switched off.
+    return file if file is not None and ContextAdapter.check(file).enabled else None
+
+
+def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
+    """A context adapter for sampling.
+
+    Raises:
+        ConfigError: it was trained on a model of other sizes.
+        WeightsError: the file is not an adapter's.
+    """
+    network = ContextAdapter.load(file, backbone.device).eval().requires_grad_(False)
+    if network.sizes["context_width"] != backbone.context_width:
+        raise ConfigError(f"{file} was trained on another model than {backbone.name}", "name its --model")
+    return network
+
+
 def generate(
     text: str,
     config: Config,
@@ -109,11 +135,7 @@ def generate(
         raise ConfigError(f"size {size} is no multiple of {backbone.multiple}", "choose one that is")
     shift = None
     if adapter is not None:
-        network = ContextAdapter.load(adapter, device).eval().requires_grad_(False)
-        if network.sizes["context_width"] != backbone.context_width:
-            raise ConfigError(
-                f"{adapter} was tuned on another model than {backbone.name}", "name its --model"
-            )
+        network = load_adapter(adapter, backbone)
         # Each picture is a clip of one frame.
         with backbone.room_for([text]):
             shift = ContextShift(network, backbone.embed([text] * count), 1)
