@@ -151,7 +151,9 @@ class Parts:
                 torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
-            self._adapter.to(self.device).eval().requires_grad_(False)
+            # In the denoiser's precision on a CPU, where half of a float32 inversion is the adapter's.
+            dtype = self.backbone.dtype if self.device.type == "cpu" else torch.float32
+            self._adapter.to(self.device, dtype).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
         return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)
 
