@@ -236,8 +236,7 @@ class Config:
             some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
-            are encoded and decoded singly, guidance's branches sampled one after another, and what is not
-            trained stays in half precision while tuning.
+            are encoded and decoded singly, and guidance's branches sampled one after another.
         lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
         embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
     """

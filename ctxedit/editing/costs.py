@@ -12,6 +12,7 @@ from ctxedit.media.geometry import Fit
 from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
+from ctxedit.models.device import storage_dtype
 from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, weigh
 from ctxedit.models.temporal import convolution_rank
 from ctxedit.models.weights import own_part
@@ -39,8 +40,10 @@ class Costs:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
         self.width = dtype.itemsize
+        #: Of what is not the denoiser's.
+        self.stored = storage_dtype(dtype, torch.device(device)).itemsize
         #: What waits in main memory counts where that is the device's.
-        self.apart = device != "cpu" and config.offload
+        self.device, self.apart = device, device != "cpu" and config.offload
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
@@ -58,9 +61,7 @@ class Costs:
         if reused or not self.config.tune.steps:
             return self._passing(1)
         body, width = self.body, self.width
-        networks = body.unet.parameters + self.control.parameters
-        # All of it in float32 meanwhile, or what is trained alone.
-        masters = (self._trained if self.config.low_memory else networks) * (4 - width)
+        masters = self._trained * (4 - width)
         kept = footprint.backward_bytes(
             body, self.side, self.frames, self.window, width, self.config.tune.gradient_checkpointing
         )
@@ -101,11 +102,16 @@ class Costs:
     def _network(self) -> int:
         """Bytes of weights on the device while the denoiser runs."""
         waiting = self.body.vae.parameters + self.body.text_encoder.parameters if self.apart else 0
-        return self._weights - waiting * self.width
+        return self._weights - waiting * self.stored
 
     @property
     def _weights(self) -> int:
-        return (self.body.parameters + self.control.parameters) * self.width + self._adapter * 4
+        body = self.body
+        denoiser = body.unet.parameters + self.control.parameters
+        beside = body.vae.parameters + body.text_encoder.parameters
+        # The adapter is in the denoiser's precision on a CPU.
+        adapter = self._adapter * (4 if self.device != "cpu" else self.width)
+        return denoiser * self.width + beside * self.stored + adapter
 
     def _passing(self, branches: int) -> int:
         """Bytes of weights and of one pass, or of decoding, whichever takes more."""
@@ -114,10 +120,10 @@ class Costs:
         if self.control.parameters:  # what it hands over waits beside the denoiser's own
             passing += footprint.skip_bytes(self.body, self.side, images, self.width)
         at_once = min(1 if self.config.low_memory else AT_ONCE, self.frames)
-        decoding = footprint.autoencoder_bytes(self.body, self.side, at_once, self.width)
+        decoding = footprint.autoencoder_bytes(self.body, self.side, at_once, self.stored)
         if self.apart:  # one of them visits at a time
-            decoding += self.body.vae.parameters * self.width
-            passing = max(passing, self.body.text_encoder.parameters * self.width)
+            decoding += self.body.vae.parameters * self.stored
+            passing = max(passing, self.body.text_encoder.parameters * self.stored)
         return self._network + max(passing, self._shifting(False), decoding)
 
     def _shifting(self, gradient: bool) -> int:

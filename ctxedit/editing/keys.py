@@ -67,8 +67,6 @@ class Keys:
         # A later ctxedit carries other built-in models under the same name.
         seed = self.request.tuning_seed
         shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
-        if self.request.tuned_lean:
-            shared.append("low memory")
         if c.lora:
             # Known by their content, as a control map: a LoRA may be trained on under its name.
             merged = ((name, scale) for name, scale in map(split_scale, c.lora))

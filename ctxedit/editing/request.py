@@ -92,11 +92,6 @@ class Request:
         return {name: value for name, value in values.items() if value}
 
     @property
-    def tuned_lean(self) -> bool:
-        """Whether the tuning keeps what it does not train in half precision."""
-        return (self.config if self.run is None else self.run.config).low_memory
-
-    @property
     def tuning_seed(self) -> int:
         """The seed of the tuning: an edit of a run may draw other noise, its tuning stays what it is."""
         return self.config.seed if self.run is None else self.run.config.seed
