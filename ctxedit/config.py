@@ -8,12 +8,13 @@ Stable Diffusion, the small models need other lengths and rates.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +23,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole
 from ctxedit.patterns import pattern_names
+from ctxedit.renames import RENAMED, current_name, variable_of
 from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table
 from ctxedit.tables import PRESET_FOLDERS as PRESET_FOLDERS
 from ctxedit.tables import preset_names as preset_names
@@ -47,10 +49,10 @@ class AttentionConfig:
 
     Attributes:
         frames: ``causal`` (itself and those before it, ``window`` in all), ``sparse-causal`` (first and
-            previous), ``key-frame`` (frame ``key``, negative: the middle one), ``none`` (itself), or another
-            pattern of :mod:`ctxedit.patterns`.
+            previous), ``key-frame`` (frame ``key_frame``, negative: the middle one), ``none`` (itself), or
+            another pattern of :mod:`ctxedit.patterns`.
         window: frames seen by ``causal``.
-        key: the key frame's index.
+        key_frame: index of the key frame.
         min_channels: in layers with fewer channels each frame attends to itself alone, whatever ``frames`` is
             (FateZero: 640, which leaves out Stable Diffusion's finest level).
         group_norm: what the group norms of the residual blocks, and the one before the output, take mean and
@@ -67,7 +69,7 @@ class AttentionConfig:
 
     frames: str = "causal"
     window: int = 3
-    key: int = 0
+    key_frame: int = 0
     min_channels: int = 0
     group_norm: Literal["frame", "clip"] = "frame"
     temporal: bool = False
@@ -132,7 +134,7 @@ class ControlConfig:
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """One-shot tuning. ``train`` names what moves: ``attn1.to_q``, ``temporal``, ``adapter``, …
+    """One-shot tuning. ``trainable_modules`` names what moves: ``attn1.to_q``, ``temporal``, ``adapter``, …
 
     ``controlnet.attn1.to_out`` is that of the ControlNet, ``temporal`` are the projections of the temporal
     attention (not its norms), ``temporal_conv`` the temporal convolutions.
@@ -142,18 +144,18 @@ class TuneConfig:
     lr: float = 1e-5
     adapter_lr: float = 0.0
     weight_decay: float = 1e-2
-    train: tuple[str, ...] = ("attn1", "adapter")
+    trainable_modules: tuple[str, ...] = ("attn1", "adapter")
     loss_weight: Literal["snr", "one", "min_snr"] = "snr"
-    checkpointing: bool = True
+    gradient_checkpointing: bool = True
     save_every: int = 50
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
 
 
 @dataclass(frozen=True)
 class InvertConfig:
     """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``.
 
-    ``refinements`` are further network evaluations a step, towards the exact inverse (fixed point).
+    ``fixed_point_iterations`` are further network evaluations a step, towards the exact inverse.
     ``final_alpha`` is ᾱ_0, the level of the clean clip, in inversion and sampling alike: ``one`` (the paper),
     or as the ``checkpoint``'s scheduler says with ``set_alpha_to_one``: where that is false, as for Stable
     Diffusion, the first training level's.
@@ -161,7 +163,7 @@ class InvertConfig:
 
     steps: int = 20
     prompt: Literal["source", "empty"] = "source"
-    refinements: int = 0
+    fixed_point_iterations: int = 0
     final_alpha: Literal["one", "checkpoint"] = "one"
 
 
@@ -170,28 +172,29 @@ class FusionConfig:
     """Attention fusion. Shares count sampling steps from the noisy end: 0.5 is t ∈ [0.5 T, T].
 
     Attributes:
-        self_share, cross_share: for which share of the steps the source's self- and cross-attention serve.
+        self_replace_steps, cross_replace_steps: share of the steps, from the first one on, in which the
+            source's self- and cross-attention replace the edit's (prompt-to-prompt's names).
         cross: ``auto`` (replace where word counts agree, else refine), ``replace``, ``refine``.
         blend: ``none``; ``self`` (FateZero: self-attention of the source outside the changed words' mask);
             ``latent`` (prompt-to-prompt's local blend: the source's latents outside it).
-        threshold: the mask's, after division by each frame's maximum.
-        mask_layers: which cross-attention layers make the mask, as a share of the latent's side (0.25: the
-            16² of a 64² latent, as FateZero and prompt-to-prompt).
-        finest: fuse layers up to this share of the latent's side (0.5: not the finest of 64×64).
-        words: weight of a word of the target prompt, as ``{"watercolor" = 10.0}``: the equaliser.
-        words_where: the equaliser acts where the source's cross-attention serves (``fused``: in those steps
-            and layers, as published), or in every step and layer (``everywhere``).
+        mask_threshold: the mask's, after division by each frame's maximum.
+        mask_resolution: which cross-attention layers make the mask, as a share of the latent's side (0.25:
+            the 16² of a 64² latent, as FateZero and prompt-to-prompt).
+        max_resolution: fuse layers up to this share of the latent's side (0.5: not the finest of 64×64).
+        word_weights: weight of a word of the target prompt, as ``{"watercolor" = 10.0}``: the equaliser.
+        word_weights_where: the equaliser acts where the source's cross-attention serves (``fused``: in those
+            steps and layers, as published), or in every step and layer (``everywhere``).
     """
 
-    self_share: float = 0.5
-    cross_share: float = 0.5
+    self_replace_steps: float = 0.5
+    cross_replace_steps: float = 0.5
     cross: Literal["auto", "replace", "refine"] = "auto"
     blend: Literal["none", "self", "latent"] = "none"
-    threshold: float = 0.3
-    mask_layers: float = 0.25
-    finest: float = 1.0
-    words: dict[str, float] = field(default_factory=dict)
-    words_where: Literal["fused", "everywhere"] = "fused"
+    mask_threshold: float = 0.3
+    mask_resolution: float = 0.25
+    max_resolution: float = 1.0
+    word_weights: dict[str, float] = field(default_factory=dict)
+    word_weights_where: Literal["fused", "everywhere"] = "fused"
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,17 @@ class Config:
     edit: EditConfig = field(default_factory=EditConfig)
 
 
+def setting_names() -> list[str]:
+    """Every setting's dotted name, as in ``--set``."""
+    base = Config()
+    tables = {top.name: getattr(base, top.name) for top in fields(Config)}
+    return [
+        f"{name}{key}"
+        for name, value in tables.items()
+        for key in ([f".{f.name}" for f in fields(value)] if dataclasses.is_dataclass(value) else [""])
+    ]
+
+
 _T = TypeVar("_T")
 #: How an error message names the type of a setting.
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
@@ -251,7 +265,7 @@ def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
     changes: dict[str, Any] = {}
     for key, value in table.items():
         if key not in names:
-            raise ConfigError(f"unknown key {where}{key}", f"known here: {', '.join(sorted(names))}")
+            raise _unknown(f"{where}{key}", names)
         old = getattr(config, key)
         if dataclasses.is_dataclass(old):
             if not isinstance(value, Mapping):
@@ -260,6 +274,17 @@ def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
         else:
             changes[key] = _convert(value, hints[key], f"{where}{key}")
     return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _unknown(name: str, known: Collection[str]) -> ConfigError:
+    """For a key that there is not: its new name where it was renamed, else the nearest."""
+    overlay = f"{BUILTIN}." if name.startswith(f"{BUILTIN}.") else ""
+    plain = name.removeprefix(overlay)
+    if (new := current_name(plain)) != plain:
+        return ConfigError(f"{name} is now called {overlay}{new}", f"write {overlay}{new} instead of {name}")
+    near = difflib.get_close_matches(plain, setting_names(), 1)
+    guess = f"did you mean {overlay}{near[0]}? " if near else ""
+    return ConfigError(f"unknown key {name}", f"{guess}known here: {', '.join(sorted(known))}")
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -327,8 +352,11 @@ def absolute(config: Config) -> Config:
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The nested table that ``CTXEDIT_SEED=3`` or ``CTXEDIT_EDIT_GUIDANCE=5`` stand for.
 
-    Variables that are not settings (``CTXEDIT_DEBUG``, …) are left alone.
+    Variables that are not settings (``CTXEDIT_DEBUG``, …) are left alone; old names of settings are refused.
     """
+    for old, new in RENAMED.items():
+        if (name := variable_of(old)) in environ:
+            raise ConfigError(f"{name} is now called {variable_of(new)}", f"set {variable_of(new)} instead")
     out: dict[str, Any] = {}
     base = Config()
     for top in fields(Config):
@@ -398,20 +426,24 @@ def validated(config: Config) -> Config:
         (0 < config.tune.lr < math.inf, "tune.lr", "above 0"),
         (0 <= config.tune.adapter_lr < math.inf, "tune.adapter_lr", "0 (as tune.lr) or more"),
         (0 <= config.tune.weight_decay < math.inf, "tune.weight_decay", "0 or more"),
-        (config.tune.clip_norm >= 0, "tune.clip_norm", "0 (off) or more"),
+        (config.tune.max_grad_norm >= 0, "tune.max_grad_norm", "0 (off) or more"),
         (config.tune.save_every >= 1, "tune.save_every", "at least 1"),
         (1 <= config.edit.steps <= 1000, "edit.steps", "1 to 1000"),
         (1 <= config.invert.steps <= 1000, "invert.steps", "1 to 1000"),
-        (config.invert.refinements >= 0, "invert.refinements", "0 or more"),
+        (config.invert.fixed_point_iterations >= 0, "invert.fixed_point_iterations", "0 or more"),
         (0 <= config.edit.guidance < math.inf, "edit.guidance", "0 or more"),
         (0 <= config.edit.eta <= 1, "edit.eta", "0 to 1"),
         (0 < config.edit.strength <= 1, "edit.strength", "above 0, up to 1"),
-        (0 <= config.fusion.self_share <= 1, "fusion.self_share", "0 to 1"),
-        (0 <= config.fusion.cross_share <= 1, "fusion.cross_share", "0 to 1"),
-        (0 < config.fusion.mask_layers <= 1, "fusion.mask_layers", "above 0, up to 1"),
-        (0 < config.fusion.finest <= 1, "fusion.finest", "above 0, up to 1"),
-        (0 <= config.fusion.threshold < 1, "fusion.threshold", "0 to 1"),
-        (all(map(math.isfinite, config.fusion.words.values())), "fusion.words", "finite weights"),
+        (0 <= config.fusion.self_replace_steps <= 1, "fusion.self_replace_steps", "0 to 1"),
+        (0 <= config.fusion.cross_replace_steps <= 1, "fusion.cross_replace_steps", "0 to 1"),
+        (0 < config.fusion.mask_resolution <= 1, "fusion.mask_resolution", "above 0, up to 1"),
+        (0 < config.fusion.max_resolution <= 1, "fusion.max_resolution", "above 0, up to 1"),
+        (0 <= config.fusion.mask_threshold < 1, "fusion.mask_threshold", "0 to 1"),
+        (
+            all(map(math.isfinite, config.fusion.word_weights.values())),
+            "fusion.word_weights",
+            "finite weights",
+        ),
     ]
     for good, name, expected in checks:
         if not good:

@@ -32,7 +32,7 @@ class Settings(Protocol):
         """How many frames at most, for patterns that look back."""
 
     @property
-    def key(self) -> int:
+    def key_frame(self) -> int:
         """Index of the key frame; negative is the middle one."""
 
 
@@ -85,9 +85,9 @@ def _sparse_causal(config: Settings, count: int) -> Attended:
 @pattern("key-frame")
 def _key_frame(config: Settings, count: int) -> Attended:
     """One frame for all (FateZero's middle frame, ControlVideo's first)."""
-    key = (count - 1) // 2 if config.key < 0 else config.key
+    key = (count - 1) // 2 if config.key_frame < 0 else config.key_frame
     if key >= count:
-        raise ConfigError(f"attention.key = {key}, but the clip has {count} frames")
+        raise ConfigError(f"attention.key_frame = {key}, but the clip has {count} frames")
     return ((key,),) * count
 
 

@@ -12,7 +12,7 @@ from ctxedit.errors import ConfigError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?):\s*({_NUMBER})\s*\)")
-_NO_WEIGHT = "weights are a setting: --set fusion.words.tiger=1.5 for the word tiger of the target"
+_NO_WEIGHT = "weights are a setting: --set fusion.word_weights.tiger=1.5 for the word tiger of the target"
 #: What it is, its pattern, and what there is instead.
 _FOREIGN = (
     ("a LoRA tag", r"<\s*(?i:lora|lyco|locon|hypernet)\s*:", "LoRA files are not loaded"),
@@ -62,4 +62,7 @@ def _weight_hint(words: str, weight: str) -> str:
 def _setting(name: str, weight: float) -> str:
     """An option for a shell; a key of TOML that is more than letters, digits and hyphens wants quotes."""
     plain = re.fullmatch(r"[A-Za-z0-9_-]+", name)
-    return f"--set fusion.words.{name}={weight:g}" if plain else f"--set 'fusion.words.\"{name}\"={weight:g}'"
+    key = (
+        f"fusion.word_weights.{name}={weight:g}" if plain else f"'fusion.word_weights.\"{name}\"={weight:g}'"
+    )
+    return f"--set {key}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.config import Config, load, to_table
+from ctxedit.renames import with_current_names
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
 #: Settings that do not change a result, or stand in facts of their own.
@@ -71,9 +72,9 @@ def to_text(table: Mapping[str, Any]) -> str:
 
 
 def from_text(text: str | None) -> dict[str, Any] | None:
-    """Facts that :func:`to_text` wrote; None for any other text."""
+    """Facts that :func:`to_text` wrote, settings under the names of today; None for any other text."""
     try:
-        table = json.loads(text or "")
+        table = json.loads(text or "", object_hook=with_current_names)
     except (ValueError, RecursionError):
         return None
     return table if isinstance(table, dict) and "ctxedit" in table and "kind" in table else None

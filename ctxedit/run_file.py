@@ -12,6 +12,7 @@ from ctxedit.config import Config, merge
 from ctxedit.contents import fingerprint
 from ctxedit.errors import CtxeditError, InputError, OutputError
 from ctxedit.media.temporary import atomic
+from ctxedit.renames import with_current_names
 from ctxedit.tables import read_table
 
 #: What a run must say of itself, and as what.
@@ -31,6 +32,7 @@ def read_run(file: Path) -> dict[str, Any]:
         for name, kind in _KEYS.items():
             if not isinstance(table[name], kind):
                 raise InputError(f"{name} = {table[name]!r}"[:80])
+        table["config"] = with_current_names(table["config"])  # those of an earlier version
         merge(Config(), table["config"])
         for stage, entry in table["stages"].items():
             _check_stage(stage, entry)
@@ -51,6 +53,8 @@ def _check_stage(stage: str, entry: Any) -> None:
             good = good and (isinstance(file, str) or _is_noted(file))
         for name, kind in _FACTS.get(stage.split("/")[0], {}).items():
             good = good and isinstance(entry["facts"].get(name, kind()), kind)
+        if isinstance(settings := entry["facts"].get("settings"), dict):
+            entry["facts"]["settings"] = with_current_names(settings)
     if not good:
         raise InputError(f"stage {stage} is not what was noted")
 

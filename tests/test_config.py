@@ -129,10 +129,10 @@ class TestRefusals:
             ({"adapter": {"enabled": 1}}, r"adapter\.enabled"),
             ({"model": 14}, "model"),
             ({"dtype": "float8"}, "dtype"),
-            ({"tune": {"train": "adapter"}}, r"tune\.train"),
-            ({"tune": {"train": [1]}}, r"tune\.train"),
-            ({"fusion": {"words": {"cat": "much"}}}, r"fusion\.words\.cat"),
-            ({"fusion": {"words": ["cat"]}}, r"fusion\.words"),
+            ({"tune": {"trainable_modules": "adapter"}}, r"tune\.trainable_modules"),
+            ({"tune": {"trainable_modules": [1]}}, r"tune\.trainable_modules"),
+            ({"fusion": {"word_weights": {"cat": "much"}}}, r"fusion\.word_weights\.cat"),
+            ({"fusion": {"word_weights": ["cat"]}}, r"fusion\.word_weights"),
         ],
     )
     def test_unknown_keys_and_types(self, table, message):
@@ -162,22 +162,22 @@ class TestRefusals:
             {"tune": {"lr": float("inf")}},
             {"tune": {"adapter_lr": -1.0}},
             {"tune": {"weight_decay": -1.0}},
-            {"tune": {"clip_norm": -1.0}},
+            {"tune": {"max_grad_norm": -1.0}},
             {"tune": {"save_every": 0}},
             {"invert": {"steps": 0}, "edit": {"steps": 0}},
             {"invert": {"steps": 1001}, "edit": {"steps": 1001}},
-            {"invert": {"refinements": -1}},
+            {"invert": {"fixed_point_iterations": -1}},
             {"edit": {"guidance": -1.0}},
             {"edit": {"guidance": float("nan")}},
             {"edit": {"guidance": float("inf")}},
             {"edit": {"eta": 1.5}},
             {"edit": {"strength": 0.0}},
-            {"fusion": {"self_share": 1.1}},
-            {"fusion": {"cross_share": -0.1}},
-            {"fusion": {"threshold": 1.0}},
+            {"fusion": {"self_replace_steps": 1.1}},
+            {"fusion": {"cross_replace_steps": -0.1}},
+            {"fusion": {"mask_threshold": 1.0}},
             {"attention": {"frames": "acausal"}},
-            {"fusion": {"finest": 0.0}},
-            {"fusion": {"finest": 2.0}},
+            {"fusion": {"max_resolution": 0.0}},
+            {"fusion": {"max_resolution": 2.0}},
         ],
         ids=lambda t: ", ".join(f"{a}.{k}={v}" for a, b in t.items() for k, v in b.items()),
     )
@@ -187,7 +187,12 @@ class TestRefusals:
 
     def test_the_defaults_and_the_edges_are_in_range(self):
         validated(Config())
-        validated(merge(Config(), {"fusion": {"self_share": 1.0, "cross_share": 0.0, "threshold": 0.0}}))
+        validated(
+            merge(
+                Config(),
+                {"fusion": {"self_replace_steps": 1.0, "cross_replace_steps": 0.0, "mask_threshold": 0.0}},
+            )
+        )
         validated(merge(Config(), {"tune": {"steps": 0}, "edit": {"guidance": 0.0, "eta": 1.0}}))
 
     def test_sampling_walks_the_levels_of_the_inversion(self):
@@ -222,8 +227,8 @@ class TestEnvironment:
                 "CTXEDIT_CLIP_MODEL": "openai/clip-vit-base-patch32",
                 "CTXEDIT_EDIT_NEGATIVE_PROMPT": "blurry, 3 = 4",
                 "CTXEDIT_ADAPTER_ENABLED": "false",
-                "CTXEDIT_TUNE_TRAIN": '["attn1", "adapter"]',
-                "CTXEDIT_FUSION_WORDS": "{cat = 3, dog = 0.5}",
+                "CTXEDIT_TUNE_TRAINABLE_MODULES": '["attn1", "adapter"]',
+                "CTXEDIT_FUSION_WORD_WEIGHTS": "{cat = 3, dog = 0.5}",
                 "CTXEDIT_TUNE_LR": "1e-4",
             }
         )
@@ -232,8 +237,8 @@ class TestEnvironment:
         assert config.clip_model == "openai/clip-vit-base-patch32"
         assert config.edit.negative_prompt == "blurry, 3 = 4"
         assert config.adapter.enabled is False
-        assert config.tune.train == ("attn1", "adapter")
-        assert config.fusion.words == {"cat": 3.0, "dog": 0.5}
+        assert config.tune.trainable_modules == ("attn1", "adapter")
+        assert config.fusion.word_weights == {"cat": 3.0, "dog": 0.5}
         assert config.tune.lr == 1e-4
 
     def test_other_variables_are_left_alone(self):
@@ -260,9 +265,9 @@ def changed_everywhere():
             "attention": {"temporal": True},
             "adapter": {"bound": 0.25},
             "control": {"kind": "video", "map": "depth.mp4", "scale": 0.5},
-            "tune": {"train": ["temporal", "attn1.to_q"]},
-            "invert": {"refinements": 2},
-            "fusion": {"words": {"cat": 3.0, "x.y z": 0.5}},
+            "tune": {"trainable_modules": ["temporal", "attn1.to_q"]},
+            "invert": {"fixed_point_iterations": 2},
+            "fusion": {"word_weights": {"cat": 3.0, "x.y z": 0.5}},
             "edit": {"negative_prompt": 'a "quoted" \\ word'},
         },
     )
@@ -288,7 +293,7 @@ def test_toml_and_back(tmp_path):
 
 def test_merging_leaves_the_original_alone():
     base = Config()
-    merge(base, {"edit": {"guidance": 1.0}, "fusion": {"words": {"cat": 2.0}}})
+    merge(base, {"edit": {"guidance": 1.0}, "fusion": {"word_weights": {"cat": 2.0}}})
     assert base == Config()
 
 

@@ -62,7 +62,7 @@ def settings(stable_diffusion):
         "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1},
         "tune": {"steps": 2, "save_every": 1, "lr": 1e-3}, "invert": {"steps": 2},
         "adapter": {"width": 32, "heads": 4, "blocks": 1}, "edit": {"steps": 2, "guidance": 2.0},
-        "fusion": {"finest": 1.0},
+        "fusion": {"max_resolution": 1.0},
     }  # fmt: skip
     return config.load("contextdiff", flags=flags, environ={})
 

@@ -78,7 +78,7 @@ def test_the_layers_foretold_are_those_that_attend(anatomy, kind, side):
     )
     # A mask is refused exactly where no layer would have made one.
     for share in (1.0, 0.5, 0.25, 0.125):
-        config = merge(Config(), {"fusion": {"blend": "self", "mask_layers": share}})
+        config = merge(Config(), {"fusion": {"blend": "self", "mask_resolution": share}})
         fits = FrameView((), side).tokens_at(share) in seen
         if fits:
             needs.check_layers(config, body, side)
@@ -88,21 +88,21 @@ def test_the_layers_foretold_are_those_that_attend(anatomy, kind, side):
             if seen:
                 hint = float(caught.value.hint.rsplit("=", 1)[1])
                 needs.check_layers(
-                    merge(config, {"fusion": {"mask_layers": hint, "finest": 1.0}}), body, side
+                    merge(config, {"fusion": {"mask_resolution": hint, "max_resolution": 1.0}}), body, side
                 )
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"fusion": {"finest": 0.1}}, "fusion.finest"),
+        ({"fusion": {"max_resolution": 0.1}}, "fusion.max_resolution"),
         ({"attention": {"temporal": True, "temporal_init": "copy"}}, "middle block only"),
-        ({"tune": {"train": ["attn3"]}}, "attn3"),
-        ({"tune": {"train": ["temporal"]}}, "temporal"),
-        ({"tune": {"train": ["temporal_conv"]}}, "no temporal convolutions"),
-        ({"tune": {"train": []}}, "names nothing"),
+        ({"tune": {"trainable_modules": ["attn3"]}}, "attn3"),
+        ({"tune": {"trainable_modules": ["temporal"]}}, "temporal"),
+        ({"tune": {"trainable_modules": ["temporal_conv"]}}, "no temporal convolutions"),
+        ({"tune": {"trainable_modules": []}}, "names nothing"),
         ({"attention": {"min_channels": 9}}, "widest attention layers have 8"),
-        ({"attention": {"frames": "key-frame", "key": 8}}, "attention.key"),
+        ({"attention": {"frames": "key-frame", "key_frame": 8}}, "attention.key_frame"),
     ],
 )
 def test_settings_that_a_model_cannot_serve(anatomy, table, said):
@@ -149,15 +149,19 @@ def test_sizes_of_nonsense_in_a_config_file(anatomy, tmp_path, value):
 @pytest.mark.parametrize(
     ("fusion", "prompt", "good"),
     [
-        ({"words": {"Cat": 2.0}}, None, True),
-        ({"words": {"catch": 2.0}}, None, False),
+        ({"word_weights": {"Cat": 2.0}}, None, True),
+        ({"word_weights": {"catch": 2.0}}, None, False),
         ({"cross": "replace"}, "a dog", True),
         ({"cross": "replace"}, "a small dog", False),
         ({"cross": "replace"}, None, True),
-        ({"words": {"cat": 2.0}, "cross_share": 0.0}, None, False),
-        ({"words": {"cat": 2.0}, "cross_share": 0.04}, None, False),
-        ({"words": {"cat": 2.0}, "cross_share": 0.05}, None, True),
-        ({"words": {"cat": 2.0}, "cross_share": 0.0, "words_where": "everywhere"}, None, True),
+        ({"word_weights": {"cat": 2.0}, "cross_replace_steps": 0.0}, None, False),
+        ({"word_weights": {"cat": 2.0}, "cross_replace_steps": 0.04}, None, False),
+        ({"word_weights": {"cat": 2.0}, "cross_replace_steps": 0.05}, None, True),
+        (
+            {"word_weights": {"cat": 2.0}, "cross_replace_steps": 0.0, "word_weights_where": "everywhere"},
+            None,
+            True,
+        ),
     ],
 )
 def test_word_settings_are_held_against_the_prompts(fusion, prompt, good):

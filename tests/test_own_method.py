@@ -34,7 +34,7 @@ from ctxedit.cli import main
 from ctxedit.config import load
 from ctxedit.patterns import attended_frames
 config = load("mine.toml", environ={})
-assert (config.fusion.self_share, config.adapter.enabled) == (0.3, True)
+assert (config.fusion.self_replace_steps, config.adapter.enabled) == (0.3, True)
 assert attended_frames(config.attention, 4) == ((0,), (0, 1), (0, 1, 2), (0, 2, 3))
 call = ["run", sys.argv[1], "a cat", "--prompt", "a tiger", "--frames", "4", "--dry-run"]
 assert main([*call, "--preset", "mine.toml"]) == 0

@@ -43,7 +43,7 @@ def settings(stable_diffusion):
             "adapter": {"width": 32, "heads": 4, "blocks": 1},
             "invert": {"steps": 4},
             "edit": {"steps": 4, "guidance": 2.0},
-            "fusion": {"finest": 1.0},
+            "fusion": {"max_resolution": 1.0},
         },
         environ={},
     )
@@ -228,7 +228,7 @@ def test_every_preset_runs(preset, clip, stable_diffusion, controlnet, tmp_path)
         "adapter": {"width": 32, "heads": 4, "blocks": 1},
         "invert": {"steps": 3},
         "edit": {"steps": 3},
-        "fusion": {"mask_layers": 1.0},
+        "fusion": {"mask_resolution": 1.0},
     }
     settings = config.load(preset, flags=flags, environ={})
     settings = replace(settings, tune=replace(settings.tune, steps=min(2, settings.tune.steps)))

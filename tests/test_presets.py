@@ -68,7 +68,7 @@ def spied(clip, stable_diffusion, controlnet, tmp_path_factory):
                 "adapter": {"width": 32, "heads": 4, "blocks": 1},
                 "invert": {"steps": STEPS},
                 "edit": {"steps": STEPS, "guidance": 2.0},
-                "fusion": {"mask_layers": 1.0, "finest": 1.0},
+                "fusion": {"mask_resolution": 1.0, "max_resolution": 1.0},
             }
             if base(preset) == "fatezero":
                 flags["attention"] = {"min_channels": 32}  # the tiny network has levels of 16 and 32

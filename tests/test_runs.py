@@ -26,7 +26,8 @@ def make(tmp_path, clip, identity="0123456789abcdef", preset="contextdiff", conf
 class TestCreateAndFind:
     def test_a_new_run_says_all_about_itself(self, tmp_path, clip):
         config = merge(
-            Config(), {"seed": 3, "tune": {"train": ["adapter"]}, "fusion": {"words": {"cat": 2.0}}}
+            Config(),
+            {"seed": 3, "tune": {"trainable_modules": ["adapter"]}, "fusion": {"word_weights": {"cat": 2.0}}},
         )
         run = make(tmp_path, clip, config=config)
         assert run.folder.parent == tmp_path / "runs"
@@ -312,7 +313,11 @@ class TestNamesAndKeys:
 
     def test_a_key_survives_the_disk(self, tmp_path, clip):
         config = merge(
-            Config(), {"tune": {"lr": 0.1 + 0.2, "train": ["adapter"]}, "fusion": {"words": {"b": 1, "a": 2}}}
+            Config(),
+            {
+                "tune": {"lr": 0.1 + 0.2, "trainable_modules": ["adapter"]},
+                "fusion": {"word_weights": {"b": 1, "a": 2}},
+            },
         )
         run = make(tmp_path, clip, config=config)
         again = Run(run.folder).config

@@ -58,7 +58,9 @@ def test_with_the_adapter_a_preset_is_its_base_and_the_adapter(name):
     for model in ("builtin", "sd14"):
         plain, more = (load(n, flags={"model": model}, environ={}) for n in (name, f"{name}+adapter"))
         assert more.adapter.enabled and not plain.adapter.enabled
-        assert set(more.tune.train) == (set(plain.tune.train) if plain.tune.steps else set()) | {"adapter"}
+        assert set(more.tune.trainable_modules) == (
+            set(plain.tune.trainable_modules) if plain.tune.steps else set()
+        ) | {"adapter"}
         for part in ("attention", "control", "invert", "fusion", "edit", "clip"):
             assert getattr(more, part) == getattr(plain, part), part
         assert more.adapter == load("contextdiff", flags={"model": model}, environ={}).adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.naming import expanded
+from ctxedit.renames import variable_of
 from ctxedit.tables import DEFAULT_PRESET, lay, nested, parse, preset_files, read_table
 
 #: Variables that are no settings.
@@ -118,11 +119,7 @@ def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
 
 def warn_of_variables(screen: Screen) -> None:
     """Say which CTXEDIT_* variables mean nothing: a misspelt one would change nothing in silence."""
-    known = {*VARIABLES}
-    base = Config()
-    for top in fields(Config):
-        value, name = getattr(base, top.name), f"CTXEDIT_{top.name.upper()}"
-        known |= {f"{name}_{f.name.upper()}" for f in fields(value)} if is_dataclass(value) else {name}
+    known = {*VARIABLES, *map(variable_of, configuration.setting_names())}
     for name in sorted(os.environ):
         if name.startswith("CTXEDIT_") and name not in known:
             close = difflib.get_close_matches(name, sorted(known), 1)

@@ -58,7 +58,7 @@ class Costs:
         networks = body.unet.parameters + self.control.parameters
         masters = networks * (4 - width) if width < 4 else 0
         kept = footprint.backward_bytes(
-            body, self.side, self.frames, self.window, width, self.config.tune.checkpointing
+            body, self.side, self.frames, self.window, width, self.config.tune.gradient_checkpointing
         )
         if self.control.parameters:  # the way down a second time
             kept = kept * 3 // 2
@@ -113,7 +113,9 @@ class Costs:
     def _fuses(self) -> bool:
         fusion = self.config.fusion
         inverted = self.config.edit.start == "inversion"
-        return inverted and bool(fusion.self_share or fusion.cross_share or fusion.blend == "latent")
+        return inverted and bool(
+            fusion.self_replace_steps or fusion.cross_replace_steps or fusion.blend == "latent"
+        )
 
     @property
     def _adapter(self) -> int:
@@ -126,12 +128,12 @@ class Costs:
     @property
     def _trained(self) -> int:
         """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
-        names = [n for n in self.config.tune.train if n not in (ADAPTER, TEMPORAL, TEMPORAL_CONV)]
+        names = [n for n in self.config.tune.trainable_modules if n not in (ADAPTER, TEMPORAL, TEMPORAL_CONV)]
         beside = [n for n in names if n.startswith(CONTROL)]
         names = [n for n in names if n not in beside]
-        moved = self._adapter if ADAPTER in self.config.tune.train else 0
-        temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.train else 0
-        if TEMPORAL_CONV in self.config.tune.train:
+        moved = self._adapter if ADAPTER in self.config.tune.trainable_modules else 0
+        temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.trainable_modules else 0
+        if TEMPORAL_CONV in self.config.tune.trainable_modules:
             moved += convolution_parameters(self.body, self.config.attention.temporal_conv_rank)
         moved += min(1, len(beside)) * self.control.parameters // 20
         return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20

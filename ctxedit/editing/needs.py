@@ -15,7 +15,7 @@ from ctxedit.models.attention import FrameView, make_kernel
 from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
-from ctxedit.stages.sample import fused_steps
+from ctxedit.stages.sample import fused_counts
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
 
@@ -49,24 +49,28 @@ def check_layers(config: Config, body: Sizes, side: tuple[int, int], heatmaps: b
     fuses = config.edit.start == "inversion"
     view = FrameView((), side)
     layers = {level: math.prod(_side(side, level)) for level in body.attention_levels}
-    fuses_self, fuses_cross = fused_steps(steps, fusion.self_share), fused_steps(steps, fusion.cross_share)
+    fuses_self, fuses_cross = fused_counts(fusion, steps)
     coarsest = max(layers, default=0)
-    if fuses and (fuses_self or fuses_cross) and view.tokens_at(fusion.finest) < layers.get(coarsest, 0):
+    if (
+        fuses
+        and (fuses_self or fuses_cross)
+        and view.tokens_at(fusion.max_resolution) < layers.get(coarsest, 0)
+    ):
         raise ConfigError(
-            f"fusion.finest = {fusion.finest:g}: this model has no attention layers that coarse",
+            f"fusion.max_resolution = {fusion.max_resolution:g}: this model has no layers that coarse",
             f"its coarsest are at {_share(coarsest)} of the latent's side: "
-            f"--set fusion.finest={_share(coarsest)} or more",
+            f"--set fusion.max_resolution={_share(coarsest)} or more",
         )
     masks = fuses and (fusion.blend == "latent" or (fusion.blend == "self" and fuses_self > 0))
-    if (masks or heatmaps) and view.tokens_at(fusion.mask_layers) not in layers.values():
+    if (masks or heatmaps) and view.tokens_at(fusion.mask_resolution) not in layers.values():
         if not layers:
             raise ConfigError("this model has no cross-attention to make masks of", "--set fusion.blend=none")
-        nearest = min(layers, key=lambda level: abs(level + math.log2(fusion.mask_layers)))
+        nearest = min(layers, key=lambda level: abs(level + math.log2(fusion.mask_resolution)))
         shares = ", ".join(_share(level) for level in sorted(layers))
         raise ConfigError(
-            f"fusion.mask_layers = {fusion.mask_layers:g}: this model has no attention layers of that size "
-            f"for latents of {side[1]}×{side[0]}",
-            f"it has them at {shares} of the latent's side: --set fusion.mask_layers={_share(nearest)}",
+            f"fusion.mask_resolution = {fusion.mask_resolution:g}: this model has no attention layers of "
+            f"that size for latents of {side[1]}×{side[0]}",
+            f"it has them at {shares} of the latent's side: --set fusion.mask_resolution={_share(nearest)}",
         )
 
 
@@ -79,20 +83,22 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
         return
     fusion = config.fusion
     if (
-        fusion.words
-        and fusion.words_where == "fused"
-        and not fused_steps(config.edit.steps, fusion.cross_share)
+        fusion.word_weights
+        and fusion.word_weights_where == "fused"
+        and not fused_counts(fusion, config.edit.steps)[1]
     ):
         raise ConfigError(
-            "fusion.words has no effect: it acts where cross-attention is fused, and no step fuses it",
-            "--set fusion.words_where=everywhere, or a larger fusion.cross_share",
+            "fusion.word_weights has no effect: it acts where cross-attention is fused, and no step fuses it",
+            "--set fusion.word_weights_where=everywhere, or a larger fusion.cross_replace_steps",
         )
     for target in targets:
         words = split_words(target)
-        absent = [word for word in config.fusion.words if word.lower() not in {w.lower() for w in words}]
+        absent = [
+            word for word in config.fusion.word_weights if word.lower() not in {w.lower() for w in words}
+        ]
         if absent:
             raise ConfigError(
-                f"fusion.words: the target “{target[:60]}” has no word {absent[0]!r}",
+                f"fusion.word_weights: the target “{target[:60]}” has no word {absent[0]!r}",
                 "words are matched whole",
             )
         source = words if prompt is None else split_words(prompt)
@@ -141,7 +147,7 @@ def _check_temporal(config: Config, body: Sizes) -> None:
 def _check_trained(config: Config, body: Sizes) -> None:
     """As :func:`ctxedit.stages.tune.trainable` selects, by the names of the stored tensors."""
     found = 0
-    for name in config.tune.train:
+    for name in config.tune.trainable_modules:
         if name == ADAPTER:
             found += config.adapter.enabled  # a preset may list it and a flag switch the adapter off
         elif name.startswith(CONTROL):
@@ -149,25 +155,28 @@ def _check_trained(config: Config, body: Sizes) -> None:
         elif name == TEMPORAL:
             if not config.attention.temporal:
                 raise ConfigError(
-                    "tune.train names temporal, and there are no temporal layers",
-                    "--set attention.temporal=true, or leave it out of tune.train",
+                    "tune.trainable_modules names temporal, and there are no temporal layers",
+                    "--set attention.temporal=true, or leave it out of tune.trainable_modules",
                 )
             found += 1
         elif name == TEMPORAL_CONV:
             if not config.attention.temporal_conv_rank:
                 raise ConfigError(
-                    "tune.train names temporal_conv, and there are no temporal convolutions",
-                    "--set attention.temporal_conv_rank=160, or leave it out of tune.train",
+                    "tune.trainable_modules names temporal_conv, and there are no temporal convolutions",
+                    "--set attention.temporal_conv_rank=160, or leave it out of tune.trainable_modules",
                 )
             found += 1
         elif body.unet_names and not any(f".{name}." in f".{key}." for key in body.unet_names):
             raise ConfigError(
-                f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
+                f"tune.trainable_modules: {name!r} matches nothing",
+                "e.g. attn1.to_q, attn1, temporal, adapter",
             )
         else:
             found += 1
     if not found:
-        raise ConfigError("tune.train names nothing that there is to tune", "or set tune.steps = 0")
+        raise ConfigError(
+            "tune.trainable_modules names nothing that there is to tune", "or set tune.steps = 0"
+        )
 
 
 def _side(side: tuple[int, int], level: int) -> tuple[int, int]:

@@ -231,7 +231,7 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     text = prompt if config.prompt == "source" else ""
     return inverting.invert(
         backbone, parts.latents, backbone.condition([text]), backbone.levels(config.steps), parts.view,
-        parts.shift(text), config.refinements, progress,
+        parts.shift(text), config.fixed_point_iterations, progress,
     )  # fmt: skip
 
 

@@ -51,9 +51,9 @@ def tune_with_curve(session: Session, target: str, every: int, compare: bool = F
     """
     logs: dict[str, list[dict[str, Any]]] = {}
     if compare:
-        if ADAPTER not in session.config.tune.train:
+        if ADAPTER not in session.config.tune.trainable_modules:
             raise ConfigError(
-                "the comparison needs an adapter that is trained: tune.train does not name it",
+                "the comparison needs an adapter that is trained: tune.trainable_modules does not name it",
                 "choose a preset with +adapter",
             )
         adapter = replace(session.config.adapter, enabled=not session.config.adapter.enabled)

@@ -84,7 +84,7 @@ def watched_edit(
     """Edit, and note where each content word of the target attends to.
 
     A map is the mean over the conditional lane's heads, all steps, and the layers that also make masks
-    (``fusion.mask_layers``): others place words less exactly. In a fused step it is what the target's own
+    (``fusion.mask_resolution``): others place words less exactly. In a fused step it is what the target's own
     queries and keys say, not the map of the source that serves in its place.
 
     Args:
@@ -100,7 +100,7 @@ def watched_edit(
     words = content(scene.backbone.words(target))
     if not words:
         raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
-    tokens = scene.view.tokens_at(config.fusion.mask_layers)
+    tokens = scene.view.tokens_at(config.fusion.mask_resolution)
     table = columns(words, scene.backbone.context_length)
     watch = HeatMap(table, 0, scene.view.side, finest=tokens, coarsest=tokens)
     latents = edit(scene, target, config, shift, mask, progress, watch)

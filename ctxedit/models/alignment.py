@@ -70,7 +70,9 @@ def equaliser(target: Sequence[Word], length: int, weights: Mapping[str, float])
     for text, value in weights.items():
         found = [w for w in target if w.text.lower() == text.lower()]
         if not found:
-            raise ConfigError(f"fusion.words: the target has no word {text!r}", "words are matched whole")
+            raise ConfigError(
+                f"fusion.word_weights: the target has no word {text!r}", "words are matched whole"
+            )
         for word in found:
             weight[list(word.tokens)] = value
     return weight

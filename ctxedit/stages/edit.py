@@ -95,14 +95,14 @@ def edit(
 def _source(scene: Scene, target: str, config: Config) -> Source:
     backbone = scene.backbone
     old, new = backbone.words(scene.prompt), backbone.words(target)
-    alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.words)
+    alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.word_weights)
     prompt = scene.prompt if config.invert.prompt == "source" else ""
     return Source(
         scene.trajectory,
         backbone.condition([prompt]),
         alignment,
         changed(old, new),
-        config.invert.refinements > 0,
+        config.invert.fixed_point_iterations > 0,
     )
 
 

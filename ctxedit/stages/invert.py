@@ -27,11 +27,15 @@ def no_progress(done: int, total: int) -> None:
 
 def network_passes(config: Config) -> int:
     """Passes of the network over the clip that :func:`invert` makes; none where edits start from noise."""
-    return 0 if config.edit.start == "noise" else _passes(config.invert.steps, config.invert.refinements)
+    return (
+        0
+        if config.edit.start == "noise"
+        else _passes(config.invert.steps, config.invert.fixed_point_iterations)
+    )
 
 
-def _passes(steps: int, refinements: int) -> int:
-    return steps * (1 + refinements)
+def _passes(steps: int, fixed_point_iterations: int) -> int:
+    return steps * (1 + fixed_point_iterations)
 
 
 @torch.no_grad()
@@ -42,7 +46,7 @@ def invert(
     levels: Levels,
     view: FrameView,
     shift: ContextShift | None = None,
-    refinements: int = 0,
+    fixed_point_iterations: int = 0,
     progress: Progress = no_progress,
 ) -> Tensor:
     """Walk clean latents up the levels.
@@ -59,7 +63,7 @@ def invert(
         levels: S used levels.
         view: one lane.
         shift: b_t of the same prompt, or None.
-        refinements: network evaluations for each step beyond the first.
+        fixed_point_iterations: network evaluations of each step beyond the first.
         progress: told (done, total) network evaluations.
 
     Returns:
@@ -69,17 +73,17 @@ def invert(
         NumericsError: NaN or infinity appeared.
     """
     trajectory = [latents]
-    total = _passes(levels.steps, refinements)
+    total = _passes(levels.steps, fixed_point_iterations)
     for low, high in levels.up():
         x, t = trajectory[-1], levels.timestep(high)
         up, asked = x, low
-        for i in range(1 + refinements):
+        for i in range(1 + fixed_point_iterations):
             raw = backbone.raw(up, t, context, view)
             x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
             eps = _noise(raw, up, x0, levels, asked, high, backbone.prediction)
             up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
             asked = high
-            progress(1 + i + (1 + refinements) * low, total)
+            progress(1 + i + (1 + fixed_point_iterations) * low, total)
         if not bool(torch.isfinite(up).all()):
             raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
         trajectory.append(up)

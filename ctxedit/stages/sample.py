@@ -82,6 +82,11 @@ def fused_steps(steps: int, share: float) -> int:
     return int(steps * share + 1e-9)
 
 
+def fused_counts(fusion: FusionConfig, steps: int) -> tuple[int, int]:
+    """In how many of the steps self- and cross-attention are fused."""
+    return fused_steps(steps, fusion.self_replace_steps), fused_steps(steps, fusion.cross_replace_steps)
+
+
 def network_passes(config: Config, removed: bool = True, added: bool = True) -> int:
     """Passes of the network over the clip that :func:`sample` makes for one edit, branches counted singly.
 
@@ -95,7 +100,7 @@ def network_passes(config: Config, removed: bool = True, added: bool = True) -> 
     if edit.start == "noise":
         return branches * max(1, round(edit.steps * edit.strength))
     blend = fusion.blend if removed or added else "none"
-    fuses_self, fuses_cross = (fused_steps(edit.steps, s) for s in (fusion.self_share, fusion.cross_share))
+    fuses_self, fuses_cross = fused_counts(fusion, edit.steps)
     source = edit.steps if blend == "latent" else max(fuses_self, fuses_cross)
     masks = fuses_self if blend == "self" and removed else 0
     return branches * edit.steps + source + masks
@@ -127,8 +132,8 @@ class Sampling:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
         if self.source is None:
             return False, False
-        fusion = self.fusion
-        return step < fused_steps(steps, fusion.self_share), step < fused_steps(steps, fusion.cross_share)
+        fuses_self, fuses_cross = fused_counts(self.fusion, steps)
+        return step < fuses_self, step < fuses_cross
 
     def watching(self, lane: int) -> tuple[HeatMap, ...]:
         """The heat map to collect, if any, from the lane that is conditional in this step."""
@@ -175,7 +180,7 @@ def sample(
     Raises:
         NumericsError: NaN or infinity appeared.
     """
-    condition, blend = Condition.of(context), Blend(how.fusion.threshold)
+    condition, blend = Condition.of(context), Blend(how.fusion.mask_threshold)
     top = levels.steps if start is None else start
     for step, high in enumerate(range(top, 0, -1)):
         low = high - 1
@@ -226,14 +231,14 @@ def _predict(
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
     weight = None
-    if source is not None and how.fusion.words_where == "everywhere":
+    if source is not None and how.fusion.word_weights_where == "everywhere":
         weight = source.alignment.weight
     if not with_source:
         lanes = replace(view, lanes=len(words), weight=weight, heats=how.watching(len(words) - 1))
         parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
         return guide(parts[0], parts[1], how.guidance) if guided else parts[0]
     assert source is not None
-    finest = view.tokens_at(how.fusion.finest)
+    finest = view.tokens_at(how.fusion.max_resolution)
     target = len(words)
     mask = None
     if fuse_self and how.blends == "self":
@@ -261,7 +266,7 @@ def _heat_maps(
 
 
 def _heat(words: Sequence[Word], length: int, lane: int, view: FrameView, fusion: FusionConfig) -> HeatMap:
-    tokens = view.tokens_at(fusion.mask_layers)
+    tokens = view.tokens_at(fusion.mask_resolution)
     side = view.layer_side(tokens)  # pooled and normalised there, as published
     return HeatMap(columns(words, length), lane, side, finest=tokens, coarsest=tokens)
 
@@ -285,4 +290,4 @@ def _mask_of_step(
         return torch.zeros(view.frames, 1, *view.side)
     heat = _heat(words, backbone.context_length, 0, view, fusion)
     backbone.raw(source.latent(level), levels.timestep(level), source.context, replace(view, heats=(heat,)))
-    return word_mask(heat.mean(), fusion.threshold)
+    return word_mask(heat.mean(), fusion.mask_threshold)

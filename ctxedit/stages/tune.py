@@ -25,7 +25,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.state import BrokenState, load_state, save_state
 from ctxedit.models.temporal import TemporalLayers
 
-#: Names in ``tune.train`` that are not paths in the UNet.
+#: Names in ``tune.trainable_modules`` that are not paths in the UNet.
 ADAPTER, TEMPORAL, TEMPORAL_CONV, CONTROL = "adapter", "temporal", "temporal_conv", "controlnet."
 
 
@@ -55,10 +55,10 @@ def trainable(
     """The parameters that tuning moves, by name: ``unet.…``, ``adapter.…``, ``temporal.…``, ``controlnet.…``.
 
     Raises:
-        ConfigError: a name in ``tune.train`` matches nothing, or nothing is named.
+        ConfigError: a name in ``tune.trainable_modules`` matches nothing, or nothing is named.
     """
     found: dict[str, nn.Parameter] = {}
-    for name in config.train:
+    for name in config.trainable_modules:
         if name == ADAPTER:
             here = {} if shift is None else {f"adapter.{k}": v for k, v in shift.adapter.named_parameters()}
             if shift is None:
@@ -75,11 +75,14 @@ def trainable(
             here = {f"unet.{k}": v for k, v in backbone.select([name]).items()}
         if not here:
             raise ConfigError(
-                f"tune.train: {name!r} matches nothing", "e.g. attn1.to_q, attn1, temporal, adapter"
+                f"tune.trainable_modules: {name!r} matches nothing",
+                "e.g. attn1.to_q, attn1, temporal, adapter",
             )
         found |= here
     if not found:
-        raise ConfigError("tune.train names nothing that there is to tune", "or set tune.steps = 0")
+        raise ConfigError(
+            "tune.trainable_modules names nothing that there is to tune", "or set tune.steps = 0"
+        )
     return found
 
 
@@ -133,7 +136,7 @@ def tune(
             loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
             if not bool(torch.isfinite(loss)):
                 raise _broken(f"the loss is {loss.item()} at step {step}")
-            _descend(loss, parameters, optimizer, scaler, config.clip_norm)
+            _descend(loss, parameters, optimizer, scaler, config.max_grad_norm)
             left = (time.monotonic() - began) / (step + 1 - done) * (config.steps - step - 1)
             row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left, probe(step + 1))
             _log(folder, row)
@@ -145,12 +148,12 @@ def tune(
 
 
 def _descend(
-    loss: Tensor, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any, clip_norm: float
+    loss: Tensor, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any, max_norm: float
 ) -> None:
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    if clip_norm:
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip_norm)
+    if max_norm:
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), max_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -205,7 +208,7 @@ def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: T
     backbone.dtype = torch.float32
     try:
         device = backbone.device.type
-        with backbone.checkpointing() if config.checkpointing else nullcontext():
+        with backbone.checkpointing() if config.gradient_checkpointing else nullcontext():
             yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
     finally:
         backbone.dtype = dtype

@@ -24,7 +24,7 @@ FLAGS = {
     "adapter": {"width": 32, "heads": 4, "blocks": 1},
     "invert": {"steps": 2},
     "edit": {"steps": 2},
-    "fusion": {"mask_layers": 1.0},
+    "fusion": {"mask_resolution": 1.0},
 }
 
 

@@ -34,8 +34,8 @@ def listed(clip, tmp_path_factory):
     (folder / "few.toml").write_text(FEW)
     # A preset of one's own that trains nothing: --config gives steps of tuning to every preset alike.
     (folder / "plain.toml").write_text(
-        'about = "plain"\n[adapter]\nenabled = false\n[tune]\ntrain = ["attn1.to_q"]\n'
-        "[fusion]\nself_share = 0.0\ncross_share = 0.0\n"
+        'about = "plain"\n[adapter]\nenabled = false\n[tune]\ntrainable_modules = ["attn1.to_q"]\n'
+        "[fusion]\nself_replace_steps = 0.0\ncross_replace_steps = 0.0\n"
     )
     return folder
 

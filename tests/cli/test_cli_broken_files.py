@@ -230,7 +230,7 @@ def test_every_seed_of_64_bits_draws(ctxedit, clip, runs, seed, tmp_path):
         (["--device", "cpu:3"], 2), (["--device", "nonsense"], 2), (["--device", "cuda:9"], 5),
         (["--device", "meta"], 2), (["--model", "x" * 5000], 4), (["--model", "~nobody/model"], 4),
         (["--guidance", "1e999"], 2), (["--guidance", "nan"], 2),
-        (["--set", "edit.guidance=1" + "0" * 400], 2), (["--set", "fusion.words.cat=nan"], 2),
+        (["--set", "edit.guidance=1" + "0" * 400], 2), (["--set", "fusion.word_weights.cat=nan"], 2),
         (["--set", "clip.frames=1" + "0" * 40], 2), (["--steps", "1" + "0" * 40], 2),
     ],
 )  # fmt: skip

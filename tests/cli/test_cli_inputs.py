@@ -256,7 +256,7 @@ def test_a_settings_file_of_a_gigabyte_is_not_read(edit, tmp_path):
         b"\x00\xff\xfe",
         b"seed = 1e400",
         b"fusion = 3",
-        b"[fusion.words]\ntiger = 'much'",
+        b"[fusion.word_weights]\ntiger = 'much'",
     ],
 )
 def test_settings_of_nonsense_are_2(edit, tmp_path, text):

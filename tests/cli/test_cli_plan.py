@@ -74,7 +74,7 @@ def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, 
     flags = {
         "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1},
         "adapter": {"width": 16, "heads": 2, "blocks": 1}, "control": {"model": str(controlnet)},
-        "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_layers": 1.0},
+        "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_resolution": 1.0},
         "attention": {"min_channels": 0},
     }  # fmt: skip
     config = load(preset, flags=flags, environ={})
@@ -94,7 +94,7 @@ def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, 
             assert passes.counted["edit"] == planned[f"edit “{target}”"], target
 
 
-@pytest.mark.parametrize("changes", [{"edit": {"guidance": 1.0}}, {"invert": {"refinements": 2}}])
+@pytest.mark.parametrize("changes", [{"edit": {"guidance": 1.0}}, {"invert": {"fixed_point_iterations": 2}}])
 def test_planned_passes_follow_the_settings(changes, clip, stable_diffusion, tmp_path):
     flags = {"model": str(stable_diffusion), "clip_model": "builtin", "tune": {"steps": 0}}
     flags["clip"] = {"frames": 2, "stride": 1}
@@ -123,7 +123,7 @@ def test_memory_grows_with_what_it_should(clip, tmp_path):
 
     assert peak("tune", clip={"frames": 8}) > 1.5 * peak("tune")
     assert peak("edit", clip={"size": 512}) > 3 * peak("edit")
-    assert peak("tune", tune={"checkpointing": True}) < peak("tune")
+    assert peak("tune", tune={"gradient_checkpointing": True}) < peak("tune")
     assert peak("edit", edit={"steps": 50}, invert={"steps": 50}) == peak("edit"), "no store of maps"
 
 

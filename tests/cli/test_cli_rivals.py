@@ -12,7 +12,7 @@ PROMPT = "a tiger walking on the beach"
 #: The tiny network has levels of 16 and 32 channels, its finest attention is at 16².
 FITS = {
     "fatezero": ("--set", "attention.min_channels=32"),
-    "fatezero-shape": ("--set", "fusion.mask_layers=0.5"),
+    "fatezero-shape": ("--set", "fusion.mask_resolution=0.5"),
     "tune-a-video": (),
     "controlvideo": (),
 }
@@ -77,7 +77,7 @@ def test_plan_and_edit(ctxedit, arguments, preset):
         "attention.group_norm=frame",
         "invert.final_alpha=one",
         "attention.min_channels=0",
-        "attention.key=0",
+        "attention.key_frame=0",
         "fusion.cross=replace",
     ],
 )
@@ -100,13 +100,13 @@ def test_a_model_too_narrow_for_the_preset_is_refused_before_any_weight(ctxedit,
 @pytest.mark.parametrize(
     "said, wanted",
     [
-        (("--set", "fusion.words.panda=5"), "fusion.words has no effect"),
-        (("--set", 'tune.train=["temporal_conv"]'), "no temporal convolutions"),
+        (("--set", "fusion.word_weights.panda=5"), "fusion.word_weights has no effect"),
+        (("--set", 'tune.trainable_modules=["temporal_conv"]'), "no temporal convolutions"),
         (("--set", "attention.group_norm=batch"), "attention.group_norm"),
         (("--set", "invert.final_alpha=zero"), "invert.final_alpha"),
         (("--set", "attention.temporal_conv_rank=-1"), "attention.temporal_conv_rank"),
         (("--set", "attention.min_channels=-1"), "attention.min_channels"),
-        (("--set", "fusion.words_where=here"), "fusion.words_where"),
+        (("--set", "fusion.word_weights_where=here"), "fusion.word_weights_where"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_a_hint(ctxedit, arguments, no_weights, said, wanted):
@@ -118,6 +118,6 @@ def test_what_cannot_be_is_one_line_and_a_hint(ctxedit, arguments, no_weights, s
 def test_words_are_weighed_everywhere_where_it_is_asked_for(ctxedit, arguments):
     asked = ("run", *arguments("tune-a-video", "--tune-steps", 1), "--target", TARGET, "--json")
     plain, folder = edited(ctxedit(*asked))
-    heavy = ("--set", "fusion.words.panda=9", "--set", "fusion.words_where=everywhere")
+    heavy = ("--set", "fusion.word_weights.panda=9", "--set", "fusion.word_weights_where=everywhere")
     weighed, same = edited(ctxedit(*asked, *heavy))
     assert same == folder and (plain != weighed).any()

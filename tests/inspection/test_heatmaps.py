@@ -23,7 +23,7 @@ def settings(**fusion):
     return Config(
         edit=EditConfig(steps=STEPS, guidance=3.0),
         invert=InvertConfig(steps=STEPS),
-        fusion=FusionConfig(**({"mask_layers": 1.0} | fusion)),
+        fusion=FusionConfig(**({"mask_resolution": 1.0} | fusion)),
     )
 
 
@@ -41,7 +41,9 @@ def scene(backbone):
         yield inverted(backbone, latents)
 
 
-@pytest.mark.parametrize("fusion", [{}, {"self_share": 0.0, "cross_share": 0.0}, {"blend": "latent"}])
+@pytest.mark.parametrize(
+    "fusion", [{}, {"self_replace_steps": 0.0, "cross_replace_steps": 0.0}, {"blend": "latent"}]
+)
 def test_watching_changes_nothing(scene, fusion):
     config = settings(**fusion)
     latents, maps = watched_edit(scene, TARGET, config)

@@ -45,11 +45,13 @@ class TestSeenFrames:
         assert attended_frames(AttentionConfig(frames="sparse-causal"), 4) == ((0,), (0,), (0, 1), (0, 2))
 
     def test_key_frame(self):
-        assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 5) == ((2,),) * 5
-        assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 8) == ((3,),) * 8, "(n − 1) // 2"
-        assert attended_frames(AttentionConfig(frames="key-frame", key=-1), 1) == ((0,),)
+        assert attended_frames(AttentionConfig(frames="key-frame", key_frame=-1), 5) == ((2,),) * 5
+        assert attended_frames(AttentionConfig(frames="key-frame", key_frame=-1), 8) == ((3,),) * 8, (
+            "(n − 1) // 2"
+        )
+        assert attended_frames(AttentionConfig(frames="key-frame", key_frame=-1), 1) == ((0,),)
         with pytest.raises(ConfigError):
-            attended_frames(AttentionConfig(frames="key-frame", key=5), 5)
+            attended_frames(AttentionConfig(frames="key-frame", key_frame=5), 5)
 
     def test_none_is_itself(self):
         assert attended_frames(AttentionConfig(frames="none"), 2) == ((0,), (1,))

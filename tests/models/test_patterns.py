@@ -46,9 +46,10 @@ def test_a_key_frame_beyond_the_clip_is_refused_at_the_dry_run(tmp_path):
     sample = Path(__file__).parents[2] / "samples" / "tiger-beach.mp4"
     answer = call(
         "run", sample, "--preset", "ddim", "--prompt", "a tiger", "--target", TARGET, "--frames", 2,
-        "--set", "attention.frames=key-frame", "--set", "attention.key=5", "--runs", tmp_path, "--dry-run",
+        "--set", "attention.frames=key-frame", "--set", "attention.key_frame=5",
+        "--runs", tmp_path, "--dry-run",
     )  # fmt: skip
-    assert answer.code == 2 and "attention.key = 5" in answer.err
+    assert answer.code == 2 and "attention.key_frame = 5" in answer.err
 
 
 def test_a_plugin_that_cannot_be_imported_is_said(monkeypatch):

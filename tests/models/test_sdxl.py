@@ -147,7 +147,8 @@ def test_every_preset_without_a_controlnet_edits(folder, clip, tmp_path, preset)
         "--set", "attention.min_channels=0",
         "--frames", 2, "--stride", 1, "--steps", 2, "--tune-steps", 2, "--runs", tmp_path, "--json",
         "--set", "clip_model=builtin", "--set", "adapter.width=32", "--set", "adapter.heads=4",
-        "--set", "adapter.blocks=1", "--set", "fusion.mask_layers=1.0", "--set", "fusion.finest=1.0",
+        "--set", "adapter.blocks=1", "--set", "fusion.mask_resolution=1.0",
+        "--set", "fusion.max_resolution=1.0",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert list(tmp_path.rglob("*.mp4"))

@@ -65,7 +65,7 @@ def test_sampling_is_euler_along_the_velocity(toy):
 def test_inversion_leads_back(toy):
     x, steps, condition = draw(), 8, toy.condition(["", PROMPT])
     toy.net.conv_out.weight.data.mul_(0.2)  # nearby levels predict nearly alike, as in a trained network
-    trajectory = invert(toy, x, condition[1:], toy.levels(steps), VIEW, refinements=10)
+    trajectory = invert(toy, x, condition[1:], toy.levels(steps), VIEW, fixed_point_iterations=10)
     back = sample(toy, trajectory[-1], condition, toy.levels(steps), VIEW, Sampling(1.0))
     torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
     assert (trajectory[-1] - x).abs().max() > 0.05
@@ -86,7 +86,10 @@ def test_it_is_tuned_and_checkpointing_changes_no_bit(toy, tmp_path):
     for checkpointing in (False, True):
         toy.net.load_state_dict(before)
         config = TuneConfig(
-            steps=4, lr=1e-2, train=("attn1.to_q", "attn2", "conv_out"), checkpointing=checkpointing
+            steps=4,
+            lr=1e-2,
+            trainable_modules=("attn1.to_q", "attn2", "conv_out"),
+            gradient_checkpointing=checkpointing,
         )
         rows = []
         tuned.append(
@@ -108,7 +111,8 @@ def test_through_the_command_line(folder, clip, tmp_path, preset):
         "--set", "attention.min_channels=0", "--set", "attention.group_norm=frame",
         "--frames", 2, "--stride", 1, "--steps", 3, "--tune-steps", 2, "--runs", tmp_path, "--json",
         "--set", "clip_model=builtin", "--set", "adapter.width=32", "--set", "adapter.heads=4",
-        "--set", "adapter.blocks=1", "--set", "fusion.mask_layers=1.0", "--set", "fusion.finest=1.0",
+        "--set", "adapter.blocks=1", "--set", "fusion.mask_resolution=1.0",
+        "--set", "fusion.max_resolution=1.0",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert list(tmp_path.rglob("*.mp4"))

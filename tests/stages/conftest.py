@@ -20,4 +20,4 @@ def net(stable_diffusion):
 @pytest.fixture(scope="module")
 def trajectory(net):
     """The source's: inverted exactly, six steps."""
-    return inverted(net, STEPS, refinements=8)
+    return inverted(net, STEPS, fixed_point_iterations=8)

@@ -22,9 +22,9 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def inverted(net, steps, refinements=0, shift=None):
+def inverted(net, steps, fixed_point_iterations=0, shift=None):
     x = draw(F, 4, *SIDE)
-    return invert(net, x, net.embed([OLD]), net.levels(steps), VIEW, shift, refinements)
+    return invert(net, x, net.embed([OLD]), net.levels(steps), VIEW, shift, fixed_point_iterations)
 
 
 def source(net, trajectory, target=NEW, exact=True, how="auto"):

@@ -28,7 +28,7 @@ def scene(backbone):
 
 def settings(**changes):
     """Nothing fused: only the conditional lane takes the source's maps, and here lanes are compared."""
-    unfused = FusionConfig(self_share=0.0, cross_share=0.0)
+    unfused = FusionConfig(self_replace_steps=0.0, cross_replace_steps=0.0)
     return Config(edit=EditConfig(steps=STEPS, **changes), invert=InvertConfig(steps=STEPS), fusion=unfused)
 
 

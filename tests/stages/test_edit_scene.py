@@ -15,7 +15,10 @@ class TestEdit:
         return Scene(net, OLD, trajectory, net.levels(STEPS), VIEW)
 
     def config(self, **tables):
-        steps = {"invert": {"steps": STEPS, "refinements": 1}, "edit": {"steps": STEPS, "guidance": 5.0}}
+        steps = {
+            "invert": {"steps": STEPS, "fixed_point_iterations": 1},
+            "edit": {"steps": STEPS, "guidance": 5.0},
+        }
         return merge(merge(Config(), steps), tables)
 
     def test_it_is_the_sampling_with_the_aligned_source(self, net, trajectory):

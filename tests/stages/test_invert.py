@@ -47,15 +47,22 @@ def shift_of(backbone, prompt=PROMPT, bound=0.1, zero=False):
     return ContextShift(adapter, backbone.embed([prompt]), F)
 
 
-def up(backbone, latents, shift=None, refinements=0, steps=STEPS, **more):
+def up(backbone, latents, shift=None, fixed_point_iterations=0, steps=STEPS, **more):
     return invert(
-        backbone, latents, backbone.embed([PROMPT]), backbone.levels(steps), VIEW, shift, refinements, **more
+        backbone,
+        latents,
+        backbone.embed([PROMPT]),
+        backbone.levels(steps),
+        VIEW,
+        shift,
+        fixed_point_iterations,
+        **more,
     )
 
 
-def round_trip(backbone, latents, shift=None, refinements=0, steps=STEPS):
+def round_trip(backbone, latents, shift=None, fixed_point_iterations=0, steps=STEPS):
     """Relative error of inverting and sampling with the same prompt."""
-    noise = up(backbone, latents, shift, refinements, steps)[-1]
+    noise = up(backbone, latents, shift, fixed_point_iterations, steps)[-1]
     context = backbone.embed(["", PROMPT])
     back = sample(backbone, noise, context, backbone.levels(steps), VIEW, Sampling(1.0), shift)
     return float((back - latents).norm() / latents.norm())
@@ -133,13 +140,18 @@ def first_step(backbone, x, context, used, high, shift):
         return ddim(x, x0, *used.at(high), *used.at(high - 1), b, b_low)
 
 
-@pytest.mark.parametrize("refinements", [0, 2])
-def test_progress_counts_network_evaluations(smooth, refinements):
+@pytest.mark.parametrize("fixed_point_iterations", [0, 2])
+def test_progress_counts_network_evaluations(smooth, fixed_point_iterations):
     told, calls = [], []
     hook = smooth.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    up(smooth, draw(F, 4, *SIDE), refinements=refinements, progress=lambda *row: told.append(row))
+    up(
+        smooth,
+        draw(F, 4, *SIDE),
+        fixed_point_iterations=fixed_point_iterations,
+        progress=lambda *row: told.append(row),
+    )
     hook.remove()
-    total = STEPS * (1 + refinements)
+    total = STEPS * (1 + fixed_point_iterations)
     assert told == [(i + 1, total) for i in range(total)]
     assert len(calls) == total
 

@@ -86,7 +86,7 @@ def test_self_blending_takes_the_mask_of_the_maps_size(net, maps, monkeypatch, l
         return out
 
     monkeypatch.setattr(net, "raw", raw)
-    fusion = FusionConfig(blend="self", mask_layers=layers, threshold=threshold)
+    fusion = FusionConfig(blend="self", mask_resolution=layers, mask_threshold=threshold)
     run(net, trajectory[-1], how=Sampling(3.0, fusion=fusion, source=source(net, trajectory, exact=False)))
     assert len(masks) == STEPS // 2
     for want, got in masks:
@@ -111,7 +111,7 @@ def test_latent_blending_enlarges_the_mask_by_nearest_neighbour(net, maps, monke
         return out
 
     monkeypatch.setattr(net, "raw", raw)
-    fusion = FusionConfig(blend="latent", mask_layers=0.5, threshold=threshold)
+    fusion = FusionConfig(blend="latent", mask_resolution=0.5, mask_threshold=threshold)
     out = run(net, trajectory[-1], how=Sampling(5.0, fusion=fusion, source=source(net, trajectory)))
     masks = []
     for heats in total.values():
@@ -178,7 +178,7 @@ def test_keys_by_the_width_of_the_layer(backbone, least, narrow, wide):
     """FateZero: the middle frame's keys in wide layers, the frame's own in narrow ones; explicit maps."""
     count = 3
     view = FrameView(
-        attended_frames(AttentionConfig(frames="key-frame", key=-1), count), SIDE, min_channels=least
+        attended_frames(AttentionConfig(frames="key-frame", key_frame=-1), count), SIDE, min_channels=least
     )
     x, words = draw(count, 4, *SIDE), backbone.embed([OLD])
     with torch.no_grad():
@@ -222,7 +222,11 @@ def test_the_equaliser_acts_where_maps_are_replaced(net, monkeypatch, where, fin
 
         monkeypatch.setattr(layer.processor, "kernel", spy)
     fusion = FusionConfig(
-        self_share=0.5, cross_share=0.5, cross="refine", finest=math.sqrt(finest) / 8, words_where=where
+        self_replace_steps=0.5,
+        cross_replace_steps=0.5,
+        cross="refine",
+        max_resolution=math.sqrt(finest) / 8,
+        word_weights_where=where,
     )
     steps = []
     run(

@@ -84,7 +84,7 @@ class TestWhichStepsAreFused:
 
     @pytest.mark.parametrize("share, steps, count", [(0.0, 9, 0), (1.0, 9, 9), (0.29, 100, 29), (0.7, 10, 7)])
     def test_other_shares(self, net, trajectory, share, steps, count):
-        how = Sampling(1.0, fusion=FusionConfig(self_share=share), source=source(net, trajectory))
+        how = Sampling(1.0, fusion=FusionConfig(self_replace_steps=share), source=source(net, trajectory))
         assert [how.fused(step, steps)[0] for step in range(steps)] == [i < count for i in range(steps)]
 
     def test_half_of_the_steps_is_the_noisy_half_of_time(self, net):
@@ -103,12 +103,12 @@ class TestWhichStepsAreFused:
         [
             (1.0, {}, [2, 2, 2, 1, 1, 1]),
             (5.0, {}, [3, 3, 3, 2, 2, 2]),
-            (5.0, {"self_share": 0.0, "cross_share": 0.0}, [2] * 6),
-            (5.0, {"self_share": 0.0}, [3, 3, 3, 2, 2, 2]),
-            (5.0, {"self_share": 0.34, "cross_share": 0.67}, [3, 3, 3, 3, 2, 2]),
+            (5.0, {"self_replace_steps": 0.0, "cross_replace_steps": 0.0}, [2] * 6),
+            (5.0, {"self_replace_steps": 0.0}, [3, 3, 3, 2, 2, 2]),
+            (5.0, {"self_replace_steps": 0.34, "cross_replace_steps": 0.67}, [3, 3, 3, 3, 2, 2]),
             # FateZero's mask wants the source's lane once by itself, prompt-to-prompt's wants it always.
-            (5.0, {"blend": "self", "mask_layers": 1.0}, [1, 3, 1, 3, 1, 3, 2, 2, 2]),
-            (5.0, {"blend": "latent", "mask_layers": 1.0}, [3] * 6),
+            (5.0, {"blend": "self", "mask_resolution": 1.0}, [1, 3, 1, 3, 1, 3, 2, 2, 2]),
+            (5.0, {"blend": "latent", "mask_resolution": 1.0}, [3] * 6),
         ],
     )
     def test_lanes(self, net, trajectory, guidance, fusion, lanes):
@@ -149,7 +149,7 @@ class TestFusion:
                 trajectory[-1],
                 how=Sampling(1.0, fusion=FusionConfig(**f), source=source(net, trajectory)),
             )
-            for f in ({}, {"self_share": 0.0}, {"cross_share": 0.0}, {"finest": 0.5})
+            for f in ({}, {"self_replace_steps": 0.0}, {"cross_replace_steps": 0.0}, {"max_resolution": 0.5})
         ]
         for i, out in enumerate(outs):
             assert (out - plain).abs().max() > 1e-4
@@ -159,7 +159,7 @@ class TestFusion:
     def test_the_source_prompt_gives_the_source_back(self, net, trajectory, blend):
         """Reconstruction, in latents: at guidance 1 the fused maps are the target's own."""
         how = Sampling(
-            1.0, fusion=FusionConfig(blend=blend, mask_layers=1.0), source=source(net, trajectory, OLD)
+            1.0, fusion=FusionConfig(blend=blend, mask_resolution=1.0), source=source(net, trajectory, OLD)
         )
         figure = psnr(run(net, trajectory[-1], OLD, how), trajectory[0])
         print(f"source prompt, exact inversion, blend {blend}: {figure:.0f} dB in latents")
@@ -190,7 +190,9 @@ class TestFusion:
             True,
         )
         for share in (0.0, 1.0):
-            fusion = FusionConfig(self_share=share, cross_share=share, words_where=where)
+            fusion = FusionConfig(
+                self_replace_steps=share, cross_replace_steps=share, word_weights_where=where
+            )
             outs = [
                 run(net, trajectory[-1], how=Sampling(3.0, fusion=fusion, source=s)) for s in (base, weighted)
             ]
@@ -203,7 +205,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("blend", ["none", "self", "latent"])
     def test_outside_a_mask_the_latents_are_the_sources_exactly(self, net, trajectory, blend):
-        fusion = FusionConfig(blend=blend, mask_layers=1.0)
+        fusion = FusionConfig(blend=blend, mask_resolution=1.0)
         how = Sampling(5.0, fusion=fusion, source=source(net, trajectory), mask=self.mask)
         out = run(net, trajectory[-1], how=how)
         outside = (self.mask == 0).expand_as(out)
@@ -218,7 +220,7 @@ class TestMasks:
         assert torch.equal(*outs)
 
     def test_blend_latent_keeps_the_source_outside_the_words(self, net, trajectory):
-        fusion = FusionConfig(blend="latent", threshold=0.9, mask_layers=1.0)
+        fusion = FusionConfig(blend="latent", mask_threshold=0.9, mask_resolution=1.0)
         out = run(net, trajectory[-1], how=Sampling(5.0, fusion=fusion, source=source(net, trajectory)))
         kept = (out == trajectory[0]).all(1)
         assert 0.05 < kept.double().mean() < 0.95
@@ -230,7 +232,7 @@ class TestMasks:
                 trajectory[-1],
                 how=Sampling(
                     5.0,
-                    fusion=FusionConfig(blend=b, threshold=t, mask_layers=1.0),
+                    fusion=FusionConfig(blend=b, mask_threshold=t, mask_resolution=1.0),
                     source=source(net, trajectory),
                 ),
             )
@@ -243,16 +245,18 @@ class TestMasks:
         """At threshold 0 every place belongs to the changed words: self-attention stays the target's own."""
         src = source(net, trajectory)
         everywhere = Sampling(
-            5.0, fusion=FusionConfig(blend="self", threshold=0.0, mask_layers=1.0), source=src
+            5.0, fusion=FusionConfig(blend="self", mask_threshold=0.0, mask_resolution=1.0), source=src
         )
-        without = Sampling(5.0, fusion=FusionConfig(self_share=0.0), source=src)
+        without = Sampling(5.0, fusion=FusionConfig(self_replace_steps=0.0), source=src)
         a, b = (run(net, trajectory[-1], how=how) for how in (everywhere, without))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
     def test_no_changed_words_nothing_to_blend_by(self, net, trajectory):
         assert (
             Sampling(
-                1.0, fusion=FusionConfig(blend="self", mask_layers=1.0), source=source(net, trajectory, OLD)
+                1.0,
+                fusion=FusionConfig(blend="self", mask_resolution=1.0),
+                source=source(net, trajectory, OLD),
             ).blends
             == "none"
         )
@@ -288,7 +292,7 @@ def peak(call):
 
 
 def test_peak_memory_of_a_fused_edit_does_not_grow_with_the_steps(net):
-    fusion = FusionConfig(self_share=1.0, cross_share=1.0, blend="self", mask_layers=1.0)
+    fusion = FusionConfig(self_replace_steps=1.0, cross_replace_steps=1.0, blend="self", mask_resolution=1.0)
 
     def fused(steps, keep=None):
         trajectory = inverted(net, steps)

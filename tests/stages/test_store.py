@@ -23,7 +23,7 @@ from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import Sampling, Source, fused_steps, sample
 
 OLD, NEW = "a tiger walking on the beach", "a panda walking on the beach"
-HALF = FusionConfig(self_share=0.5, cross_share=0.5)
+HALF = FusionConfig(self_replace_steps=0.5, cross_replace_steps=0.5)
 GUIDANCE = 5.0
 ATTENTION = AttentionConfig(frames="sparse-causal")
 

@@ -20,7 +20,11 @@ F, SIDE = 2, (8, 8)
 VIEW = FrameView(attended_frames(AttentionConfig(), F), SIDE)
 X = torch.randn(F, 4, *SIDE, generator=torch.Generator().manual_seed(0))
 ALL = TuneConfig(
-    steps=8, lr=1e-3, save_every=3, train=("attn1.to_q", "attn2", "temporal", "adapter"), checkpointing=False
+    steps=8,
+    lr=1e-3,
+    save_every=3,
+    trainable_modules=("attn1.to_q", "attn2", "temporal", "adapter"),
+    gradient_checkpointing=False,
 )
 
 
@@ -100,7 +104,7 @@ class TestWhatMoves:
 
     def test_gradient_reaches_the_adapter_through_x_t(self, bench, tmp_path):
         """The network is frozen: only through the latents it is shown can the adapter lower the loss."""
-        config = replace(ALL, train=("adapter",), steps=3)
+        config = replace(ALL, trainable_modules=("adapter",), steps=3)
         before = bench.shift.adapter.out.weight.clone()
         shares = []
         bench.tune(config, tmp_path, report=lambda row: shares.append(row.shift))
@@ -119,7 +123,7 @@ class TestWhatMoves:
 
     def test_the_network_is_left_frozen_in_eval_mode_and_in_its_precision(self, stable_diffusion, tmp_path):
         bench = Bench(stable_diffusion, dtype=torch.bfloat16)
-        bench.tune(replace(ALL, steps=1, checkpointing=True), tmp_path)
+        bench.tune(replace(ALL, steps=1, gradient_checkpointing=True), tmp_path)
         assert {p.dtype for p in bench.backbone.unet.parameters()} == {torch.bfloat16}
         assert bench.backbone.dtype == torch.bfloat16
         assert not any(p.requires_grad for p in bench.everything().values())
@@ -127,8 +131,8 @@ class TestWhatMoves:
 
     @pytest.mark.parametrize("train", [("attn3",), ("adaptor",), ("attn1", "attn")])
     def test_an_unknown_name_is_refused(self, bench, tmp_path, train):
-        with pytest.raises(ConfigError, match=r"tune\.train"):
-            bench.tune(replace(ALL, train=train), tmp_path)
+        with pytest.raises(ConfigError, match=r"tune\.trainable_modules"):
+            bench.tune(replace(ALL, trainable_modules=train), tmp_path)
         assert not any(tmp_path.iterdir())
 
     def test_temporal_layers_that_are_not_there_are_refused(self, stable_diffusion, tmp_path):
@@ -141,13 +145,13 @@ class TestWhatMoves:
 
     @pytest.mark.parametrize("train", [(), ("adapter",)])
     def test_nothing_to_move_is_refused(self, stable_diffusion, tmp_path, train):
-        with pytest.raises(ConfigError, match=r"tune\.train"):
-            Bench(stable_diffusion, adapter=False).tune(replace(ALL, train=train), tmp_path)
+        with pytest.raises(ConfigError, match=r"tune\.trainable_modules"):
+            Bench(stable_diffusion, adapter=False).tune(replace(ALL, trainable_modules=train), tmp_path)
 
 
 class TestLoss:
     def test_it_goes_down(self, bench, tmp_path):
-        config = replace(ALL, steps=60, lr=3e-3, train=("attn1", "attn2", "conv_out", "adapter"))
+        config = replace(ALL, steps=60, lr=3e-3, trainable_modules=("attn1", "attn2", "conv_out", "adapter"))
         probe = [bench.loss(config, step)[0] for step in range(1000, 1010)]
         bench.tune(config, tmp_path)
         after = [bench.loss(config, step)[0] for step in range(1000, 1010)]
@@ -202,7 +206,9 @@ class TestLoss:
         runs = []
         for on in (False, True):
             bench, folder = Bench(stable_diffusion), tmp_path / str(on)
-            runs.append((bench.tune(replace(ALL, steps=3, checkpointing=on), folder), log_of(folder)))
+            runs.append(
+                (bench.tune(replace(ALL, steps=3, gradient_checkpointing=on), folder), log_of(folder))
+            )
         for a, b in zip(runs[0][1], runs[1][1], strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         for name, value in runs[0][0].items():
@@ -276,7 +282,7 @@ class TestKillAndResume:
     def test_a_state_of_other_parameters_is_refused(self, stable_diffusion, tmp_path):
         Bench(stable_diffusion).tune(replace(ALL, steps=1), tmp_path)
         with pytest.raises(ConfigError, match="do not fit"):
-            Bench(stable_diffusion).tune(replace(ALL, train=("attn2",)), tmp_path)
+            Bench(stable_diffusion).tune(replace(ALL, trainable_modules=("attn2",)), tmp_path)
 
 
 class TestNumerics:
@@ -302,7 +308,7 @@ class TestNumerics:
     def test_weights_that_are_not_finite_are_never_saved(self, stable_diffusion, tmp_path):
         """The loss of the last step before a save may be finite and its gradient not."""
         bench = Bench(stable_diffusion)
-        config = replace(ALL, clip_norm=0.0, train=("temporal",))
+        config = replace(ALL, max_grad_norm=0.0, trainable_modules=("temporal",))
         parameter = next(iter(bench.temporal.tuned_parameters(False).values()))
         calls = []
 

@@ -60,7 +60,9 @@ def test_checkpointing_changes_the_memory_not_the_result(clip, settings, tmp_pat
     tuned = []
     for on in (True, False):
         with session(
-            clip, replace(settings, tune=replace(settings.tune, checkpointing=on)), tmp_path / str(on)
+            clip,
+            replace(settings, tune=replace(settings.tune, gradient_checkpointing=on)),
+            tmp_path / str(on),
         ) as s:
             s.tune()
             nets = s.parts.backbone.networks
@@ -84,7 +86,7 @@ def test_half_precision_is_tuned_in_float32_and_comes_back(clip, settings, tmp_p
 
 
 def test_a_name_in_the_controlnet_that_is_none_is_refused(clip, settings, tmp_path):
-    wrong = replace(settings.tune, train=("controlnet.attn7",))
+    wrong = replace(settings.tune, trainable_modules=("controlnet.attn7",))
     refused = pytest.raises(ConfigError, match=r"controlnet\.attn7")
     with session(clip, replace(settings, tune=wrong), tmp_path) as s, refused:
         trainable(s.parts.backbone, wrong, None, None)
