@@ -23,6 +23,7 @@ from ctxedit.cli.options import (
     Talk,
     TargetOption,
     Tuning,
+    Upscaling,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -48,6 +49,7 @@ def run(
     tuning: Tuning,
     sampling: Sampling,
     scoring: Scoring,
+    upscaling: Upscaling,
     result: Result,
     place: Place,
     overwrite: Overwrite,
@@ -63,7 +65,7 @@ def run(
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
+    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring, upscaling)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api

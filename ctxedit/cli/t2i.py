@@ -10,7 +10,7 @@ import typer
 from ctxedit import __version__
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
+from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk, Upscaling
 from ctxedit.cli.output import Screen
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
@@ -39,6 +39,7 @@ def t2i(
     base: Base,
     size: Size,
     sampling: Sampling,
+    upscaling: Upscaling,
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
@@ -51,7 +52,7 @@ def t2i(
     asked.not_empty(text, "text")
     if adapter is not None:
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
-    config = asked.settings(base, screen, size, sampling)
+    config = asked.settings(base, screen, size, sampling, upscaling)
 
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
@@ -63,7 +64,7 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what == "the model"]
+    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the upscaler")]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):

@@ -40,8 +40,8 @@ def bicubic(low: Tensor) -> Tensor:
 def residual_scheduler() -> Any:
     """A ``DDIMScheduler`` that predicts the clean residual.
 
-    The cosine schedule starts from pure noise, and trailing steps include its last timestep (Lin et al. 2024):
-    with four steps both matter.
+    The cosine schedule starts from pure noise, and trailing steps include its last timestep (Lin et al.
+    2024): with four steps both matter.
     """
     from diffusers import DDIMScheduler
 
@@ -55,7 +55,7 @@ def residual_scheduler() -> Any:
 
 
 def augmentation_scheduler() -> Any:
-    """The ``DDPMScheduler`` that adds noise to the low-resolution picture, as in Stable Diffusion's upscaler."""
+    """The ``DDPMScheduler`` of the noise augmentation, as in Stable Diffusion's upscaler."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")

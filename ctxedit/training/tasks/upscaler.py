@@ -1,4 +1,4 @@
-"""Super-resolution from 64 to 256 pixels: a pixel-space denoiser of the residual over bicubic interpolation."""
+"""Super-resolution from 64 to 256 pixels: a pixel-space denoiser of the residual over bicubic."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ class UpscalerTask(Task):
 
         if not 0 <= augment < 1000:
             raise ConfigError(f"task.augment = {augment}", "must be from 0 to 999")
+        components.install("text_encoder", "tokenizer")
         self.data = Data(data, LargeScenes)
         self.encoders = FrozenEncoders(components)
         self.scheduler, self.low_res_scheduler = pixels.residual_scheduler(), pixels.augmentation_scheduler()
