@@ -55,6 +55,8 @@ class Upscaler(ABC):
     """
 
     defaults: ClassVar[Sampling]
+    #: The network's output times this is the prediction that the scheduler wants.
+    unit: ClassVar[float] = 1.0
 
     def __init__(self, name: str, loaded: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype = name, device, dtype
@@ -68,6 +70,10 @@ class Upscaler(ABC):
     @abstractmethod
     def channels(self) -> int:
         """Of the denoised tensor, at the low resolution."""
+
+    @abstractmethod
+    def network_input(self, noisy: Tensor, timestep: Tensor, low: Tensor) -> Tensor:
+        """What the network is shown of the noisy tensor (N, C, h, w) and the low resolution (N, 3, h, w)."""
 
     @abstractmethod
     def decode(self, clean: Tensor, low: Tensor) -> Tensor:
@@ -139,9 +145,12 @@ class Upscaler(ABC):
         rows = tokens.repeat_interleave(n, 0)
         labels = level.to(self.device).repeat(lanes)
         for done, t in enumerate(self.scheduler.timesteps, 1):
-            given = torch.cat([self.scheduler.scale_model_input(x, t).to(self.dtype), low], 1)
+            given = self.network_input(x, t, low)
             with view.in_effect():
-                out = self.unet(given.repeat(lanes, 1, 1, 1), t, rows, class_labels=labels).sample.float()
+                out = (
+                    self.unet(given.repeat(lanes, 1, 1, 1), t, rows, class_labels=labels).sample.float()
+                    * self.unit
+                )
             if lanes == 2:
                 without, with_text = out.chunk(2)
                 out = without + how.guidance_scale * (with_text - without)

@@ -15,13 +15,18 @@ class PixelUpscaler(Upscaler):
     """The model that ``ctxedit train upscaler`` makes: denoises the folded residual over bicubic."""
 
     defaults: ClassVar[Sampling] = Sampling(steps=4, noise_level=0, guidance_scale=1.0)
+    unit: ClassVar[float] = 1 / pixels.NOISE
 
     @property
     def channels(self) -> int:
         return pixels.FOLDED
 
+    def network_input(self, noisy: Tensor, timestep: Tensor, low: Tensor) -> Tensor:
+        alpha_bar = self.scheduler.alphas_cumprod[int(timestep)]
+        return pixels.network_input(noisy, low, alpha_bar).to(self.dtype)
+
     def decode(self, clean: Tensor, low: Tensor) -> Tensor:
-        return pixels.bicubic(low) + pixels.unfold(clean.float()) * pixels.RESIDUAL
+        return pixels.bicubic(low) + pixels.unfold(clean.float()) * (pixels.RESIDUAL * pixels.NOISE)
 
 
 class LatentUpscaler(Upscaler):
@@ -41,6 +46,10 @@ class LatentUpscaler(Upscaler):
     @property
     def channels(self) -> int:
         return int(self.vae.config.latent_channels)
+
+    def network_input(self, noisy: Tensor, timestep: Tensor, low: Tensor) -> Tensor:
+        scaled = self.scheduler.scale_model_input(noisy, timestep)
+        return torch.cat([scaled.to(self.dtype), low], 1)
 
     def decode(self, clean: Tensor, low: Tensor) -> Tensor:
         latents = (clean / self.vae.config.scaling_factor).to(self.vae.dtype)

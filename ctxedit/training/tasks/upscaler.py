@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,11 @@ from ctxedit.training.tasks.autoencoder import decibels
 from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tasks.encoders import FrozenEncoders
 
-_COMPOSITIONS = 0.2
+if TYPE_CHECKING:
+    from ctxedit.training.checks.base import Check
+
+#: Shares of compositions, of low resolutions that are drawn small, and of those that are decoded.
+_COMPOSITIONS, _DRAWN_SMALL, _DECODED = 0.2, 0.25, 0.5
 
 
 class LargeScenes(Scenes):
@@ -46,7 +50,7 @@ class LargeScenes(Scenes):
 
 @register("upscaler")
 class UpscalerTask(Task):
-    """Squared error of the residual, at timesteps denser towards pure noise, where few-step sampling starts.
+    """Squared error of the residual: two thirds at pure noise, where sampling starts, a third at any timestep.
 
     The low-resolution picture is the average of the large one or, where the data is drawn, the frame drawn
     small; either as it is or as the autoencoder gives it back, so that the network learns to repair what an
@@ -74,7 +78,7 @@ class UpscalerTask(Task):
         channels: list[int],
         layers: list[int],
         head: int,
-        augment: int = 50,
+        augment: int = 20,
         empty: float = 0.1,
     ) -> None:
         from diffusers import UNet2DConditionModel
@@ -115,12 +119,12 @@ class UpscalerTask(Task):
         wanted = pixels.fold(image - base) / pixels.RESIDUAL
         drop = torch.rand(n, generator=generator) < self.empty
         texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]
-        t = (torch.rand(n, generator=generator).sqrt() * 1000).long().clamp(0, 999).to(device)
-        noisy = self.scheduler.add_noise(wanted, noise_like(wanted, generator), t)
+        t = (torch.rand(n, generator=generator) * 3 * self.scheduler.config.num_train_timesteps).long()
+        t = t.clamp(max=self.scheduler.config.num_train_timesteps - 1).to(device)
+        noisy = self.scheduler.add_noise(wanted / pixels.NOISE, noise_like(wanted, generator), t)
         with sdpa_kernel(SDPBackend.MATH):  # there are 256 positions: the flash kernel is slower in bf16
-            out = model(
-                torch.cat([noisy, low], 1), t, self.encoders.embed(texts, device), class_labels=level
-            ).sample
+            given = pixels.network_input(noisy, low, self.scheduler.alphas_cumprod.to(device)[t])
+            out = model(given, t, self.encoders.embed(texts, device), class_labels=level).sample
         error = F.mse_loss(out.float(), wanted)
         figures = {
             "psnr": decibels(error * pixels.RESIDUAL**2),
@@ -130,14 +134,22 @@ class UpscalerTask(Task):
 
     @torch.no_grad()
     def _low(self, image: Tensor, small: Tensor | None, generator: torch.Generator) -> Tensor:
-        """The low-resolution pictures: half drawn small where they can be, and two thirds decoded."""
+        """The low-resolution pictures, of several kinds; see :class:`UpscalerTask`."""
         low = F.avg_pool2d(image, pixels.SCALE)
-        pick = torch.rand(2, len(image), 1, 1, 1, generator=generator).to(image.device)
+        pick = torch.rand(2, len(image), generator=generator).to(image.device)
         if small is not None:
-            low = torch.where(pick[0] < 0.5, small, low)
-        vae = self.encoders.vae
-        decoded = vae.decode(vae.encode(low).latent_dist.mean).sample.float().clamp(-1, 1)
-        return torch.where(pick[1] < 0.67, decoded, low)
+            low = torch.where((pick[0] < _DRAWN_SMALL)[:, None, None, None], small, low)
+        if len(chosen := torch.nonzero(pick[1] < _DECODED)[:, 0]):
+            vae = self.encoders.vae
+            decoded = vae.decode(vae.encode(low[chosen]).latent_dist.mean).sample
+            low = low.index_copy(0, chosen, decoded.float().clamp(-1, 1))
+        return low
+
+    @classmethod
+    def checks(cls) -> tuple[Check, ...]:
+        from ctxedit.training.checks.upscaler import CHECK
+
+        return (CHECK,)
 
     @torch.no_grad()
     def export(self, model: Any, folder: Path) -> None:
