@@ -159,7 +159,8 @@ def _result(screen: Screen, several: bool, tables: list[dict[str, Any]], texts: 
 
 
 def _train(training: Training, options: Options, screen: Screen) -> Done:
-    from ctxedit.cli.progress import hush, teller
+    from ctxedit.cli.progress import teller
+    from ctxedit.models.quiet import hush
 
     hush()
     screen = Screen(quiet=True) if _silent() else screen
@@ -207,7 +208,8 @@ def show_recipes(screen: Screen) -> None:
     for name in recipes.names():
         one = recipes.resolve(name)
         records = record.history(BUILTIN_FOLDER / one.folder)
-        known = next((made for made in records if made.get("part") == one.part), {})
+        meant = (one.part, record.describe_data(one))
+        known = next((made for made in records if (made.get("part"), made.get("data")) == meant), {})
         found.append(
             {
                 "recipe": name, "part": one.part, "about": one.about, "steps": one.schedule.steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
+from ctxedit.editing.kept import Kept, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.media.beside import read_beside
@@ -19,9 +21,9 @@ from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
-from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -35,10 +37,6 @@ from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.prepare import Prepared, prepare
 
-#: Below this the built-in CLIP does not see the prompt in the clip. Ten drawn clips with their captions gave
-#: 0.79 to 0.96, six of real footage with the built-in captions 0.10 to 0.67.
-_RECOGNISED = 0.75
-
 
 class Parts:
     """What the stages work with; their order is not known here.
@@ -46,10 +44,12 @@ class Parts:
     Args:
         request: the clip, its settings, mask and tuning seed.
         reporter: receives messages.
+        kept: networks of the session before, lent to this one; None loads them for this one alone.
     """
 
-    def __init__(self, request: Request, reporter: Reporter) -> None:
+    def __init__(self, request: Request, reporter: Reporter, kept: Kept | None = None) -> None:
         self.request, self.reporter = request, reporter
+        self._kept = kept
         self._stack = ExitStack()
         self._adapter: ContextAdapter | None = None
 
@@ -58,9 +58,14 @@ class Parts:
         """The settings."""
         return self.request.config
 
-    def close(self) -> None:
-        """Take temporal layers and attention off the network again."""
-        self._stack.close()
+    def close(self, *error: Any) -> None:
+        """Take temporal layers and attention off the network again, and give back what was lent.
+
+        Args:
+            error: type, value and traceback of the exception that ends the session, if one does: the networks
+                are then not used again.
+        """
+        self._stack.__exit__(*(error or (None, None, None)))
 
     @cached_property
     def device(self) -> torch.device:
@@ -71,16 +76,32 @@ class Parts:
 
     @cached_property
     def backbone(self) -> Backbone:
-        dtype, control = pick_dtype(self.config.dtype, self.device), self.config.control
+        dtype = pick_dtype(self.config.dtype, self.device)
+        if self._kept is None:
+            backbone = self._load(dtype)
+        else:
+            key = backbone_key(self.config, self.request.offline, self.device, dtype)
+            lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
+            backbone = self._stack.enter_context(lent)
+        texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
+        unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
+        for token in unused if self.request.targets else ():
+            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt: it does nothing")
+        backbone.long_prompts = self.config.edit.long_prompts
+        backbone.final_alpha = self.config.invert.final_alpha
+        self._stack.enter_context(backbone.attention(self.config.attention))
+        return backbone
+
+    def _load(self, dtype: torch.dtype) -> Backbone:
+        control = self.config.control
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
+        addons = check_addons(self.config, checkpoint, self.request.offline)
+        backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
-        backbone.final_alpha = self.config.invert.final_alpha
-        self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 
     @cached_property
@@ -132,9 +153,14 @@ class Parts:
                 torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
+            if self.config.tune.adapter_init == "pretrained":
+                file = adapter_to_start_from(self.config)
+                self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
             self._adapter.to(self.device).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
-        return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)
+        with self.backbone.room_for([prompt]):
+            words = self.backbone.embed([prompt])
+        return ContextShift(self._adapter, words, len(self.prepared.frames), look)
 
     def _look(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""
@@ -162,7 +188,8 @@ class Parts:
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        return make_scorer(self.config.clip_model, self.own, self.device, self.request.offline)
+        asked = (self.config.clip_model, self.own, self.device, self.request.offline)
+        return self._kept.scorer(asked, lambda: make_scorer(*asked)) if self._kept else make_scorer(*asked)
 
     @property
     def own(self) -> Path | None:
@@ -180,16 +207,6 @@ class Parts:
         grey = np.rint(pixels[..., None] * 255).astype(np.uint8).repeat(3, -1)
         padded = pad(grey, self.prepared.fit)[..., 0].astype(np.float32) / 255
         return latent_mask(torch.from_numpy(padded), self.view.side)
-
-    def warn_of_strange_pictures(self, prompt: str) -> None:
-        """Say so where the built-in CLIP does not see the prompt in the clip."""
-        frames = self.prepared.frames[:: max(1, len(self.prepared.frames) // 4)]
-        images, text = self.scorer.embed_images(frames), self.scorer.embed_texts([prompt])
-        if (got := float((images @ text.T).mean())) < _RECOGNISED:
-            self.reporter.warn(
-                f"the built-in models do not recognise “{prompt}” in this clip (similarity {got:.2f}): "
-                "they know drawn scenes only; for real footage name a real checkpoint with --model sd15"
-            )
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:

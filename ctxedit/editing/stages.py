@@ -27,6 +27,7 @@ from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import save_tensors
+from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
 from ctxedit.runs import fingerprint, versions
 from ctxedit.stages import caption as captioning
@@ -74,8 +75,10 @@ def _make_tuning(job: Job) -> Made:
             note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
             progress(row.step, note)
 
+        with parts.backbone.room_for([job.prompt]):
+            condition = parts.backbone.condition([job.prompt])
         tensors = tuning.tune(
-            parts.backbone, parts.latents, parts.backbone.condition([job.prompt]), parts.view, config,
+            parts.backbone, parts.latents, condition, parts.view, config,
             folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
@@ -119,8 +122,10 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept."""
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
+    with backbone.room_for([text]):
+        condition = backbone.condition([text])
     return inverting.invert(
-        backbone, parts.latents, backbone.condition([text]), backbone.levels(config.steps), parts.view,
+        backbone, parts.latents, condition, backbone.levels(config.steps), parts.view,
         parts.shift(text), config.fixed_point_iterations, progress,
     )  # fmt: skip
 
@@ -148,7 +153,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
     mask = None if pixels is None else parts.latent_mask(pixels)
     with parts.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
         latents = editing.edit(
-            scene, target, config, parts.shift(target), mask, lambda done, _: progress(done, "")
+            scene, target, config, parts.shift(plain(target)), mask, lambda done, _: progress(done, "")
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:
@@ -230,7 +235,7 @@ def figures(
     tensors = load_file(kept)
     mask = tensors["mask"].numpy() if "mask" in tensors else None
     return evaluating.evaluate(
-        tensors["frames"].numpy(), target, networks or Networks(parts.scorer), parts.prepared.frames,
+        tensors["frames"].numpy(), plain(target), networks or Networks(parts.scorer), parts.prepared.frames,
         prompt, mask, chosen,
     )  # fmt: skip
 

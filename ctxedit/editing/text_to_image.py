@@ -17,12 +17,18 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.upscaling import image_side
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbones import builtin_vocabulary, family_of, open_backbone
+from ctxedit.models.backbones import (
+    Backbone,
+    builtin_vocabulary,
+    check_addons,
+    family_of,
+    open_with_addons,
+)
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
-from ctxedit.models.weights import is_half, locate
+from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
 from ctxedit.stages.report import check_image
@@ -51,8 +57,10 @@ def plan(
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    addons = check_addons(config, checkpoint, offline)
     side, upscaled = image_side(config, body.resolution, body.multiple, checkpoint.own is not None)
-    family.check_prompts(checkpoint, [text, config.edit.negative_prompt])
+    if not config.edit.long_prompts:
+        family.check_prompts(checkpoint, list(map(addons.lengthen, (text, config.edit.negative_prompt))))
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
@@ -78,6 +86,26 @@ def plan(
         "device": str(device),
         "seed": config.seed,
     }
+
+
+def own_adapter(config: Config) -> Path | None:
+    """The context adapter in the model's folder, trained with it; None if it has none."""
+    file = pretrained_adapter(own_folder(config.model))
+    # The plain arm of a comparison has one that is switched off.
+    return file if file is not None and ContextAdapter.check(file).enabled else None
+
+
+def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
+    """A context adapter for sampling.
+
+    Raises:
+        ConfigError: it was trained on a model of other sizes.
+        WeightsError: the file is not an adapter's.
+    """
+    network = ContextAdapter.load(file, backbone.device).eval().requires_grad_(False)
+    if network.sizes["context_width"] != backbone.context_width:
+        raise ConfigError(f"{file} was trained on another model than {backbone.name}", "name its --model")
+    return network
 
 
 def generate(
@@ -108,7 +136,9 @@ def generate(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
-    backbone = open_backbone(checkpoint, device, dtype, config.offload)
+    backbone = open_with_addons(
+        config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
+    )
     own = checkpoint.own
     side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
     warn_of_unknown_words(backbone, text, reporter)
@@ -116,13 +146,10 @@ def generate(
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
     shift = None
     if adapter is not None:
-        network = ContextAdapter.load(adapter, device).eval().requires_grad_(False)
-        if network.sizes["context_width"] != backbone.context_width:
-            raise ConfigError(
-                f"{adapter} was tuned on another model than {backbone.name}", "name its --model"
-            )
+        network = load_adapter(adapter, backbone)
         # Each picture is a clip of one frame.
-        shift = ContextShift(network, backbone.embed([text] * count), 1)
+        with backbone.room_for([text]):
+            shift = ContextShift(network, backbone.embed([text] * count), 1)
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
         images = generating.generate(
             backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")

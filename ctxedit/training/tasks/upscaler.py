@@ -20,7 +20,7 @@ from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
 from ctxedit.training.tasks.autoencoder import decibels
 from ctxedit.training.tasks.base import Task, register
-from ctxedit.training.tasks.encoders import FrozenEncoders
+from ctxedit.training.tasks.encoders import Encoders
 
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
@@ -50,7 +50,7 @@ class LargeScenes(Scenes):
 
 @register("upscaler")
 class UpscalerTask(Task):
-    """Squared error of the residual: two thirds at pure noise, where sampling starts, a third at any timestep.
+    """Squared error of the residual: two thirds at pure noise, where sampling starts, a third at any level.
 
     The low-resolution picture is the average of the large one or, where the data is drawn, the frame drawn
     small; either as it is or as the autoencoder gives it back, so that the network learns to repair what an
@@ -87,7 +87,7 @@ class UpscalerTask(Task):
             raise ConfigError(f"task.augment = {augment}", "must be from 0 to 999")
         components.install("text_encoder", "tokenizer")
         self.data = Data(data, LargeScenes)
-        self.encoders = FrozenEncoders(components)
+        self.encoders = Encoders(components)
         self.scheduler, self.low_res_scheduler = pixels.residual_scheduler(), pixels.augmentation_scheduler()
         self.augment, self.empty = augment, empty
         self.model: Any = UNet2DConditionModel(
