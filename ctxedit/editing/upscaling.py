@@ -14,6 +14,7 @@ from ctxedit.models.tensors import save_tensors
 from ctxedit.models.upscalers.base import SCALE, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import defaults_of
 from ctxedit.models.weights import own_folder
+from ctxedit.prompts import plain
 
 #: ctxedit's own models generate images of up to this times the side they were trained at; larger ones repeat
 #: their content. Above it, images are upscaled.
@@ -27,7 +28,11 @@ def make(job: Job) -> Made:
     total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(len(frames))
     with job.parts.reporter.task(f"upscale “{job.target}”", total) as progress:
         large = upscaler.upscale(
-            frames, job.target, config.upscale, config.seed, progress=lambda done, _: progress(done, "")
+            frames,
+            plain(job.target),
+            config.upscale,
+            config.seed,
+            progress=lambda done, _: progress(done, ""),
         )
     save_tensors(job.folder / job.upscaled_file, {"frames": torch.from_numpy(large)})
     return Made(large, (job.upscaled_file,), {"upscaler": upscaler.name})

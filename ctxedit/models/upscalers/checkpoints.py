@@ -129,6 +129,11 @@ def defaults_of(setting: str, own: Path | None) -> Sampling:
 
 
 def _own(name: str, folder: Path) -> Found:
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            f"{folder.parent} has no upscaler",
+            "`ctxedit train upscaler --out DIR` makes one, for --upscaler DIR; or name a diffusers x4 upscaler",
+        )
     config = read_json(folder / "config.json")
     channels = (config.get("in_channels"), config.get("out_channels"))
     if channels != (pixels.IN_CHANNELS, pixels.FOLDED):
