@@ -290,7 +290,10 @@ def generate(
         offline, reporter: as for :func:`caption`.
     """
     chosen = settings(preset, config)
-    return text_to_image.generate(text, chosen, offline, reporter or default_reporter(), count)
+    file = text_to_image.own_adapter(chosen) if adapter is True else None
+    if not isinstance(adapter, bool):
+        file = Path(adapter)
+    return text_to_image.generate(text, chosen, offline, reporter or default_reporter(), count, file)
 
 
 @quietly

@@ -132,7 +132,7 @@ def _own(name: str, folder: Path) -> Found:
     if not (folder / "config.json").is_file():
         raise WeightsError(
             f"{folder.parent} has no upscaler",
-            "`ctxedit train upscaler --out DIR` makes one for --upscaler DIR; a diffusers x4 upscaler does as well",
+            "`ctxedit train upscaler --out DIR` makes one: then --upscaler DIR, or one of diffusers' by id",
         )
     config = read_json(folder / "config.json")
     channels = (config.get("in_channels"), config.get("out_channels"))
