@@ -15,6 +15,8 @@ from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.device import storage_dtype
 from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, weigh
 from ctxedit.models.temporal import convolution_rank
+from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
+from ctxedit.models.upscalers.checkpoints import Found, sizes_of
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
@@ -35,6 +37,7 @@ class Costs:
         fit: Fit,
         dtype: torch.dtype,
         control: Weight = _NOTHING,
+        upscaler: Found | None = None,
         device: str = "cpu",
     ) -> None:
         self.config, self.offline = config, offline
@@ -46,6 +49,7 @@ class Costs:
         self.device, self.apart = device, device != "cpu" and config.offload
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+        self.upscaler, self.working = upscaler, (fit.height, fit.width)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
 
     def captioning(self, reused: bool) -> int:
@@ -77,6 +81,22 @@ class Costs:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
         lanes = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
         return self._passing(lanes + self._fuses)
+
+    def upscaling(self, reused: bool) -> int:
+        """Bytes at the peak of super-resolution, while the denoiser stays loaded; 0 without it."""
+        if self.upscaler is None:
+            return 0
+        branches = sampling_of(self.config.upscale, self.upscaler.defaults).branches
+        sizes = sizes_of(self.upscaler, self.width == 2)
+        return self._weights + footprint.upscaler_bytes(
+            sizes, self.working, self.frames, CHUNK, branches, self.width
+        )
+
+    def upscaling_disk(self) -> int:
+        """Bytes of the frames and videos at the upscaled size."""
+        if self.upscaler is None:
+            return 0
+        return 3 * self.frames * self.working[0] * self.working[1] * SCALE**2 * 3
 
     def evaluating(self, reused: bool) -> int:
         """Bytes while an edit is scored."""
