@@ -180,8 +180,8 @@ def step_kl(
     guess = predict(marginal(x0, eps, pair[0], pair[1], b), level)
     error = x0 - guess
     if shift is not None and corrected:
-        gaps = (shift(x0, one) - shift(guess, one) for one in (level, level - 1))
-        error = corrected_error(error, *gaps, *pair)
+        gap_t, gap_prev = (shift(x0, one) - shift(guess, one) for one in (level, level - 1))
+        error = corrected_error(error, gap_t, gap_prev, *pair)
     return 0.5 * snr_step(*pair).to(error.device) * _mean_over_dims(error.double() ** 2)
 
 
