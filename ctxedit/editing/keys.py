@@ -64,6 +64,8 @@ class Keys:
         # A later ctxedit carries other built-in models under the same name.
         seed = self.request.tuning_seed
         shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        if c.clip.frames > c.window.size:
+            shared.append(c.window)  # a clip in one piece is what it was before there were windows
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
         if c.control.kind != "none":

@@ -14,6 +14,7 @@ from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, HeatMap
 from ctxedit.models.backbones import Backbone, Word, split_words
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages import sample as sampling
 from ctxedit.stages.invert import Progress, no_progress
@@ -72,10 +73,7 @@ def edit(
         NumericsError: NaN or infinity appeared.
     """
     backbone, levels = scene.backbone, scene.levels
-    negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
-    for prompt in (target, negative):
-        backbone.words(prompt)  # refuses one that is too long
-    context = backbone.condition([negative, target])
+    context = conditions(scene, target, config)
     generator = torch.Generator().manual_seed(config.seed)
     if config.edit.start == "noise":
         start = max(1, round(levels.steps * config.edit.strength))
@@ -87,12 +85,25 @@ def edit(
         # Without an inversion there is no source at the levels between: a mask then acts on the result.
         how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
         return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
-    source = _source(scene, target, config)
+    source = source_of(scene, target, config)
     how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
     return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
 
 
-def _source(scene: Scene, target: str, config: Config) -> Source:
+def conditions(scene: Scene, target: str, config: Config) -> Condition:
+    """Two rows: the negative prompt's and the target's.
+
+    Raises:
+        InputError: one of them is longer than the text encoder takes.
+    """
+    negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
+    for prompt in (target, negative):
+        scene.backbone.words(prompt)  # refuses one that is too long
+    return scene.backbone.condition([negative, target])
+
+
+def source_of(scene: Scene, target: str, config: Config) -> Source:
+    """What an edit of an inverted clip takes from it."""
     backbone = scene.backbone
     old, new = backbone.words(scene.prompt), backbone.words(target)
     alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.word_weights)
