@@ -207,7 +207,8 @@ def show_recipes(screen: Screen) -> None:
     for name in recipes.names():
         one = recipes.resolve(name)
         records = record.history(BUILTIN_FOLDER / one.folder)
-        known = next((made for made in records if made.get("part") == one.part), {})
+        meant = (one.part, record.describe_data(one))
+        known = next((made for made in records if (made.get("part"), made.get("data")) == meant), {})
         found.append(
             {
                 "recipe": name, "part": one.part, "about": one.about, "steps": one.schedule.steps,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from ctxedit.synthetic.compositions import Composed, Composition, Group
-from ctxedit.synthetic.vocabulary import BACKGROUNDS, BY_NAME
+from ctxedit.synthetic.compositions import STYLES, Composed, Composition, Group
+from ctxedit.synthetic.vocabulary import BACKGROUNDS, BY_NAME, COLOURS
 from ctxedit.synthetic.vocabulary import STYLES as STYLE_WORDS
 
 COUNT_WORDS: dict[int, tuple[str, ...]] = {
@@ -104,3 +105,14 @@ def _phrase(group: Group, rng: np.random.Generator | None) -> str:
     if group.count > 1:
         return f"{number} {described}"
     return ("an " if described[0] in "aeiou" else "a ") + described
+
+
+def words() -> list[str]:
+    """Every word in captions of compositions, sorted, those of the easy scenes included."""
+    nouns = [noun for thing in BY_NAME.values() for noun in thing.words]
+    templates = [t for options in RELATION_WORDS.values() for t in options]
+    texts = [*nouns, *map(plural, nouns), *_BESIDE, *templates, *COLOURS, "a", "an", "and"]
+    tables = [*COUNT_WORDS.values(), *SIZE_WORDS.values(), *BACKGROUNDS.values()]
+    texts += [text for options in tables for text in options]
+    texts += [text for style in STYLES for options in STYLE_WORDS[style] for text in options]
+    return sorted({w for text in texts for w in re.findall(r"\w+", re.sub(r"\{.\}", "", text))})

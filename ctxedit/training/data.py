@@ -20,6 +20,7 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import GREY_STYLES
+from ctxedit.training import composition_samples
 from ctxedit.training.sources import Listing, list_folder, list_shards, load_image
 
 #: How many bad samples an error message lists.
@@ -36,6 +37,7 @@ class DataConfig:
         path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
             in a recipe is relative to the recipe's folder.
         size: side in pixels; images are cropped to a square and resized.
+        compositions: share of compositions (:mod:`ctxedit.synthetic.compositions`) among drawn scenes.
         on_error: what to do about bad input (a missing or unreadable image, an empty caption, a damaged
             shard): ``skip`` it and report it, or ``stop`` the training.
     """
@@ -43,6 +45,7 @@ class DataConfig:
     source: Literal["scenes", "folder", "webdataset"] = "scenes"
     path: str = ""
     size: int = 64
+    compositions: float = 0.0
     on_error: Literal["skip", "stop"] = "skip"
 
 
@@ -51,17 +54,23 @@ class Data:
 
     Args:
         config: the recipe's table.
-        drawn: creates the task's own data set of drawn scenes from (seed, size).
+        drawn: creates the task's own data set of drawn scenes from (seed, size). One that can draw
+            compositions takes their share as ``compositions``.
         captions: whether images need a caption.
 
     Raises:
-        ConfigError: the source needs a path and has none.
+        ConfigError: the source needs a path and has none; or ``compositions`` is not a share of drawn scenes.
         InputError: there is no usable sample, or there is bad input and ``on_error`` is ``stop``.
     """
 
-    def __init__(
-        self, config: DataConfig, drawn: Callable[[int, int], Dataset[Any]], captions: bool = True
-    ) -> None:
+    def __init__(self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True) -> None:
+        if not 0 <= config.compositions <= 1:
+            raise ConfigError(f"data.compositions = {config.compositions}", "must be between 0 and 1")
+        if config.compositions and config.source != "scenes":
+            raise ConfigError(
+                f'data.compositions with data.source = "{config.source}"',
+                "only drawn scenes have compositions: leave one of the two out",
+            )
         self.config, self._drawn = config, drawn
         self.listing = None if config.source == "scenes" else open_listing(config, captions)
 
@@ -73,7 +82,8 @@ class Data:
     def dataset(self, seed: int) -> Dataset[Any]:
         """Endless samples: ``image`` (3, size, size) in [−1, 1], ``caption``, and what ``drawn`` adds."""
         if self.listing is None:
-            return self._drawn(seed, self.config.size)
+            share = self.config.compositions
+            return self._drawn(seed, self.config.size, **({"compositions": share} if share else {}))
         return Images(self.listing, seed, self.config)
 
 
@@ -164,10 +174,20 @@ class Scenes(Dataset[dict[str, Any]]):
         size: side in pixels.
         wrong: add ``wrong``, the caption of the scene with one attribute changed.
         test: draw held-out combinations.
+        compositions: share of compositions; the other samples are the same with any share.
     """
 
-    def __init__(self, seed: int, size: int = 64, *, wrong: bool = False, test: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        size: int = 64,
+        *,
+        wrong: bool = False,
+        test: bool = False,
+        compositions: float = 0.0,
+    ) -> None:
         self.seed, self.size, self.wrong, self.test = seed, size, wrong, test
+        self.compositions = compositions
 
     def __len__(self) -> int:
         return 1 << 40
@@ -178,6 +198,9 @@ class Scenes(Dataset[dict[str, Any]]):
         return scenes.draw_scene(rng, test=self.test), rng
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        composed = composition_samples.draw(self.seed, index, self.compositions, self.test)
+        if composed is not None:
+            return composition_samples.item(*composed, self.size, self.wrong)
         scene, rng = self.scene(index)
         frame, mask = scenes.render_frame(scene, float(rng.random()), self.size)
         item: dict[str, Any] = {

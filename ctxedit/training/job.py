@@ -302,7 +302,7 @@ class Training:
             initial = self._keep_initial_weights() if self.continues is not None else None
             torch.manual_seed(recipe.schedule.seed)
             task = self.build_task(initial)
-        if options.warm and initial is None and read_state(self.state_file) is None:
+        if (options.warm or recipe.warm) and initial is None and read_state(self.state_file) is None:
             initial = find_component(self.models, recipe.folder)
             task.load_weights(initial)
         # No process may save a state before all have looked for one.

@@ -44,7 +44,7 @@ class Request:
         """
         chosen = [self.name]
         if self.name == ALL:
-            chosen = recipes.names()
+            chosen = [n for n in recipes.names() if recipes.resolve(n).part == n]
             if self.data is not None:
                 chosen = [n for n in chosen if not recipes.resolve(n).task_type.drawn_only]
         asked = {"steps": self.steps, "precision": self.precision}

@@ -42,6 +42,7 @@ class Recipe:
         about: what is trained, in one line.
         licence: of the resulting weights; may be empty.
         text: the recipe as TOML, changes included.
+        warm: start from the weights there are, or from the built-in ones, as with ``--warm``.
     """
 
     part: str
@@ -52,6 +53,7 @@ class Recipe:
     about: str = ""
     licence: str = ""
     text: str = ""
+    warm: bool = False
 
     @property
     def sha256(self) -> str:
@@ -76,6 +78,8 @@ class Recipe:
         if self.task_type.whole_batch:
             schedule["batch"] = self.schedule.batch
         data = {k: v for k, v in asdict(self.data).items() if k != "on_error"}
+        if not self.data.compositions:
+            del data["compositions"]  # states from before there was this setting can be resumed
         return {"part": self.part, "task": self.task, "data": data, "schedule": schedule}
 
     def in_passes(self, passes: int) -> Recipe:
@@ -102,7 +106,7 @@ class Recipe:
             return self
         new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
         table = {
-            "part": new.part, "about": new.about, "licence": new.licence, "task": new.task,
+            "part": new.part, "about": new.about, "licence": new.licence, "warm": new.warm, "task": new.task,
             "data": asdict(new.data),
             "schedule": {key: value for key, value in asdict(new.schedule).items() if value is not None},
         }  # fmt: skip
@@ -110,8 +114,10 @@ class Recipe:
 
 
 def names() -> list[str]:
-    """The built-in recipes, each after those that it builds on."""
-    return [name for name in tasks.names() if tasks.get(name).recipe_text()]
+    """The built-in recipes: of each task the one of its name, in the order in which they build on each
+    other; then those that train a task's weights in another way."""
+    own = [name for name in tasks.names() if tasks.get(name).recipe_text()]
+    return own + sorted(file.stem for file in tasks.RECIPES.glob("*.toml") if file.stem not in own)
 
 
 def resolve(name: str) -> Recipe:
@@ -121,7 +127,9 @@ def resolve(name: str) -> Recipe:
         return load(path)
     if name not in names():
         raise ConfigError(f"no recipe {name!r}", f"the built-in recipes are: {', '.join(names())}")
-    return parse(tasks.get(name).recipe_text(), name)
+    if name in tasks.names():
+        return parse(tasks.get(name).recipe_text(), name)
+    return parse((tasks.RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)
 
 
 def load(path: Path) -> Recipe:
@@ -160,7 +168,7 @@ def parse(text: str, name: str, file: Path | None = None) -> Recipe:
 
 
 def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Recipe:
-    known = {"part", "task", "schedule", "data", "about", "licence"}
+    known = {"part", "task", "schedule", "data", "about", "licence", "warm"}
     if unknown := sorted(set(blob) - known):
         raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(known))}")
     tasks.get(blob["part"])
@@ -178,4 +186,5 @@ def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Rec
     return Recipe(
         blob["part"], dict(blob["task"]), schedule, data,
         name, str(blob.get("about", "")), str(blob.get("licence", "")), text,
+        bool(blob.get("warm", False)),
     )  # fmt: skip

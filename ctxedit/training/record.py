@@ -97,7 +97,8 @@ def describe_data(recipe: Recipe) -> str:
     """A recipe's data in a few words, with the last component of its path."""
     data = recipe.data
     if data.source == "scenes":
-        return f"drawn scenes, {data.size} pixels"
+        share = f", {data.compositions:.0%} compositions" if data.compositions else ""
+        return f"drawn scenes{share}, {data.size} pixels"
     return f"{data.source} {Path(data.path).name}, {data.size} pixels"
 
 

@@ -20,7 +20,7 @@ from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
 from ctxedit.training.tasks.base import Task, load_weights, register
-from ctxedit.training.tasks.encoders import FrozenEncoders, noise_scheduler, write_layout
+from ctxedit.training.tasks.encoders import Encoders, noise_scheduler, write_layout
 
 
 @register("adapter")
@@ -64,7 +64,7 @@ class AdapterTask(Task):
             components.install("vae", "text_encoder", "tokenizer")
         self.data = Data(data, Scenes)
         self.weighting, self.empty = loss_weight, empty
-        self.encoders = FrozenEncoders(components)
+        self.encoders = Encoders(components)
         unet = components.find("unet")
         self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
         self.unet.requires_grad_(False)
@@ -115,7 +115,7 @@ class AdapterTask(Task):
         model["adapter"].save(folder / "adapter.safetensors", trained="text to image")
         if "unet" in model:
             save_fp16(model["unet"], folder.parent / "unet")
-            write_layout(folder.parent, self.data.captions)
+            write_layout(folder.parent, self.data.captions, bool(self.data.config.compositions))
 
     def load_weights(self, folder: Path) -> None:
         load_weights(self.model["adapter"], folder)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ctxedit.errors import ConfigError
+from ctxedit.synthetic import composition_captions
 from ctxedit.training import tokenizer
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
@@ -20,12 +23,15 @@ from ctxedit.training.tokenizer import LENGTH
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
 
+_TABLE = "text_model.embeddings.token_embedding.weight"
+
 
 @register("clip")
 class ClipTask(Task):
     """Images against the captions of the batch and, for drawn scenes, against hard negatives.
 
-    The tokenizer is trained on the captions of the data.
+    The tokenizer is trained on the captions of the data; with compositions in the data, their words are added
+    to it after all others.
 
     Args:
         components: none are needed.
@@ -51,7 +57,9 @@ class ClipTask(Task):
         from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
         self.data = Data(data, partial(Scenes, wrong=True))
-        self.tokenizer = tokenizer.learn(self.data.captions)
+        learned = tokenizer.learn(self.data.captions)
+        words = composition_captions.words() if data.compositions else []
+        self.tokenizer, _ = tokenizer.extend(learned, words)
         self.size = data.size
         sizes = {
             "hidden_size": width,
@@ -104,6 +112,24 @@ class ClipTask(Task):
         half.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_preprocessor(folder, self.size, "CLIPImageProcessor")
+
+    def load_weights(self, folder: Path) -> None:
+        """Initialise with an exported CLIP, whose vocabulary may lack the last tokens of this one's."""
+        from transformers import CLIPTokenizer
+
+        known = CLIPTokenizer.from_pretrained(folder)
+        own = self.tokenizer.get_vocab()
+        error = ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
+        if any(own.get(token) != number for token, number in known.get_vocab().items()):
+            raise error
+        words = composition_captions.words() if self.data.config.compositions else []
+        _, added = tokenizer.extend(known, words)
+        tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        tensors[_TABLE] = tokenizer.extend_embeddings(tensors[_TABLE], added)
+        try:
+            self.model.load_state_dict(tensors)
+        except RuntimeError as cause:
+            raise error from cause
 
     @classmethod
     def checks(cls) -> tuple[Check, ...]:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ctxedit.synthetic import composition_captions
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
-from ctxedit.training.tasks.base import Task, register
-from ctxedit.training.tasks.encoders import FrozenEncoders, noise_scheduler, write_layout
+from ctxedit.training.tasks.base import Task, load_weights, register
+from ctxedit.training.tasks.encoders import Encoders, noise_scheduler, save_text_encoder, write_layout
 
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
@@ -35,22 +36,28 @@ class VelocityLoss:
         focus: weight of the loss inside the object's mask, where the data has one; 1 outside. An object
             covers a quarter of the image and is by far its hardest part.
         draws: noise samples per image and step; encoding an image costs as much as a fifth of a pass.
+        logit_mean: mean of the logit-normal timesteps' logits; above 0 they are noisier.
     """
 
-    def __init__(self, components: Components, empty: float, focus: float, draws: int) -> None:
-        self.encoders = FrozenEncoders(components)
+    def __init__(
+        self, components: Components, empty: float, focus: float, draws: int, logit_mean: float = 0.0
+    ) -> None:
+        self.encoders = Encoders(components)
         self.scheduler = noise_scheduler()
-        self.empty, self.focus, self.draws = empty, focus, draws
+        self.empty, self.focus, self.draws, self.logit_mean = empty, focus, draws, logit_mean
 
     def __call__(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss and figures of a batch; ``model(noisy, t, embeddings)`` returns an object with ``sample``."""
+        """Loss and figures of a batch; ``model(noisy, t, embeddings)`` returns an object with ``sample``.
+
+        Gradients reach the text encoder if its parameters require them.
+        """
         n, device = len(batch["caption"]), batch["image"].device
         drop = torch.rand(n, generator=generator) < self.empty
         texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]
         self.encoders.to(device)
         latents = self.encoders.latents(batch["image"]).repeat(self.draws, 1, 1, 1)
         embeddings = self.encoders.embed(texts, device).repeat(self.draws, 1, 1)
-        t = sample_timesteps(len(latents), generator).to(device)
+        t = sample_timesteps(len(latents), generator, self.logit_mean).to(device)
         noise = noise_like(latents, generator)
         noisy = self.scheduler.add_noise(latents, noise, t)
         with _attention(device):
@@ -71,7 +78,7 @@ class VelocityLoss:
 
 @register("denoiser")
 class DenoiserTask(Task):
-    """Velocity prediction; see :class:`VelocityLoss` for ``empty``, ``focus`` and ``draws``.
+    """Velocity prediction; see :class:`VelocityLoss` for ``empty``, ``focus``, ``draws`` and ``logit_mean``.
 
     Args:
         components: with the autoencoder and the text encoder; they are installed next to the weights.
@@ -80,6 +87,8 @@ class DenoiserTask(Task):
         layers: residual blocks per resolution.
         head: channels of an attention head.
         attend: whether each resolution has attention.
+        train_text: train the text encoder too. With compositions in the data its tokenizer gets a token for
+            each of their words; texts without such a word are embedded as before when training starts.
     """
 
     folder = "unet"
@@ -97,16 +106,22 @@ class DenoiserTask(Task):
         empty: float = 0.1,
         focus: float = 1.0,
         draws: int = 1,
+        logit_mean: float = 0.0,
+        train_text: bool = False,
     ) -> None:
         from diffusers import UNet2DConditionModel
 
         components.install("vae", "text_encoder", "tokenizer")
         self.data = Data(data, Scenes)
-        self.velocity = VelocityLoss(components, empty, focus, draws)
+        self.velocity = VelocityLoss(components, empty, focus, draws, logit_mean)
+        encoders = self.velocity.encoders
+        self.train_text = train_text
+        if train_text and data.compositions:
+            encoders.add_words(composition_captions.words())
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
-        self.model: Any = UNet2DConditionModel(
-            sample_size=data.size // self.velocity.encoders.downsampling,
+        self.unet: Any = UNet2DConditionModel(
+            sample_size=data.size // encoders.downsampling,
             in_channels=4,
             out_channels=4,
             down_block_types=down,
@@ -114,17 +129,25 @@ class DenoiserTask(Task):
             block_out_channels=channels,
             layers_per_block=layers,
             norm_num_groups=16,
-            cross_attention_dim=self.velocity.encoders.width,
+            cross_attention_dim=encoders.width,
             # In Stable Diffusion 1's configuration this key is the number of heads.
             attention_head_dim=[c // head for c in channels],
         )
+        self.model: Any = self.unet
+        if train_text:
+            self.model = nn.ModuleDict({"unet": self.unet, "text": encoders.text.requires_grad_(True)})
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        return self.velocity(model, batch, generator)
+        return self.velocity(model["unet"] if self.train_text else model, batch, generator)
 
     def export(self, model: Any, folder: Path) -> None:
-        save_fp16(model, folder)
-        write_layout(folder.parent, self.data.captions)
+        if self.train_text:
+            save_text_encoder(model["text"], self.velocity.encoders.tokenizer, folder.parent)
+        save_fp16(model["unet"] if self.train_text else model, folder)
+        write_layout(folder.parent, self.data.captions, bool(self.data.config.compositions))
+
+    def load_weights(self, folder: Path) -> None:
+        load_weights(self.unet, folder)  # the text encoder was loaded when the task was built
 
     @classmethod
     def checks(cls) -> tuple[Check, ...]:
@@ -138,8 +161,8 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def sample_timesteps(n: int, generator: torch.Generator) -> Tensor:
+def sample_timesteps(n: int, generator: torch.Generator, logit_mean: float = 0.0) -> Tensor:
     """Timesteps (n) in [0, 1000): the first half uniform, the rest logit-normal."""
-    middle = torch.sigmoid(torch.randn(n, generator=generator)) * 1000
+    middle = torch.sigmoid(torch.randn(n, generator=generator) + logit_mean) * 1000
     even = torch.rand(n, generator=generator) * 1000
     return torch.where(torch.arange(n) < n // 2, even, middle).long().clamp(0, 999)

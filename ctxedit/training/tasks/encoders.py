@@ -1,4 +1,4 @@
-"""The frozen encoders of a latent diffusion model, and the rest of its pipeline folder."""
+"""The encoders of a latent diffusion model, and the rest of its pipeline folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from ctxedit.naming import VOCABULARY
-from ctxedit.synthetic import scenes
+from ctxedit.synthetic import composition_captions, scenes
 from ctxedit.training.components import Components
+from ctxedit.training.tokenizer import extend, extend_embeddings
 
 
-class FrozenEncoders:
-    """Autoencoder, tokenizer and text encoder of a pipeline, in float32 and frozen."""
+class Encoders:
+    """Autoencoder, tokenizer and text encoder of a pipeline, in float32 and frozen.
+
+    A task may set its text encoder's parameters to require a gradient.
+    """
 
     def __init__(self, components: Components) -> None:
         from diffusers import AutoencoderKL
@@ -53,20 +57,37 @@ class FrozenEncoders:
         latents: Tensor = self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
         return latents
 
-    @torch.no_grad()
     def embed(self, texts: list[str], device: torch.device) -> Tensor:
         """Text embeddings (N, L, C)."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         embeddings: Tensor = self.text(tokens.input_ids.to(device)).last_hidden_state
         return embeddings
 
+    @torch.no_grad()
+    def add_words(self, texts: Iterable[str]) -> None:
+        """Give each word of ``texts`` a token, initialised with the mean of the tokens it was split into."""
+        self.tokenizer, added = extend(self.tokenizer, texts)
+        if added:
+            table = extend_embeddings(self.text.get_input_embeddings().weight, added)
+            self.text.resize_token_embeddings(len(table), mean_resizing=False)
+            self.text.get_input_embeddings().weight.copy_(table)
 
-def write_layout(folder: Path, captions: list[str] | None = None) -> None:
+
+def save_text_encoder(text: Any, tokenizer: Any, folder: Path) -> None:
+    """Save ``text_encoder``, in fp16, and ``tokenizer`` into a pipeline's folder."""
+    half = type(text)(text.config)
+    half.load_state_dict(text.state_dict())
+    half.half().save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def write_layout(folder: Path, captions: list[str] | None = None, compositions: bool = False) -> None:
     """Write scheduler, ``model_index.json`` and vocabulary of a Stable Diffusion folder.
 
     Args:
         folder: of the pipeline.
         captions: what the denoiser was trained on; None for drawn scenes.
+        compositions: whether compositions were among them.
     """
     noise_scheduler().save_pretrained(folder / "scheduler")
     index = {
@@ -83,6 +104,8 @@ def write_layout(folder: Path, captions: list[str] | None = None) -> None:
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     words = world_words() if captions is None else _words(captions)
+    if compositions:
+        words = words | set(composition_captions.words())
     (folder / VOCABULARY).write_text(json.dumps(sorted(words)) + "\n")
 
 

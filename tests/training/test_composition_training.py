@@ -1,0 +1,186 @@
+"""Training on compositions starts from the shipped models, with a longer vocabulary."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ctxedit.errors import ConfigError
+from ctxedit.models.backbones.base import load_backbone
+from ctxedit.models.clip import ClipScorer
+from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.synthetic import composition_captions
+from ctxedit.training import policy, recipe
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig, Scenes
+from ctxedit.training.job import Training
+from ctxedit.training.record import describe_data
+from ctxedit.training.tasks.adapter import AdapterTask
+from ctxedit.training.tasks.denoiser import DenoiserTask
+
+_UNET = "diffusion_pytorch_model.safetensors"
+
+
+def _run(name, out, batch):
+    """One step at a learning rate of zero: the result is what the training starts from."""
+    changes = {"steps": 1, "batch": batch, "lr": 0.0, "precision": "no", "workers": 0}
+    Training(recipe.resolve(name).changed(changes, {}), out / ".state", out).run(lambda row: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return _run("compositions-denoiser", tmp_path_factory.mktemp("trained"), 2)
+
+
+def test_it_starts_from_the_shipped_denoiser(trained):
+    ours, shipped = (load_file(f / "unet" / _UNET) for f in (trained, BUILTIN_FOLDER))
+    assert all(torch.equal(ours[k], shipped[k]) for k in shipped)
+    known = json.loads((trained / "unet" / "training.json").read_text())
+    assert known["began_with"] and known["data"] == "drawn scenes, 75% compositions, 64 pixels"
+
+
+def test_captions_of_easy_scenes_are_embedded_as_before(trained):
+    texts = ["a tiger walking on the beach", "a red car in the snow, watercolor style", ""]
+    found = []
+    for folder in (trained, BUILTIN_FOLDER):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        tokens = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+        model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        with torch.no_grad():
+            found.append((tokens, model(tokens).last_hidden_state))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_new_words_are_tokens_that_start_as_the_mean_of_their_parts(trained):
+    longer, base = (CLIPTokenizer.from_pretrained(f / "tokenizer") for f in (trained, BUILTIN_FOLDER))
+    assert all(len(longer.tokenize(word)) == 1 for word in composition_captions.words())
+    new = sorted(set(longer.get_vocab()) - set(base.get_vocab()))
+    text = CLIPTextModel.from_pretrained(trained / "text_encoder", dtype=torch.float32)
+    table = text.get_input_embeddings().weight
+    assert new and len(table) == len(longer)
+    first = min(new, key=longer.convert_tokens_to_ids)
+    pieces = base.convert_tokens_to_ids(base.tokenize(first.removesuffix("</w>")))
+    if first.endswith("</w>"):
+        assert torch.allclose(table[longer.convert_tokens_to_ids(first)], table[pieces].mean(0), atol=2e-3)
+    words = json.loads((trained / "vocabulary.json").read_text())
+    assert set(composition_captions.words()) <= set(words)
+
+
+def test_the_folder_can_be_loaded_as_a_model(trained):
+    backbone = load_backbone(str(trained), torch.device("cpu"), torch.float32)
+    assert backbone.embed(["two tiny cats behind a huge red bus"]).isfinite().all()
+
+
+def test_the_text_encoder_is_frozen_unless_asked(tmp_path):
+    one = recipe.resolve("compositions-denoiser")
+    settings = {**one.task, "train_text": False}
+    task = DenoiserTask.build(Components(tmp_path), one.data, settings)
+    assert not any(p.requires_grad for p in task.velocity.encoders.text.parameters())
+    assert sum(1 for _ in task.model.parameters()) == sum(1 for _ in task.unet.parameters())
+
+
+def test_gradients_reach_the_text_encoder(tmp_path):
+    one = recipe.resolve("compositions-denoiser")
+    task = DenoiserTask.build(Components(tmp_path), one.data, one.task)
+    batch = torch.utils.data.default_collate([task.dataset(0)[i] for i in range(2)])
+    task.loss(task.model, batch, torch.Generator().manual_seed(1))[0].backward()
+    table = task.velocity.encoders.text.get_input_embeddings().weight
+    assert table.grad is not None and table.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"compositions": 1.5}, "between 0 and 1"),
+        ({"compositions": 0.5, "source": "folder", "path": "."}, "drawn"),
+    ],
+)
+def test_a_wrong_share_is_refused(change, said):
+    with pytest.raises(ConfigError) as caught:
+        Data(replace(DataConfig(), **change), Scenes)
+    assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_share_is_a_share_and_leaves_the_other_samples_alone():
+    easy, mixed = Scenes(3), Scenes(3, compositions=0.5)
+    same = [easy[i]["caption"] == mixed[i]["caption"] for i in range(40)]
+    assert 8 < sum(same) < 32
+
+
+def test_states_from_before_compositions_can_be_resumed():
+    assert "compositions" not in recipe.resolve("judge").resume_settings["data"]
+    assert recipe.resolve("compositions-denoiser").resume_settings["data"]["compositions"] == 0.75
+    assert describe_data(recipe.resolve("judge")) == "drawn scenes, 64 pixels"
+
+
+def test_all_has_one_recipe_of_each_task():
+    parts = [one.part for one in policy.Request(policy.ALL).recipes()]
+    assert len(parts) == len(set(parts)) and not {"arm-plain", "compositions-clip"} & set(parts)
+
+
+ARMS = {"arm-plain": {"enabled": False}, "arm-contextual": {}, "arm-bounded": {"bound": 0.1},
+        "arm-norm-kept": {"norm": "kept"}}  # fmt: skip
+
+
+def test_the_arms_differ_in_one_setting_and_in_nothing_else():
+    base = recipe.resolve("arm-contextual")
+    for name, own in ARMS.items():
+        one = recipe.resolve(name)
+        assert one.task["adapter"] == base.task["adapter"] | own
+        assert {**one.task, "adapter": 0} == {**base.task, "adapter": 0}
+        assert (one.schedule, one.data, one.part, one.warm) == (
+            base.schedule,
+            base.data,
+            base.part,
+            base.warm,
+        )
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """Loss and gradients of every arm on the same two images, with an adapter that is not zero."""
+    found = {}
+    for name, own in ARMS.items():
+        one = recipe.resolve(name)
+        settings = {**one.task, "adapter": {"width": 32, "blocks": 1, "heads": 2, "patch": 2, **own}}
+        torch.manual_seed(0)
+        task = AdapterTask.build(Components(tmp_path_factory.mktemp(name)), one.data, settings)
+        if own.get("enabled", True):
+            torch.nn.init.normal_(task.adapter.out.weight, std=0.5)
+        batch = torch.utils.data.default_collate([task.dataset(0)[i] for i in range(2)])
+        loss, row = task.loss(task.model, batch, torch.Generator().manual_seed(1))
+        loss.backward()
+        found[name] = (task, row)
+    return found
+
+
+def test_every_arm_trains_what_it_should(losses):
+    for name, (task, row) in losses.items():
+        moved = any(p.grad is not None and bool(p.grad.any()) for p in task.adapter.parameters())
+        assert moved == (name != "arm-plain"), name
+        assert all(p.grad is not None for p in task.unet.parameters()), "all of the denoiser"
+        assert (row["shift"] > 0) == (name != "arm-plain")
+
+
+def test_bound_and_norm_limit_the_shift(losses):
+    rows = {name: row for name, (_, row) in losses.items()}
+    assert len({round(row["loss"], 6) for row in rows.values()}) == 4
+    assert rows["arm-contextual"]["shift"] > rows["arm-norm-kept"]["shift"] > 0
+    assert rows["arm-contextual"]["shift"] > rows["arm-bounded"]["shift"] > 0
+
+
+def test_clip_learns_the_words_of_compositions_and_keeps_the_others(tmp_path):
+    out = _run("compositions-clip", tmp_path, 4)
+    ours, shipped = (load_file(f / "clip" / "model.safetensors") for f in (out, BUILTIN_FOLDER))
+    table = "text_model.embeddings.token_embedding.weight"
+    assert all(torch.equal(ours[k], shipped[k]) for k in shipped if k != table)
+    assert torch.equal(ours[table][: len(shipped[table])], shipped[table])
+    assert len(ours[table]) == len(CLIPTokenizer.from_pretrained(out / "clip")) > len(shipped[table])
+    scorers = ClipScorer(out / "clip"), ClipScorer(BUILTIN_FOLDER / "clip")
+    old = [scorer.embed_texts(["a red car in the snow"]) for scorer in scorers]
+    assert (old[0] == old[1]).all()
+    assert not (scorers[0].embed_texts(["two cats"]) == scorers[0].embed_texts(["three cats"])).all()
