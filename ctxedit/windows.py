@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """Frames ``start`` to ``stop`` (exclusive) of a clip; the first ``shared`` are in the window before, too."""
+    """Frames ``start`` to ``stop`` (exclusive) of a clip; the first ``shared`` are in the window before."""
 
     start: int
     stop: int

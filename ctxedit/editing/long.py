@@ -35,7 +35,8 @@ def invert_to(path: Path, parts: Parts, prompt: str) -> None:
     ):
         invert_long(
             backbone, latents, backbone.condition([text]), backbone.levels(config.steps), parts.strip,
-            arrays["trajectory"], parts.shift(text), config.refinements, lambda done, _: progress(done, ""),
+            arrays["trajectory"], parts.shift(text), config.fixed_point_iterations,
+            lambda done, _: progress(done, ""),
         )  # fmt: skip
 
 

@@ -117,7 +117,11 @@ class Parts:
     def store(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """An empty array for all frames of the clip: on disk, beside the runs, where the clip is long."""
         run = self.request.run
-        return scratch(run.folder if run else self.request.runs, shape, dtype) if self.long else np.empty(shape, dtype)
+        return (
+            scratch(run.folder if run else self.request.runs, shape, dtype)
+            if self.long
+            else np.empty(shape, dtype)
+        )
 
     @cached_property
     def strip(self) -> Strip:
@@ -231,7 +235,9 @@ class Parts:
         if self.request.mask is None:
             return None
         clip = self.config.clip
-        return read_mask(self.request.mask, clip.frames, clip.start, clip.stride, self.prepared.fit, self.store)
+        return read_mask(
+            self.request.mask, clip.frames, clip.start, clip.stride, self.prepared.fit, self.store
+        )
 
     def latent_mask(self, pixels: NDArray[np.float32]) -> Tensor:
         """A mask at working size (F, h, w) as latents see it: padded, (F, 1, h/f, w/f)."""

@@ -36,6 +36,7 @@ from ctxedit.stages import edit as editing
 from ctxedit.stages import invert as inverting
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
+from ctxedit.stages.long import Stored
 from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
 
@@ -249,12 +250,12 @@ def _make_inversion(job: Job) -> Made:
     return Made(trajectory, (_TRAJECTORY,), facts)
 
 
-def _clean(job: Job) -> Tensor | long.Stored:
+def _clean(job: Job) -> Tensor | Stored:
     """Level 0 alone, where nothing is inverted."""
     return job.parts.stored_latents[None] if job.parts.long else job.parts.latents[None]
 
 
-def _read_inversion(job: Job) -> Tensor | long.Stored:
+def _read_inversion(job: Job) -> Tensor | Stored:
     if job.parts.long:
         return long.mapped(job.folder / _TRAJECTORY, "trajectory")
     return load_file(job.folder / _TRAJECTORY)["trajectory"].to(job.parts.device)

@@ -31,7 +31,9 @@ def read_mask(
     Raises:
         InputError: not readable, of another shape than the source, too short, or black all over.
     """
-    mask = read_beside(path, "mask", frames, start, stride, size, lambda picture: _working(picture, size), store)
+    mask = read_beside(
+        path, "mask", frames, start, stride, size, lambda picture: _working(picture, size), store
+    )
     if not any(frame.any() for frame in mask):
         raise InputError(
             f"the mask {path} is black all over: nothing may change", "white marks what may change"

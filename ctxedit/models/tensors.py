@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.torch import save
@@ -16,7 +16,7 @@ from ctxedit.media.scratch import reserve
 from ctxedit.media.temporary import atomic
 
 #: safetensors' names of the types that are written and read in parts.
-_TYPES = {"F32": np.dtype("float32"), "U8": np.dtype("uint8")}
+_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("float32"), "U8": np.dtype("uint8")}
 
 
 def save_tensors(
@@ -56,9 +56,15 @@ def tensors_in_parts(
     table: dict[str, Any] = {}
     # safetensors wants no gaps, and tensors aligned: the widest type comes first.
     end = 0
-    for name, (shape, kind) in sorted(shapes.items(), key=lambda item: (-np.dtype(item[1][1]).itemsize, item)):
+    for name, (shape, kind) in sorted(
+        shapes.items(), key=lambda item: (-np.dtype(item[1][1]).itemsize, item)
+    ):
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        table[name] = {"dtype": names[np.dtype(kind)], "shape": list(shape), "data_offsets": [end, end + size]}
+        table[name] = {
+            "dtype": names[np.dtype(kind)],
+            "shape": list(shape),
+            "data_offsets": [end, end + size],
+        }
         end += size
     header = _header(table)
     with atomic(path, True) as temporary:
@@ -66,10 +72,13 @@ def tensors_in_parts(
             file.write(len(header).to_bytes(8, "little") + header)
             file.flush()
             reserve(file, 8 + len(header), end)
-        arrays = {name: _mapped(temporary, table[name], 8 + len(header), "r+") for name in table}
+        arrays: dict[str, np.ndarray] = {
+            name: _mapped(temporary, table[name], 8 + len(header), "r+") for name in table
+        }
         yield arrays
         for array in arrays.values():
-            array.flush()
+            if isinstance(array, np.memmap):
+                array.flush()
 
 
 def mapped_tensor(path: Path, name: str) -> np.ndarray | None:
@@ -83,9 +92,9 @@ def mapped_tensor(path: Path, name: str) -> np.ndarray | None:
     return _mapped(path, table[name], 8 + length, "c") if name in table else None
 
 
-def _mapped(path: Path, entry: Mapping[str, Any], start: int, mode: Any) -> np.memmap[Any, Any]:
+def _mapped(path: Path, entry: Mapping[str, Any], start: int, mode: Literal["r+", "c"]) -> np.ndarray:
     offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
-    return np.memmap(path, _TYPES[entry["dtype"]], mode, offset, shape)
+    return np.memmap(path, dtype=_TYPES[entry["dtype"]], mode=mode, offset=offset, shape=shape)
 
 
 def _header(table: Mapping[str, Any]) -> bytes:

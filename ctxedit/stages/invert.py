@@ -73,14 +73,16 @@ def invert(
         NumericsError: NaN or infinity appeared.
     """
     trajectory = [latents]
-    total = _passes(levels.steps, refinements)
+    total = _passes(levels.steps, fixed_point_iterations)
     for low, _ in levels.up():
 
         def passed(i: int, low: int = low) -> None:
-            progress(1 + i + (1 + refinements) * low, total)
+            progress(1 + i + (1 + fixed_point_iterations) * low, total)
 
         trajectory.append(
-            ascend(backbone, trajectory[-1], context, levels, low, view, shift, refinements, passed)
+            ascend(
+                backbone, trajectory[-1], context, levels, low, view, shift, fixed_point_iterations, passed
+            )
         )
     # Networks round differently in each memory format, and a file holds contiguous tensors: what is fresh
     # and what is read back must give the same edit.
@@ -96,7 +98,7 @@ def ascend(
     low: int,
     view: FrameView,
     shift: ContextShift | None,
-    refinements: int,
+    fixed_point_iterations: int,
     passed: Callable[[int], None],
 ) -> Tensor:
     """One step of :func:`invert`: latents (F, C, h, w) from level ``low`` to the one above.
@@ -106,7 +108,7 @@ def ascend(
     high = low + 1
     t = levels.timestep(high)
     up, asked = x, low
-    for i in range(1 + refinements):
+    for i in range(1 + fixed_point_iterations):
         raw = backbone.raw(up, t, context, view)
         x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
         eps = _noise(raw, up, x0, levels, asked, high, backbone.prediction)

@@ -49,9 +49,7 @@ class Strip:
     device: torch.device
     store: Callable[[tuple[int, ...]], Stored]
 
-    def walk(
-        self, source: Stored, result: Stored, step: Callable[[int, FrameView, Tensor], Tensor]
-    ) -> None:
+    def walk(self, source: Stored, result: Stored, step: Callable[[int, FrameView, Tensor], Tensor]) -> None:
         """Take all windows of ``source`` through one step, and lay the results together in ``result``.
 
         ``step`` gets a window's number, its view and its latents (F, C, h, w).
@@ -100,7 +98,7 @@ def invert_long(
     strip: Strip,
     trajectory: Stored,
     shift: ContextShift | None = None,
-    refinements: int = 0,
+    fixed_point_iterations: int = 0,
     progress: Progress = no_progress,
 ) -> None:
     """As :func:`ctxedit.stages.invert.invert`, into ``trajectory`` (S + 1, F, C, h, w) on disk.
@@ -110,7 +108,7 @@ def invert_long(
     for window in strip.windows:
         trajectory[0, window.fresh] = latents[window.fresh]
         release(trajectory, latents)
-    total = levels.steps * (1 + refinements) * len(strip.windows)
+    total = levels.steps * (1 + fixed_point_iterations) * len(strip.windows)
     done = 0
 
     def passed(_: int) -> None:
@@ -121,7 +119,7 @@ def invert_long(
     for low, high in levels.up():
 
         def up(_: int, view: FrameView, x: Tensor, low: int = low) -> Tensor:
-            return ascend(backbone, x, context, levels, low, view, shift, refinements, passed)
+            return ascend(backbone, x, context, levels, low, view, shift, fixed_point_iterations, passed)
 
         strip.walk(trajectory[low], trajectory[high], up)
 
@@ -161,11 +159,13 @@ def edit_long(
     how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
     if not from_noise:
         how = replace(how, fusion=config.fusion, source=source_of(scene, target, config))
-    blends = [Blend(config.fusion.threshold) for _ in strip.windows]
+    blends = [Blend(config.fusion.mask_threshold) for _ in strip.windows]
     for step, high in enumerate(range(top, 0, -1)):
         noise, result = Noise(generator), spare[step % 2]
 
-        def down(number: int, view: FrameView, part: Tensor, high: int = high, noise: Noise = noise) -> Tensor:
+        def down(
+            number: int, view: FrameView, part: Tensor, high: int = high, noise: Noise = noise
+        ) -> Tensor:
             window = strip.windows[number]
             here = how
             if how.source is not None:
