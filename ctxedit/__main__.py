@@ -4,4 +4,6 @@ import sys
 
 from ctxedit.cli import script
 
-sys.exit(script())
+# Worker processes import this module under another name.
+if __name__ == "__main__":
+    sys.exit(script())

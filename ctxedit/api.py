@@ -46,7 +46,7 @@ PathLike = str | Path
 Settings = Config | Mapping[str, Any] | None
 
 #: What tuning depends on: an edit cannot change it.
-_FIXED = ("model", "dtype", "clip", "attention", "adapter", "control", "tune")
+_FIXED = ("model", "lora", "dtype", "clip", "attention", "adapter", "control", "tune")
 
 
 def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN as BUILTIN
-from ctxedit.naming import is_own, whole
+from ctxedit.naming import is_own, whole, whole_scaled
 from ctxedit.patterns import pattern_names
 from ctxedit.renames import RENAMED, current_name, variable_of
 from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table
@@ -241,9 +241,15 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls."""
+    """All settings of a run.
+
+    Attributes:
+        offload: keep autoencoder and text encoder in main memory between calls.
+        lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
+    """
 
     model: str = BUILTIN
+    lora: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -366,7 +372,8 @@ def absolute(config: Config) -> Config:
     """The settings with every model that is named by a path named by its whole path."""
     control = replace(config.control, model=whole(config.control.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
-    return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
+    lora = tuple(map(whole_scaled, config.lora))
+    return replace(config, model=model, lora=lora, captioner=captioner, clip_model=clip, control=control)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:

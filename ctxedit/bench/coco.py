@@ -22,7 +22,7 @@ from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
-from ctxedit.models.backbones import Backbone, open_backbone
+from ctxedit.models.backbones import Backbone, open_with_addons
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import identity, locate
 from ctxedit.stages.generate import generate
@@ -112,7 +112,7 @@ def make(
         return paths
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    backbone = open_backbone(locate(config.model, offline), device, dtype, config.offload)
+    backbone = open_with_addons(config, locate(config.model, offline), device, dtype, offline)
     _write_note(out, config)
     texts = [_fitting(backbone, item.caption) for item, _ in due]
     if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):

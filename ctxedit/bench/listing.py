@@ -1,5 +1,7 @@
-"""The list of a comparison: clips, what each shows, and what to make of it. TOML; unknown keys are refused.
+"""The list of a comparison or a batch: clips, what each shows, and what to make of it.
 
+TOML is described here; :mod:`ctxedit.bench.formats` reads CSV, JSON Lines and folders into the same. Unknown
+keys are refused.
 ``[[clips]]`` has ``path`` and ``prompt``, optionally ``name`` (the file's), ``mask`` (a video or image, white
 where the object is) and ``control`` (a map for presets that take one), and ``[[clips.targets]]`` with
 ``prompt`` and ``kind``, optionally ``mask`` (over the clip's), ``ideal`` (the true edit) and ``expect`` (a
@@ -16,16 +18,17 @@ Masks are for the figures only: the methods do not see them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctxedit.bench.formats import base_of, entries
+from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.naming import expanded
 from ctxedit.synthetic.compositions import Composition
 from ctxedit.synthetic.judge import ANSWERS
-from ctxedit.tables import read_table
 
 KINDS = ("object", "background", "style", "colour", "count", "size", "relation", "other")
 
@@ -45,7 +48,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of the list."""
+    """A clip of the list; ``prompt`` is empty where it is to be captioned.
+
+    ``span`` is which frames to use, where the clip is too short for those of the settings.
+    """
 
     name: str
     path: Path
@@ -53,46 +59,62 @@ class Clip:
     targets: tuple[Target, ...]
     mask: Path | None = None
     control: Path | None = None
+    span: ClipConfig | None = None
 
 
-def read_list(path: Path) -> tuple[Clip, ...]:
+def read_list(path: Path, batch: bool = False, targets: Sequence[str] = ()) -> tuple[Clip, ...]:
     """Read and check a list; no clip is opened.
 
+    Args:
+        path: the list, or a folder of clips.
+        batch: clips may come without a prompt; they are then captioned.
+        targets: further target prompts for every clip.
+
     Raises:
-        ConfigError: no such list, not TOML, an unknown or missing key, a wrong value, the same name or target
-            twice, or nothing in it.
+        ConfigError: no such list, not of its form, an unknown or missing key, a wrong value, the same name or
+            target twice, or nothing in it.
         InputError: a file that it names does not exist, or an empty prompt.
     """
-    table = read_table(path)
-    where = str(path)
-    _known(table, {"clips"}, where)
-    entries = table.get("clips")
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{where} lists no clips", "each clip is a table [[clips]] with path and prompt")
-    clips = tuple(_clip(entry, path, f"{where}, clip {i}") for i, entry in enumerate(entries, 1))
-    _distinct((clip.name for clip in clips), "name", where, "give one of them a `name`")
+    reading = _Reading(base_of(path), batch, tuple(targets))
+    if path.is_dir() and not batch:
+        raise ConfigError(f"{path} is a folder", "a comparison takes a list, which says what each clip shows")
+    clips = tuple(_clip(entry.table, reading, entry.where) for entry in entries(path))
+    _distinct((clip.name for clip in clips), "name", str(path), "give one of them a `name`")
     return clips
 
 
-def _clip(entry: Any, file: Path, where: str) -> Clip:
+@dataclass(frozen=True)
+class _Reading:
+    """How a list is read: where its relative paths start, and what may be missing."""
+
+    folder: Path
+    batch: bool
+    targets: tuple[str, ...]
+
+
+def _clip(entry: Any, reading: _Reading, where: str) -> Clip:
     entry = _as_table(entry, where)
     _known(entry, {"name", "path", "prompt", "mask", "control", "targets"}, where)
-    path = _path(entry, "path", file, where)
+    path = _path(entry, "path", reading, where)
     if path is None:
         raise ConfigError(f"{where} has no path", "name the clip's file")
     name = _text(entry, "name", where) or path.stem
     where = f"{where} ({name})"
-    prompt = _text(entry, "prompt", where, "say what the clip shows")
-    targets = entry.get("targets")
-    if not isinstance(targets, list) or not targets:
-        raise ConfigError(f"{where} has no targets", "each target is a table [[clips.targets]] with a prompt")
-    read = tuple(_target(t, file, f"{where}, target {i}") for i, t in enumerate(targets, 1))
+    prompt = _text(entry, "prompt", where, None if reading.batch else "say what the clip shows")
+    targets = entry.get("targets", [])
+    if not isinstance(targets, list) or not (targets or reading.targets):
+        hint = "each target is a table [[clips.targets]] with a prompt"
+        if reading.batch:
+            hint = "name them in the list, or for all clips: ctxedit batch LIST TEXT"
+        raise ConfigError(f"{where} has no targets", hint)
+    read = [_target(t, reading, f"{where}, target {i}") for i, t in enumerate(targets, 1)]
+    read += [Target(text) for text in reading.targets if text not in [t.prompt for t in read]]
     _distinct((target.prompt for target in read), "target", where, "leave one of them out")
-    mask, control = (_path(entry, key, file, where) for key in ("mask", "control"))
-    return Clip(name, path, prompt or "", read, mask, control)
+    mask, control = (_path(entry, key, reading, where) for key in ("mask", "control"))
+    return Clip(name, path, prompt or "", tuple(read), mask, control)
 
 
-def _target(entry: Any, file: Path, where: str) -> Target:
+def _target(entry: Any, reading: _Reading, where: str) -> Target:
     entry = _as_table(entry, where)
     _known(entry, {"prompt", "kind", "mask", "ideal", "expect", "composition", "changed"}, where)
     prompt = _text(entry, "prompt", where, "describe what the edited clip should show")
@@ -106,7 +128,7 @@ def _target(entry: Any, file: Path, where: str) -> Target:
             raise ConfigError(
                 f"{where}: expect.{question} = {answer!r}", f"the judge knows: {', '.join(ANSWERS[question])}"
             )
-    mask, ideal = (_path(entry, key, file, where) for key in ("mask", "ideal"))
+    mask, ideal = (_path(entry, key, reading, where) for key in ("mask", "ideal"))
     return Target(prompt or "", kind, mask, ideal, dict(expect), *_composition(entry, expect, where))
 
 
@@ -159,11 +181,11 @@ def _text(table: Mapping[str, Any], key: str, where: str, required: str | None =
     return value
 
 
-def _path(table: Mapping[str, Any], key: str, file: Path, where: str) -> Path | None:
+def _path(table: Mapping[str, Any], key: str, reading: _Reading, where: str) -> Path | None:
     text = _text(table, key, where)
     if text is None:
         return None
-    path = file.parent / expanded(text)
+    path = reading.folder / expanded(text)
     if not os.path.exists(path):
         raise InputError(f"{where}: {key} {path} does not exist", "paths are relative to the list's folder")
     return path

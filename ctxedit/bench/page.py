@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ctxedit.bench.results import Row
-from ctxedit.bench.runner import REFERENCES
+from ctxedit.bench.subject import REFERENCES
 from ctxedit.metrics import metrics
 
 #: Videos are written into the page, so that one file can be sent and opened anywhere: those of the built-in
@@ -20,7 +20,13 @@ INLINE_BYTES = 48 << 20
 _MARK = "__DATA__"
 
 
-def page(out: Path, rows: Sequence[Row], methods: Sequence[str], about: Sequence[str]) -> str:
+def page(
+    out: Path,
+    rows: Sequence[Row],
+    methods: Sequence[str],
+    about: Sequence[str],
+    title: str = "Comparison of editing methods",
+) -> str:
     """The page as HTML; it asks no other host for anything.
 
     Args:
@@ -28,9 +34,11 @@ def page(out: Path, rows: Sequence[Row], methods: Sequence[str], about: Sequence
         rows: of all methods and references.
         methods: in the order of their columns.
         about: sentences for the head.
+        title: the page's heading.
     """
     references = [name for name in REFERENCES if any(row.method == name for row in rows)]
     data = {
+        "title": title,
         "about": list(about),
         "figures": [figure.table() for figure in metrics()],
         "methods": list(methods),

@@ -11,7 +11,7 @@ from ctxedit.bench import sweep
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.report import files_in
 from ctxedit.bench.results import NAME, Results
-from ctxedit.bench.runner import REFERENCES, Bench, Method, settings_for
+from ctxedit.bench.subject import REFERENCES, Bench, Method, settings_for
 from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
 from ctxedit.editing import plan

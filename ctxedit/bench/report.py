@@ -12,7 +12,7 @@ from typing import Any
 
 from ctxedit.bench import page, tables
 from ctxedit.bench.results import Row, row_of
-from ctxedit.bench.runner import IDEAL, REFERENCES, SOURCE, Bench
+from ctxedit.bench.subject import IDEAL, REFERENCES, SOURCE, Bench
 from ctxedit.errors import InputError
 from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic

@@ -19,8 +19,8 @@ import numpy as np
 
 from ctxedit.bench import page, report
 from ctxedit.bench.results import Row
-from ctxedit.bench.runner import REFERENCES, SOURCE
 from ctxedit.bench.statistics import wilson
+from ctxedit.bench.subject import REFERENCES, SOURCE
 from ctxedit.bench.tables import markdown
 from ctxedit.editing.paths import Input, Paths
 from ctxedit.errors import ConfigError, InputError, OutputError

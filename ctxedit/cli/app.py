@@ -10,6 +10,7 @@ import typer
 
 from ctxedit import __version__
 from ctxedit.cli import (
+    batch,
     bench,
     caption,
     compare,
@@ -59,8 +60,8 @@ def root(
 
 _VERBS = (
     ("run", run_command.run), ("caption", caption.caption), ("tune", tune.tune), ("edit", edit.edit),
-    ("t2i", t2i.t2i), ("train", train.train), ("compare", compare.compare), ("show", show.show),
-    ("env", env.env),
+    ("batch", batch.batch), ("t2i", t2i.t2i), ("train", train.train), ("compare", compare.compare),
+    ("show", show.show), ("env", env.env),
 )  # fmt: skip
 for _name, _verb in _VERBS:
     app.command(_name)(spread(_verb))

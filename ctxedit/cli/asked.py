@@ -27,6 +27,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "dtype": ("dtype",),
     "offload": ("offload",),
+    "lora": ("lora",),
     "captioner": ("captioner",),
     "caption_by": ("caption_by",),
     "clip_model": ("clip_model",),
@@ -53,7 +54,7 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
     for group in (base, *groups):
         for option in fields(group):
             value = getattr(group, option.name)
-            if value is not None:
+            if value is not None and value != []:
                 if isinstance(value, Path):  # a setting outlives the folder that it was said in
                     value = str(expanded(value).absolute())
                 for key in _KEYS.get(option.name, ()):

@@ -16,9 +16,11 @@ from typer.core import TyperGroup
 
 from ctxedit import config as configuration
 from ctxedit.cli import asked
+from ctxedit.cli.bench_speed import speed
 from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns, print_table
+from ctxedit.cli.where import Where, executor_of
 from ctxedit.errors import ConfigError, CtxeditError
 from ctxedit.tables import lay, preset_files
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
     from ctxedit.bench.preview import Preview
     from ctxedit.bench.report import Files
-    from ctxedit.bench.runner import Bench
+    from ctxedit.bench.subject import Bench
 
 RUN = "run"
 
@@ -133,6 +135,7 @@ def run(
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
+    where: Where,
     clips: List = None,
     out: Out = Path("bench"),
     limit: Limit = None,
@@ -157,6 +160,7 @@ def run(
 
     from ctxedit.bench import preview, report, runner
     from ctxedit.bench.figures import columns as columns_of
+    from ctxedit.bench.subject import Bench
     from ctxedit.bench.sweep import parse
 
     files = [path for path in (clips, settings.config) if path is not None]
@@ -183,18 +187,19 @@ def run(
     work_begins()
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
-        bench = runner.Bench(out, listed, methods, overwrite.yes, offline, sources, more)
+        bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more)
         seen = preview.look(bench)
     if dry.dry_run:
         screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
         return
     for clip, why in seen.failing.items():
         screen.warn(f"{clip}: {why}")
+    executor = executor_of(where, seen.peak_bytes)
 
     from ctxedit.cli.bench_progress import watcher
 
     with resumable(out), watcher(screen, known, bench.clips) as watching:
-        rows = runner.run(bench, watching)
+        rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
     _show(screen, whole, report.files_in(out))
     if len(whole["failed"]) == seen.edits:
@@ -278,6 +283,8 @@ def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
         screen.warn(f"{one['method']} failed on {one['clip']}, “{one['target']}”: {one['error']}")
     screen.say(f"with intervals: {files.table_markdown}; videos side by side: {files.page}")
 
+
+app.command("speed")(speed)
 
 Compared = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.", show_default=False)]
 

@@ -14,9 +14,11 @@ from rich.table import Table
 from ctxedit.bench.figures import mean_of
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.results import Row
-from ctxedit.bench.runner import REFERENCES, Watcher
+from ctxedit.bench.runner import Watcher
+from ctxedit.bench.serve import Job
+from ctxedit.bench.subject import REFERENCES
 from ctxedit.cli.output import Screen, debugging
-from ctxedit.cli.progress import hush
+from ctxedit.models.quiet import hush
 
 #: What the table shows of the edits so far.
 _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "judge", 2))
@@ -28,6 +30,7 @@ class Lines(Watcher):
     def __init__(self, screen: Screen) -> None:
         self.screen, self._edits, self._done, self._began = screen, 0, 0, time.monotonic()
         self._first = 0
+        self.at: dict[str, Job] = {}
 
     def say(self, text: str) -> None:
         """What a session says of itself would drown the rest."""
@@ -38,6 +41,14 @@ class Lines(Watcher):
     def began(self, edits: int, done: int) -> None:
         self._edits, self._done, self._first = edits, done, done
         self.screen.say(f"{edits} edits, {done} of them done before")
+
+    def started(self, job: Job, worker: str) -> None:
+        self.at[worker] = job
+        if worker and not self.screen.lively:
+            self.screen.say(f"{worker}: {job.method.label}, {job.clip.name}")
+
+    def ended(self, job: Job, worker: str) -> None:
+        self.at.pop(worker, None)
 
     def finished(self, row: Row) -> None:
         if row.method in REFERENCES:
@@ -60,7 +71,6 @@ class Board(Lines):
         super().__init__(screen)
         self._rows: dict[str, list[Row]] = {method: [] for method in methods}
         self._each = sum(len(clip.targets) for clip in clips)
-        self._now = ("", "")
         shown = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -74,9 +84,6 @@ class Board(Lines):
     def began(self, edits: int, done: int) -> None:
         super().began(edits, done)
         self._bars.update(self._whole, total=edits, completed=done)
-
-    def serving(self, method: str, clip: str) -> None:
-        self._now = (method, clip)
 
     def finished(self, row: Row) -> None:
         if row.method in self._rows:
@@ -106,7 +113,10 @@ class Board(Lines):
                 "-" if m is None else f"{m:.{digits}f}"
                 for m, (_, _, digits) in zip(means, _SHOWN, strict=True)
             ]
-            at = self._now[1] if method == self._now[0] else ""
+            at = "\n".join(
+                f"{job.clip.name} ({worker})" if worker else job.clip.name
+                for worker, job in self.at.items() if job.method.label == method
+            )  # fmt: skip
             table.add_row(method, f"{len(good)}/{self._each}", str(len(rows) - len(good)), *cells, at)
         return Group(table, self._bars)
 

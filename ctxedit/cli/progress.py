@@ -81,18 +81,7 @@ def teller(screen: Screen) -> Teller:
     """A reporter for the pipeline; libraries are told to keep silent. Imports are done, the work begins."""
     work_begins()
     if not debugging():
+        from ctxedit.models.quiet import hush
+
         hush()
     return Teller(screen)
-
-
-def hush() -> None:
-    """Silence what diffusers, transformers and the hub say and draw."""
-    import logging
-
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    for talk in (diffusers_logging, transformers_logging):
-        talk.set_verbosity_error()
-        talk.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

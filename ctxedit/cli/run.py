@@ -9,6 +9,7 @@ import typer
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
+    Addons,
     Base,
     Captioning,
     Clip,
@@ -42,6 +43,7 @@ Texts = Annotated[
 def run(
     clip: Clip,
     base: Base,
+    addons: Addons,
     span: Span,
     size: Size,
     captioning: Captioning,
@@ -63,7 +65,7 @@ def run(
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
+    config = asked.settings(base, screen, addons, span, size, captioning, tuning, sampling, scoring)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api

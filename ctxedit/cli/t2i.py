@@ -10,7 +10,7 @@ import typer
 from ctxedit import __version__
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
+from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk
 from ctxedit.cli.output import Screen
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
@@ -37,6 +37,7 @@ NoMetadata = Annotated[
 def t2i(
     text: Text,
     base: Base,
+    addons: Addons,
     size: Size,
     sampling: Sampling,
     overwrite: Overwrite,
@@ -51,7 +52,7 @@ def t2i(
     asked.not_empty(text, "text")
     if adapter is not None:
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
-    config = asked.settings(base, screen, size, sampling)
+    config = asked.settings(base, screen, addons, size, sampling)
 
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
@@ -63,7 +64,7 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what == "the model"]
+    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the LoRA")]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):

@@ -159,7 +159,8 @@ def _result(screen: Screen, several: bool, tables: list[dict[str, Any]], texts: 
 
 
 def _train(training: Training, options: Options, screen: Screen) -> Done:
-    from ctxedit.cli.progress import hush, teller
+    from ctxedit.cli.progress import teller
+    from ctxedit.models.quiet import hush
 
     hush()
     screen = Screen(quiet=True) if _silent() else screen

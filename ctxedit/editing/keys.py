@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.editing.request import Request
+from ctxedit.models.addons import locate_file
+from ctxedit.models.lora import NAMES
 from ctxedit.models.weights import identity, own_folder, part_identity
+from ctxedit.naming import split_scale
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 
@@ -66,6 +69,15 @@ class Keys:
         shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.clip.frames > c.window.size:
             shared.append(c.window)  # a clip in one piece is what it was before there were windows
+        if c.lora:
+            # Known by their content, as a control map: a LoRA may be trained on under its name.
+            merged = ((name, scale) for name, scale in map(split_scale, c.lora))
+            shared.append(
+                [
+                    (self._print_of(locate_file(name, "LoRA", NAMES, self.request.offline)), scale)
+                    for name, scale in merged
+                ]
+            )
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
         if c.control.kind != "none":

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
+from ctxedit.editing.kept import Kept, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.media.beside import read_beside
@@ -23,7 +24,7 @@ from ctxedit.media.scratch import release, scratch
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -53,10 +54,12 @@ class Parts:
     Args:
         request: the clip, its settings, mask and tuning seed.
         reporter: receives messages.
+        kept: networks of the session before, lent to this one; None loads them for this one alone.
     """
 
-    def __init__(self, request: Request, reporter: Reporter) -> None:
+    def __init__(self, request: Request, reporter: Reporter, kept: Kept | None = None) -> None:
         self.request, self.reporter = request, reporter
+        self._kept = kept
         self._stack = ExitStack()
         self._adapter: ContextAdapter | None = None
 
@@ -65,9 +68,14 @@ class Parts:
         """The settings."""
         return self.request.config
 
-    def close(self) -> None:
-        """Take temporal layers and attention off the network again."""
-        self._stack.close()
+    def close(self, *error: Any) -> None:
+        """Take temporal layers and attention off the network again, and give back what was lent.
+
+        Args:
+            error: type, value and traceback of the exception that ends the session, if one does: the networks
+                are then not used again.
+        """
+        self._stack.__exit__(*(error or (None, None, None)))
 
     @cached_property
     def device(self) -> torch.device:
@@ -78,16 +86,28 @@ class Parts:
 
     @cached_property
     def backbone(self) -> Backbone:
-        dtype, control = pick_dtype(self.config.dtype, self.device), self.config.control
+        dtype = pick_dtype(self.config.dtype, self.device)
+        if self._kept is None:
+            backbone = self._load(dtype)
+        else:
+            key = backbone_key(self.config, self.request.offline, self.device, dtype)
+            lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
+            backbone = self._stack.enter_context(lent)
+        backbone.final_alpha = self.config.invert.final_alpha
+        self._stack.enter_context(backbone.attention(self.config.attention))
+        return backbone
+
+    def _load(self, dtype: torch.dtype) -> Backbone:
+        control = self.config.control
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
+        backbone = open_with_addons(
+            self.config, checkpoint, self.device, dtype, self.request.offline, self.reporter.say
+        )
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
-        backbone.final_alpha = self.config.invert.final_alpha
-        self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
 
     @cached_property
@@ -224,7 +244,8 @@ class Parts:
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        return make_scorer(self.config.clip_model, self.own, self.device, self.request.offline)
+        asked = (self.config.clip_model, self.own, self.device, self.request.offline)
+        return self._kept.scorer(asked, lambda: make_scorer(*asked)) if self._kept else make_scorer(*asked)
 
     @property
     def own(self) -> Path | None:

@@ -27,7 +27,7 @@ from ctxedit.media.probe import probe
 from ctxedit.media.read import Clip, span_of
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output, even_note, holds_audio
-from ctxedit.models.backbones import builtin_vocabulary, family_of
+from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
@@ -191,6 +191,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     side = (fit.padded_height // body.factor, fit.padded_width // body.factor)

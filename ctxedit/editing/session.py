@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxedit.config import BUILTIN, Config
+from ctxedit.editing.kept import Kept
 from ctxedit.editing.keys import Caption, Keys, find_run, known_caption
 from ctxedit.editing.parts import Parts, warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
@@ -44,6 +45,7 @@ class Session:
     Args:
         request: the clip, its settings, where results go.
         reporter: receives messages and progress.
+        kept: networks that stay loaded from session to session; None loads this one's own.
 
     Attributes:
         parts: networks, frames, masks.
@@ -51,17 +53,17 @@ class Session:
         probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
     """
 
-    def __init__(self, request: Request, reporter: Reporter | None = None) -> None:
+    def __init__(self, request: Request, reporter: Reporter | None = None, kept: Kept | None = None) -> None:
         self.request = request
-        self.parts, self.keys = Parts(request, reporter or Reporter()), Keys(request)
+        self.parts, self.keys = Parts(request, reporter or Reporter(), kept), Keys(request)
         self.probe: Callable[[int], float | None] = lambda step: None
         self._tuned = False
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.parts.close()
+    def __exit__(self, *error: Any) -> None:
+        self.parts.close(*error)
 
     @property
     def config(self) -> Config:

@@ -16,7 +16,7 @@ from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbones import builtin_vocabulary, family_of, open_backbone
+from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of, open_with_addons
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import is_half, locate
@@ -48,6 +48,7 @@ def plan(
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    check_addons(config, checkpoint, offline)
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)
@@ -95,7 +96,8 @@ def generate(
         raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    backbone = open_backbone(locate(config.model, offline, is_half(dtype)), device, dtype, config.offload)
+    checkpoint = locate(config.model, offline, is_half(dtype))
+    backbone = open_with_addons(config, checkpoint, device, dtype, offline, reporter.say)
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")

@@ -195,3 +195,53 @@ def test_the_list_of_compositions_agrees_with_its_own_labels(tmp_path, monkeypat
     # The unedited clip shows nothing of what is asked, and all that should stay.
     assert np.mean([row["judge_asked"] for row in sources]) <= 0.1
     assert np.mean([row["judge_kept"] for row in sources]) >= 0.9
+
+
+def test_csv_json_lines_and_folders_are_lists_too(tmp_path):
+    for name in ("a.mp4", "b.gif", "b.mp4", "notes.txt", ".hidden.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "1.png").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    table = tmp_path / "list.csv"
+    table.write_text(
+        'path,target,kind,name,prompt\na.mp4,"a panda, big",object,one,a tiger\nb.mp4,,,,\n\na.mp4,x,,one,\n'
+    )
+    one, two = read_list(table, batch=True, targets=("snow",))
+    assert (one.name, one.prompt, two.name, two.prompt) == ("one", "a tiger", "b", "")
+    assert [(t.prompt, t.kind) for t in one.targets] == [
+        ("a panda, big", "object"), ("x", "other"), ("snow", "other"),
+    ]  # fmt: skip
+    assert [t.prompt for t in two.targets] == ["snow"]
+    with pytest.raises(ConfigError, match="no prompt"):
+        read_list(table, targets=("snow",))
+    lines = tmp_path / "list.jsonl"
+    lines.write_text('\n{"path": "a.mp4", "targets": ["x", {"prompt": "y", "kind": "style"}]}\n')
+    (clip,) = read_list(lines, batch=True)
+    assert [(t.prompt, t.kind) for t in clip.targets] == [("x", "other"), ("y", "style")]
+    found = read_list(tmp_path, batch=True, targets=("x",))
+    assert [clip.name for clip in found] == ["a", "b.gif", "b.mp4", "frames"]
+    assert found[0].path == tmp_path / "a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lists no clips"),
+        ("[]", "is a table"),
+        ("{", "line 1 is not JSON"),
+        ('{"path": "a.mp4", "target": "x", "targets": ["y"]}', "both target and targets"),
+        ('{"path": "a.mp4", "target": 3}', "is a table, not 3"),
+        ('{"path": "a.mp4", "goal": "x"}', "unknown key goal"),
+    ],
+)
+def test_broken_json_lines_are_refused_with_their_line(tmp_path, text, said):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "list.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_list(tmp_path / "list.jsonl", batch=True)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no clips"):
+        read_list(tmp_path, batch=True, targets=("x",))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ctxedit import config
-from ctxedit.bench import preview, report, runner, tables
+from ctxedit.bench import preview, report, runner, subject, tables
 from ctxedit.bench.listing import Clip, Target
-from ctxedit.bench.runner import Bench, Watcher
+from ctxedit.bench.runner import Watcher
+from ctxedit.bench.subject import Bench
 from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.write import write_clip
 from ctxedit.synthetic import scenes
@@ -194,13 +195,13 @@ def test_an_edit_by_other_weights_is_another(done, monkeypatch):
     method = bench.methods[0]
 
     def key():
-        return bench.key(clip, clip.targets[0], method.label, runner.settings_for(clip, method))
+        return bench.key(clip, clip.targets[0], method.label, subject.settings_for(clip, method))
 
     before = key()
     assert key() == before
     for name in ("identity", "part_identity", "judge_identity"):
         with monkeypatch.context() as patched:
-            patched.setattr(runner, name, lambda *which: "another")
+            patched.setattr(subject, name, lambda *which: "another")
             assert key() != before
 
 
@@ -256,8 +257,8 @@ def test_a_control_that_a_clip_lacks_is_refused_before_weights(bench, drawn, mon
     with pytest.raises(ConfigError, match="takes a control map, and the clip 'one' has none"):
         preview.look(replace(bench, methods=(takes,)))
     brings = replace(bench.clips[0], control=drawn / "mask.mp4")
-    assert runner.settings_for(brings, takes).control.map == str(drawn / "mask.mp4")
-    assert runner.settings_for(brings, first) == first.config
+    assert subject.settings_for(brings, takes).control.map == str(drawn / "mask.mp4")
+    assert subject.settings_for(brings, first) == first.config
 
 
 def test_presets_by_name_and_file(tmp_path):

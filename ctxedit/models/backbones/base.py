@@ -34,6 +34,7 @@ from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.families import family_named
 from ctxedit.models.group_norm import statistics_over_clip
+from ctxedit.models.lora import Lora
 from ctxedit.models.sizes import Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
@@ -73,6 +74,8 @@ class Backbone(ABC):
     #: Subfolders of a checkpoint that are needed, those with weights first.
     networks_in: ClassVar[tuple[str, ...]]
     others_in: ClassVar[tuple[str, ...]]
+    #: diffusers' mixin that reads LoRA files for this family; None takes none.
+    lora_loader: ClassVar[str | None] = None
 
     name: str
     path: Path
@@ -112,6 +115,15 @@ class Backbone(ABC):
     @abstractmethod
     def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:
         """Raise InputError for a prompt longer than the text encoder takes, as far as files tell."""
+
+    @classmethod
+    def unet_config(cls, checkpoint: Checkpoint) -> Any:
+        """The denoiser's config, as far as it is known before loading; for diffusers' LoRA reader."""
+        return None
+
+    def merge(self, lora: Lora) -> None:
+        """Add a LoRA, read with :func:`ctxedit.models.lora.read_lora`, to the weights."""
+        raise WeightsError(f"{self.name} takes no LoRA", "leave out --lora")
 
     # -- frames and words --------------------------------------------------------------------------
 

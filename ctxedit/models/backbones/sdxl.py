@@ -24,6 +24,7 @@ class StableDiffusionXL(StableDiffusion):
     added_embedding: ClassVar[str | None] = "text_time"
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder", "text_encoder_2")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "scheduler")
+    lora_loader: ClassVar[str | None] = "StableDiffusionXLLoraLoaderMixin"
 
     def __init__(
         self,

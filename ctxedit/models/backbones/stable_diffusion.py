@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.families import register
+from ctxedit.models.lora import Lora, merge_lora
 from ctxedit.models.sizes import Sizes, Weight, header, read_json, tensor_weight, weigh, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
@@ -54,6 +56,7 @@ class StableDiffusion(Backbone):
     added_embedding: ClassVar[str | None] = None
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
+    lora_loader: ClassVar[str | None] = "StableDiffusionLoraLoaderMixin"
 
     def __init__(
         self,
@@ -133,6 +136,15 @@ class StableDiffusion(Backbone):
                 "distilled, upscaling and image-conditioned checkpoints are not supported",
             )
         check_scheduler(checkpoint)
+
+    @classmethod
+    def unet_config(cls, checkpoint: Checkpoint) -> Any:
+        if checkpoint.form == "file":
+            return None
+        return SimpleNamespace(**read_json(checkpoint.path / "unet/config.json"))
+
+    def merge(self, lora: Lora) -> None:
+        merge_lora(lora, type(self), {n: getattr(self, n) for n in self.networks_in if n != "vae"})
 
     @classmethod
     def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:

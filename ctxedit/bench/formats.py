@@ -1,0 +1,169 @@
+"""Lists in their several forms, read into one: entries as the tables of a TOML list have them.
+
+TOML: ``[[clips]]`` as :mod:`ctxedit.bench.listing` says. JSON Lines: one such table a line, where
+``targets`` may also hold plain texts, and a single ``target`` may stand in its place. CSV: a line for each
+clip and target with the columns ``path`` and, as needed, ``prompt``, ``target``, ``kind``, ``name``,
+``mask``, ``control``, ``ideal``. A folder: each video, GIF, image and folder of images in it is a clip.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctxedit.errors import ConfigError
+from ctxedit.files import TEXT_LIMIT, check_depth, read_text, reason
+from ctxedit.tables import read_table
+
+#: What counts as a clip in a folder.
+VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+IMAGES = (".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_OF_CLIP = ("path", "prompt", "name", "control")
+_OF_TARGET = ("target", "kind", "mask", "ideal")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip of a list: where it stands, for messages, and what is said of it; nothing is checked yet."""
+
+    where: str
+    table: Any
+
+
+def entries(path: Path) -> list[Entry]:
+    """The clips of a list.
+
+    Raises:
+        ConfigError: no such list, not of its form, unknown columns or keys, or nothing in it.
+    """
+    if path.is_dir():
+        return list(_in_folder(path))
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _in_csv(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return list(_in_json_lines(path))
+    return _in_toml(path)
+
+
+def _in_toml(path: Path) -> list[Entry]:
+    table = read_table(path)
+    if strange := sorted(set(table) - {"clips"}):
+        raise ConfigError(f"{path}: unknown key {strange[0]}", "known here: clips")
+    found = table.get("clips")
+    if not isinstance(found, list) or not found:
+        raise ConfigError(f"{path} lists no clips", "each clip is a table [[clips]] with path and prompt")
+    return [Entry(f"{path}, clip {i}", one) for i, one in enumerate(found, 1)]
+
+
+def _in_json_lines(path: Path) -> Iterator[Entry]:
+    text = read_text(path, "list", TEXT_LIMIT, ConfigError)
+    found = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        found, where = True, f"{path}, line {number}"
+        try:
+            table = json.loads(line)
+            check_depth(table)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{where} is not JSON: {str(error)[:160]}", "each line is one JSON object"
+            ) from error
+        yield Entry(where, _with_targets(table, where))
+    if not found:
+        raise ConfigError(
+            f"{path} lists no clips", 'e.g. {"path": "a.mp4", "target": "a panda on the beach"}'
+        )
+
+
+def _with_targets(table: Any, where: str) -> Any:
+    """A JSON object with its targets as tables; what is no object is left to be refused."""
+    if not isinstance(table, dict):
+        return table
+    table = dict(table)
+    if "target" in table:
+        if "targets" in table:
+            raise ConfigError(f"{where} has both target and targets", "use one of them")
+        table["targets"] = [table.pop("target")]
+    if isinstance(targets := table.get("targets"), list):
+        table["targets"] = [{"prompt": one} if isinstance(one, str) else one for one in targets]
+    return table
+
+
+def _in_csv(path: Path) -> list[Entry]:
+    """Lines of the same path are one clip with several targets, in the order of their first line."""
+    text = read_text(path, "list", TEXT_LIMIT, ConfigError)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{path} is not CSV: {error}", "quote cells that hold commas or quotes") from error
+    _check_columns(path, columns)
+    clips: dict[str, tuple[str, dict[str, Any]]] = {}
+    for number, row in enumerate(rows, 2):
+        where = f"{path}, line {number}"
+        if None in row or None in row.values():
+            raise ConfigError(
+                f"{where} has another number of cells than the heading", "quote cells that hold commas"
+            )
+        cells = {key: value for key, value in row.items() if value.strip()}
+        if not cells:
+            continue
+        clip = {key: cells[key] for key in _OF_CLIP if key in cells}
+        first, known = clips.setdefault(cells.get("path", where), (where, {**clip, "targets": []}))
+        if differing := [k for k in clip if known.get(k) != clip[k]]:
+            raise ConfigError(
+                f"{where}: another {differing[0]} than in {first.rsplit(', ')[-1]}, for the same clip"
+            )
+        target = {"prompt" if k == "target" else k: cells[k] for k in _OF_TARGET if k in cells}
+        known["targets"] += [target] if target else []
+    if not clips:
+        raise ConfigError(f"{path} lists no clips", "it has a heading and no lines below it")
+    return [
+        Entry(where, {k: v for k, v in clip.items() if k != "targets" or v}) for where, clip in clips.values()
+    ]
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    known = (*_OF_CLIP, *_OF_TARGET)
+    if strange := [column for column in columns if column not in known]:
+        raise ConfigError(f"{path}: unknown column {strange[0]!r}", f"known columns: {', '.join(known)}")
+    if "path" not in columns:
+        raise ConfigError(
+            f"{path} has no column path", f"the first line names the columns: {', '.join(known)}"
+        )
+    if len(set(columns)) < len(columns):
+        raise ConfigError(f"{path} has a column twice", "name each once")
+
+
+def _in_folder(path: Path) -> Iterator[Entry]:
+    try:
+        inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {reason(error)}", "check its permissions") from error
+    found = False
+    for one in inside:
+        if one.suffix.lower() in (*VIDEOS, *IMAGES) or (one.is_dir() and _holds_images(one)):
+            found = True
+            # Two files may differ in their suffix alone.
+            twice = sum(other.stem == one.stem for other in inside) > 1
+            yield Entry(str(one), {"path": one.name, "name": one.name if twice else one.stem})
+    if not found:
+        raise ConfigError(
+            f"{path} holds no clips", f"clips are {', '.join(VIDEOS)}, images and folders of images"
+        )
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(one.suffix.lower() in IMAGES for one in folder.iterdir())
+
+
+def base_of(path: Path) -> Path:
+    """The folder that a list's relative paths start from."""
+    return path if path.is_dir() else path.parent

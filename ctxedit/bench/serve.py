@@ -1,0 +1,245 @@
+"""One method on one clip: tuned and inverted once, then every target that is due, each measured."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ctxedit.bench.figures import Measure, Truth, Values, prepared
+from ctxedit.bench.listing import Clip, Target
+from ctxedit.bench.meter import Ledger, Meter
+from ctxedit.bench.results import Row
+from ctxedit.bench.subject import IDEAL, SOURCE, Bench, Method, mask_of
+from ctxedit.editing.kept import Kept
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.session import Session
+from ctxedit.errors import CtxeditError, InputError, OutputError
+from ctxedit.media.mask import read_mask
+from ctxedit.media.probe import probe
+from ctxedit.media.temporary import atomic
+from ctxedit.media.write import write_clip
+from ctxedit.metrics import Networks
+from ctxedit.models.device import pick_device
+from ctxedit.runs import fingerprint, slug
+from ctxedit.stages.prepare import Prepared, read_working
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one clip.
+
+    Attributes:
+        due: targets to edit towards, with their keys.
+        references: references to measure beside: target, which one, key.
+    """
+
+    clip: Clip
+    method: Method
+    due: tuple[tuple[Target, str], ...]
+    references: tuple[tuple[Target, str, str], ...] = ()
+
+
+class _Named(Reporter):
+    """Hands on what is told, warnings with the clip's name."""
+
+    def __init__(self, inner: Reporter, name: str) -> None:
+        self.inner, self.name = inner, name
+        self.say, self.task = inner.say, inner.task  # type: ignore[method-assign]
+
+    def warn(self, text: str) -> None:
+        self.inner.warn(text if self.name in text else f"{self.name}: {text}")
+
+
+class Serving:
+    """The work of a bench; the networks stay loaded from one job to the next."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self._networks: Networks | None = None
+        self._kept = Kept()
+
+    def __reduce__(self) -> tuple[type[Serving], tuple[Bench]]:
+        return Serving, (self.bench,)
+
+    def prepare(self) -> None:
+        """Load the metrics' networks: whatever is missing is known before the first edit."""
+        device = pick_device(self.bench.methods[0].config.device)
+        self._networks = prepared(self.bench.metrics, device, self.bench.offline)
+
+    def __call__(self, job: Job, reporter: Reporter) -> Iterator[Row]:
+        yield from _serve(self.bench, job, reporter, self._networks, self._kept)
+        _tidy()
+
+
+def _serve(
+    bench: Bench, job: Job, reporter: Reporter, networks: Networks | None, kept: Kept
+) -> Iterator[Row]:
+    """The due edits of one method on one clip: one tuning and one inversion for all of them."""
+    clip, method = job.clip, job.method
+    meter, left = Meter(_Named(reporter, clip.name)), list(job.due)
+    failed = False
+    with Session(bench.request(clip, method), meter, kept) as session:
+        try:
+            parts = session.parts
+            frames = len(parts.prepared.frames)
+            with meter.watch(parts.backbone.networks[0], frames, parts.device):
+                costs = _before_edits(session, meter)
+                measure = Measure(parts.scorer, bench.metrics, networks)
+                yield from _references(bench, job, session, measure)
+                while left:
+                    target, key = left[0]
+                    row = _edit(bench, session, meter, measure, clip, method, target, key, dict(costs))
+                    left.pop(0)
+                    yield row
+        except OutputError:
+            raise
+        except Exception as error:
+            failed = True
+            if not left:  # only references were due
+                meter.warn(_line(error))
+            for target, key in left:
+                yield row_for(key, method.label, clip, target, error=_line(error))
+    if failed:
+        kept.drop()
+
+
+def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]:
+    """Tune and invert; what both cost, now or when they were made."""
+    costs: dict[str, dict[str, float]] = {}
+    for stage in ("tune", "invert"):
+        key = session.key(stage)[1]
+        ledger = Ledger(session.run.folder)
+        # A tuning goes on where it was killed, and so does its cost; an inversion starts afresh.
+        note = ledger.add if stage == "tune" else ledger.put
+        with meter.noting(stage, partial(note, stage, key)):
+            session.bring(stage)
+        if cost := ledger.of(stage, key):
+            costs[stage] = asdict(cost)
+    return costs
+
+
+def _edit(
+    bench: Bench, session: Session, meter: Meter, measure: Measure, clip: Clip, method: Method,
+    target: Target, key: str, costs: dict[str, dict[str, float]],
+) -> Row:  # fmt: skip
+    """One edit, measured; an error is a row too, unless the disk refuses."""
+    try:
+        stage, stage_key = session.key("edit", target.prompt)
+        ledger = Ledger(session.run.folder)
+        with meter.noting("edit", partial(ledger.put, stage, stage_key)):
+            result = session.edit(target.prompt)
+        if cost := ledger.of(stage, stage_key):
+            costs["edit"] = asdict(cost)
+        made = session.run.facts(stage)
+        kept = load_file(session.run.folder / made["frames"])["frames"].numpy()
+        figures = measure(kept, clip, target, _truth(session, clip, target))
+        video = _delivered(bench, clip, target, key, result.files.video)
+        facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
+        where = os.path.relpath(video, bench.out)
+        clip = replace(clip, prompt=session.prompt)
+        return row_for(key, method.label, clip, target, figures, costs, facts, where)
+    except OutputError:
+        raise
+    except Exception as error:
+        return row_for(key, method.label, clip, target, error=_line(error))
+
+
+def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) -> Path:
+    """The edit where people look for it: a copy, by clip and target, if the bench asks for one."""
+    if bench.results is None:
+        return video
+    name = f"{slug(clip.name)}-{slug(target.prompt)}-{key[:6]}{video.suffix}"
+    copy = bench.out / bench.results / name
+    with atomic(copy, True) as temporary:
+        shutil.copyfile(video, temporary)
+    return copy
+
+
+def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> Iterator[Row]:
+    """Figures of the unedited clip and of the true edit, once for each target."""
+    clip = job.clip
+    for target, which, key in job.references:
+        truth = _truth(session, clip, target)
+        frames = truth.source if which == SOURCE else truth.ideal
+        assert frames is not None
+        name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
+        timed = session.parts.prepared.clip
+        video = write_clip(
+            bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
+            overwrite=True,
+        )  # fmt: skip
+        figures = measure(frames, clip, target, truth)
+        facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
+        yield row_for(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
+
+
+def _truth(session: Session, clip: Clip, target: Target) -> Truth:
+    """What an edit of this target is compared with, read as the session reads the clip."""
+    prepared, span = session.parts.prepared, session.config.clip
+    path = mask_of(clip, target)
+    mask = None if path is None else read_mask(path, span.frames, span.start, span.stride, prepared.fit)
+    ideal = None if target.ideal is None else _ideal(target.ideal, session, prepared)
+    return Truth(prepared.frames, mask, ideal)
+
+
+def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8]:
+    info, fit = probe(path), prepared.fit
+    if (info.width, info.height) != (fit.source_width, fit.source_height):
+        raise InputError(f"the ideal edit {path} has another size than the clip", "make them equal")
+    return read_working(path, session.config.clip, fit).frames
+
+
+def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of an edit; ``made`` is what its run notes of it: it may be of another machine."""
+    config, parts = session.config, session.parts
+    height_width = parts.prepared.frames.shape[1:3]
+    return {
+        "model": parts.backbone.name, "device": made.get("device", "?"), "dtype": made.get("dtype", "?"),
+        "clip_model": measure.scorer.name, "frames": len(parts.prepared.frames),
+        "size": [height_width[1], height_width[0]], "seed": config.seed, "adapter": config.adapter.enabled,
+        "trained": _trained(session), "run": session.run.folder.name,
+    }  # fmt: skip
+
+
+def _trained(session: Session) -> int:
+    """Parameters that the tuning moved: counted in what it left."""
+    file = session.run.folder / "tune" / "tuned.safetensors"
+    if not session.config.tune.steps or not file.exists():
+        return 0
+    with safe_open(file, "pt") as tensors:
+        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+
+
+def row_for(
+    key: str, method: str, clip: Clip, target: Target, figures: Values | None = None,
+    costs: dict[str, dict[str, float]] | None = None, facts: dict[str, Any] | None = None,
+    video: str | None = None, error: str | None = None,
+) -> Row:  # fmt: skip
+    return Row(
+        key, method, clip.name, target.prompt, target.kind, clip.prompt,
+        dict(figures or {}), costs or {}, facts or {}, video, error,
+    )  # fmt: skip
+
+
+def _line(error: Exception) -> str:
+    text = error.message if isinstance(error, CtxeditError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
+
+
+def _tidy() -> None:
+    """Give a session's networks back before the next one loads its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,226 @@
+"""Measures every way in turn, several times over, so that all of them meet the same disturbances."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctxedit import config as configuration
+from ctxedit.bench.speed import limits, random_model, ways
+from ctxedit.bench.speed.counting import Counts, counting
+from ctxedit.bench.speed.ways import Clock, Way
+from ctxedit.config import Config
+from ctxedit.editing.parts import Parts
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.request import Request
+from ctxedit.media.write import write_clip
+from ctxedit.models.device import pick_device
+from ctxedit.synthetic import scenes
+from ctxedit.synthetic.scenes import Actor, Scene
+from ctxedit.tables import DEFAULT_PRESET
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        presets: names or TOML files.
+        model: as ``--model``; unused with ``random``.
+        random: sizes of a network with random weights, or None.
+        frames, size, steps: of the clip (frames, pixels) and of inversion and sampling alike.
+        tune_steps: steps of tuning that are measured, after one that is not.
+        repeats: measured runs of each way.
+        device, dtype: as ``--device`` and ``--dtype``.
+        settings: further settings for every preset, as nested tables.
+    """
+
+    presets: tuple[str, ...]
+    model: str = configuration.BUILTIN
+    random: str | None = None
+    frames: int = 8
+    size: int = 64
+    steps: int = 10
+    tune_steps: int = 4
+    repeats: int = 3
+    device: str = "auto"
+    dtype: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, preset: str, model: str | None = None) -> Config:
+        """Settings of a preset under this plan."""
+        table: dict[str, Any] = {name: dict(value) if isinstance(value, dict) else value
+                                 for name, value in self.settings.items()}  # fmt: skip
+        laid = {
+            "clip": {"frames": self.frames, "stride": 1, "start": 0, "size": self.size},
+            "invert": {"steps": self.steps}, "edit": {"steps": self.steps},
+        }  # fmt: skip
+        for name, values in laid.items():
+            table[name] = {**table.get(name, {}), **values}
+        table |= {"model": model or self.model, "device": self.device, "dtype": self.dtype,
+                  "clip_model": configuration.BUILTIN}  # fmt: skip
+        found = configuration.load(preset, flags=table)
+        if not found.tune.steps:
+            return found
+        return configuration.merge(found, {"tune": {"steps": self.tune_steps + 1}})
+
+
+@dataclass
+class Row:
+    """One way's result. Of a tuning everything is per step, of an edit per clip.
+
+    Attributes:
+        way, task: see :class:`Way`.
+        seconds: of each run, by phase.
+        counts: operations, passes, memory.
+        precision: of the network.
+        error: why it was not measured, else empty.
+    """
+
+    way: str
+    task: str
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    precision: str = ""
+    error: str = ""
+
+    @property
+    def totals(self) -> list[float]:
+        """Seconds of each run."""
+        return [sum(phases.values()) for phases in self.seconds]
+
+    @property
+    def median(self) -> float:
+        """Seconds, the median of the runs."""
+        return statistics.median(self.totals)
+
+
+@dataclass
+class Measured:
+    """Everything that was measured.
+
+    Attributes:
+        rows: one for each way.
+        limits: of the machine.
+        device, dtype: that the default preset ran on.
+    """
+
+    rows: list[Row]
+    limits: limits.Limits
+    device: torch.device
+    dtype: torch.dtype
+
+
+def run(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Measured:
+    """Measure all ways of a plan.
+
+    Raises:
+        ConfigError: an unknown preset or setting.
+        ResourceError: no such device.
+    """
+    pick_device(plan.device)
+    for name in plan.presets:
+        plan.load(name)
+    with tempfile.TemporaryDirectory(prefix="ctxedit-speed-") as temporary, _frozen():
+        folder = Path(temporary)
+        clip = _draw(folder, plan)
+        model = None
+        if plan.random is not None:
+            say(f"writing a {plan.random} with random weights")
+            model = str(random_model.make(plan.random, folder, torch.float16))
+        found = _ways(plan, model)
+        default = plan.load(DEFAULT_PRESET, model)
+        with _opened(default, clip, folder) as parts:
+            say(f"measuring the machine on {parts.device}")
+            most = limits.measure(
+                parts.backbone.networks[0], lambda: _pass(parts), parts.device, parts.backbone.dtype
+            )
+            device, dtype = parts.device, parts.backbone.dtype
+        rows = [Row(way.name, way.task) for way in found]
+        for number in range(plan.repeats + 1):
+            what = "counting" if number == 0 else f"run {number} of {plan.repeats}"
+            for way, row in zip(found, rows, strict=True):
+                if not row.error:
+                    say(f"{what}: {way.task}, {way.name}")
+                    _once(way, row, clip, folder, number == 0, plan.tune_steps)
+        return Measured(rows, most, device, dtype)
+
+
+def _ways(plan: Plan, model: str | None) -> list[Way]:
+    presets = [(name, plan.load(name, model)) for name in plan.presets]
+    if plan.random is not None:  # there is no ControlNet of random weights
+        presets = [(name, config) for name, config in presets if config.control.kind == "none"]
+    default = plan.load(DEFAULT_PRESET, model)
+    rivals = ways.rivals(default, plan.load(ways.STORED_PRESET, model))
+    return [*rivals, *ways.edits(presets), *ways.tunings(presets, default)]
+
+
+def _draw(folder: Path, plan: Plan) -> Path:
+    tiger = Actor("tiger", None, 0.5, 0.86, 0.56)
+    scene = Scene((tiger,), "beach", "plain", "walk", -1, 1.0, (0.5,) * 8)
+    frames, _ = scenes.render(scene, plan.frames, plan.size)
+    return write_clip(folder / "clip.mp4", frames, Fraction(8))
+
+
+@contextmanager
+def _opened(config: Config, clip: Path, folder: Path) -> Iterator[Parts]:
+    """The parts of a session, loaded as far as every way needs them."""
+    request = Request(clip, config, prompt=ways.PROMPTS[0], runs=folder / "runs", offline=True)
+    parts = Parts(request, Reporter())
+    try:
+        _ = parts.latents, parts.temporal, parts.view
+        for prompt in ways.PROMPTS:
+            parts.shift(prompt)
+        yield parts
+    finally:
+        parts.close()
+        del parts
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Leave what exists now out of garbage collection: each closed session is collected, quickly."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@torch.no_grad()
+def _pass(parts: Parts) -> None:
+    """One pass of the network over the clip."""
+    context = parts.backbone.condition([ways.PROMPTS[0]])
+    parts.backbone.raw(parts.latents, 500, context, parts.view)
+
+
+def _once(way: Way, row: Row, clip: Path, folder: Path, count: bool, tune_steps: int) -> None:
+    """Run a way once, to count or to time."""
+    with _opened(way.config, clip, folder) as parts, tempfile.TemporaryDirectory(dir=folder) as work:
+        row.precision = str(parts.backbone.dtype).removeprefix("torch.")
+        if count:
+            frames = len(parts.latents)
+            with counting(parts.backbone.networks[0], frames, parts.device) as counts:
+                way.run(parts, Path(work), Clock(parts.device))
+            runs = tune_steps + 1 if way.task == "tune" else 1
+            row.counts = Counts(counts.flops / runs, counts.passes / runs, counts.peak_bytes)
+            return
+        _pass(parts)
+        clock = Clock(parts.device)
+        way.run(parts, Path(work), clock)
+        seconds = {name: value for name, value in clock.seconds().items() if name != ways.WARM_UP}
+        runs = tune_steps if way.task == "tune" else 1
+        row.seconds.append({name: value / runs for name, value in seconds.items()})

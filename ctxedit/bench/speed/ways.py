@@ -1,0 +1,219 @@
+"""What is compared: each way to edit a clip, or to tune on it, as one call on a session's parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ctxedit.bench.speed.store import edit_with_store
+from ctxedit.config import Config
+from ctxedit.diffusion.forward import marginal
+from ctxedit.diffusion.parameterization import loss_weight
+from ctxedit.editing.parts import Parts
+from ctxedit.editing.stages import invert_now
+from ctxedit.errors import ConfigError
+from ctxedit.models.backbones.stable_diffusion import StableDiffusion
+from ctxedit.stages import edit as editing
+from ctxedit.stages import tune as tuning
+
+#: The source prompt of the drawn clip, and the target prompt.
+PROMPTS = ("a tiger walking on the beach", "a panda walking on the beach")
+#: Names of the ways that are no presets.
+STORED, DIFFUSERS, PLAIN = "stored maps (FateZero's way)", "diffusers, frame by frame", "plain loop"
+#: The preset whose settings the stored maps' way takes.
+STORED_PRESET = "fatezero"
+#: The stored maps' counterpart here: the same settings, without a store.
+STORED_HERE = f"{STORED_PRESET}, no blend"
+
+Task = Literal["edit", "tune"]
+
+
+@dataclass
+class Clock:
+    """Seconds of each phase, in order; ``device`` is waited for at the end of each."""
+
+    device: torch.device
+    laps: list[tuple[str, float]] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """The phase that ran since the last call, or since the clock was made, is over."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.laps.append((name, now - self._since))
+        self._since = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, repeated ones added."""
+        found: dict[str, float] = {}
+        for name, seconds in self.laps:
+            found[name] = found.get(name, 0.0) + seconds
+        return found
+
+
+#: A phase of this name is not part of the result.
+WARM_UP = "warm-up"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do the task.
+
+    Attributes:
+        name: the preset's, or of the other way.
+        task: ``edit`` (invert and sample) or ``tune``.
+        config: settings that its session is opened with.
+        run: does it once, on the parts of a session and a folder for temporary files, and tells the clock.
+    """
+
+    name: str
+    task: Task
+    config: Config
+    run: Callable[[Parts, Path, Clock], None]
+
+
+def edits(presets: Sequence[tuple[str, Config]]) -> list[Way]:
+    """Every way to edit: stored maps and diffusers' pipeline beside the presets.
+
+    Args:
+        presets: by name; ``fatezero`` is among them or not, its settings serve the stored maps.
+    """
+    return [Way(name, "edit", config, _edit) for name, config in presets]
+
+
+def rivals(config: Config, fatezero: Config) -> list[Way]:
+    """The ways that are not ctxedit's: maps stored, with their counterpart here, and diffusers' own pipeline.
+
+    Args:
+        config: of the default preset; the pipeline takes steps and guidance from it.
+        fatezero: of the preset that the stored maps are compared with, without masks.
+    """
+    plain = replace(fatezero, fusion=replace(fatezero.fusion, blend="none"))
+    return [
+        Way(STORED, "edit", plain, _edit_stored),
+        Way(STORED_HERE, "edit", plain, _edit),
+        Way(DIFFUSERS, "edit", config, _edit_diffusers),
+    ]
+
+
+def tunings(presets: Sequence[tuple[str, Config]], plain: Config) -> list[Way]:
+    """Every way to tune: the presets that tune, and a plain loop with the settings of ``plain``."""
+    found = [Way(name, "tune", config, _tune) for name, config in presets if config.tune.steps]
+    return [Way(PLAIN, "tune", plain, _tune_plain), *found]
+
+
+# -- edits -------------------------------------------------------------------------------------------------
+
+
+def _edit(parts: Parts, folder: Path, clock: Clock) -> None:
+    source, target = PROMPTS
+    config, backbone = parts.config, parts.backbone
+    if config.edit.start == "noise":
+        trajectory = parts.latents[None]
+    else:
+        trajectory = invert_now(parts, source)
+        clock.lap("invert")
+    scene = editing.Scene(backbone, source, trajectory, backbone.levels(config.edit.steps), parts.view)
+    editing.edit(scene, target, config, parts.shift(target))
+    clock.lap("sample")
+
+
+def _edit_stored(parts: Parts, folder: Path, clock: Clock) -> None:
+    config, backbone = parts.config, _image_model(parts)
+    edit_with_store(
+        backbone, parts.latents, PROMPTS, config.edit.steps, parts.view, config.fusion, config.edit.guidance,
+        lambda store: clock.lap("invert"),
+    )  # fmt: skip
+    clock.lap("sample")
+
+
+@torch.no_grad()
+def _edit_diffusers(parts: Parts, folder: Path, clock: Clock) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    config, backbone = parts.config, _image_model(parts)
+    backbone.unet.set_attn_processor(AttnProcessor2_0())
+    scheduler = DDIMScheduler.from_pretrained(backbone.path, subfolder="scheduler")
+    pipe = StableDiffusionPipeline(
+        backbone.vae, backbone.text_encoder, backbone.tokenizer, backbone.unet, scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    height, width = (side * backbone.factor for side in parts.view.side)
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(parts.latents.shape, generator=generator).to(parts.latents)
+    for frame in noise.split(1):
+        pipe(
+            PROMPTS[1], height, width, num_inference_steps=config.edit.steps,
+            guidance_scale=config.edit.guidance, latents=frame, output_type="latent",
+        )  # fmt: skip
+    clock.lap("sample")
+
+
+def _image_model(parts: Parts) -> StableDiffusion:
+    backbone = parts.backbone
+    if type(backbone) is not StableDiffusion:
+        raise ConfigError(
+            f"{backbone.name}: stored maps and diffusers' pipeline need Stable Diffusion 1.x or 2.x",
+            "leave --model out, or name one of these",
+        )
+    return backbone
+
+
+# -- tuning ------------------------------------------------------------------------------------------------
+
+
+def _tune(parts: Parts, folder: Path, clock: Clock) -> None:
+    source, config = PROMPTS[0], parts.config.tune
+
+    def report(row: tuning.TuneStep) -> None:
+        clock.lap("step" if row.step > 1 else WARM_UP)
+
+    tuning.tune(
+        parts.backbone, parts.latents, parts.backbone.condition([source]), parts.view, config, folder,
+        parts.config.seed, parts.shift(source), parts.temporal, report,
+    )  # fmt: skip
+
+
+def _tune_plain(parts: Parts, folder: Path, clock: Clock) -> None:
+    """The loop of diffusers' training examples: float32 weights, autocast for half precision, AdamW.
+
+    What is trained, the draws, the frames that each frame attends to and checkpointing are the preset's;
+    there is no context adapter.
+    """
+    config, backbone = parts.config.tune, parts.backbone
+    half = backbone.dtype if backbone.dtype != torch.float32 else None
+    dtype, backbone.dtype = backbone.dtype, torch.float32
+    net = backbone.networks[0].float()
+    names = [name for name in config.trainable_modules if name not in (tuning.ADAPTER, tuning.TEMPORAL)]
+    trained = list(backbone.select(names).values())
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay)
+    latents, context = parts.latents.float(), backbone.condition([PROMPTS[0]])
+    try:
+        with backbone.checkpointing() if config.gradient_checkpointing else nullcontext():
+            for step in range(config.steps):
+                generator = torch.Generator().manual_seed(step)
+                t, a, s = backbone.training_level(generator)
+                noise = torch.randn(latents.shape, generator=generator).to(latents)
+                with torch.autocast(parts.device.type, half, enabled=half is not None):
+                    x0 = backbone.predict_x0(marginal(latents, noise, a, s), t, context, a, s, parts.view)
+                loss = loss_weight(a, s).to(latents) * ((x0.float() - latents) ** 2).mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                clock.lap("step" if step else WARM_UP)
+    finally:
+        backbone.dtype = dtype
+        net.to(dtype)
+        for parameter in trained:
+            parameter.requires_grad_(False)

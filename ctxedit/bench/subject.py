@@ -1,0 +1,121 @@
+"""What is run on what, and what each result is known by; shared by ``bench`` and ``batch``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ctxedit.bench.figures import VERSION
+from ctxedit.bench.figures import identity as measured_by
+from ctxedit.bench.listing import Clip, Target
+from ctxedit.config import Config
+from ctxedit.editing.keys import Keys
+from ctxedit.editing.request import Request
+from ctxedit.models.weights import identity, judge_identity, own_folder, part_identity
+from ctxedit.runs import fingerprint, key_of
+
+#: References beside the methods: the clip unedited, and the true edit where there is one.
+SOURCE, IDEAL = "source", "ideal"
+REFERENCES = (SOURCE, IDEAL)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset with its settings; ``label`` is what the tables call it."""
+
+    label: str
+    preset: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is compared on what; a batch is one of a single method, without references.
+
+    Attributes:
+        out: the bench's folder: results, run folders, tables, page.
+        clips, methods: each method runs on each target of each clip.
+        overwrite: redo finished edits (their tuning and inversion stay).
+        offline: touch no hub.
+        sources: the list and the files of settings; no output may take their place.
+        metrics: keys of metrics besides the usual ones.
+        references: measure the unedited clip and the true edit as well.
+        results: folder, relative to ``out``, that receives a copy of each edit with its sound; None leaves
+            the edits, silent, in their run folders.
+    """
+
+    out: Path
+    clips: tuple[Clip, ...]
+    methods: tuple[Method, ...]
+    overwrite: bool = False
+    offline: bool = False
+    sources: tuple[Path, ...] = ()
+    metrics: tuple[str, ...] = ()
+    references: bool = True
+    results: str | None = None
+
+    def request(self, clip: Clip, method: Method, targets: Sequence[str] = ()) -> Request:
+        """The request of one method on one clip; its run folder is in the bench's."""
+        return Request(
+            clip.path, settings_for(clip, method), method.preset, prompt=clip.prompt or None,
+            targets=tuple(targets), audio=self.results is not None, overwrite=self.overwrite,
+            offline=self.offline, runs=self.out / "runs",
+        )  # fmt: skip
+
+    def key(self, clip: Clip, target: Target, method: str, config: Config) -> str:
+        """What an edit is known by: all that its pixels and figures depend on."""
+        files = [
+            None if f is None else fingerprint(f) for f in (clip.control, mask_of(clip, target), target.ideal)
+        ]
+        wanted: tuple[Any, ...] = (target.prompt, target.kind, target.expect)
+        if target.composition is not None:
+            judged = judge_identity("composition-judge")
+            wanted += (target.composition.to_table(), target.changed, judged)
+        scorer = part_identity(config.clip_model, own_folder(config.model), "clip")
+        weights = (identity(config.model), scorer, judge_identity())
+        clip_of = (fingerprint(clip.path), clip.name, clip.prompt)
+        more: list[Any] = measured_by(self.metrics)  # nothing for the built-in metrics
+        if not clip.prompt:
+            more.append(Keys(Request(clip.path, config)).caption())
+        if self.results is not None:
+            more.append(self.results)
+        return key_of(VERSION, method, config, weights, clip_of, wanted, files, *([more] if more else []))
+
+
+def settings_for(clip: Clip, method: Method) -> Config:
+    """A method's settings for a clip: its own map where the method takes one, and the frames that it has."""
+    config = method.config if clip.span is None else replace(method.config, clip=clip.span)
+    if config.control.kind == "video" and clip.control is not None:
+        config = replace(config, control=replace(config.control, map=str(clip.control.absolute())))
+    return config
+
+
+def edits(bench: Bench) -> Iterator[tuple[Clip, Method, Target, str]]:
+    """Every edit of a bench with its key, in order."""
+    for clip in bench.clips:
+        for method in bench.methods:
+            settings = settings_for(clip, method)
+            for target in clip.targets:
+                yield clip, method, target, bench.key(clip, target, method.label, settings)
+
+
+def references(bench: Bench, clip: Clip) -> Iterator[tuple[Target, str, str]]:
+    """The references of a clip that there can be: target, which one, key."""
+    for target in clip.targets if bench.references else ():
+        for which in REFERENCES:
+            if which == SOURCE or target.ideal is not None:
+                yield target, which, _reference_key(bench, clip, target, which)
+
+
+def _reference_key(bench: Bench, clip: Clip, target: Target, which: str) -> str:
+    """References are read as the first method reads the clip."""
+    config = bench.methods[0].config
+    seen = replace(Config(), clip=config.clip, model=config.model, clip_model=config.clip_model)
+    return bench.key(clip, target, which, seen)
+
+
+def mask_of(clip: Clip, target: Target) -> Path | None:
+    """The mask of a target, else of its clip."""
+    return target.mask or clip.mask

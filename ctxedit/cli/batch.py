@@ -1,0 +1,171 @@
+"""``ctxedit batch``: one preset on many clips, on this machine or on several."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.failures import Failure, resumable, work_begins
+from ctxedit.cli.options import (
+    Base,
+    Captioning,
+    Dry,
+    Judging,
+    Overwrite,
+    Sampling,
+    Size,
+    Span,
+    Talk,
+    TargetOption,
+    Tuning,
+)
+from ctxedit.cli.output import Screen, columns, print_failure
+from ctxedit.cli.where import Where, executor_of
+from ctxedit.config import ClipConfig, Config
+from ctxedit.tables import DEFAULT_PRESET
+
+if TYPE_CHECKING:
+    from ctxedit.bench.listing import Clip
+    from ctxedit.bench.preview import Preview
+    from ctxedit.bench.subject import Bench
+
+List = Annotated[
+    Path,
+    typer.Argument(
+        metavar="LIST", show_default=False,
+        help="List of clips and targets (.toml, .csv, .jsonl), or a folder of clips.",
+    ),
+]  # fmt: skip
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TEXT]...", help="Target prompt for every clip.", show_default=False),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", help="Output folder. [default: batch]", show_default=False),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Use only the first N clips.", show_default=False)
+]
+
+
+def batch(
+    clips: List,
+    base: Base,
+    span: Span,
+    size: Size,
+    captioning: Captioning,
+    tuning: Tuning,
+    sampling: Sampling,
+    judging: Judging,
+    where: Where,
+    overwrite: Overwrite,
+    dry: Dry,
+    talk: Talk,
+    text: Texts = None,
+    target: TargetOption = None,
+    out: Out = Path("batch"),
+    limit: Limit = None,
+) -> None:
+    """Edit every clip of a list towards each of its targets, and report.
+
+    Writes the edits into --out/edits, and report.json, report.md and index.html beside them.
+    An edit that fails is listed and the rest go on; the exit code is then 1.
+    Run the same command again to resume or retry.
+
+    CSV: columns path and target; optional prompt, kind, name, mask, control, ideal.
+    JSON Lines: an object with path and target (or targets) on each line.
+    Clips without a prompt are captioned.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    targets = [*(text or []), *(target or [])]
+    for one in targets:
+        asked.not_empty(one, "target")
+    asked.not_empty(tuning.prompt, "prompt")
+    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, judging)
+
+    from ctxedit.batch import report
+    from ctxedit.bench import preview, runner
+    from ctxedit.bench.listing import read_list
+    from ctxedit.bench.subject import Bench
+    from ctxedit.cli import fetching
+    from ctxedit.cli.bench_progress import watcher
+
+    asked.existing(clips)
+    listed = read_list(clips, batch=True, targets=targets)[:limit]
+    listed = tuple(
+        dataclasses.replace(
+            clip, prompt=clip.prompt or tuning.prompt or "", span=_span(clip, config, base, span)
+        )
+        for clip in listed
+    )
+    methods = preview.methods([base.preset or DEFAULT_PRESET], lambda name, point: config)
+    captions = not all(clip.prompt for clip in listed)
+    needs = fetching.wanted(config, captions=captions, scores=True)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, models=(config.model,)):
+        return
+    work_begins()
+    sources = (*([] if clips.is_dir() else [clips]), *asked.sources(base))
+    offline = base.offline or dry.dry_run
+    job = Bench(out, listed, methods, overwrite.yes, offline, sources, results=report.EDITS)
+    seen = preview.look(job)
+    executor = executor_of(where, seen.peak_bytes)
+    if dry.dry_run:
+        screen.result(_planned(job, seen, executor.describe()), {"plan": dataclasses.asdict(seen)})
+        return
+    for clip, why in seen.failing.items():
+        screen.warn(f"{clip}: {why}")
+    with resumable(out), watcher(screen, [methods[0].label], listed) as watching:
+        rows = runner.run(job, watching, executor)
+    _show(screen, out, report.write(job, rows))
+
+
+def _span(clip: Clip, config: Config, base: Base, span: Span) -> ClipConfig | None:
+    """The frames of a clip that has fewer than the settings ask for; None where it has enough."""
+    from ctxedit.errors import InputError
+
+    try:
+        fitted = asked.fitted(config, clip.path, base, Screen(quiet=True), span).clip
+    except InputError:  # a row of the report says why
+        return None
+    return None if fitted == config.clip else fitted
+
+
+def _planned(job: Bench, seen: Preview, where: str) -> str:
+    """A batch's plan for people."""
+    from ctxedit.cli.work import gib
+
+    rows = [
+        ("clips", str(len(job.clips))),
+        ("edits", f"{seen.edits}, {seen.done} of them done"),
+        ("passes", f"{sum(seen.evaluations.values())} of the network remaining"),
+        ("memory", f"{gib(seen.peak_bytes)} at most for each worker (estimate)"),
+        ("where", where),
+        *[("fails", f"{clip}: {why}") for clip, why in seen.failing.items()],
+    ]
+    return columns(rows)
+
+
+def _show(screen: Screen, out: Path, whole: dict[str, Any]) -> None:
+    """The edits' paths on stdout, what failed on stderr; ends with code 1 where something did."""
+    from ctxedit.batch import report
+
+    files, failed = report.files_in(out), whole["failed"]
+    for one in failed:
+        screen.warn(f"{one['clip']}, “{one['target']}”: {one['error']}")
+    edits = [{**one, "video": str(out / one["video"])} for one in whole["edits"]]
+    shown = {"preset": whole["preset"], "edits": edits, "failed": failed}
+    paths = {"report": str(files.json), "markdown": str(files.markdown), "page": str(files.page)}
+    if edits or screen.json:
+        screen.result("\n".join(one["video"] for one in edits), {**shown, **paths})
+    screen.say(f"report: {files.markdown}; videos side by side: {files.page}")
+    if failed:
+        total = len(edits) + len(failed)
+        hint = f"see {files.markdown}; run the same command again to retry"
+        # The one JSON object is out already.
+        print_failure(Failure(f"{len(failed)} of {total} edits failed", hint, 1), False)
+        raise typer.Exit(1)

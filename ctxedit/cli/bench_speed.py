@@ -1,0 +1,100 @@
+"""``ctxedit bench speed``: measures editing and tuning on this machine, side by side with other ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ctxedit import config as configuration
+from ctxedit.cli import asked
+from ctxedit.cli.failures import work_begins
+from ctxedit.cli.options import Talk, spread
+from ctxedit.cli.output import Screen, print_table
+from ctxedit.errors import ConfigError
+from ctxedit.tables import lay, preset_names
+
+
+@spread
+def speed(
+    talk: Talk,
+    presets: Annotated[
+        str | None,
+        typer.Option("--presets", metavar="A,B,C", help="Presets to measure. [default: all]",
+                     show_default=False),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="A model, as for `ctxedit run`.")
+    ] = configuration.BUILTIN,
+    random: Annotated[
+        Literal["sd14", "tiny"] | None,
+        typer.Option("--random", show_default=False,
+                     help="Measure a network of this size with random weights instead of a model."),
+    ] = None,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of the clip.")] = 8,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=8, help="Side of the clip in pixels. [default: 64, with --random 256]",
+                     show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of inversion and sampling.")] = 10,
+    tune_steps: Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning steps to measure.")] = 4,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each way.")] = 3,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"], typer.Option("--dtype", help="Numeric precision.")
+    ] = "auto",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", show_default=False,
+                     help="Override a setting of every preset. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Output folder. [default: speed]",
+                     show_default=False),
+    ] = Path("speed"),
+) -> None:  # fmt: skip
+    """Measure every preset, FateZero's stored maps and diffusers' pipeline on this machine, side by side.
+
+    All ways have the same weights and steps. Seconds (median and spread), network passes, operations, their
+    share of what this machine reaches in products and convolutions alone, and memory go to speed.json,
+    speed.md and speed.png in --out. Tuning is measured by the step, beside a plain training loop.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    if random is not None and model != configuration.BUILTIN:
+        raise ConfigError("--random and --model", "one or the other")
+    names = [name.strip() for name in presets.split(",") if name.strip()] if presets else preset_names()
+    if not names:
+        raise ConfigError("no preset is named", "--presets contextdiff,fatezero")
+    side = size or (256 if random else 64)
+    settings: dict[str, Any] = {}
+    for text in set_ or []:
+        lay(settings, asked.assignment(text))
+    for name in names:
+        configuration.load(name, flags=settings)  # refused before torch is imported
+
+    from ctxedit.bench.speed import measure, report
+
+    plan = measure.Plan(
+        tuple(names), model, random, frames, side, steps, tune_steps, repeats, device, dtype,
+        settings,
+    )  # fmt: skip
+    work_begins()
+    found = report.table(plan, measure.run(plan, screen.say))
+    files = report.write(out, found)
+    _show(screen, found, files)
+
+
+def _show(screen: Screen, found: dict[str, Any], files: Any) -> None:
+    from ctxedit.bench.speed import report
+
+    if screen.json:
+        screen.result("", {**found, **{f"{k}_file": str(v) for k, v in dataclasses.asdict(files).items()}})
+        return
+    head, *rows = report.cells(found["rows"])
+    tasks = [row["task"] for row in found["rows"]]
+    print_table([["task", *head], *([task, *row] for task, row in zip(tasks, rows, strict=True))])
+    screen.say(f"limits, ratios and a plot: {files.markdown}, {files.plot}")

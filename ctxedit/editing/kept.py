@@ -1,0 +1,67 @@
+"""Networks that stay loaded from one session to the next, in the state in which they were loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ctxedit.config import Config
+from ctxedit.models.backbones import Backbone
+from ctxedit.models.clip import ClipScorer
+
+
+class Kept:
+    """Holds one backbone and one scorer: the last ones used. Other settings replace them."""
+
+    def __init__(self) -> None:
+        self._backbone: tuple[Any, Backbone] | None = None
+        self._scorer: tuple[Any, ClipScorer] | None = None
+
+    @contextmanager
+    def backbone(self, key: Any, train: tuple[str, ...], load: Callable[[], Backbone]) -> Iterator[Backbone]:
+        """The backbone of this key, lent for the length of the block; what tuning moves is put back then.
+
+        Args:
+            key: what the loaded networks depend on.
+            train: names of the parameters that may be changed, as in ``tune.trainable_modules``.
+            load: called where another one, or none, is held.
+        """
+        held, self._backbone = self._backbone, None
+        if held is None or held[0] != key:
+            del held  # two do not fit where one does
+            held = (key, load())
+        backbone = held[1]
+        moved = backbone.select(train) | {f"control.{k}": v for k, v in _in_control(backbone, train).items()}
+        before = {name: value.detach().to("cpu", copy=True) for name, value in moved.items()}
+        yield backbone
+        # Not after an exception: whatever state that left is dropped with the backbone.
+        with torch.no_grad():
+            for name, value in moved.items():
+                value.copy_(before[name])
+        self._backbone = held
+
+    def drop(self) -> None:
+        """Forget what is held: after a failure nobody knows its state."""
+        self._backbone = self._scorer = None
+
+    def scorer(self, key: Any, load: Callable[[], ClipScorer]) -> ClipScorer:
+        """The scorer of this key."""
+        if self._scorer is None or self._scorer[0] != key:
+            self._scorer = None
+            self._scorer = (key, load())
+        return self._scorer[1]
+
+
+def _in_control(backbone: Backbone, train: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
+    names = [name.removeprefix("controlnet.") for name in train if name.startswith("controlnet.")]
+    return backbone.select_control(names) if names else {}
+
+
+def backbone_key(config: Config, offline: bool, device: torch.device, dtype: torch.dtype) -> Any:
+    """What a loaded backbone depends on."""
+    control = config.control
+    beside = (control.model, control.scale) if control.kind != "none" else None
+    return (config.model, beside, config.offload, offline, str(device), dtype)

@@ -1,0 +1,238 @@
+"""The interface of every executor, and the loop that gives the next job to whichever worker is free."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import ResourceError
+
+J = TypeVar("J")
+R = TypeVar("R")
+J_in = TypeVar("J_in", contravariant=True)
+R_out = TypeVar("R_out", covariant=True)
+
+#: How often a job is tried again after the process that it ran in died.
+RETRIES = 2
+
+
+class Work(Protocol[J_in, R_out]):
+    """What is done for each job. It is pickled once for each worker, which keeps it from job to job.
+
+    What it loads it may keep in attributes that are not pickled.
+    """
+
+    def prepare(self) -> None:
+        """Load what every job needs; called once in each worker. Errors end the whole run."""
+
+    def __call__(self, job: J_in, reporter: Reporter) -> Iterable[R_out]:
+        """The results of a job. An exception ends the whole run: a job's own failure is a result too."""
+
+
+class Overseer(Reporter):
+    """Is told which worker is at which job; also receives messages and the progress within jobs."""
+
+    def started(self, job: Any, worker: str) -> None:
+        """A worker begins a job; ``worker`` is empty for this process."""
+
+    def ended(self, job: Any, worker: str) -> None:
+        """A worker has done a job, or lost it."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Stands for the results of a job whose worker died every time that it was tried."""
+
+    reason: str
+
+
+class Executor(ABC):
+    """Runs jobs.
+
+    Attributes:
+        workers: how many jobs run at once at most.
+    """
+
+    workers: int = 1
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Where the jobs run, for people."""
+
+    @abstractmethod
+    def run(self, work: Work[J, R], jobs: Sequence[J], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
+        """Do every job; gives each result with its job, in the order they come.
+
+        Closing the iterator stops the workers. Exceptions of the work are raised here.
+        """
+
+
+class Here(Executor):
+    """This process, one job after the other; results and progress come as they are made.
+
+    Args:
+        threads: CPU threads to compute with; None leaves them as they are.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def describe(self) -> str:
+        return "this process" + (f", {counted(self.threads, 'thread')}" if self.threads else "")
+
+    def run(self, work: Work[J, R], jobs: Sequence[J], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
+        if not jobs:
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            work.prepare()
+            for job in jobs:
+                overseer.started(job, "")
+                for result in work(job, overseer):
+                    yield job, result
+                overseer.ended(job, "")
+        finally:
+            torch.set_num_threads(before)
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+class Collecting(Reporter):
+    """Keeps warnings, to be told where the overseer is."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """What a worker sends back for a job.
+
+    Attributes:
+        place: the machine and process.
+        results: those that were made, also before an error.
+        warnings: to be told.
+        error: what ends the whole run, or None.
+    """
+
+    place: str
+    results: list[R] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+class Prepared(Generic[J, R]):
+    """A work in a worker, prepared before its first job."""
+
+    def __init__(self, work: Work[J, R]) -> None:
+        self._work, self._ready = work, False
+
+    def __call__(self, job: J, reporter: Reporter) -> Iterable[R]:
+        if not self._ready:
+            self._work.prepare()
+            self._ready = True
+        return self._work(job, reporter)
+
+
+def answer(work: Prepared[J, R], job: J, place: str) -> Answer[R]:
+    """Do a job in a worker; whatever is raised is part of the answer."""
+    reporter, results = Collecting(), list[R]()
+    try:
+        results.extend(work(job, reporter))
+    except BaseException as error:
+        return Answer(place, results, reporter.warnings, error)
+    return Answer(place, results, reporter.warnings)
+
+
+class Worker(ABC, Generic[J, R]):
+    """One process somewhere that does one job at a time.
+
+    Attributes:
+        name: what people are shown.
+        retries: how often the loop below gives a lost job to it again.
+        died: exceptions that mean that the process died.
+    """
+
+    name: str
+    retries: int = 0
+    died: tuple[type[BaseException], ...] = ()
+
+    @abstractmethod
+    def submit(self, job: J) -> Future[Answer[R]]:
+        """Begin a job; starts the process where there is none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the process, at once where it is at work."""
+
+
+@dataclass
+class _Running(Generic[J, R]):
+    worker: Worker[J, R]
+    job: J
+    tries: int = 0
+
+
+def hand_out(
+    workers: Sequence[Worker[J, R]], jobs: Sequence[J], overseer: Overseer
+) -> Iterator[tuple[J, R | Lost]]:
+    """Give every job to a worker that is free; gives results as they come. Workers are closed at the end.
+
+    A worker for which nothing is left is closed at once: what it held may be what another one waits for.
+    """
+    waiting = deque(jobs)
+    running: dict[Future[Answer[R]], _Running[J, R]] = {}
+
+    def begin(worker: Worker[J, R]) -> None:
+        if not waiting:
+            worker.close()
+            return
+        job = waiting.popleft()
+        overseer.started(job, worker.name)
+        running[worker.submit(job)] = _Running(worker, job)
+
+    try:
+        for worker in workers:
+            begin(worker)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                now = running.pop(future)
+                worker = now.worker
+                if isinstance(died := future.exception(), worker.died):
+                    if now.tries < worker.retries:
+                        overseer.warn(f"{worker.name} died: what it was doing is done again")
+                        running[worker.submit(now.job)] = _Running(worker, now.job, now.tries + 1)
+                        continue
+                    yield now.job, Lost(f"the process that worked on it died {now.tries + 1} times")
+                elif died is not None:
+                    raise ResourceError(f"{worker.name}: {type(died).__name__}: {died}") from died
+                else:
+                    yield from _told(now, future.result(), overseer)
+                overseer.ended(now.job, worker.name)
+                begin(worker)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _told(now: _Running[J, R], given: Answer[R], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
+    now.worker.name = given.place
+    for text in given.warnings:
+        overseer.warn(text)
+    for result in given.results:
+        yield now.job, result
+    if given.error is not None:
+        raise given.error

@@ -1,0 +1,159 @@
+"""Several processes on this machine, each with its own number of CPU threads and its share of the GPUs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import Any
+
+from ctxedit.executors.base import (
+    RETRIES,
+    Answer,
+    Executor,
+    J,
+    Lost,
+    Overseer,
+    Prepared,
+    R,
+    Work,
+    Worker,
+    answer,
+    counted,
+    hand_out,
+)
+from ctxedit.models.quiet import hush
+
+#: Imported before the first worker is forked.
+_LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
+#: The work of this process, in a worker.
+_here: dict[str, Any] = {}
+
+
+class Processes(Executor):
+    """Worker processes on this machine.
+
+    Args:
+        workers: how many.
+        threads: CPU threads of each. Sums are split by threads, so another number may change last bits.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self.workers, self.threads = workers, threads
+
+    def describe(self) -> str:
+        return f"{counted(self.workers, 'worker')} on this machine, {counted(self.threads, 'thread')} each"
+
+    def run(self, work: Work[J, R], jobs: Sequence[J], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
+        count, packed, gpus = min(self.workers, len(jobs)), pickle.dumps(work), _visible_gpus()
+        context = _context(bool(gpus), type(work).__module__)
+        workers: list[Worker[J, R]] = [
+            _Process(context, number, self.threads, gpus[number % len(gpus)] if gpus else None, packed)
+            for number in range(count)
+        ]
+        yield from hand_out(workers, jobs, overseer)
+
+
+class _Process(Worker[J, R]):
+    """One process: a pool of one, so that its death is noticed and concerns no other."""
+
+    retries = RETRIES
+    died = (BrokenProcessPool,)
+
+    def __init__(self, context: Any, number: int, threads: int, gpu: str | None, work: bytes) -> None:
+        self._context = context
+        self.name = f"worker {number + 1}"
+        self._start = (self.name, threads, gpu, work)
+        self._pool: ProcessPoolExecutor | None = None
+        self._now: Future[Answer[R]] | None = None
+
+    def submit(self, job: J) -> Future[Answer[R]]:
+        if self._pool is not None:
+            with suppress(BrokenProcessPool):
+                self._now = self._pool.submit(_do, job)
+                return self._now
+            self.close()
+        self._pool = ProcessPoolExecutor(1, self._context, _begin, self._start)
+        self._now = self._pool.submit(_do, job)
+        return self._now
+
+    def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if self._now is not None and not self._now.done():
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context(gpu: bool, module: str) -> Any:
+    """Processes that inherit no threads: forked from a clean one that has imported the work's module once.
+
+    Where there are GPUs each starts from nothing: an import may touch the driver, which does not survive a
+    fork.
+    """
+    if gpu or sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_LIBRARIES, module])
+    return context
+
+
+def _visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, by the names that the driver takes."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [one.strip() for one in listed.split(",") if one.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _begin(name: str, threads: int, gpu: str | None, work: bytes) -> None:
+    """In a new process: its threads and its GPU, before anything is computed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Ctrl-C goes to every process of a terminal; it is for the parent, which stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    import torch
+
+    torch.set_num_threads(threads)
+    if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
+        warnings.simplefilter("ignore")
+        hush()
+    _here.update(name=name, work=Prepared(pickle.loads(work)), busy=False)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can stop nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _stop(*_: object) -> None:
+    """Ends a job as Ctrl-C does: what is half written is cleared away."""
+    if not _here["busy"]:
+        os._exit(1)
+    raise KeyboardInterrupt
+
+
+def _do(job: Any) -> Answer[Any]:
+    work: Prepared[Any, Any] = _here["work"]
+    _here["busy"] = True
+    try:
+        return answer(work, job, _here["name"])
+    finally:
+        _here["busy"] = False

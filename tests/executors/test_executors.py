@@ -1,0 +1,80 @@
+"""Every executor does every job and gives the same; a worker that dies costs its job nothing but time."""
+
+import pickle
+import time
+
+import pytest
+from toy import Squares
+
+from ctxedit.errors import InputError, OutputError
+from ctxedit.executors import Here, Lost, Overseer
+from ctxedit.executors.processes import Processes
+
+
+class Log(Overseer):
+    """What was told."""
+
+    def __init__(self):
+        self.started_at, self.ended_at, self.warnings = [], [], []
+
+    def started(self, job, worker):
+        self.started_at.append((job, worker))
+
+    def ended(self, job, worker):
+        self.ended_at.append((job, worker))
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def run(executor, work, jobs):
+    log = Log()
+    found = list(executor.run(work, jobs, log))
+    numbers = sorted((job, result) for job, result in found if isinstance(result, int))
+    return numbers, [result for _, result in found if not isinstance(result, int)], log
+
+
+JOBS = [1, 2, 3, 4, 5]
+WANTED = [(job, job * job) for job in JOBS]
+
+
+def test_this_process_does_the_jobs_in_order_with_as_many_threads_as_asked(tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    numbers, facts, log = run(Here(threads=2), Squares(tmp_path), JOBS)
+    assert numbers == WANTED and {fact["threads"] for fact in facts} == {2}
+    assert {fact["prepared"] for fact in facts} == {1} and torch.get_num_threads() == before
+    assert log.started_at == log.ended_at == [(job, "") for job in JOBS]
+    assert Here(2).describe() == "this process, 2 threads"
+    assert list(Here().run(Squares(tmp_path), [], Log())) == []
+
+
+def test_processes_share_the_jobs_and_one_that_dies_is_replaced(tmp_path):
+    numbers, facts, log = run(Processes(2, 1), Squares(tmp_path, deadly=(2,), always=(4,)), JOBS)
+    assert numbers == [pair for pair in WANTED if pair[0] != 4]
+    (lost,) = (fact for fact in facts if isinstance(fact, Lost))
+    assert "died 3 times" in lost.reason
+    facts = [fact for fact in facts if fact is not lost]
+    assert {fact["threads"] for fact in facts} == {1} == {fact["prepared"] for fact in facts}
+    assert len({fact["pid"] for fact in facts}) >= 2
+    assert [job for job, _ in log.started_at] == JOBS == sorted(job for job, _ in log.ended_at)
+    assert {worker for _, worker in log.started_at} == {"worker 1", "worker 2"}
+    assert {f"warned of {job}" for job in (1, 2, 3, 5)} <= set(log.warnings)
+    tried = (tmp_path / "done.txt").read_text().split()
+    assert sorted(tried) == list("12234445"), "what was done is not done again"
+
+
+def test_an_error_of_the_work_ends_it_and_stops_who_is_still_at_work(tmp_path):
+    error, began = OutputError("the disk is full", "free some"), time.monotonic()
+    work = Squares(tmp_path, fails={2: error}, slow=(1,))
+    with pytest.raises(OutputError, match="the disk is full") as caught:
+        run(Processes(2, 1), work, [1, 2, 3, 4])
+    assert caught.value.hint == "free some"
+    assert "4" not in (tmp_path / "done.txt").read_text().split()
+    assert time.monotonic() - began < 55, "the sleeping one was not waited for"
+
+
+def test_errors_travel_with_their_hints():
+    error = pickle.loads(pickle.dumps(InputError("a clip", "another")))
+    assert (error.message, error.hint, error.exit_code) == ("a clip", "another", 3)
