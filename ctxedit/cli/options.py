@@ -355,7 +355,8 @@ class Overwrite:
             "--yes",
             "-y",
             panel=_OUTPUT,
-            help="Replace existing files and redo finished work; download without asking.",
+            help="Go on without asking: replace files, redo finished work, download, "
+            "edit footage that the built-in models do not know.",
         ),
     ] = False
 
@@ -367,6 +368,20 @@ class Agreed:
     yes: Annotated[
         bool, _option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
     ] = False
+
+
+@dataclass(frozen=True)
+class Anyway:
+    """Permission to download, and to tune on any footage."""
+
+    yes: Annotated[
+        bool,
+        _option(
+            "--yes", "-y", panel=_OUTPUT,
+            help="Download models of more than 1 GB without asking; tune on footage that the built-in models "
+            "do not know.",
+        ),
+    ] = False  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,6 @@ from ctxedit.stages.prepare import Prepared, prepare
 from ctxedit.stages.tune import step_seed
 from ctxedit.windows import Window, plan_windows
 
-#: Below this the built-in CLIP does not see the prompt in the clip. Ten drawn clips with their captions gave
-#: 0.79 to 0.96, six of real footage with the built-in captions 0.10 to 0.67.
-_RECOGNISED = 0.75
-
 
 #: Frames of a long clip that are encoded or decoded at a time.
 _ENCODED = 16
@@ -265,16 +261,6 @@ class Parts:
         grey = np.rint(pixels[..., None] * 255).astype(np.uint8).repeat(3, -1)
         padded = pad(grey, self.prepared.fit)[..., 0].astype(np.float32) / 255
         return latent_mask(torch.from_numpy(padded), self.side)
-
-    def warn_of_strange_pictures(self, prompt: str) -> None:
-        """Say so where the built-in CLIP does not see the prompt in the clip."""
-        frames = self.prepared.frames[:: max(1, len(self.prepared.frames) // 4)]
-        images, text = self.scorer.embed_images(frames), self.scorer.embed_texts([prompt])
-        if (got := float((images @ text.T).mean())) < _RECOGNISED:
-            self.reporter.warn(
-                f"the built-in models do not recognise “{prompt}” in this clip (similarity {got:.2f}): "
-                "they know drawn scenes only; for real footage name a real checkpoint with --model sd15"
-            )
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxedit.config import BUILTIN, Config
+from ctxedit.config import Config
+from ctxedit.editing.footage import check_footage
 from ctxedit.editing.kept import Kept
 from ctxedit.editing.keys import Caption, Keys, find_run, known_caption
 from ctxedit.editing.parts import Parts, warn_of_unknown_words
@@ -174,10 +175,14 @@ class Session:
     # -- stages by name --------------------------------------------------------------------------------------
 
     def tune(self) -> Run:
-        """Tune unless it is done; resumes a killed tuning."""
+        """Tune unless it is done; resumes a killed tuning.
+
+        Raises:
+            InputError: the built-in models do not know the footage.
+        """
         with self.working():
-            if self.parts.own is not None and self.parts.scorer.name == BUILTIN:
-                self.parts.warn_of_strange_pictures(self.prompt)
+            if not self.run.done(*self.key("tune")):
+                check_footage(self.parts, self.prompt)
             self._walk(stage_named("tune"))
             self._tuned = True
             self._walk(stage_named("adapter"))
