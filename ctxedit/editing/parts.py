@@ -39,7 +39,6 @@ from ctxedit.stages.prepare import Prepared, prepare
 from ctxedit.stages.tune import step_seed
 from ctxedit.windows import Window, plan_windows
 
-
 #: Frames of a long clip that are encoded or decoded at a time.
 _ENCODED = 16
 
@@ -168,7 +167,8 @@ class Parts:
 
     @cached_property
     def latents(self) -> Tensor:
-        return self.backbone.encode(self.prepared.padded)
+        """Of the whole clip; of a long one, of its first window."""
+        return self.backbone.encode(pad(self.prepared.frames[self.windows[0].span], self.prepared.fit))
 
     @cached_property
     def side(self) -> tuple[int, int]:

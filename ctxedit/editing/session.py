@@ -27,6 +27,7 @@ from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.registry import usual
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
+from ctxedit.stages.long import Stored
 from ctxedit.stages.wording import check_describes
 
 
@@ -189,12 +190,15 @@ class Session:
             (self.run.folder / "tune" / "state.pt").unlink(missing_ok=True)
         return self.run
 
-    def invert(self) -> Tensor:
-        """The inverted trajectory (S + 1, F, C, h, w), made or reused; level 0 alone where none is needed."""
+    def invert(self) -> Tensor | Stored:
+        """The inverted trajectory (S + 1, F, C, h, w), made or reused; level 0 alone where none is needed.
+
+        Of a clip in windows it is on disk.
+        """
         with self.working():
             if not self._tuned:
                 self.tune()
-            trajectory: Tensor = self._walk(stage_named("invert"))
+            trajectory: Tensor | Stored = self._walk(stage_named("invert"))
             return trajectory
 
     def edit(self, target: str) -> EditResult:

@@ -229,7 +229,10 @@ _TRAJECTORY = "inversion.safetensors"
 
 
 def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverting.no_progress) -> Tensor:
-    """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept."""
+    """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept.
+
+    Of a long clip its first window.
+    """
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
     return inverting.invert(

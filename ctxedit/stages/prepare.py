@@ -13,6 +13,7 @@ from ctxedit.config import ClipConfig
 from ctxedit.media.geometry import Fit, crop, pad, plan_fit, resize, to_working
 from ctxedit.media.probe import ClipInfo, probe
 from ctxedit.media.read import Clip, Store, read_frames
+from ctxedit.models.captioner import pick_frames
 
 #: Longer sides of frames to be captioned are reduced to this: captioners look at a few hundred pixels.
 _CAPTIONED = 1024
@@ -106,7 +107,7 @@ def read_working(path: Path, config: ClipConfig, fit: Fit, store: Store = np.emp
 
 
 def read_for_caption(path: Path, config: ClipConfig) -> Clip:
-    """The frames that the settings name, to be captioned: of the source's size, unless that is very large."""
+    """Those of the settings' frames that are captioned: of the source's size, unless that is very large."""
     width, height = captioned_size(probe(path))
     return read_frames(
         path,
@@ -114,7 +115,20 @@ def read_for_caption(path: Path, config: ClipConfig) -> Clip:
         start=config.start,
         stride=config.stride,
         each=lambda picture: resize(picture[None], width, height)[0],
+        only=pick_frames(config.frames),
     )
+
+
+def check_readable(path: Path, config: ClipConfig) -> Clip:
+    """Read the frames that the settings name and keep nothing of them: a damaged one is found out.
+
+    Returns:
+        What is known of the clip and of its times; the frames are of one pixel.
+    """
+    return read_frames(
+        path, frames=config.frames, start=config.start, stride=config.stride,
+        each=lambda picture: picture[:1, :1],
+    )  # fmt: skip
 
 
 def captioned_size(info: ClipInfo) -> tuple[int, int]:
