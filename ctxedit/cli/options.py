@@ -219,6 +219,16 @@ class Addons:
             "Repeatable.",
         ),
     ] = None
+    embedding: Annotated[
+        list[str] | None,
+        _option(
+            "--embedding",
+            panel=_SETTINGS,
+            metavar="FILE",
+            help="Add a textual inversion, whose token prompts may then contain: a file, a folder or a hub "
+            "id. Repeatable.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

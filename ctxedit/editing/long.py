@@ -13,6 +13,7 @@ from torch import Tensor
 from ctxedit.editing.parts import Parts
 from ctxedit.media.scratch import release
 from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
+from ctxedit.prompts import plain
 from ctxedit.stages.edit import Scene
 from ctxedit.stages.invert import network_passes
 from ctxedit.stages.long import Stored, edit_long, invert_long
@@ -26,6 +27,8 @@ def invert_to(path: Path, parts: Parts, prompt: str) -> None:
     """The clip inverted, as ``trajectory`` (S + 1, F, C, h, w) in a safetensors file."""
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
+    with backbone.room_for([text]):
+        condition = backbone.condition([text])
     latents = parts.stored_latents
     shape = (config.steps + 1, *latents.shape)
     total = network_passes(parts.config) * len(parts.windows)
@@ -34,7 +37,7 @@ def invert_to(path: Path, parts: Parts, prompt: str) -> None:
         parts.reporter.task("invert", total) as progress,
     ):
         invert_long(
-            backbone, latents, backbone.condition([text]), backbone.levels(config.steps), parts.strip,
+            backbone, latents, condition, backbone.levels(config.steps), parts.strip,
             arrays["trajectory"], parts.shift(text), config.fixed_point_iterations,
             lambda done, _: progress(done, ""),
         )  # fmt: skip
@@ -78,7 +81,7 @@ def sample_long(
     total = config.edit.steps * len(parts.windows)
     with parts.reporter.task(f"edit “{target}”", total) as progress:
         return edit_long(
-            scene, trajectory, parts.strip, target, config, parts.shift(target), mask,
+            scene, trajectory, parts.strip, target, config, parts.shift(plain(target)), mask,
             lambda done, _: progress(done, ""),
         )  # fmt: skip
 

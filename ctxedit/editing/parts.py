@@ -22,9 +22,9 @@ from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.media.scratch import release, scratch
 from ctxedit.metrics.evaluate import make_scorer
-from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_with_addons, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
@@ -88,6 +88,11 @@ class Parts:
             key = backbone_key(self.config, self.request.offline, self.device, dtype)
             lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
             backbone = self._stack.enter_context(lent)
+        texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
+        unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
+        for token in unused if self.request.targets else ():
+            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt: it does nothing")
+        backbone.long_prompts = self.config.edit.long_prompts
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
@@ -97,9 +102,8 @@ class Parts:
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = open_with_addons(
-            self.config, checkpoint, self.device, dtype, self.request.offline, self.reporter.say
-        )
+        addons = check_addons(self.config, checkpoint, self.request.offline)
+        backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
@@ -218,9 +222,14 @@ class Parts:
                 torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
+            if self.config.tune.adapter_init == "pretrained":
+                file = adapter_to_start_from(self.config)
+                self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
             self._adapter.to(self.device).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
-        return ContextShift(self._adapter, self.backbone.embed([prompt]), self.windows[0].stop, look)
+        with self.backbone.room_for([prompt]):
+            words = self.backbone.embed([prompt])
+        return ContextShift(self._adapter, words, self.windows[0].stop, look)
 
     def _look(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""

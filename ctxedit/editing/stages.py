@@ -29,6 +29,7 @@ from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import mapped_tensor, save_tensors
+from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
 from ctxedit.runs import fingerprint, versions
 from ctxedit.stages import caption as captioning
@@ -186,10 +187,12 @@ def _make_tuning(job: Job) -> Made:
             note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
             progress(row.step, note)
 
+        with parts.backbone.room_for([job.prompt]):
+            condition = parts.backbone.condition([job.prompt])
         tensors = tuning.tune(
-            parts.backbone, None if parts.long else parts.latents, parts.backbone.condition([job.prompt]),
-            parts.view, config, folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe,
-            parts.reporter.warn, parts.draw if parts.long else None,
+            parts.backbone, None if parts.long else parts.latents, condition, parts.view, config,
+            folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
+            parts.draw if parts.long else None,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
     return Made(files=("tune/tuned.safetensors",), facts=facts)
@@ -235,8 +238,10 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     """
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
+    with backbone.room_for([text]):
+        condition = backbone.condition([text])
     return inverting.invert(
-        backbone, parts.latents, backbone.condition([text]), backbone.levels(config.steps), parts.view,
+        backbone, parts.latents, condition, backbone.levels(config.steps), parts.view,
         parts.shift(text), config.fixed_point_iterations, progress,
     )  # fmt: skip
 
@@ -275,7 +280,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
     mask = None if pixels is None else parts.latent_mask(pixels)
     with parts.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
         latents = editing.edit(
-            scene, target, config, parts.shift(target), mask, lambda done, _: progress(done, "")
+            scene, target, config, parts.shift(plain(target)), mask, lambda done, _: progress(done, "")
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:
@@ -354,8 +359,8 @@ def figures(
 ) -> evaluating.Figures:
     """Scores of an edit whose frames are kept, by the mask it was made with; the usual ones by default."""
     return evaluating.evaluate(
-        long.mapped(kept, "frames"), target, networks or Networks(parts.scorer), parts.prepared.frames,
-        prompt, mapped_tensor(kept, "mask"), chosen,
+        long.mapped(kept, "frames"), plain(target), networks or Networks(parts.scorer),
+        parts.prepared.frames, prompt, mapped_tensor(kept, "mask"), chosen,
     )  # fmt: skip
 
 

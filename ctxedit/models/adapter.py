@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.broadcast import Level, per_sample
 from ctxedit.diffusion.forward import keep_norm, shift_scale
-from ctxedit.errors import WeightsError
+from ctxedit.errors import ConfigError, WeightsError
 from ctxedit.models.sizes import header, weight_of
 from ctxedit.models.tensors import save_tensors
+from ctxedit.models.weights import own_folder, pretrained_adapter
 
 
 class _Attention(nn.Module):
@@ -175,12 +176,12 @@ class ContextAdapter(nn.Module):
         save_tensors(path, self.state_dict(), about)
 
     @staticmethod
-    def check(path: Path) -> None:
-        """See beforehand whether a file is an adapter's, by its header; raises WeightsError."""
+    def check(path: Path) -> AdapterConfig:
+        """The settings of an adapter's file, from its header; raises WeightsError if it is not one."""
         try:
             parameters = weight_of(header([path])).parameters
             with safe_open(path, "pt") as file:
-                _about(file.metadata() or {}, parameters)
+                return _about(file.metadata() or {}, parameters)[0]
         except Exception as error:
             raise _no_adapter(path, error) from error
 
@@ -199,6 +200,31 @@ class ContextAdapter(nn.Module):
         except Exception as error:
             raise _no_adapter(path, error) from error
         return adapter.to(device)
+
+
+def adapter_to_start_from(config: Config) -> Path:
+    """The file of the adapter that ``tune.adapter_init = "pretrained"`` means.
+
+    Raises:
+        ConfigError: the model has none, or one of other sizes or settings than ``[adapter]`` says.
+        WeightsError: its file is damaged.
+    """
+    file = pretrained_adapter(own_folder(config.model))
+    if file is None:
+        raise ConfigError(
+            f'tune.adapter_init = "pretrained": {config.model} has no adapter',
+            "--set tune.adapter_init=zero, or a model trained with one, e.g. by recipe arm-contextual",
+        )
+    stored = ContextAdapter.check(file)
+    ours, theirs = asdict(config.adapter), asdict(stored)
+    if differing := [key for key in ours if ours[key] != theirs[key]]:
+        first = differing[0]
+        settings = " ".join(f"--set adapter.{key}={theirs[key]}" for key in differing)
+        raise ConfigError(
+            f"adapter.{first} = {ours[first]}, but {file} was trained with {theirs[first]}",
+            f"{settings}, or --set tune.adapter_init=zero",
+        )
+    return file
 
 
 def adapter_parameters(config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from ctxedit.models.attention import FrameView, HeatMap
 from ctxedit.models.backbones import Backbone, Word, split_words
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
+from ctxedit.prompts import plain, weighted
 from ctxedit.stages import sample as sampling
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
@@ -44,7 +47,9 @@ def network_passes(config: Config, prompt: str | None, target: str) -> int:
     """Passes of the network over the clip that :func:`edit` makes; at most, where the prompt is not known."""
     if prompt is None:
         return sampling.network_passes(config)
-    removed, added = changed(*([Word(word, ()) for word in split_words(text)] for text in (prompt, target)))
+    removed, added = changed(
+        *([Word(word, ()) for word in split_words(text)] for text in (prompt, plain(target)))
+    )
     return sampling.network_passes(config, bool(removed), bool(added))
 
 
@@ -61,7 +66,7 @@ def edit(
 
     Args:
         scene: the inverted clip.
-        target: target prompt, what the edited clip should show.
+        target: target prompt, what the edited clip should show; may have weights, ``(tiger:1.3)``.
         config: fusion, guidance, steps, seed.
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
@@ -72,41 +77,53 @@ def edit(
         InputError: the target or the negative prompt is longer than the text encoder takes.
         NumericsError: NaN or infinity appeared.
     """
-    backbone, levels = scene.backbone, scene.levels
-    context = conditions(scene, target, config)
-    generator = torch.Generator().manual_seed(config.seed)
-    if config.edit.start == "noise":
-        start = max(1, round(levels.steps * config.edit.strength))
-        clean = scene.trajectory[0]
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        a, s = levels.at(start)
-        b = None if shift is None else shift.at(clean, levels, start)
-        x = marginal(clean, noise, a, s, b)
-        # Without an inversion there is no source at the levels between: a mask then acts on the result.
-        how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
-        return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
-    source = source_of(scene, target, config)
-    how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
-    return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
+    levels = scene.levels
+    with asked(scene, target, config) as (context, source):
+        generator = torch.Generator().manual_seed(config.seed)
+        if source is None:
+            start = max(1, round(levels.steps * config.edit.strength))
+            clean = scene.trajectory[0]
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            a, s = levels.at(start)
+            b = None if shift is None else shift.at(clean, levels, start)
+            x = marginal(clean, noise, a, s, b)
+            # Without an inversion there is no source at the levels between: a mask then acts on the result.
+            how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
+            return sample(scene.backbone, x, context, levels, scene.view, how, shift, start, progress)
+        how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
+        x = scene.trajectory[-1]
+        return sample(scene.backbone, x, context, levels, scene.view, how, shift, None, progress)
 
 
-def conditions(scene: Scene, target: str, config: Config) -> Condition:
-    """Two rows: the negative prompt's and the target's.
+@contextmanager
+def asked(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
+    """What the network is asked with, and room for it in the conditions as long as the block lasts.
+
+    Returns:
+        Two rows, of the negative prompt and of the target; and what the edit takes from the source, None
+        where it starts from noise.
 
     Raises:
-        InputError: one of them is longer than the text encoder takes.
+        InputError: the target or the negative prompt is longer than the text encoder takes.
     """
+    backbone, (target, weights) = scene.backbone, weighted(target)
     negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
     for prompt in (target, negative):
-        scene.backbone.words(prompt)  # refuses one that is too long
-    return scene.backbone.condition([negative, target])
+        backbone.words(prompt)  # refuses one that is too long
+    with backbone.room_for([target, negative, scene.prompt]):
+        source = None
+        if config.edit.start != "noise":
+            equaliser = backbone.token_weights(target, weights) if weights else None
+            source = _source(scene, target, equaliser, config)
+        yield backbone.condition([negative, target]), source
 
 
-def source_of(scene: Scene, target: str, config: Config) -> Source:
-    """What an edit of an inverted clip takes from it."""
+def _source(scene: Scene, target: str, equaliser: Tensor | None, config: Config) -> Source:
     backbone = scene.backbone
     old, new = backbone.words(scene.prompt), backbone.words(target)
     alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.word_weights)
+    if equaliser is not None:
+        alignment = replace(alignment, weight=alignment.weight * equaliser)
     prompt = scene.prompt if config.invert.prompt == "source" else ""
     return Source(
         scene.trajectory,

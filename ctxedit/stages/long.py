@@ -24,7 +24,7 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
-from ctxedit.stages.edit import Scene, conditions, source_of
+from ctxedit.stages.edit import Scene, asked
 from ctxedit.stages.invert import Progress, ascend, no_progress
 from ctxedit.stages.sample import Blend, Sampling, descend
 from ctxedit.windows import Window
@@ -148,17 +148,33 @@ def edit_long(
     Returns:
         Latents (F, C, h, w) on disk.
     """
-    levels, generator = scene.levels, torch.Generator().manual_seed(config.seed)
-    condition = conditions(scene, target, config)
+    with asked(scene, target, config) as (condition, source):
+        how = Sampling(
+            config.edit.guidance, config.edit.eta, generator=torch.Generator().manual_seed(config.seed)
+        )
+        if source is not None:
+            how = replace(how, fusion=config.fusion, source=source)
+        return _sampled(scene, trajectory, strip, condition, config, how, shift, mask, progress)
+
+
+def _sampled(
+    scene: Scene,
+    trajectory: Stored,
+    strip: Strip,
+    condition: Condition,
+    config: Config,
+    how: Sampling,
+    shift: ContextShift | None,
+    mask: Callable[[Window], Tensor | None],
+    progress: Progress,
+) -> Stored:
+    levels, generator, count = scene.levels, how.generator, len(strip.windows)
+    assert generator is not None
     spare = [strip.store(trajectory.shape[1:]) for _ in range(2)]
     top, x = levels.steps, trajectory[-1]
-    from_noise = config.edit.start == "noise"
-    if from_noise:
+    if how.source is None:
         top, x = max(1, round(levels.steps * config.edit.strength)), spare[1]
         _noised(trajectory[0], x, strip, levels, top, shift, Noise(generator))
-    how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
-    if not from_noise:
-        how = replace(how, fusion=config.fusion, source=source_of(scene, target, config))
     blends = [Blend(config.fusion.mask_threshold) for _ in strip.windows]
     for step, high in enumerate(range(top, 0, -1)):
         noise, result = Noise(generator), spare[step % 2]
@@ -166,18 +182,16 @@ def edit_long(
         def down(
             number: int, view: FrameView, part: Tensor, high: int = high, noise: Noise = noise
         ) -> Tensor:
-            window = strip.windows[number]
-            here = how
+            window, here = strip.windows[number], how
             if how.source is not None:
-                near = how.source.trajectory[:, window.span]
-                here = replace(how, source=replace(how.source, trajectory=near), mask=mask(window))
+                near = replace(how.source, trajectory=how.source.trajectory[:, window.span])
+                here = replace(how, source=near, mask=mask(window))
             z = noise.of(window, part) if how.eta > 0 else None
             return descend(
                 scene.backbone, part, condition, levels, high, view, here, shift, blends[number], z
             )
 
-        for_windows = len(strip.windows)
-        strip.walk(x, result, _counted(down, progress, step * for_windows, top * for_windows))
+        strip.walk(x, result, _counted(down, progress, step * count, top * count))
         release(trajectory)
         x = result
     return x
