@@ -116,6 +116,7 @@ def edits(
 app.command("images")(spread(eval_images.images))
 app.command("guidance")(spread(eval_sweeps.guidance))
 app.command("convergence")(spread(eval_sweeps.convergence))
+app.command("cost")(spread(eval_sweeps.cost))
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""``ctxedit eval guidance`` and ``ctxedit eval convergence``: text to image, judged by samples."""
+"""``ctxedit eval guidance``, ``convergence`` and ``cost``: text to image by samples, and what it costs."""
 
 from __future__ import annotations
 
@@ -103,6 +103,44 @@ def convergence(
         chosen, None, count, (coco, images), out, (base, judging, sampling), talk,
         ("convergence", lambda point: float(point.model.steps or 0), "training steps"),
     )  # fmt: skip
+
+
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images of a training step.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
+
+
+def cost(
+    base: Base,
+    sampling: Sampling,
+    talk: Talk,
+    batch: Batch = 4,
+    repeats: Repeats = 5,
+) -> None:
+    """Measure what the context adapter costs: parameters, seconds per training image and per image.
+
+    The plain denoiser and the same one with the adapter (the model's own, or one of the preset's sizes) take
+    turns on this machine, so that the ratios hold where the seconds do not.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    config = asked.settings(base, screen, sampling)
+
+    from ctxedit.bench import cost as costs
+    from ctxedit.cli.progress import teller
+
+    with resumable(None):
+        found = costs.measure(config, batch, repeats, teller(screen), base.offline)
+    rows = [row.table(found[0]) for row in found]
+    if screen.json:
+        screen.result("", {"model": config.model, "rows": rows})
+        return
+    lines = [("", "parameters", "s per training image", "ratio", "s per image", "ratio")]
+    for row in rows:
+        seconds = [f"{row[key]:.3g}" for key in ("seconds_per_training_image", "seconds_per_image")]
+        ratios = [f"{row[key]:.2f}" for key in ("training_ratio", "sampling_ratio")]
+        lines.append(
+            (str(row["way"]), f"{row['parameters']:,}", seconds[0], ratios[0], seconds[1], ratios[1])
+        )
+    print_table(lines)
 
 
 def _numbers(text: str) -> list[float]:

@@ -225,7 +225,9 @@ class Parts:
             if self.config.tune.adapter_init == "pretrained":
                 file = adapter_to_start_from(self.config)
                 self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
-            self._adapter.to(self.device).eval().requires_grad_(False)
+            # In the denoiser's precision on a CPU, where half of a float32 inversion is the adapter's.
+            dtype = self.backbone.dtype if self.device.type == "cpu" else torch.float32
+            self._adapter.to(self.device, dtype).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
         with self.backbone.room_for([prompt]):
             words = self.backbone.embed([prompt])

@@ -222,7 +222,10 @@ def _make_adapter(job: Job) -> Made:
     """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
-    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", prompt=job.prompt)
+    tuned = load_file(job.folder / "tune" / "tuned.safetensors")
+    tensors = {k.removeprefix("adapter."): v for k, v in tuned.items() if k.startswith("adapter.")}
+    # A preset that has an adapter but does not train it: its weights are those that it began with.
+    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", tensors or None, prompt=job.prompt)
     return Made(files=("tune/adapter.safetensors",))
 
 

@@ -21,6 +21,8 @@ from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.broadcast import Level, per_sample
 from ctxedit.diffusion.forward import keep_norm, shift_scale
 from ctxedit.errors import ConfigError, WeightsError
+from ctxedit.models.attention import sdpa
+from ctxedit.models.device import latent_dtype
 from ctxedit.models.sizes import header, weight_of
 from ctxedit.models.tensors import save_tensors
 from ctxedit.models.weights import own_folder, pretrained_adapter
@@ -41,7 +43,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = sdpa(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x + self.out(out.transpose(1, 2).flatten(2))
 
 
@@ -129,8 +131,9 @@ class ContextAdapter(nn.Module):
             image_tokens: (B·F, M, image_width) tokens of CLIP's image encoder, where it was built for them.
 
         Returns:
-            (B·F, C, h, w); within ±``bound`` where the config sets one.
+            (B·F, C, h, w), at least float32; within ±``bound`` where the config sets one.
         """
+        x0 = x0.to(self.out.weight.dtype)
         h, w = x0.shape[-2:]
         patch = self.config.patch
         # A latent side that is no multiple of the patch is continued at its edge and cut off again.
@@ -152,6 +155,7 @@ class ContextAdapter(nn.Module):
             image, text = block(image, text, frames, causal)
         out = self.out(self.norm(image)).transpose(1, 2).unflatten(2, (rows, columns))
         out = F.pixel_shuffle(out, patch)[..., :h, :w]
+        out = out.to(latent_dtype(out.dtype))
         bound = self.config.bound
         return bound * torch.tanh(out / bound) if bound else out
 
@@ -170,10 +174,16 @@ class ContextAdapter(nn.Module):
         b = per_sample(self.scale(signal, noise), x0) * r
         return keep_norm(b, x0, signal) if self.config.norm == "kept" else b
 
-    def save(self, path: Path, **notes: str) -> None:
-        """One safetensors file; the settings and sizes are in its metadata."""
+    def save(self, path: Path, tensors: Mapping[str, Tensor] | None = None, **notes: str) -> None:
+        """One safetensors file; the settings and sizes are in its metadata.
+
+        Args:
+            path: of the file.
+            tensors: the weights, where they are known more precisely than this network has them.
+            notes: further metadata.
+        """
         about = {"config": json.dumps(asdict(self.config)), "sizes": json.dumps(self.sizes), **notes}
-        save_tensors(path, self.state_dict(), about)
+        save_tensors(path, dict(tensors or self.state_dict()), about)
 
     @staticmethod
     def check(path: Path) -> AdapterConfig:

@@ -129,3 +129,14 @@ def test_bad_sweeps_are_refused_before_work(ctxedit, tmp_path, ask, said):
     result = ctxedit("eval", *ask, "-o", tmp_path / "out")
     assert result.code == 2 and said in result.err, result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_cost_sets_the_adapter_beside_the_plain_denoiser(ctxedit, trained):
+    result = ctxedit("eval", "cost", "--model", trained, "--batch", 1, "--repeats", 1, "--steps", 1, "--json")
+    assert result.code == 0, result.err
+    plain, contextual = result.table["rows"]
+    adapter = ContextAdapter.load(trained / "adapter" / "adapter.safetensors")
+    more = sum(p.numel() for p in adapter.parameters())
+    assert contextual["parameters"] - plain["parameters"] == more
+    assert plain["training_ratio"] == plain["sampling_ratio"] == 1
+    assert contextual["seconds_per_training_image"] > 0 < contextual["seconds_per_image"]

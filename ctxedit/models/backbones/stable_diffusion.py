@@ -22,6 +22,7 @@ from ctxedit.models.backbones.base import Backbone
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
@@ -223,7 +224,7 @@ class StableDiffusion(Backbone):
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1
         with self._visiting(self.vae):
             means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
-        return (torch.cat(means) * self.vae.config.scaling_factor).to(self.dtype)
+        return (torch.cat(means) * self.vae.config.scaling_factor).to(latent_dtype(self.dtype))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
@@ -358,7 +359,10 @@ def parts(
         ResourceError: not enough memory.
     """
     try:
-        out = family.load_parts(checkpoint, dtype)
+        stored = storage_dtype(dtype, device)
+        out = family.load_parts(checkpoint, stored)
+        if stored != dtype:
+            nn.Module.to(out["unet"], dtype)  # diffusers' own warns of modules that it does not have
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"not enough memory for {checkpoint.name}", "take a smaller model or dtype"
