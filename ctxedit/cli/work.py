@@ -25,7 +25,8 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
         screen.result(describe(made), {"plan": made.table()})
     made.check()
     if not dry_run:
-        screen.say(f"seed {request.config.seed}, preset {request.preset}")
+        about = f", about {duration(made.seconds)}" if made.seconds else ""
+        screen.say(f"seed {request.config.seed}, preset {request.preset}{about}")
     return not dry_run
 
 
@@ -62,15 +63,17 @@ def describe(plan: Plan) -> str:
         ("seed", str(plan.seed)),
         ("memory", f"{gib(plan.memory_available)} available; {handling}"),
         ("disk", f"{gib(plan.disk_needed)} needed, {gib(plan.disk_free)} free"),
+        ("time", _time(plan)),
     ]
     width = max(len(name) for name, _ in facts)
     lines = [f"{name.ljust(width)}  {value}" for name, value in facts]
-    rows = [("stage", "does", "evaluations", "peak memory (estimate)")]
+    rows = [("stage", "does", "evaluations", "time (estimate)", "peak memory (estimate)")]
     rows += [
         (
             stage.name,
             "reused" if stage.reused else "runs",
             _passes(stage, plan),
+            "-" if stage.seconds is None else duration(stage.seconds),
             "-" if stage.reused else gib(stage.peak_bytes),
         )
         for stage in plan.stages
@@ -82,6 +85,12 @@ def _windows(plan: Plan) -> str:
     return f"{plan.windows} of {plan.window_frames} frames, neighbours share up to {plan.shared_frames}"
 
 
+def _time(plan: Plan) -> str:
+    if plan.seconds is None:
+        return "not known before a first run with this model on this machine"
+    return f"about {duration(plan.seconds)}" if plan.seconds else "nothing to compute"
+
+
 def _passes(stage: PlannedStage, plan: Plan) -> str:
     if stage.reused or not stage.evaluations:
         return "-"
@@ -89,6 +98,14 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
     # Each tuning step sees one window; all else goes through all of them.
     windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name != "tune" else ""
     return f"{stage.evaluations} × {windows}{plan.window_frames} frames{beside}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, in one or two units."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def gib(count: int) -> str:

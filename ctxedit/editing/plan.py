@@ -20,6 +20,7 @@ from ctxedit.editing import machine, needs, paths
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys, find_run, known_caption
 from ctxedit.editing.request import Request
+from ctxedit.editing.speed import Work, seconds_of, speed_kind
 from ctxedit.editing.stages import Stage, stage_named, up_to
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.beside import read_beside
@@ -33,7 +34,7 @@ from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output, even_note, holds_audio
 from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
@@ -49,7 +50,8 @@ from ctxedit.windows import Window, plan_windows
 class PlannedStage:
     """One row: whether the stage is done, passes of the network over the clip, peak memory (estimated).
 
-    ``control_evaluations`` are passes of the ControlNet beside it.
+    ``control_evaluations`` are passes of the ControlNet beside it. ``seconds`` is how long the passes
+    take (estimated); None where nothing like them was measured on this machine.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PlannedStage:
     evaluations: int
     peak_bytes: int
     control_evaluations: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,12 @@ class Plan:
         """As plain values for JSON; the frame rate is a fraction in text."""
         return {**asdict(self), "fps": str(self.fps)}
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the network's passes take in all; None where a stage was never measured here."""
+        each = [stage.seconds for stage in self.stages if stage.evaluations]
+        return None if None in each else sum(one for one in each if one is not None)
+
     def check(self) -> None:
         """Raises ResourceError when a stage wants more memory than there is, OutputError for the disk."""
         for stage in self.stages:
@@ -125,13 +134,14 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
     costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
-    stages, disk = _rows(request, last, known, costs)
+    size = (fit.padded_width, fit.padded_height)
+    stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
     run = known.run
     return Plan(
         str(request.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, known.prompt, request.targets, config.clip.frames,
         seen.clip.fps, (fit.source_width, fit.source_height), (fit.width, fit.height),
-        (fit.padded_width, fit.padded_height), stages, machine.memory_available(device),
+        size, stages, machine.memory_available(device),
         machine.disk_free(run.folder if run else request.runs),
         disk, seen.shown, seen.reading, *_written(request, fit, seen.clip),
         windows=len(seen.windows), window_frames=seen.windows[0].stop,
@@ -229,7 +239,9 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     return _Seen(checkpoint, body, fit, clip, reading, windows, shown, control)
 
 
-def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[tuple[PlannedStage, ...], int]:
+def _rows(
+    request: Request, last: str, known: _Known, costs: Costs, machine: tuple[str, str, tuple[int, int]]
+) -> tuple[tuple[PlannedStage, ...], int]:
     """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
     rows, disk = [], 1 << 20
     for stage in up_to(last):
@@ -239,7 +251,9 @@ def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[tup
             done = known.done(stage, target)
             passes = 0 if done else stage.passes(request.config, known.prompt, target)
             beside = passes if costs.control.parameters else 0
-            rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside))
+            work = Work(speed_kind(stage.name), request.config, *machine)
+            seconds = seconds_of(work, passes) if passes else None
+            rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside, seconds))
             disk += 0 if done else stage.disk(costs)
     return tuple(rows), disk
 

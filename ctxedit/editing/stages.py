@@ -397,6 +397,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "frames", lambda keys, prompt, target: keys.edit(prompt, target), _make_frames, _read_frames,
         ("tune", "invert"), again="the edit is sampled", each_target=True, listed=False,
+        passes=editing.network_passes,
     ),
     Stage(
         "edit", lambda keys, prompt, target: keys.edit(prompt, target), _make_edit,
