@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -15,6 +16,8 @@ from ctxedit.errors import OutputError
 from ctxedit.media.temporary import as_output_error
 
 _BLOCK = 1 << 20
+#: What file systems answer that cannot reserve room.
+_UNABLE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def scratch(folder: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -42,8 +45,12 @@ def reserve(file: Any, start: int, size: int) -> None:
         OSError: there is no room.
     """
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), start, max(1, size))
-        return
+        try:
+            os.posix_fallocate(file.fileno(), start, max(1, size))
+            return
+        except OSError as error:
+            if error.errno not in _UNABLE:
+                raise
     file.seek(start)
     for done in range(0, max(1, size), _BLOCK):
         file.write(bytes(min(_BLOCK, max(1, size) - done)))
