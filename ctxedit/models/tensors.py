@@ -66,7 +66,7 @@ def tensors_in_parts(
             "data_offsets": [end, end + size],
         }
         end += size
-    header = _header(table)
+    header = _header({"__metadata__": {}, **table})  # as safetensors does without any
     with atomic(path, True) as temporary:
         with open(temporary, "wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
