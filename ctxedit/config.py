@@ -247,6 +247,27 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
+class UpscaleConfig:
+    """Super-resolution of the result (a cascade: Ho et al. 2022).
+
+    Attributes:
+        scale: 1 is none; 4.
+        model: ``auto`` is the one beside ctxedit's own models, and Stable Diffusion's x4 upscaler for other
+            checkpoints; ``builtin``; the hub id or folder of a diffusers x4 upscaler.
+        steps: sampling steps; 0 is the model's default.
+        noise_level: timestep up to which the low resolution is noised, for the model to redraw what is lost;
+            -1 is the model's default.
+        guidance_scale: classifier-free guidance scale, 1 is none; 0 is the model's default.
+    """
+
+    scale: int = 1
+    model: str = "auto"
+    steps: int = 0
+    noise_level: int = -1
+    guidance_scale: float = 0.0
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run.
 
@@ -275,6 +296,7 @@ class Config:
     invert: InvertConfig = field(default_factory=InvertConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     edit: EditConfig = field(default_factory=EditConfig)
+    upscale: UpscaleConfig = field(default_factory=UpscaleConfig)
 
 
 def setting_names() -> list[str]:
@@ -380,10 +402,11 @@ def load(
 def absolute(config: Config) -> Config:
     """The settings with every model that is named by a path named by its whole path."""
     control = replace(config.control, model=whole(config.control.model))
+    upscale = replace(config.upscale, model=whole(config.upscale.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
     lora = tuple(map(whole_scaled, config.lora))
     embedding = tuple(map(whole, config.embedding))
-    config = replace(config, lora=lora, embedding=embedding)
+    config = replace(config, lora=lora, embedding=embedding, upscale=upscale)
     return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 
@@ -479,6 +502,14 @@ def validated(config: Config) -> Config:
         (0 < config.fusion.mask_resolution <= 1, "fusion.mask_resolution", "above 0, up to 1"),
         (0 < config.fusion.max_resolution <= 1, "fusion.max_resolution", "above 0, up to 1"),
         (0 <= config.fusion.mask_threshold < 1, "fusion.mask_threshold", "0 to 1"),
+        (config.upscale.scale in (1, 4), "upscale.scale", "1 (none) or 4"),
+        (0 <= config.upscale.steps <= 1000, "upscale.steps", "0 (the model's default) to 1000"),
+        (-1 <= config.upscale.noise_level < 1000, "upscale.noise_level", "-1 (the model's default) to 999"),
+        (
+            0 <= config.upscale.guidance_scale < math.inf,
+            "upscale.guidance_scale",
+            "0 (the model's default) or more",
+        ),
         (
             all(map(math.isfinite, config.fusion.word_weights.values())),
             "fusion.word_weights",

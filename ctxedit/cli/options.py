@@ -286,6 +286,30 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Upscaling:
+    """Super-resolution of the result."""
+
+    upscale: Annotated[
+        int | None,
+        _option(
+            "--upscale",
+            panel=_METHOD,
+            metavar="4",
+            help="Upscale the result four times with a super-resolution model. [default: 1, none]",
+        ),
+    ] = None
+    upscaler: Annotated[
+        str | None,
+        _option(
+            "--upscaler",
+            panel=_METHOD,
+            help="Super-resolution model, implies --upscale 4: builtin, or a diffusers x4 upscaler's hub id "
+            "or folder. [default: auto]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Scoring(Judging):
     """The CLIP model for scoring, and where the edit may change the frames."""
 

@@ -57,6 +57,7 @@ def describe(plan: Plan) -> str:
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
         *([("windows", _windows(plan))] if plan.windows > 1 else []),
+        *([("upscaler", f"{plan.upscaler}, to {_size(plan.output_size)}")] if plan.upscaler else []),
         *(("note", note) for note in plan.notes),
         ("run", plan.run or "a new one"),
         ("prompt", plan.prompt or "by the captioner"),

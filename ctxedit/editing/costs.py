@@ -14,6 +14,8 @@ from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.temporal import convolution_rank
+from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
+from ctxedit.models.upscalers.checkpoints import Found, sizes_of
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
@@ -35,6 +37,7 @@ class Costs:
         fit: Fit,
         dtype: torch.dtype,
         control: Weight = _NOTHING,
+        upscaler: Found | None = None,
     ) -> None:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
@@ -45,6 +48,7 @@ class Costs:
         self.frames = plan_windows(self.all_frames, window.size, window.overlap)[0].stop
         self.long = self.frames < self.all_frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+        self.upscaler, self.working = upscaler, (fit.height, fit.width)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
 
     def captioning(self, reused: bool) -> int:
@@ -76,6 +80,22 @@ class Costs:
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
         return self._passing(3 if self._fuses else 2)
+
+    def upscaling(self, reused: bool) -> int:
+        """Bytes at the peak of super-resolution, while the denoiser stays loaded; 0 without it."""
+        if self.upscaler is None:
+            return 0
+        branches = sampling_of(self.config.upscale, self.upscaler.defaults).branches
+        sizes = sizes_of(self.upscaler, self.width == 2)
+        return self._weights + footprint.upscaler_bytes(
+            sizes, self.working, self.frames, CHUNK, branches, self.width
+        )
+
+    def upscaling_disk(self) -> int:
+        """Bytes of the frames and videos at the upscaled size."""
+        if self.upscaler is None:
+            return 0
+        return 3 * self.frames * self.working[0] * self.working[1] * SCALE**2 * 3
 
     def evaluating(self, reused: bool) -> int:
         """Bytes while an edit is scored."""
