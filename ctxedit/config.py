@@ -272,7 +272,11 @@ class Config:
     """All settings of a run.
 
     Attributes:
+        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``half`` is bfloat16 where there is
+            some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
+        low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
+            are encoded and decoded singly, and guidance's branches sampled one after another.
         lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
         embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
     """
@@ -282,8 +286,9 @@ class Config:
     embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
+    low_memory: bool = False
     captioner: str = "auto"
     caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"
@@ -396,7 +401,16 @@ def load(
             raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")
         overlaid = merge(config, overlay, f"{BUILTIN}.")  # a wrong key is an error for every model
         config = overlaid if isinstance(model, str) and is_own(model) else config
-    return validated(absolute(config))
+    return validated(absolute(lean(config)))
+
+
+def lean(config: Config) -> Config:
+    """The settings with those that ``low_memory`` stands for."""
+    if not config.low_memory:
+        return config
+    dtype = "half" if config.dtype == "auto" else config.dtype
+    tune = replace(config.tune, gradient_checkpointing=True)
+    return replace(config, offload=True, dtype=dtype, tune=tune)
 
 
 def absolute(config: Config) -> Config:

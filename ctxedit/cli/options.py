@@ -109,7 +109,7 @@ class Base:
         _option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"] | None,
+        Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
         _option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
@@ -118,6 +118,15 @@ class Base:
             "--offload/--no-offload",
             panel=_SETTINGS,
             help="Keep autoencoder and text encoder in main memory between uses.",
+        ),
+    ] = None
+    low_memory: Annotated[
+        bool | None,
+        _option(
+            "--low-memory/--no-low-memory",
+            panel=_SETTINGS,
+            help="Use as little memory as possible, and more time: half precision, --offload, one branch and "
+            "one frame at a time.",
         ),
     ] = None
     offline: Annotated[

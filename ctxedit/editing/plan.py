@@ -138,7 +138,9 @@ def make(request: Request, last: str = "evaluate") -> Plan:
             check_describes(plain(target), known.prompt)
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
-    costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control, seen.upscaler)
+    costs = Costs(
+        config, request.offline, checkpoint.own, body, fit, dtype, seen.control, seen.upscaler, device.type
+    )
     size = (fit.padded_width, fit.padded_height)
     stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
     run = known.run

@@ -89,9 +89,10 @@ def edit(
             x = marginal(clean, noise, a, s, b)
             # Without an inversion there is no source at the levels between: a mask then acts on the result.
             how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
+            how = replace(how, one_by_one=config.low_memory)
             return sample(scene.backbone, x, context, levels, scene.view, how, shift, start, progress)
         how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
-        x = scene.trajectory[-1]
+        how, x = replace(how, one_by_one=config.low_memory), scene.trajectory[-1]
         return sample(scene.backbone, x, context, levels, scene.view, how, shift, None, progress)
 
 

@@ -150,8 +150,9 @@ def edit_long(
     """
     with asked(scene, target, config) as (condition, source):
         how = Sampling(
-            config.edit.guidance, config.edit.eta, generator=torch.Generator().manual_seed(config.seed)
-        )
+            config.edit.guidance, config.edit.eta, one_by_one=config.low_memory,
+            generator=torch.Generator().manual_seed(config.seed),
+        )  # fmt: skip
         if source is not None:
             how = replace(how, fusion=config.fusion, source=source)
         return _sampled(scene, trajectory, strip, condition, config, how, shift, mask, progress)
