@@ -5,8 +5,8 @@
 Run it on an otherwise idle machine; without a name both are measured. Clips are drawn: a scene that goes to
 and fro, so that neighbouring frames differ as much in a long clip as in a short one.
 
-memory  Inverts, edits and scores the clip's first 24 frames (one window) and all of them, each in a process of
-        its own, untuned, unguided and with few steps. Peak memory is the process's resident set, mapped files
+memory  Inverts, edits and scores the clip's first 24 frames (one window) and all of them, in a process each,
+        untuned, unguided and with few steps. Peak memory is the process's resident set, mapped files
         included; tuning, which takes more, has one window in memory whatever the clip. Time is CPU time of
         inversion and edit. Goals: memory at most 1.1 times, time a frame at most 1.2 times.
 seams   Edits clips with the preset's own steps. Neighbouring frames are compared by pixels (RMS) and by CLIP
