@@ -56,6 +56,7 @@ def describe(plan: Plan) -> str:
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
+        *([("upscaler", f"{plan.upscaler}, to {_size(plan.output_size)}")] if plan.upscaler else []),
         *(("note", note) for note in plan.notes),
         ("run", plan.run or "a new one"),
         ("prompt", plan.prompt or "by the captioner"),

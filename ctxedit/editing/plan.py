@@ -18,7 +18,8 @@ from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys, find_run, known_caption
 from ctxedit.editing.request import Request
 from ctxedit.editing.speed import Work, seconds_of, speed_kind
-from ctxedit.editing.stages import Stage, stage_named, up_to
+from ctxedit.editing.stage import Stage
+from ctxedit.editing.stages import stage_named, up_to
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.beside import read_beside
 from ctxedit.media.geometry import Fit, plan_fit
@@ -32,6 +33,7 @@ from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
 from ctxedit.prompts import check_syntax, plain
@@ -63,7 +65,7 @@ class Plan:
 
     ``control`` says what the ControlNet is shown, and which one it is; None without one. ``reading_bytes``
     and ``writing_bytes`` are peaks in main memory (estimated); ``notes`` is what is done to the clip and to
-    the output that the user should know.
+    the output that the user should know. ``upscaler`` is the model of the super-resolution, None without it.
     """
 
     clip: str
@@ -88,6 +90,8 @@ class Plan:
     reading_bytes: int = 0
     writing_bytes: int = 0
     notes: tuple[str, ...] = ()
+    output_size: tuple[int, int] = (0, 0)
+    upscaler: str | None = None
 
     def table(self) -> dict[str, Any]:
         """As plain values for JSON; the frame rate is a fraction in text."""
@@ -124,7 +128,9 @@ def make(request: Request, last: str = "evaluate") -> Plan:
             check_describes(plain(target), known.prompt)
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
-    costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
+    costs = Costs(
+        config, request.offline, checkpoint.own, body, fit, dtype, seen.control, seen.upscaler, device.type
+    )
     size = (fit.padded_width, fit.padded_height)
     stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
     run = known.run
@@ -135,6 +141,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
         size, stages, machine.memory_available(device),
         machine.disk_free(run.folder if run else request.runs),
         disk, seen.shown, seen.reading, *_written(request, fit, seen.clip),
+        _output_size(request, fit), None if seen.upscaler is None else seen.upscaler.name,
     )  # fmt: skip
 
 
@@ -190,6 +197,7 @@ class _Seen:
     reading: int
     shown: str | None
     control: Weight
+    upscaler: Found | None
 
 
 def _look(request: Request, known: _Known, half: bool) -> _Seen:
@@ -216,7 +224,10 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     if not config.edit.long_prompts:
         texts = [*map(plain, request.targets), config.edit.negative_prompt, request.prompt or ""]
         family.check_prompts(checkpoint, list(map(addons.lengthen, texts)))
-    return _Seen(checkpoint, body, fit, clip, reading, shown, control)
+    upscaler = None
+    if config.upscale.scale > 1:
+        upscaler = locate_upscaler(config.upscale.model, checkpoint.own, request.offline, half)
+    return _Seen(checkpoint, body, fit, clip, reading, shown, control, upscaler)
 
 
 def _rows(
@@ -227,10 +238,12 @@ def _rows(
     for stage in up_to(last):
         if not stage.listed or (stage.name == "caption" and request.prompt is not None):
             continue
+        if stage.optional and not stage.applies(request.config):
+            continue
         for label, target in stage.rows(request.targets):
             done = known.done(stage, target)
             passes = 0 if done else stage.passes(request.config, known.prompt, target)
-            beside = passes if costs.control.parameters else 0
+            beside = passes if costs.control.parameters and stage.name != "upscale" else 0
             work = Work(speed_kind(stage.name), request.config, *machine)
             seconds = seconds_of(work, passes) if passes else None
             rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside, seconds))
@@ -243,11 +256,19 @@ def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ..
     if not request.targets:
         return 0, clip.notes
     output = request.output or Path("edit.mp4")
-    size = (fit.source_width, fit.source_height) if request.source_size else (fit.width, fit.height)
+    size = _output_size(request, fit)
     note = even_note(output, *size, request.chroma)
     sound = clip.info.sound_note if request.audio and holds_audio(output) else None
     notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
     return writing_bytes(output, request.config.clip.frames, *size), notes
+
+
+def _output_size(request: Request, fit: Fit) -> tuple[int, int]:
+    """(width, height) of the edit."""
+    if request.source_size:
+        return fit.source_width, fit.source_height
+    scale = request.config.upscale.scale
+    return fit.width * scale, fit.height * scale
 
 
 def _control(

@@ -21,7 +21,8 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.result import EditResult as EditResult
 from ctxedit.editing.speed import Stopwatch, Work, note, speed_kind
-from ctxedit.editing.stages import Job, Stage, edit_files, edited_frames, figures, stage_named
+from ctxedit.editing.stage import Job, Stage
+from ctxedit.editing.stages import edit_files, edited_frames, figures, stage_named
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import sweep
 from ctxedit.metrics import Metric, Networks
@@ -221,8 +222,8 @@ class Session:
             sweep(files.video.parent)
             if self._done(stage, job):
                 return EditResult(target, files, True, job.folder / job.frames_file)
-            frames = self._bring("frames", target)
-            self._make(stage, replace(job, needed={"frames": frames}))
+            needed = {name: self._bring(name, target) for name in stage.needs}
+            self._make(stage, replace(job, needed=needed))
         return EditResult(target, files, False, job.folder / job.frames_file)
 
     def edit_all(self, targets: Sequence[str]) -> list[EditResult]:

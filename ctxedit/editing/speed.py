@@ -27,7 +27,7 @@ class Work:
     """What the speed of a stage depends on.
 
     Attributes:
-        kind: ``tune``, or ``pass`` for all stages without gradients.
+        kind: ``tune``, ``upscale``, or ``pass`` for all other stages.
         config: the settings.
         device, dtype: a device's product name, a tensor's type.
         size: (width, height) of the padded frames, in pixels.
@@ -49,6 +49,8 @@ class Work:
         ]  # fmt: skip
         if self.kind == "tune":
             parts.append(f"checkpointing {config.tune.gradient_checkpointing}")
+        if self.kind == "upscale":
+            parts.append(config.upscale.model)
         return " | ".join(parts)
 
     @property
@@ -58,8 +60,8 @@ class Work:
 
 
 def speed_kind(stage: str) -> str:
-    """The kind of work of a stage: with gradients or without."""
-    return "tune" if stage == "tune" else "pass"
+    """The kind of work of a stage: with gradients or without, or of the upscaler."""
+    return stage if stage in ("tune", "upscale") else "pass"
 
 
 def seconds_of(work: Work, passes: int) -> float | None:
