@@ -20,6 +20,7 @@ from ctxedit.training.job import Training
 from ctxedit.training.record import describe_data
 from ctxedit.training.tasks.adapter import AdapterTask
 from ctxedit.training.tasks.denoiser import DenoiserTask
+from ctxedit.training.tasks.encoders import Encoders
 
 _UNET = "diffusion_pytorch_model.safetensors"
 
@@ -55,18 +56,27 @@ def test_captions_of_easy_scenes_are_embedded_as_before(trained):
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
-def test_new_words_are_tokens_that_start_as_the_mean_of_their_parts(trained):
-    longer, base = (CLIPTokenizer.from_pretrained(f / "tokenizer") for f in (trained, BUILTIN_FOLDER))
-    assert all(len(longer.tokenize(word)) == 1 for word in composition_captions.words())
-    new = sorted(set(longer.get_vocab()) - set(base.get_vocab()))
-    text = CLIPTextModel.from_pretrained(trained / "text_encoder", dtype=torch.float32)
-    table = text.get_input_embeddings().weight
-    assert new and len(table) == len(longer)
-    first = min(new, key=longer.convert_tokens_to_ids)
-    pieces = base.convert_tokens_to_ids(base.tokenize(first.removesuffix("</w>")))
-    if first.endswith("</w>"):
-        assert torch.allclose(table[longer.convert_tokens_to_ids(first)], table[pieces].mean(0), atol=2e-3)
-    words = json.loads((trained / "vocabulary.json").read_text())
+def test_new_words_are_tokens_that_start_as_the_mean_of_their_parts(tmp_path):
+    encoders = Encoders(Components(tmp_path))
+    base, table = encoders.tokenizer, encoders.text.get_input_embeddings().weight.clone()
+    assert len(base.tokenize("quokka")) > 1
+    before = encoders.embed(["a tiger walking on the beach"], torch.device("cpu"))
+    encoders.add_words(["two quokkas", "a quokka"])
+    longer = encoders.tokenizer
+    assert all(len(longer.tokenize(word)) == 1 for word in ("quokka", "quokkas", "two"))
+    assert all(longer.get_vocab()[token] == at for token, at in base.get_vocab().items())
+    grown = encoders.text.get_input_embeddings().weight
+    assert len(grown) == len(longer) and torch.equal(grown[: len(table)], table)
+    pieces = base.convert_tokens_to_ids(base.tokenize("quokka"))
+    (new,) = longer.convert_tokens_to_ids(longer.tokenize("quokka"))
+    assert torch.allclose(grown[new], table[pieces].mean(0), atol=1e-6)
+    assert torch.equal(encoders.embed(["a tiger walking on the beach"], torch.device("cpu")), before)
+
+
+def test_what_ships_knows_the_words_of_compositions():
+    tokenizer = CLIPTokenizer.from_pretrained(BUILTIN_FOLDER / "tokenizer")
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in composition_captions.words())
+    words = json.loads((BUILTIN_FOLDER / "vocabulary.json").read_text())
     assert set(composition_captions.words()) <= set(words)
 
 
