@@ -27,6 +27,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "dtype": ("dtype",),
     "offload": ("offload",),
+    "low_memory": ("low_memory",),
     "lora": ("lora",),
     "embedding": ("embedding",),
     "captioner": ("captioner",),

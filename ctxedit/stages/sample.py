@@ -117,6 +117,7 @@ class Sampling:
         source: the inverted clip, or None.
         mask: (F, 1, h, w) in [0, 1], where latents may differ from the source's; or None.
         generator: draws the noise of eta > 0.
+        one_by_one: ask the network for the unconditional lane by itself: less memory, the same result.
         watch: collects the conditional lane's cross-attention over all steps, for figures; or None.
     """
 
@@ -127,6 +128,7 @@ class Sampling:
     mask: Tensor | None = None
     generator: torch.Generator | None = None
     watch: HeatMap | None = None
+    one_by_one: bool = False
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
@@ -183,22 +185,40 @@ def sample(
     condition, blend = Condition.of(context), Blend(how.fusion.mask_threshold)
     top = levels.steps if start is None else start
     for step, high in enumerate(range(top, 0, -1)):
-        low = high - 1
-        x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
-        sigma: Tensor | float = 0.0
-        z = None
-        if how.eta > 0:
-            sigma = eta_sigma(how.eta, *levels.at(high), *levels.at(low))
-            z = torch.randn(x.shape, generator=how.generator).to(x)
-        b_high = None if shift is None else shift.at(x0, levels, high)
-        b_low = None if shift is None else shift.at(x0, levels, low)
-        x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, sigma, z)
-        if how.source is not None:
-            x = _keep(x, how.source.trajectory[low], how, blend)
-        if not bool(torch.isfinite(x).all()):
-            t = levels.timestep(high)
-            raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
+        z = torch.randn(x.shape, generator=how.generator).to(x) if how.eta > 0 else None
+        x = descend(backbone, x, condition, levels, high, view, how, shift, blend, z)
         progress(step + 1, top)
+    return x
+
+
+@torch.no_grad()
+def descend(
+    backbone: Backbone,
+    x: Tensor,
+    condition: Condition,
+    levels: Levels,
+    high: int,
+    view: FrameView,
+    how: Sampling,
+    shift: ContextShift | None,
+    blend: Blend,
+    z: Tensor | None,
+) -> Tensor:
+    """One step of :func:`sample`: latents (F, C, h, w) from level ``high`` to the one below.
+
+    ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``blend`` collects masks from step to step.
+    """
+    low = high - 1
+    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
+    sigma = eta_sigma(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
+    b_high = None if shift is None else shift.at(x0, levels, high)
+    b_low = None if shift is None else shift.at(x0, levels, low)
+    x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, sigma, z)
+    if how.source is not None:
+        x = _keep(x, how.source.trajectory[low].to(x), how, blend)
+    if not bool(torch.isfinite(x).all()):
+        t = levels.timestep(high)
+        raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
     return x
 
 
@@ -224,19 +244,23 @@ def _predict(
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's lane beside it in a fused step."""
     guided = how.guidance != 1
-    words = condition if guided else condition[1:]
+    together = guided and not how.one_by_one
+    words = condition if together else condition[1:]
     fuse_self, fuse_cross = how.fused(step, levels.steps)
     a, s = levels.at(level)
     t = levels.timestep(level)
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
+    alone = None
+    if guided and not together:
+        alone = backbone.predict_x0(x, t, condition[:1], a, s, view)
     weight = None
     if source is not None and how.fusion.word_weights_where == "everywhere":
         weight = source.alignment.weight
     if not with_source:
         lanes = replace(view, lanes=len(words), weight=weight, heats=how.watching(len(words) - 1))
         parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
-        return guide(parts[0], parts[1], how.guidance) if guided else parts[0]
+        return _guided(parts, alone, how.guidance)
     assert source is not None
     finest = view.tokens_at(how.fusion.max_resolution)
     target = len(words)
@@ -249,12 +273,19 @@ def _predict(
     fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
     watched = (*heats, *how.watching(target))
     lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=watched, weight=weight)
-    batch = torch.cat([source.latent(level), *[x] * len(words)])
+    batch = torch.cat([source.latent(level).to(x), *[x] * len(words)])
     both = Condition.stack([Condition.of(source.context), words])
     parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))
     if heats:
         blend.add(heats)
-    return guide(parts[1], parts[2], how.guidance) if guided else parts[1]
+    return _guided(parts, alone, how.guidance)
+
+
+def _guided(parts: Sequence[Tensor], alone: Tensor | None, guidance: float) -> Tensor:
+    """The conditional lane, which is the last; guided by the unconditional one, before it or by itself."""
+    if guidance == 1:
+        return parts[-1]
+    return guide(parts[-2] if alone is None else alone, parts[-1], guidance)
 
 
 def _heat_maps(
