@@ -1,7 +1,7 @@
 """Condition encoders: a class label, or a layout of labelled boxes, to tokens (ContextDiff, section 4.3).
 
-Both are one network. Labels are embedded and painted into a coarse map of the image, a class over all of it, a
-box's label over its box; ResNet blocks turn the map into tokens that stand behind those of the text. The
+Both are one network. Labels are embedded and painted into a coarse map of the image, a class over all of it,
+a box's label over its box; ResNet blocks turn the map into tokens that follow those of the text. The
 denoiser's cross-attention and the context adapter attend to both.
 """
 
@@ -126,7 +126,7 @@ class ConditionEncoder(nn.Module):
         """Tokens (N, tokens², width).
 
         Args:
-            labels: (N, M) long, numbers of labels; −1 is no box. A row without boxes is the unconditional one.
+            labels: (N, M) long, numbers of labels; −1 is no box, a row of them the unconditional one.
             boxes: (N, M, 4): left, top, right, bottom in image sides. A class has one box, the whole image.
         """
         fine = paint(labels, boxes, self.config.map)

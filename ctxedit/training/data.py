@@ -100,7 +100,7 @@ def open_listing(config: DataConfig, captions: bool) -> Listing:
     """List the samples at ``config.path``; raises as :class:`Data`."""
     if not config.path:
         raise ConfigError(f'data.source = "{config.source}" needs data.path', "or pass --data PATH")
-    openers = {"folder": list_folder, "webdataset": list_shards}
+    openers: dict[str, Callable[[Path, bool], Listing]] = {"folder": list_folder, "webdataset": list_shards}
     if config.source not in openers:
         raise ConfigError(
             f'data.source = "{config.source}" has labels and no captions',

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -51,6 +50,11 @@ class LabelledData(Data):
 
     def _scenes(self, seed: int, size: int, compositions: float = 0.0) -> Dataset[Any]:
         return LabelledScenes(seed, size, self.boxes, compositions)
+
+    def held_out(self, seed: int) -> LabelledScenes:
+        """Drawn scenes of the held-out combinations."""
+        config = self.config
+        return LabelledScenes(seed, config.size, self.boxes, config.compositions, test=True)
 
     def open(self, captions: bool) -> Listing:
         config = self.config
@@ -280,9 +284,3 @@ def _coco_images(file: Path, names: list[str]) -> Path:
         if any((place / name).is_file() for name in names[:100]):
             return place
     raise InputError(f"none of the images of {file.name} is in {places[0]} or {file.parent}", _COCO_HINT)
-
-
-def as_tensors(found: Sequence[tuple[int, tuple[float, ...]]], most: int) -> tuple[Tensor, Tensor]:
-    """Labels (1, M) and boxes (1, M, 4) of one layout."""
-    sample = padded(found, most)
-    return torch.as_tensor(sample["labels"])[None], torch.as_tensor(sample["boxes"])[None]
