@@ -78,7 +78,7 @@ class LabelEncoder:
             raise InputError(f"unknown {what} {label!r}", f"known are {', '.join(near)}{more}") from None
 
     def fit(self, backbone: Backbone) -> None:
-        """Take over what was trained of the denoiser; raises ConfigError for a model it was not trained on."""
+        """Load what was trained of the denoiser; raises ConfigError for a model of another width."""
         if self.encoder.width != backbone.context_width:
             raise ConfigError(
                 f"{self.folder} was trained on another model than {backbone.name}: tokens of "
@@ -112,8 +112,8 @@ def find(kind: Kind, model: str, folder: Path | None = None) -> Path:
     Args:
         kind: ``class`` or ``layout``.
         model: the setting.
-        folder: the encoder's folder, or a folder of models that holds it; None looks beside ctxedit's own model,
-            then among the built-in ones.
+        folder: the encoder's folder, or a folder of models that holds it; None looks beside ctxedit's own
+            model, then among the built-in ones.
 
     Raises:
         ConfigError: a model from elsewhere, without ``folder``.

@@ -33,8 +33,9 @@ class DataConfig:
 
     Attributes:
         source: ``scenes`` are drawn on the fly and need no path; ``folder`` is a folder of images with
-            captions, ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts); ``classes``
-            is a folder of class folders, ``coco`` an ``instances_*.json`` (:mod:`ctxedit.training.labelled`).
+            captions, ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts);
+            ``classes`` is a folder of class folders, ``coco`` an ``instances_*.json``
+            (:mod:`ctxedit.training.labelled`).
         path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
             in a recipe is relative to the recipe's folder.
         size: side in pixels; images are cropped to a square and resized.

@@ -214,8 +214,8 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
     """Images with boxes of COCO's ``instances_*.json``, and its categories in order.
 
     The images are in ``../val2017`` for ``annotations/instances_val2017.json``, in the file's folder, or in
-    ``images`` beside it. Crowds are left out. An image without boxes, with more than ``most``, with a box that
-    is empty or outside it, or without its file is bad.
+    ``images`` beside it. Crowds are left out. An image without boxes, with more than ``most``, with a box
+    that is empty or outside it, or without its file is bad.
 
     Raises:
         InputError: no such file, a broken or partial one, or no image in any of these folders.

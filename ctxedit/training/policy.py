@@ -47,11 +47,7 @@ class Request:
         if self.name == ALL:
             chosen = [n for n in recipes.names() if recipes.resolve(n).part == n]
             if self.data is not None:
-                types = {n: recipes.resolve(n).task_type for n in chosen}
-                chosen = [
-                    n for n in chosen
-                    if not types[n].drawn_only and _data_table(self.data, types[n])["source"] in types[n].reads
-                ]  # fmt: skip
+                chosen = [n for n in chosen if _trains_on(recipes.resolve(n).task_type, self.data)]
         asked = {"steps": self.steps, "precision": self.precision}
         schedule = {key: value for key, value in asked.items() if value is not None}
         found = []
@@ -82,6 +78,10 @@ def _data_table(path: Path | None, task: type[Task]) -> dict[str, Any]:
         raise InputError(f"no folder {path}", "--data takes a folder of images with captions, or tar shards")
     folder = "classes" if "classes" in task.reads else "folder"
     return {"source": "webdataset" if shards else folder, "path": str(path)}
+
+
+def _trains_on(task: type[Task], path: Path) -> bool:
+    return not task.drawn_only and _data_table(path, task)["source"] in task.reads
 
 
 def restarts(training: Training, yes: bool, together: Sequence[Recipe]) -> bool:

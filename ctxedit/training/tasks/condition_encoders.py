@@ -129,7 +129,7 @@ class ConditionEncoderTask(Task):
         tokens = torch.cat([text, model["encoder"](labels, batch["boxes"]).to(text)], 1)
         tokens = tokens.repeat(self.draws, 1, 1)
         t = sample_timesteps(len(x0), generator)
-        shifting = model["adapter"] if "adapter" in model else None
+        shifting = model["adapter"] if "adapter" in model else None  # noqa: SIM401 - a ModuleDict has no get
         with attention_kernel(device):
             out = denoise(self.unet, shifting, self.scheduler, x0, tokens, tokens, t, generator)
         squares = object_weight(batch.get("mask"), x0, self.focus, self.draws) * out.squares
@@ -138,7 +138,7 @@ class ConditionEncoderTask(Task):
         return loss, {"loss": loss.item(), "x0_error": out.squares.mean().item(), "shift": out.shift}
 
     def export(self, model: Any, folder: Path) -> None:
-        """Write the encoder; an adapter and what was trained of the denoiser beside it. All in half precision."""
+        """Write the encoder, and the adapter and the trained part of the denoiser beside it, all in fp16."""
         folder.mkdir(parents=True, exist_ok=True)
         model["encoder"].save(folder, denoiser=self.trained_on)
         if "adapter" in model:
