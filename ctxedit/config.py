@@ -138,11 +138,15 @@ class TuneConfig:
 
     ``controlnet.attn1.to_out`` is that of the ControlNet, ``temporal`` are the projections of the temporal
     attention (not its norms), ``temporal_conv`` the temporal convolutions.
+
+    ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
+    ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
     """
 
     steps: int = 200
     lr: float = 1e-5
     adapter_lr: float = 0.0
+    adapter_init: Literal["zero", "pretrained"] = "zero"
     weight_decay: float = 1e-2
     trainable_modules: tuple[str, ...] = ("attn1", "adapter")
     loss_weight: Literal["snr", "one", "min_snr"] = "snr"
@@ -210,6 +214,8 @@ class EditConfig:
         eta: 0 deterministic, 1 ancestral.
         start: ``inversion``, or ``noise``: the clip noised to ``strength`` of the levels (SDEdit).
         strength: above 0, up to 1; for ``noise``.
+        long_prompts: encode a prompt that is longer than the text encoder takes in pieces, side by side;
+            otherwise it is refused.
     """
 
     steps: int = 20
@@ -218,6 +224,7 @@ class EditConfig:
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"
     strength: float = 1.0
+    long_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,10 +234,12 @@ class Config:
     Attributes:
         offload: keep autoencoder and text encoder in main memory between calls.
         lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
+        embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
     """
 
     model: str = BUILTIN
     lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -353,7 +362,9 @@ def absolute(config: Config) -> Config:
     control = replace(config.control, model=whole(config.control.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
     lora = tuple(map(whole_scaled, config.lora))
-    return replace(config, model=model, lora=lora, captioner=captioner, clip_model=clip, control=control)
+    embedding = tuple(map(whole, config.embedding))
+    config = replace(config, lora=lora, embedding=embedding)
+    return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:

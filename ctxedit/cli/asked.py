@@ -28,6 +28,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "dtype": ("dtype",),
     "offload": ("offload",),
     "lora": ("lora",),
+    "embedding": ("embedding",),
     "captioner": ("captioner",),
     "caption_by": ("caption_by",),
     "clip_model": ("clip_model",),

@@ -119,16 +119,17 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
 
 
 def _addons(config: Config) -> list[Wanted]:
-    """The repositories of LoRA files."""
-    from ctxedit.models import layout
+    """The repositories of LoRA files and embeddings."""
+    from ctxedit.models import embedding, layout, lora
     from ctxedit.models.addons import hub_file
-    from ctxedit.models.lora import NAMES
     from ctxedit.naming import split_scale
 
-    named = (hub_file(split_scale(setting)[0]) for setting in config.lora)
+    named: list[tuple[str, tuple[str, str | None] | None, tuple[str, ...]]]
+    named = [("the LoRA", hub_file(split_scale(setting)[0]), lora.NAMES) for setting in config.lora]
+    named += [("the embedding", hub_file(name), embedding.NAMES) for name in config.embedding]
     return [
-        Wanted(one[0], "the LoRA", False, select=layout.one_file(one[0], NAMES, one[1]))
-        for one in named if one is not None
+        Wanted(one[0], what, False, select=layout.one_file(one[0], names, one[1]))
+        for what, one, names in named if one is not None
     ]  # fmt: skip
 
 

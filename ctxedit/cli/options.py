@@ -198,6 +198,16 @@ class Addons:
             "Repeatable.",
         ),
     ] = None
+    embedding: Annotated[
+        list[str] | None,
+        _option(
+            "--embedding",
+            panel=_SETTINGS,
+            metavar="FILE",
+            help="Add a textual inversion, whose token prompts may then contain: a file, a folder or a hub "
+            "id. Repeatable.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -334,7 +344,8 @@ class Overwrite:
             "--yes",
             "-y",
             panel=_OUTPUT,
-            help="Replace existing files and redo finished work; download without asking.",
+            help="Go on without asking: replace files, redo finished work, download, "
+            "edit footage that the built-in models do not know.",
         ),
     ] = False
 
@@ -346,6 +357,20 @@ class Agreed:
     yes: Annotated[
         bool, _option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
     ] = False
+
+
+@dataclass(frozen=True)
+class Anyway:
+    """Permission to download, and to tune on any footage."""
+
+    yes: Annotated[
+        bool,
+        _option(
+            "--yes", "-y", panel=_OUTPUT,
+            help="Download models of more than 1 GB without asking; tune on footage that the built-in models "
+            "do not know.",
+        ),
+    ] = False  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def run(
     request = Request(
         clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, tuple(targets), scoring.mask,
         result.output, result.output_size == "source", not result.no_audio, result.chroma,
-        not result.no_metadata, overwrite.yes,
+        not result.no_metadata, overwrite.yes, overwrite.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip

@@ -33,9 +33,12 @@ Image = Annotated[
 Adapter = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", help="Context adapter to use: tune/adapter.safetensors of a run.", show_default=False
+        "--adapter",
+        help="Context adapter, e.g. tune/adapter.safetensors of a run. [default: the model's, if it has one]",
+        show_default=False,
     ),
 ]
+NoAdapter = Annotated[bool, typer.Option("--no-adapter", help="Leave out the model's context adapter.")]
 
 NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Do not write into the image how it was made.")
@@ -54,16 +57,19 @@ def t2i(
     text: Text = None,
     output: Image = None,
     adapter: Adapter = None,
+    no_adapter: NoAdapter = False,
     no_metadata: NoMetadata = False,
 ) -> None:
     """Generate an image from text, a class or a layout, and print its path."""
     screen = Screen(talk.quiet, talk.json)
-    labelled.check(adapter)
+    labelled.check(adapter, no_adapter)
     if text is None and not labelled.given:
         raise ConfigError("no text", "say what the image should show, or give --class or --layout")
     if text is not None:
         asked.not_empty(text, "text")
     text = text or ""
+    if adapter is not None and no_adapter:
+        raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
     if adapter is not None:
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
     config = asked.settings(base, screen, addons, size, sampling)
@@ -78,12 +84,14 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the LoRA")]
+    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the LoRA", "the embedding")]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
     wanted = labelled.asked(text, config) if labelled.given else None
+    if adapter is None and not no_adapter and wanted is None:
+        adapter = text_to_image.own_adapter(config)
     looked = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )

@@ -66,7 +66,7 @@ class Labelled:
         told: dict[str, Any] = {"class": self.class_name, "layout": self.layout, "encoder": self.encoder}
         return {**told, "grid": self.grid or None}
 
-    def check(self, adapter: Path | None) -> None:
+    def check(self, adapter: Path | None, no_adapter: bool) -> None:
         """Raise ConfigError for options that do not go together."""
         if not self.given:
             if self.encoder is not None:
@@ -74,10 +74,10 @@ class Labelled:
             return
         if self.class_name is not None and self.layout is not None:
             raise ConfigError("--class and --layout exclude each other", "a layout's boxes have labels")
-        if adapter is not None:
+        if adapter is not None or no_adapter:
             raise ConfigError(
-                "--adapter was tuned on words and does not go with --class and --layout",
-                "an encoder that was trained with an adapter brings it along",
+                f"--{'no-' if no_adapter else ''}adapter does not go with --class, --layout and --grid",
+                "an encoder uses the adapter that it was trained with; name one without: --encoder DIR",
             )
 
     def asked(self, text: str, config: Config) -> Asked:

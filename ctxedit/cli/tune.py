@@ -11,7 +11,7 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
     Addons,
-    Agreed,
+    Anyway,
     Base,
     Captioning,
     Clip,
@@ -76,7 +76,7 @@ def tune(
     dry: Dry,
     talk: Talk,
     looking: Looking,
-    agreed: Agreed,
+    agreed: Anyway,
 ) -> None:
     """Tune on one clip, for any number of edits, and print the run folder."""
     screen = Screen(talk.quiet, talk.json)
@@ -91,7 +91,7 @@ def tune(
     from ctxedit.inspection.curve import tune_with_curve
 
     request = Request(
-        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt,
+        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, any_footage=agreed.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.editing.request import Request
+from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
-from ctxedit.models.lora import NAMES
-from ctxedit.models.weights import identity, own_folder, part_identity
+from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
 from ctxedit.naming import split_scale
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
@@ -72,12 +72,18 @@ class Keys:
             merged = ((name, scale) for name, scale in map(split_scale, c.lora))
             shared.append(
                 [
-                    (self._print_of(locate_file(name, "LoRA", NAMES, self.request.offline)), scale)
+                    (self._print_of(locate_file(name, "LoRA", lora.NAMES, self.request.offline)), scale)
                     for name, scale in merged
                 ]
             )
+        if c.embedding:
+            offline = self.request.offline
+            files = (locate_file(name, "embedding", embedding.NAMES, offline) for name in c.embedding)
+            shared.append([(self._print_of(file), file.name) for file in files])
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
+        if c.adapter.enabled and c.tune.adapter_init == "pretrained" and (file := pretrained_adapter(own)):
+            shared.append(self._print_of(file))
         if c.control.kind != "none":
             # A map is known by its content: it may move, or be drawn again under its name.
             drawn = self._print_of(Path(c.control.map)) if c.control.map else None

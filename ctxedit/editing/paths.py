@@ -121,6 +121,7 @@ def _settings(config: Config, sources: Sequence[Path]) -> list[Input]:
     found += [Input(Path(name).expanduser(), "model") for name in models if os.path.isabs(name)]
     loras = (split_scale(setting)[0] for setting in config.lora)
     found += [Input(Path(name), "LoRA") for name in loras if os.path.isabs(name)]
+    found += [Input(Path(name), "embedding") for name in config.embedding if os.path.isabs(name)]
     if config.control.map:
         found.append(Input(Path(config.control.map), "control map", True))
     return found

@@ -33,7 +33,7 @@ from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
 from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
-from ctxedit.prompts import check_syntax
+from ctxedit.prompts import check_syntax, plain
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
 from ctxedit.stages.report import check_image, files_for, heatmap_files, is_image
@@ -112,7 +112,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     seen = _look(request, known, is_half(dtype))
     if known.prompt is not None and not request.overwrite:
         for target in request.targets:
-            check_describes(target, known.prompt)
+            check_describes(plain(target), known.prompt)
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
     costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
@@ -191,7 +191,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
-    check_addons(config, checkpoint, request.offline)
+    addons = check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
@@ -203,9 +203,9 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     if request.mask is not None:
         read_mask(request.mask, span.frames, span.start, span.stride, fit)
     shown, control = _control(config, checkpoint, body, fit, request.offline, half)
-    family.check_prompts(
-        checkpoint, [*request.targets, config.edit.negative_prompt, request.prompt or ""]
-    )  # fmt: skip
+    if not config.edit.long_prompts:
+        texts = [*map(plain, request.targets), config.edit.negative_prompt, request.prompt or ""]
+        family.check_prompts(checkpoint, list(map(addons.lengthen, texts)))
     return _Seen(checkpoint, body, fit, clip, reading, shown, control)
 
 
@@ -267,7 +267,7 @@ def _check_texts(request: Request) -> None:
             raise InputError("the target is empty", "describe what the edited clip should show")
     check_syntax(request.prompt or "", "prompt")
     for target in request.targets:
-        check_syntax(target, "target")
+        check_syntax(plain(target), "target")
     check_syntax(request.config.edit.negative_prompt, "negative prompt")
 
 

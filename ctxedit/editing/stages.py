@@ -28,6 +28,7 @@ from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import save_tensors
+from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
 from ctxedit.runs import fingerprint, versions
 from ctxedit.stages import caption as captioning
@@ -184,8 +185,10 @@ def _make_tuning(job: Job) -> Made:
             note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
             progress(row.step, note)
 
+        with parts.backbone.room_for([job.prompt]):
+            condition = parts.backbone.condition([job.prompt])
         tensors = tuning.tune(
-            parts.backbone, parts.latents, parts.backbone.condition([job.prompt]), parts.view, config,
+            parts.backbone, parts.latents, condition, parts.view, config,
             folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
@@ -216,7 +219,10 @@ def _make_adapter(job: Job) -> Made:
     """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
-    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", prompt=job.prompt)
+    tuned = load_file(job.folder / "tune" / "tuned.safetensors")
+    tensors = {k.removeprefix("adapter."): v for k, v in tuned.items() if k.startswith("adapter.")}
+    # A preset that has an adapter but does not train it: its weights are those that it began with.
+    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", tensors or None, prompt=job.prompt)
     return Made(files=("tune/adapter.safetensors",))
 
 
@@ -229,8 +235,10 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept."""
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
+    with backbone.room_for([text]):
+        condition = backbone.condition([text])
     return inverting.invert(
-        backbone, parts.latents, backbone.condition([text]), backbone.levels(config.steps), parts.view,
+        backbone, parts.latents, condition, backbone.levels(config.steps), parts.view,
         parts.shift(text), config.fixed_point_iterations, progress,
     )  # fmt: skip
 
@@ -258,7 +266,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
     mask = None if pixels is None else parts.latent_mask(pixels)
     with parts.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
         latents = editing.edit(
-            scene, target, config, parts.shift(target), mask, lambda done, _: progress(done, "")
+            scene, target, config, parts.shift(plain(target)), mask, lambda done, _: progress(done, "")
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:
@@ -339,7 +347,7 @@ def figures(
     tensors = load_file(kept)
     mask = tensors["mask"].numpy() if "mask" in tensors else None
     return evaluating.evaluate(
-        tensors["frames"].numpy(), target, networks or Networks(parts.scorer), parts.prepared.frames,
+        tensors["frames"].numpy(), plain(target), networks or Networks(parts.scorer), parts.prepared.frames,
         prompt, mask, chosen,
     )  # fmt: skip
 

@@ -16,10 +16,16 @@ from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of, open_with_addons
+from ctxedit.models.backbones import (
+    Backbone,
+    builtin_vocabulary,
+    check_addons,
+    family_of,
+    open_with_addons,
+)
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import is_half, locate
+from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
 from ctxedit.stages.report import check_image
@@ -48,12 +54,13 @@ def plan(
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
-    check_addons(config, checkpoint, offline)
+    addons = check_addons(config, checkpoint, offline)
     side = config.clip.size or body.resolution
     if side % body.multiple:
         near = max(body.multiple, round(side / body.multiple) * body.multiple)
         raise ConfigError(f"--size {side} is no multiple of {body.multiple}", f"take {near}")
-    family.check_prompts(checkpoint, [text, config.edit.negative_prompt])
+    if not config.edit.long_prompts:
+        family.check_prompts(checkpoint, list(map(addons.lengthen, (text, config.edit.negative_prompt))))
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
@@ -69,6 +76,26 @@ def plan(
         "device": str(device),
         "seed": config.seed,
     }
+
+
+def own_adapter(config: Config) -> Path | None:
+    """The context adapter in the model's folder, trained with it; None if it has none."""
+    file = pretrained_adapter(own_folder(config.model))
+    # The plain arm of a comparison has one that is switched off.
+    return file if file is not None and ContextAdapter.check(file).enabled else None
+
+
+def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
+    """A context adapter for sampling.
+
+    Raises:
+        ConfigError: it was trained on a model of other sizes.
+        WeightsError: the file is not an adapter's.
+    """
+    network = ContextAdapter.load(file, backbone.device).eval().requires_grad_(False)
+    if network.sizes["context_width"] != backbone.context_width:
+        raise ConfigError(f"{file} was trained on another model than {backbone.name}", "name its --model")
+    return network
 
 
 def generate(
@@ -97,7 +124,9 @@ def generate(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
-    backbone = open_with_addons(config, checkpoint, device, dtype, offline, reporter.say)
+    backbone = open_with_addons(
+        config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
+    )
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
@@ -106,13 +135,10 @@ def generate(
         raise ConfigError(f"size {size} is no multiple of {backbone.multiple}", "choose one that is")
     shift = None
     if adapter is not None:
-        network = ContextAdapter.load(adapter, device).eval().requires_grad_(False)
-        if network.sizes["context_width"] != backbone.context_width:
-            raise ConfigError(
-                f"{adapter} was tuned on another model than {backbone.name}", "name its --model"
-            )
+        network = load_adapter(adapter, backbone)
         # Each picture is a clip of one frame.
-        shift = ContextShift(network, backbone.embed([text] * count), 1)
+        with backbone.room_for([text]):
+            shift = ContextShift(network, backbone.embed([text] * count), 1)
     sides = (size, size) if size else None
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
         return generating.generate(

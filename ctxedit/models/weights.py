@@ -121,6 +121,12 @@ def part_identity(setting: str, own: Path | None, part: str) -> str:
     return setting if found is None else f"{found[1]} {_version(found[0].parent, (part,))}"
 
 
+def pretrained_adapter(folder: Path | None) -> Path | None:
+    """The context adapter that was trained with a folder's model on images and texts; None without one."""
+    file = None if folder is None else folder / "adapter" / "adapter.safetensors"
+    return file if file is not None and file.is_file() else None
+
+
 def judge_identity(name: str = "judge") -> str:
     """A hash of the judge, or of the composition judge."""
     return _version(BUILTIN_FOLDER, (name,))

@@ -50,6 +50,6 @@ def generate(
     negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
     for prompt in (text, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.condition([negative, text]) if condition is None else condition
-    with backbone.attention(config.attention):
+    with backbone.room_for([negative, text]), backbone.attention(config.attention):
+        context = backbone.condition([negative, text]) if condition is None else condition
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

@@ -26,7 +26,7 @@ else:
 #: ``data.size`` is a multiple of this: networks halve it up to four times.
 _MULTIPLE = 16
 #: Settings of the schedule that may change when a training is resumed.
-_RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
+_RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate", "snapshots")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Rec
         raise ConfigError(f"no schedule.{missing[0]}", "steps, batch and lr have no default")
     if data.size < _MULTIPLE or data.size % _MULTIPLE:
         raise ConfigError(f"data.size = {data.size}", f"must be a multiple of {_MULTIPLE}")
-    for key in ("steps", "batch", "accumulate"):
+    for key in ("steps", "batch", "accumulate", "snapshots"):
         if getattr(schedule, key) < 1:
             raise ConfigError(f"schedule.{key} = {getattr(schedule, key)}", "must be at least 1")
     return Recipe(

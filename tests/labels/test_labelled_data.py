@@ -12,7 +12,7 @@ from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.labelled import LabelledData
 
-CIFAR = Path(__file__).parents[2] / ".." / "shared" / "data" / "cifar10"
+CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 
 
 def data(source, path, boxes=0, on_error="skip"):

@@ -109,6 +109,7 @@ def test_wrong_options_and_classes_are_refused(ctxedit, trained, tmp_path, layou
     assert ctxedit("t2i").code == 2
     assert ctxedit("t2i", "--class", "cat", "--layout", layout()).code == 2
     assert ctxedit("t2i", "a cat", "--encoder", trained).code == 2
+    assert ctxedit("t2i", "--class", "cat", "--encoder", trained, "--no-adapter").code == 2
     assert ctxedit("t2i", "--class", "cat", "--encoder", tmp_path / "nowhere").code == 4
     other = ctxedit("t2i", "--class", "cat", "--encoder", trained / "layout-encoder")
     assert other.code == 4 and "layout encoder, not a class encoder" in other.err
@@ -128,7 +129,7 @@ def test_figures_of_classes_and_layouts(ctxedit, trained, tmp_path):
     assert made.code == 0, made.err
     rows = {row["key"]: row for row in made.table["scores"]}
     assert set(rows) == {"class_right", "is", "fid", "precision", "recall"}
-    assert rows["class_right"]["low"] <= rows["class_right"]["value"] <= rows["class_right"]["high"]
+    assert rows["class_right"]["low"] < rows["class_right"]["high"] and rows["class_right"]["generated"] == 10
     assert rows["is"]["features"] == "the judge's 40 classes" and rows["is"]["value"] >= 1
     other = ctxedit("eval", "classes", "--encoder", trained, "--count", 10, "--steps", 2, "-o", "c")
     assert other.code == 6 and "another steps" in other.err
