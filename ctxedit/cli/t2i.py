@@ -62,11 +62,7 @@ def t2i(
 ) -> None:
     """Generate an image from text, a class or a layout, and print its path."""
     screen = Screen(talk.quiet, talk.json)
-    labelled.check(adapter, no_adapter)
-    if text is None and not labelled.given:
-        raise ConfigError("no text", "say what the image should show, or give --class or --layout")
-    if text is not None:
-        asked.not_empty(text, "text")
+    labelled.check(text, adapter, no_adapter)
     text = text or ""
     if adapter is not None and no_adapter:
         raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ctxedit.cli import asked
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,9 +67,12 @@ class Labelled:
         told: dict[str, Any] = {"class": self.class_name, "layout": self.layout, "encoder": self.encoder}
         return {**told, "grid": self.grid or None}
 
-    def check(self, adapter: Path | None, no_adapter: bool) -> None:
-        """Raise ConfigError for options that do not go together."""
+    def check(self, text: str | None, adapter: Path | None, no_adapter: bool) -> None:
+        """Raise ConfigError for options that do not go together, InputError for an empty text."""
+        asked.not_empty(text, "text")
         if not self.given:
+            if text is None:
+                raise ConfigError("no text", "say what the image should show, or give --class or --layout")
             if self.encoder is not None:
                 raise ConfigError("--encoder needs --class, --layout or --grid", "it encodes their labels")
             return
@@ -90,9 +94,9 @@ class Labelled:
         return label_to_image.ask_class(self.class_name, text, config, self.encoder, self.grid)
 
 
-def drawn(asked: Asked, grid: bool, config: Config, offline: bool, reporter: Reporter) -> NDArray[uint8]:
+def drawn(wanted: Asked, grid: bool, config: Config, offline: bool, reporter: Reporter) -> NDArray[uint8]:
     """The picture, or the grid."""
     from ctxedit.editing import label_to_image
 
-    pictures = label_to_image.generate(asked, config, offline, reporter)
-    return label_to_image.grid(asked, pictures) if grid else pictures[0]
+    pictures = label_to_image.generate(wanted, config, offline, reporter)
+    return label_to_image.grid(wanted, pictures) if grid else pictures[0]

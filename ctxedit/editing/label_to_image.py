@@ -15,7 +15,7 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError
 from ctxedit.media.layouts import Layout, draw_boxes
 from ctxedit.media.montage import labelled_grid
-from ctxedit.models.backbones import Backbone, open_with_addons
+from ctxedit.models.backbones import Backbone, check_addons, open_with_addons
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.label_condition import LabelEncoder, Labels, open_encoder
 from ctxedit.models.weights import is_half, locate
@@ -95,7 +95,8 @@ def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
-    return open_with_addons(config, checkpoint, device, dtype, offline, reporter.say)
+    addons = check_addons(config, checkpoint, offline)
+    return open_with_addons(config, checkpoint, addons, device, dtype, reporter.say)
 
 
 def generate(asked: Asked, config: Config, offline: bool, reporter: Reporter) -> NDArray[np.uint8]:
