@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import coco_table, recipe
+from labelled_sets import coco_table, recipe
 
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.synthetic.vocabulary import THINGS

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import recipe
+from labelled_sets import recipe
 from PIL import Image
 from safetensors.torch import load_file
 
