@@ -228,11 +228,36 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
+class UpscaleConfig:
+    """Super-resolution of the result (a cascade: Ho et al. 2022).
+
+    Attributes:
+        scale: 1 is none; 4.
+        model: ``auto`` is the one beside ctxedit's own models, and Stable Diffusion's x4 upscaler for other
+            checkpoints; ``builtin``; the hub id or folder of a diffusers x4 upscaler.
+        steps: sampling steps; 0 is the model's default.
+        noise_level: timestep up to which the low resolution is noised, for the model to redraw what is lost;
+            -1 is the model's default.
+        guidance_scale: classifier-free guidance scale, 1 is none; 0 is the model's default.
+    """
+
+    scale: int = 1
+    model: str = "auto"
+    steps: int = 0
+    noise_level: int = -1
+    guidance_scale: float = 0.0
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run.
 
     Attributes:
+        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``half`` is bfloat16 where there is
+            some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
+        low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
+            are encoded and decoded singly, and guidance's branches sampled one after another.
         lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
         embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
     """
@@ -242,8 +267,9 @@ class Config:
     embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
+    low_memory: bool = False
     captioner: str = "auto"
     caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"
@@ -255,6 +281,7 @@ class Config:
     invert: InvertConfig = field(default_factory=InvertConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     edit: EditConfig = field(default_factory=EditConfig)
+    upscale: UpscaleConfig = field(default_factory=UpscaleConfig)
 
 
 def setting_names() -> list[str]:
@@ -354,16 +381,26 @@ def load(
             raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")
         overlaid = merge(config, overlay, f"{BUILTIN}.")  # a wrong key is an error for every model
         config = overlaid if isinstance(model, str) and is_own(model) else config
-    return validated(absolute(config))
+    return validated(absolute(lean(config)))
+
+
+def lean(config: Config) -> Config:
+    """The settings with those that ``low_memory`` stands for."""
+    if not config.low_memory:
+        return config
+    dtype = "half" if config.dtype == "auto" else config.dtype
+    tune = replace(config.tune, gradient_checkpointing=True)
+    return replace(config, offload=True, dtype=dtype, tune=tune)
 
 
 def absolute(config: Config) -> Config:
     """The settings with every model that is named by a path named by its whole path."""
     control = replace(config.control, model=whole(config.control.model))
+    upscale = replace(config.upscale, model=whole(config.upscale.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
     lora = tuple(map(whole_scaled, config.lora))
     embedding = tuple(map(whole, config.embedding))
-    config = replace(config, lora=lora, embedding=embedding)
+    config = replace(config, lora=lora, embedding=embedding, upscale=upscale)
     return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 
@@ -457,6 +494,14 @@ def validated(config: Config) -> Config:
         (0 < config.fusion.mask_resolution <= 1, "fusion.mask_resolution", "above 0, up to 1"),
         (0 < config.fusion.max_resolution <= 1, "fusion.max_resolution", "above 0, up to 1"),
         (0 <= config.fusion.mask_threshold < 1, "fusion.mask_threshold", "0 to 1"),
+        (config.upscale.scale in (1, 4), "upscale.scale", "1 (none) or 4"),
+        (0 <= config.upscale.steps <= 1000, "upscale.steps", "0 (the model's default) to 1000"),
+        (-1 <= config.upscale.noise_level < 1000, "upscale.noise_level", "-1 (the model's default) to 999"),
+        (
+            0 <= config.upscale.guidance_scale < math.inf,
+            "upscale.guidance_scale",
+            "0 (the model's default) or more",
+        ),
         (
             all(map(math.isfinite, config.fusion.word_weights.values())),
             "fusion.word_weights",

@@ -27,6 +27,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "dtype": ("dtype",),
     "offload": ("offload",),
+    "low_memory": ("low_memory",),
     "lora": ("lora",),
     "embedding": ("embedding",),
     "captioner": ("captioner",),
@@ -42,6 +43,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "steps": ("edit.steps", "invert.steps"),
     "guidance": ("edit.guidance",),
     "negative_prompt": ("edit.negative_prompt",),
+    "upscale": ("upscale.scale",),
+    "upscaler": ("upscale.model",),
 }
 
 
@@ -62,6 +65,8 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
                     lay(out, nested(key, value))
                 if option.name == "control":
                     lay(out, {"control": {"kind": "video"}})
+                if option.name == "upscaler" and "scale" not in out.get("upscale", {}):
+                    lay(out, {"upscale": {"scale": 4}})
     for text in base.set or []:
         lay(out, assignment(text))
     return out

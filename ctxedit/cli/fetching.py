@@ -92,6 +92,7 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     from ctxedit.metrics.evaluate import CLIP
     from ctxedit.models.control import CANNY_SD1
     from ctxedit.models.device import pick_device, pick_dtype
+    from ctxedit.models.upscalers.checkpoints import X4_UPSCALER
     from ctxedit.models.weights import is_half, is_hub_id, own_folder, own_part
     from ctxedit.naming import SHORT_NAMES
     from ctxedit.stages.caption import BLIP2, asks_clip
@@ -108,6 +109,9 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
             found.append(Wanted(CANNY_SD1, "the ControlNet", half, beside=config.model))
         else:
             found.append(Wanted(control.model, "the ControlNet", half))
+    if config.upscale.scale > 1 and not own_part(config.upscale.model, own, "upscaler"):
+        setting = config.upscale.model
+        found.append(Wanted(X4_UPSCALER if setting == "auto" else setting, "the upscaler", half))
     if captions and config.captioner != "lavis" and not own_part(config.captioner, own, "captioner"):
         name = BLIP2 if config.captioner == "auto" else config.captioner
         found.append(Wanted(name, "the caption", half, "give --prompt, and no captioner is needed"))

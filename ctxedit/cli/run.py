@@ -24,6 +24,7 @@ from ctxedit.cli.options import (
     Talk,
     TargetOption,
     Tuning,
+    Upscaling,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -50,6 +51,7 @@ def run(
     tuning: Tuning,
     sampling: Sampling,
     scoring: Scoring,
+    upscaling: Upscaling,
     result: Result,
     place: Place,
     overwrite: Overwrite,
@@ -65,7 +67,9 @@ def run(
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    config = asked.settings(base, screen, addons, span, size, captioning, tuning, sampling, scoring)
+    config = asked.settings(
+        base, screen, addons, span, size, captioning, tuning, sampling, scoring, upscaling
+    )
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api

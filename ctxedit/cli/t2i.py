@@ -10,7 +10,7 @@ import typer
 from ctxedit import __version__
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk
+from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk, Upscaling
 from ctxedit.cli.output import Screen
 from ctxedit.cli.t2i_labels import Labelled, drawn
 from ctxedit.errors import ConfigError
@@ -51,6 +51,7 @@ def t2i(
     addons: Addons,
     size: Size,
     sampling: Sampling,
+    upscaling: Upscaling,
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
@@ -68,7 +69,7 @@ def t2i(
         raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
     if adapter is not None:
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
-    config = asked.settings(base, screen, addons, size, sampling)
+    config = asked.settings(base, screen, addons, size, sampling, upscaling)
 
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
@@ -80,7 +81,8 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what in ("the model", "the LoRA", "the embedding")]
+    parts = ("the model", "the LoRA", "the embedding", "the upscaler")
+    needs = [one for one in fetching.wanted(config) if one.what in parts]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):

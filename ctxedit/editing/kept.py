@@ -65,4 +65,4 @@ def backbone_key(config: Config, offline: bool, device: torch.device, dtype: tor
     control = config.control
     beside = (control.model, control.scale) if control.kind != "none" else None
     laid_over = (config.lora, config.embedding)
-    return (config.model, laid_over, beside, config.offload, offline, str(device), dtype)
+    return (config.model, laid_over, beside, config.offload, config.low_memory, offline, str(device), dtype)

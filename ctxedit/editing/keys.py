@@ -55,7 +55,13 @@ class Keys:
             request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
+            *([config.upscale, self._upscaler()] if config.upscale.scale > 1 else []),
         )  # fmt: skip
+
+    def _upscaler(self) -> str:
+        """Which upscaler; ctxedit's own by its weights."""
+        config = self.request.config
+        return part_identity(config.upscale.model, own_folder(config.model), "upscaler")
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""

@@ -29,6 +29,8 @@ from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
+from ctxedit.models.upscalers.base import Upscaler
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
@@ -177,6 +179,14 @@ class Parts:
         layers = self.backbone.temporal_layers(seed, init, rank).eval().requires_grad_(False)
         self._stack.callback(layers.remove)
         return layers
+
+    @cached_property
+    def upscaler(self) -> Upscaler:
+        """The super-resolution model of the settings."""
+        dtype = pick_dtype(self.config.dtype, self.device)
+        setting, offline = self.config.upscale.model, self.request.offline
+        found = locate_upscaler(setting, self.own, offline, is_half(dtype))
+        return open_upscaler(found, self.device, dtype)
 
     @cached_property
     def scorer(self) -> ClipScorer:

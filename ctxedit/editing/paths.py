@@ -117,7 +117,9 @@ def for_image(image: Path, config: Config, adapter: Path | None, sources: Sequen
 def _settings(config: Config, sources: Sequence[Path]) -> list[Input]:
     """Files of settings, models that are named by a path, and the control map."""
     found = [Input(path, "settings file") for path in sources]
-    models = (config.model, config.captioner, config.clip_model, config.control.model)
+    models = (
+        config.model, config.captioner, config.clip_model, config.control.model, config.upscale.model
+    )  # fmt: skip
     found += [Input(Path(name).expanduser(), "model") for name in models if os.path.isabs(name)]
     loras = (split_scale(setting)[0] for setting in config.lora)
     found += [Input(Path(name), "LoRA") for name in loras if os.path.isabs(name)]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ctxedit.config import BUILTIN, Config, absolute, merge, validated
+from ctxedit.config import BUILTIN, Config, absolute, lean, merge, validated
 from ctxedit.errors import ConfigError
 from ctxedit.naming import is_own
 from ctxedit.runs import Run
@@ -25,7 +25,8 @@ def rebased(run: Run, table: Mapping[str, Any]) -> Config:
     config = merge(run.config, plain)
     if is_own(run.config.model) and isinstance(table.get(BUILTIN), Mapping):
         config = merge(config, table[BUILTIN], f"{BUILTIN}.")
-    config = absolute(config)
+    lower = lean(config)  # a run's precision is that of its tuning
+    config = absolute(dataclasses.replace(lower, dtype=config.dtype, tune=config.tune))
     for name in _FIXED:
         old, new = getattr(run.config, name), getattr(config, name)
         if old == new:

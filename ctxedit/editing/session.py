@@ -20,12 +20,15 @@ from ctxedit.editing.parts import Parts, warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.result import EditResult as EditResult
-from ctxedit.editing.stages import Job, Stage, edit_files, edited_frames, figures, stage_named
+from ctxedit.editing.speed import Stopwatch, Work, note, speed_kind
+from ctxedit.editing.stage import Job, Stage
+from ctxedit.editing.stages import edit_files, edited_frames, figures, stage_named
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import sweep
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.registry import usual
+from ctxedit.models.device import name_of
 from ctxedit.prompts import plain
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
@@ -156,13 +159,33 @@ class Session:
         return standing.done and not (stage.each_target and self.request.overwrite)
 
     def _make(self, stage: Stage, job: Job) -> Any:
-        made = stage.make(job)
+        with self._measuring(stage, job):
+            made = stage.make(job)
         if made.outputs:
             replaces = self.request.overwrite or self.request.output is None
             self.run.publish(job.name, job.key, made.outputs, made.write, replaces, made.files, **made.facts)
         elif stage.keeps:
             self.run.finish(job.name, job.key, made.files, **made.facts)
         return made.value
+
+    @contextmanager
+    def _measuring(self, stage: Stage, job: Job) -> Iterator[None]:
+        """Keep how long a stage's passes of the network took, for the plans to come."""
+        passes = stage.passes(self.config, self.prompt, job.target)
+        if not passes or stage.name == "edit":  # its passes are those of the frames that it writes
+            yield
+            return
+        outer = self.reporter
+        self.reporter = watch = Stopwatch(outer)
+        try:
+            yield
+        finally:
+            self.reporter = outer
+        if (seconds := watch.seconds()) is not None:
+            height, width = self.parts.prepared.padded.shape[1:3]
+            dtype = str(self.parts.backbone.dtype).split(".")[-1]
+            kind, device = speed_kind(stage.name), name_of(self.parts.device)
+            note(Work(kind, self.config, device, dtype, (width, height)), seconds / passes)
 
     # -- stages by name --------------------------------------------------------------------------------------
 
@@ -199,8 +222,8 @@ class Session:
             sweep(files.video.parent)
             if self._done(stage, job):
                 return EditResult(target, files, True, job.folder / job.frames_file)
-            frames = self._bring("frames", target)
-            self._make(stage, replace(job, needed={"frames": frames}))
+            needed = {name: self._bring(name, target) for name in stage.needs}
+            self._make(stage, replace(job, needed=needed))
         return EditResult(target, files, False, job.folder / job.frames_file)
 
     def edit_all(self, targets: Sequence[str]) -> list[EditResult]:

@@ -5,8 +5,7 @@ Running, resuming, the plan, bench and the API walk :data:`STAGES`; nothing else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ctxedit import provenance
-from ctxedit.config import Config
+from ctxedit.editing import upscaling
 from ctxedit.editing.costs import Costs
-from ctxedit.editing.keys import Keys
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
+from ctxedit.editing.stage import Job, Made, Stage
 from ctxedit.media.probe import probe
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import Metric, Networks
@@ -38,115 +37,6 @@ from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
 from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage works on.
-
-    Attributes:
-        parts: networks, frames, masks.
-        name: the stage's name in the run folder.
-        key: the stage's key.
-        folder: the run folder; artefacts are written to it.
-        prompt: the source prompt.
-        target: of an edit; else empty.
-        edit_name: of an edit, its file name without suffix.
-        needed: values of the stages that this one needs, by name.
-        probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
-    """
-
-    parts: Parts
-    name: str = ""
-    key: str = ""
-    folder: Path = Path()
-    prompt: str = ""
-    target: str = ""
-    edit_name: str = ""
-    needed: Mapping[str, Any] = field(default_factory=dict)
-    probe: Callable[[int], float | None] = lambda step: None
-
-    @property
-    def request(self) -> Request:
-        """The request."""
-        return self.parts.request
-
-    @property
-    def config(self) -> Config:
-        """The settings."""
-        return self.parts.config
-
-    @property
-    def frames_file(self) -> str:
-        """Where an edit's frames are kept, relative to the run folder."""
-        return f"edits/{self.edit_name}.safetensors"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a stage made.
-
-    Attributes:
-        value: what later stages take.
-        files: artefacts, relative to the run folder.
-        facts: noted in ``run.toml``.
-        outputs: files for the user, made by ``write`` at the paths that it is given, in the same order.
-        write: see ``outputs``.
-    """
-
-    value: Any = None
-    files: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    outputs: tuple[Path, ...] = ()
-    write: Callable[[list[Path]], None] = lambda staged: None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        name: of the stage; each target's is ``name/edit-name`` in the run folder.
-        key: of (keys, prompt, target); needs neither weights nor a caption.
-        make: does the work.
-        read: the value of a stage that is done.
-        needs: stages whose values it takes.
-        again: what is said to be done again where its files are damaged.
-        applies: whether the settings have it at all; where not, ``absent`` gives the value.
-        absent: see ``applies``.
-        each_target: whether it is done for each target.
-        keeps: whether it leaves artefacts, and is reused.
-        listed: whether the plan has a row for it.
-        passes: of the network over the clip, of (config, prompt or None, target).
-        peak: bytes of memory, of (costs, reused).
-        disk: bytes that it leaves.
-    """
-
-    name: str
-    key: Callable[[Keys, str, str], str]
-    make: Callable[[Job], Made]
-    read: Callable[[Job], Any]
-    needs: tuple[str, ...] = ()
-    again: str = ""
-    applies: Callable[[Config], bool] = lambda config: True
-    absent: Callable[[Job], Any] = lambda job: None
-    each_target: bool = False
-    keeps: bool = True
-    listed: bool = True
-    passes: Callable[[Config, str | None, str], int] = lambda config, prompt, target: 0
-    peak: Callable[[Costs, bool], int] = lambda costs, reused: 0
-    disk: Callable[[Costs], int] = lambda costs: 0
-
-    def name_of(self, keys: Keys, prompt: str, target: str = "") -> str:
-        """The stage's name in the run folder."""
-        return f"{self.name}/{keys.edit_name(prompt, target)}" if self.each_target else self.name
-
-    def rows(self, targets: Sequence[str]) -> list[tuple[str, str]]:
-        """The plan's rows, as (label, target)."""
-        if self.each_target and self.keeps:
-            return [(f"{self.name} “{target}”", target) for target in targets]
-        return [(self.name, "")]
-
 
 # -- caption -----------------------------------------------------------------------------------------------
 
@@ -310,13 +200,14 @@ def provenance_of(job: Job) -> dict[str, Any]:
 def _make_edit(job: Job) -> Made:
     parts, request = job.parts, job.request
     files = edit_files(request, job.folder, job.edit_name)
-    about = provenance_of(job)
+    about, upscaled = provenance_of(job), job.needed["upscale"]
+    frames = job.needed["frames"] if upscaled is None else upscaled
 
     def write(staged: list[Path]) -> None:
         if files.video.is_dir():
             staged[0].mkdir()  # a folder's name need not tell that it is one
         reporting.write(
-            parts.prepared, job.needed["frames"], job.target, job.prompt, reporting.Files(*staged),
+            parts.prepared, frames, job.target, job.prompt, reporting.Files(*staged),
             source_size=request.source_size, audio=request.audio, overwrite=True,
             chroma=request.chroma, about=to_text(about) if request.metadata else None,
             warn=parts.reporter.warn,
@@ -382,10 +273,19 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "frames", lambda keys, prompt, target: keys.edit(prompt, target), _make_frames, _read_frames,
         ("tune", "invert"), again="the edit is sampled", each_target=True, listed=False,
+        passes=editing.network_passes,
+    ),
+    Stage(
+        "upscale", lambda keys, prompt, target: keys.edit(prompt, target), upscaling.make, upscaling.read,
+        ("frames",), again="the edit is upscaled", each_target=True, optional=True,
+        applies=lambda config: config.upscale.scale > 1,
+        passes=lambda config, prompt, target: upscaling.network_passes(config),
+        peak=Costs.upscaling, disk=Costs.upscaling_disk,
     ),
     Stage(
         "edit", lambda keys, prompt, target: keys.edit(prompt, target), _make_edit,
-        lambda job: edit_files(job.request, job.folder, job.edit_name), ("frames",),
+        lambda job: edit_files(job.request, job.folder, job.edit_name),
+        ("frames", "upscale"),
         again="the edit's files are written", each_target=True,
         passes=editing.network_passes, peak=Costs.editing, disk=Costs.editing_disk,
     ),

@@ -30,17 +30,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on CPU and MPS, bfloat16 on GPUs that have it, else float16.
+    """``auto`` is float32 on CPU and MPS and ``half`` on GPUs: bfloat16 where there is some, else float16.
 
     On a CPU bfloat16 is the denoiser's precision alone; see :func:`storage_dtype`.
     """
-    if name != "auto":
+    if name not in ("auto", "half"):
         dtype = getattr(torch, name)
         if dtype == torch.float16 and device.type == "cpu":
             raise ConfigError("float16 does not run on the CPU", "use --dtype float32 or bfloat16")
         return dtype
     if device.type != "cuda":
-        return torch.float32
+        if name == "auto":
+            return torch.float32
+        return torch.bfloat16 if device.type == "cpu" else torch.float16
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 

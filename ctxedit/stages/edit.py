@@ -107,9 +107,11 @@ def _edited(
         x = marginal(clean, noise, a, s, b)
         # Without an inversion there is no source at the levels between: a mask then acts on the result.
         how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
+        how = replace(how, one_by_one=config.low_memory)
         return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
     source = _source(scene, target, equaliser, config)
     how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
+    how = replace(how, one_by_one=config.low_memory)
     return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
 
 

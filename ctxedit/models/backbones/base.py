@@ -36,7 +36,7 @@ from ctxedit.models.embedding import Embedding
 from ctxedit.models.families import family_named
 from ctxedit.models.group_norm import statistics_over_clip
 from ctxedit.models.lora import Lora
-from ctxedit.models.sizes import Sizes
+from ctxedit.models.sizes import AT_ONCE, Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
 from ctxedit.naming import VOCABULARY
@@ -68,6 +68,7 @@ class Backbone(ABC):
         latent_channels: C of the latents.
         context_width, context_length: D and L of a condition's tokens.
         chunks: how many times the text encoder's length a condition has.
+        at_once: frames that the autoencoder takes at a time.
         learned_tokens: of the embeddings that were added.
         long_prompts: whether prompts longer than that are encoded in chunks; otherwise they are refused.
         control: the ControlNet beside the denoiser, or None.
@@ -96,6 +97,7 @@ class Backbone(ABC):
     chunks: int = 1
     long_prompts: bool = False
     learned_tokens: tuple[str, ...] = ()
+    at_once: int = AT_ONCE
     control: Control | None
     final_alpha: Literal["one", "checkpoint"] = "one"
 
@@ -139,12 +141,12 @@ class Backbone(ABC):
     # -- frames and words --------------------------------------------------------------------------
 
     @abstractmethod
-    def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
-        """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f), in slices of ``chunk`` frames."""
+    def encode(self, frames: NDArray[np.uint8], chunk: int | None = None) -> Tensor:
+        """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f), ``chunk`` or ``at_once`` at a time."""
 
     @abstractmethod
-    def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
-        """Scaled latents (F, C, h, w) to RGB uint8 (F, H, W, 3), in slices of ``chunk`` frames."""
+    def decode(self, latents: Tensor, chunk: int | None = None) -> NDArray[np.uint8]:
+        """Scaled latents (F, C, h, w) to RGB uint8 (F, H, W, 3), ``chunk`` or ``at_once`` at a time."""
 
     @abstractmethod
     def condition(self, texts: Sequence[str]) -> Condition:

@@ -12,6 +12,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.backbones.base import Backbone, family_of, open_backbone
 from ctxedit.models.embedding import Embedding, read_embedding
 from ctxedit.models.lora import Lora, read_lora
+from ctxedit.models.sizes import AT_ONCE
 from ctxedit.models.weights import Checkpoint
 
 
@@ -67,4 +68,5 @@ def open_with_addons(
         say(f"embedding {embedding.file.name}: write {embedding.token} in a prompt")
         backbone.embed_tokens(embedding)
     backbone.long_prompts = config.edit.long_prompts
+    backbone.at_once = 1 if config.low_memory else AT_ONCE
     return backbone

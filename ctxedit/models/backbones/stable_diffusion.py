@@ -219,15 +219,17 @@ class StableDiffusion(Backbone):
     # -- frames and words --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
+    def encode(self, frames: NDArray[np.uint8], chunk: int | None = None) -> Tensor:
         """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f): the posterior's mean, in slices."""
+        chunk = chunk or self.at_once
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1
         with self._visiting(self.vae):
             means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
         return (torch.cat(means) * self.vae.config.scaling_factor).to(latent_dtype(self.dtype))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
+    def decode(self, latents: Tensor, chunk: int | None = None) -> NDArray[np.uint8]:
+        chunk = chunk or self.at_once
         scaled = (latents / self.vae.config.scaling_factor).to(self.device, self.vae.dtype)
         with self._visiting(self.vae):
             pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(chunk)])
