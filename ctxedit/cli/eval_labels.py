@@ -12,6 +12,7 @@ from ctxedit.cli.eval_images import Features, extractors, show
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Judging, Sampling, Talk
 from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from ctxedit.models.condition_encoder import Kind
@@ -106,6 +107,8 @@ def _evaluate(
     opened = open_encoder(kind, config.model, encoder)
     labels.check(out, opened, config)
     looked = text_to_image.plan("", config, base.offline, out / "a.png", True)
+    if looked["upscaler"]:
+        raise ConfigError("classes and layouts are not upscaled", "choose a size that the model has itself")
     networks = extractors(kinds, which, keys, config, base.offline, told.warn)
     wanted = labels.wanted(kind, opened, data, count, config.seed, looked["size"][0])
     screen.say(f"seed {config.seed}, {count} images in {out}")

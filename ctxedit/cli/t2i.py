@@ -12,7 +12,7 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk, Upscaling
 from ctxedit.cli.output import Screen
-from ctxedit.cli.t2i_labels import Labelled, drawn
+from ctxedit.cli.t2i_labels import Labelled, add_to_plan, drawn
 from ctxedit.errors import ConfigError
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
@@ -94,7 +94,7 @@ def t2i(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )
     if wanted is not None:
-        looked["evaluations"] *= len(wanted.pictures)
+        add_to_plan(looked, wanted)
     if dry.dry_run:
         width, height = looked["size"]
         line = (

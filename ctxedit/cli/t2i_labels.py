@@ -94,6 +94,16 @@ class Labelled:
         return label_to_image.ask_class(self.class_name, text, config, self.encoder, self.grid)
 
 
+def add_to_plan(looked: dict[str, Any], wanted: Asked) -> None:
+    """Make text to image's plan that of labels; raises ConfigError for sizes that need an upscaler."""
+    if looked["upscaler"]:
+        raise ConfigError(
+            "classes and layouts are drawn at the model's own size and are not upscaled",
+            "leave out --upscale and larger sizes",
+        )
+    looked["evaluations"] *= len(wanted.pictures)
+
+
 def drawn(wanted: Asked, grid: bool, config: Config, offline: bool, reporter: Reporter) -> NDArray[uint8]:
     """The picture, or the grid."""
     from ctxedit.editing import label_to_image

@@ -110,6 +110,8 @@ def test_wrong_options_and_classes_are_refused(ctxedit, trained, tmp_path, layou
     assert ctxedit("t2i", "--class", "cat", "--layout", layout()).code == 2
     assert ctxedit("t2i", "a cat", "--encoder", trained).code == 2
     assert ctxedit("t2i", "--class", "cat", "--encoder", trained, "--no-adapter").code == 2
+    large = ctxedit("t2i", "--class", "cat", "--encoder", trained, "--size", 256, "--dry-run")
+    assert large.code != 0
     assert ctxedit("t2i", "--class", "cat", "--encoder", tmp_path / "nowhere").code == 4
     other = ctxedit("t2i", "--class", "cat", "--encoder", trained / "layout-encoder")
     assert other.code == 4 and "layout encoder, not a class encoder" in other.err
