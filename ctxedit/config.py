@@ -8,7 +8,6 @@ Stable Diffusion, the small models need other lengths and rates.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole, whole_scaled
 from ctxedit.patterns import pattern_names
@@ -324,8 +323,7 @@ def _unknown(name: str, known: Collection[str]) -> ConfigError:
     plain = name.removeprefix(overlay)
     if (new := current_name(plain)) != plain:
         return ConfigError(f"{name} is now called {overlay}{new}", f"write {overlay}{new} instead of {name}")
-    near = difflib.get_close_matches(plain, setting_names(), 1)
-    guess = f"did you mean {overlay}{near[0]}? " if near else ""
+    guess = did_you_mean(plain, setting_names()).replace("'", f"'{overlay}", 1)
     return ConfigError(f"unknown key {name}", f"{guess}known here: {', '.join(sorted(known))}")
 
 
@@ -333,7 +331,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where} = {value!r}", f"one of: {', '.join(map(str, args))}")
+            guess = did_you_mean(str(value), map(str, args))
+            raise ConfigError(f"{where} = {value!r}", f"{guess}one of: {', '.join(map(str, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(value, args[0], where)

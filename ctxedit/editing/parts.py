@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from ctxedit.config import Config
 from ctxedit.editing.kept import Kept, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
+from ctxedit.errors import did_you_mean
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
@@ -222,6 +224,12 @@ def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> 
         if not backbone.builtin:
             who, where = f"the models in {backbone.path}", f"its {VOCABULARY}"
         reporter.warn(
-            f"{who} do not know {', '.join(map(repr, strange))}: "
+            f"{who} do not know {', '.join(_with_guess(word, known) for word in strange)}: "
             f"see {where} for what they know, or name a real checkpoint with --model sd15"
         )
+
+
+def _with_guess(word: str, known: Collection[str]) -> str:
+    """A word that is not known, and the known one that may be meant."""
+    guess = did_you_mean(word, known).strip()
+    return f"{word!r} ({guess})" if guess else repr(word)
