@@ -148,6 +148,16 @@ def corrected_error(
     return error
 
 
+def level_chances(steps: int) -> Tensor:
+    """Chances (T - 1,) with which levels 2 … T are drawn to estimate the sum of their terms.
+
+    Half uniform, half as 1 / t: terms near clean data are by far the largest, and uniform draws would leave
+    an estimate with a heavy tail. A term divided by its chance is an unbiased estimate of the sum.
+    """
+    low = 1 / torch.arange(2, steps + 1, dtype=torch.float64)
+    return 0.5 / (steps - 1) + 0.5 * low / low.sum()
+
+
 def step_kl(
     x0: Tensor,
     eps: Tensor,

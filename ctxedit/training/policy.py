@@ -69,7 +69,8 @@ def _data_table(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     shards = path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
-    if not shards and not path.is_dir():
+    archive = path.is_file() and path.name.endswith((".tar.gz", ".tgz"))  # CIFAR-10's
+    if not shards and not archive and not path.is_dir():
         raise InputError(f"no folder {path}", "--data takes a folder of images with captions, or tar shards")
     return {"source": "webdataset" if shards else "folder", "path": str(path)}
 

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ctxedit.diffusion.likelihood import decoder_nll, posterior_kl, prior_kl
+from ctxedit.diffusion.likelihood import (
+    decoder_nll,
+    discretised_nll,
+    level_chances,
+    posterior_kl,
+    prior_kl,
+)
 from ctxedit.diffusion.posterior import posterior
 
 DIMS = 4 * 3 * 5
@@ -79,3 +87,22 @@ def test_the_bound_holds_and_is_tight_for_gaussian_data(randn):
 def test_infinite_terms_are_refused(call, randn):
     with pytest.raises(ValueError, match="must be positive"):
         call(randn())
+
+
+def test_a_fine_step_has_the_density_times_its_width():
+    x, mean = (
+        torch.tensor([[0.2], [0.4]], dtype=torch.float64),
+        torch.tensor([[0.25], [0.1]], dtype=torch.float64),
+    )
+    fine = discretised_nll(x, mean, 0.3, values=100_001)
+    torch.testing.assert_close(fine, decoder_nll(x, mean, 0.3) - math.log(2 / 100_000), rtol=0, atol=1e-6)
+
+
+def test_chances_of_levels_give_an_unbiased_sum():
+    chances = level_chances(50)
+    assert chances.shape == (49,) and float(chances.sum()) == pytest.approx(1)
+    terms = 1 / torch.arange(2, 51, dtype=torch.float64) ** 2
+    drawn = torch.multinomial(chances, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    estimates = terms[drawn] / chances[drawn]
+    error = float(estimates.std()) / 200_000**0.5
+    assert abs(float(estimates.mean() - terms.sum())) < 4 * error

@@ -1,0 +1,122 @@
+"""``ctxedit eval likelihood``: the variational bound of a pixel denoiser, in bits per dimension."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Talk
+from ctxedit.cli.output import Screen, print_table
+from ctxedit.errors import ConfigError
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="Folder that `ctxedit train cifar10-plain` wrote.", show_default=False
+    ),
+]
+Images = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="CIFAR-10's binary archive or its folder, shards with classes, or a folder of images.",
+        show_default=False,
+    ),
+]
+Split = Annotated[str, typer.Option("--split", help="train or test, where DATA has both.")]
+Count = Annotated[int, typer.Option("--count", min=2, help="Images.")]
+Terms = Annotated[
+    str, typer.Option("--terms", metavar="N|all", help="Terms of the sum computed for each image.")
+]
+DecoderKind = Annotated[
+    str,
+    typer.Option("--decoder", help="Last term: discretised (of pixel values) or dequantised (a density)."),
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Terms of one pass.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of images, noise and terms.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Folder for the results. [default: likelihood-MODEL]", show_default=False
+    ),
+]
+
+
+def likelihood(
+    model: Model,
+    data: Images,
+    talk: Talk,
+    split: Split = "test",
+    count: Count = 200,
+    terms: Terms = "50",
+    decoder: DecoderKind = "discretised",
+    batch: Batch = 50,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Compute the variational bound of images in bits per dimension, with its standard error.
+
+    The sum of the prior's KL, the KL of each step and the last step's term. With --terms N a random sample of
+    the steps is computed for each image, and the standard error says what that costs. likelihood.csv and
+    likelihood.png show the terms by noise level. Run the same command again to resume.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    if split not in ("train", "test"):
+        raise ConfigError(f"--split {split}", "train or test")
+    if decoder not in ("discretised", "dequantised"):
+        raise ConfigError(f"--decoder {decoder}", "discretised or dequantised")
+    number = None if terms == "all" else int(terms) if terms.isdecimal() else 0
+    if number is not None and number < 1:
+        raise ConfigError(f"--terms {terms}", "a number of 1 or more, or all")
+
+    from ctxedit.bench import likelihood as bounds
+    from ctxedit.cli.progress import teller
+    from ctxedit.media.temporary import check_writable
+    from ctxedit.models.device import pick_device
+    from ctxedit.models.pixel_denoiser import load_pixels
+    from ctxedit.training.components import hashes
+    from ctxedit.training.pixel_sources import open_pixels
+    from ctxedit.training.tasks.pixel_denoiser import PixelDenoiserTask
+
+    told = teller(screen)
+    folder = model if (model / "pixels.json").is_file() else model / PixelDenoiserTask.folder
+    network = load_pixels(folder, pick_device(device))
+    pixels = open_pixels(data, network.config.size, "train" if split == "train" else "test")
+    if not pixels.lossless:
+        told.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+    out = out or Path(f"likelihood-{model.name}")
+    check_writable(out / ".ctxedit", True)
+    kind: bounds.Decoder = "discretised" if decoder == "discretised" else "dequantised"
+    plan = bounds.Plan(count, number, kind, batch, seed)
+    key = {"model": hashes(folder), "data": f"{data.name}, {split}, {len(pixels)} images"}
+    with resumable(out):
+        found = bounds.measure(network, pixels, plan, key, out, told)
+        files = bounds.write(found, out)
+    if screen.json:
+        screen.result("", {**dataclasses.asdict(found), **files, "lossless": pixels.lossless})
+        return
+    rows = [
+        (
+            "bits per dimension",
+            "standard error",
+            "95 % interval",
+            "prior",
+            "steps",
+            "decoder",
+            "images",
+            "terms",
+        )
+    ]
+    rows.append((
+        f"{found.bits:.4f}", f"{found.error:.4f}", f"{found.low:.4f} to {found.high:.4f}",
+        f"{found.prior:.5f}",
+        f"{found.steps:.4f}", f"{found.decoder:.4f}", str(found.images), str(found.terms),
+    ))  # fmt: skip
+    print_table(rows)
+    screen.say(f"{files['csv']}, {files['png']}")

@@ -1,0 +1,226 @@
+"""Images with classes, as exact pixels: CIFAR-10's binary archive, webdataset shards, or folders of images.
+
+Likelihoods are of the pixels that are in the files, so nothing is cropped or resized: an image of another
+size is bad input.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ctxedit.errors import InputError
+from ctxedit.training.sources import SUFFIXES
+
+#: Of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
+_SIDE, _RECORD, _BATCH = 32, 1 + 3 * 32 * 32, 10_000
+_PARTS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+_META = "batches.meta.txt"
+#: The class of images that have none.
+UNLABELLED = ("image",)
+
+Split = Literal["train", "test"]
+
+
+@dataclass
+class PixelSet:
+    """Images of one size with their classes.
+
+    Attributes:
+        names: of the classes.
+        labels: (N,) int64.
+        read: an image's number to RGB uint8 (size, size, 3).
+        lossless: whether the files hold the pixels exactly; JPEG does not.
+        bad: left out: name to reason.
+    """
+
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    read: Callable[[int], NDArray[np.uint8]]
+    lossless: bool
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def open_pixels(path: Path, size: int, split: Split = "train") -> PixelSet:
+    """Images at a path.
+
+    Args:
+        path: ``cifar-10-binary.tar.gz`` or the folder it unpacks to; a webdataset shard or a folder of them,
+            with ``.cls`` and ``classes.txt``; a folder with a folder for each class; or a folder of images,
+            which are then of one class.
+        size: side in pixels that all have.
+        split: which part, where the path has both.
+
+    Raises:
+        InputError: no such path, nothing usable in it, or an archive that is cut off.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise InputError(f"no {path}", "give CIFAR-10's binary archive, shards, or a folder of images")
+    if path.is_file() and path.suffix != ".tar":
+        return _of_archive(path, size, split)
+    if path.is_dir() and (path / _PARTS[split][0]).is_file():
+        return _of_batches({n: (path / n).read_bytes() for n in (*_PARTS[split], _META)}, size, path)
+    found = list(_shards(path, split))
+    if found:
+        return _of_shards(found, size)
+    return _of_folder(path, size)
+
+
+# -- CIFAR-10's binary version -----------------------------------------------------------------------------
+
+
+def _of_archive(path: Path, size: int, split: Split) -> PixelSet:
+    wanted, found = {*_PARTS[split], _META}, {}
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if name in wanted and member.isfile() and (file := tar.extractfile(member)) is not None:
+                    found[name] = file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(
+            f"{path} is broken or cut off: {' '.join(str(error).split())[:100]}", "download it again"
+        ) from error
+    if any(name.startswith("data_batch") and "." not in name for name in _member_names(path)):
+        raise InputError(f"{path} is the pickled version, which is not read", "take cifar-10-binary.tar.gz")
+    if missing := sorted(wanted - found.keys()):
+        raise InputError(f"{path} has no {missing[0]}", "take cifar-10-binary.tar.gz, whole")
+    return _of_batches(found, size, path)
+
+
+def _member_names(path: Path) -> list[str]:
+    with tarfile.open(path, "r:*") as tar:
+        return [Path(name).name for name in tar.getnames()]
+
+
+def _of_batches(files: dict[str, bytes], size: int, path: Path) -> PixelSet:
+    if size != _SIDE:
+        raise InputError(
+            f"{path} has images of {_SIDE}×{_SIDE}, not {size}×{size}", "choose another data set"
+        )
+    names = tuple(files.pop(_META).decode("utf-8", "replace").split())
+    for name, data in files.items():
+        if not data or len(data) % _RECORD:
+            raise InputError(f"{path}: {name} is cut off: {len(data)} bytes", "download it again")
+    table = np.frombuffer(b"".join(files[name] for name in sorted(files)), np.uint8).reshape(-1, _RECORD)
+    labels = table[:, 0].astype(np.int64)
+    if labels.max() >= len(names):
+        raise InputError(
+            f"{path} has class {labels.max()}, and {_META} names {len(names)}", "download it again"
+        )
+    pixels = table[:, 1:].reshape(-1, 3, _SIDE, _SIDE)
+    return PixelSet(names, labels, lambda i: np.ascontiguousarray(pixels[i].transpose(1, 2, 0)), True)
+
+
+# -- shards ------------------------------------------------------------------------------------------------
+
+
+def _shards(path: Path, split: Split) -> Iterator[Path]:
+    """A shard, or those of a folder; of shards named by split, that split's."""
+    if path.is_file():
+        yield path
+        return
+    found = sorted(path.glob("*.tar"))
+    own = [file for file in found if file.name.startswith(split)]
+    yield from own or found
+
+
+def _of_shards(shards: list[Path], size: int) -> PixelSet:
+    table = shards[0].parent / "classes.txt"
+    if not table.is_file():
+        raise InputError(f"no {table}", "it names the classes, one a line, in the order of .cls")
+    names = tuple(line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
+    places: list[tuple[Path, int, int]] = []
+    labels: list[int] = []
+    bad: dict[str, str] = {}
+    lossless = True
+    for shard in shards:
+        for key, (suffix, at, length, label) in _samples(shard, bad).items():
+            if label >= len(names):
+                raise InputError(
+                    f"{shard.name}/{key} has class {label}", f"{table} names {len(names)} classes"
+                )
+            lossless &= suffix not in (".jpg", ".jpeg", ".webp")
+            places.append((shard, at, length))
+            labels.append(label)
+    if not places:
+        raise InputError(f"{shards[0].parent} has no image with a class", "members NAME.png and NAME.cls")
+
+    def read(number: int) -> NDArray[np.uint8]:
+        shard, at, length = places[number]
+        with shard.open("rb") as file:
+            file.seek(at)
+            return _pixels(file.read(length), size, f"{shard.name}, image {number}")
+
+    return PixelSet(names, np.array(labels, np.int64), read, lossless, bad)
+
+
+def _samples(shard: Path, bad: dict[str, str]) -> dict[str, tuple[str, int, int, int]]:
+    """Key to (suffix, offset, bytes, class)."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if suffix == "cls" and (file := tar.extractfile(member)) is not None:
+                    labels[key] = int(file.read())
+                elif f".{suffix.lower()}" in SUFFIXES:
+                    images[key] = (f".{suffix.lower()}", member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{shard} is broken or cut off: {' '.join(str(error).split())[:100]}", "download it again"
+        ) from error
+    for key in images.keys() - labels.keys():
+        bad[f"{shard.name}/{key}"] = "no .cls"
+    return {key: (*image, labels[key]) for key, image in images.items() if key in labels}
+
+
+# -- folders -----------------------------------------------------------------------------------------------
+
+
+def _of_folder(folder: Path, size: int) -> PixelSet:
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = tuple(classes) or UNLABELLED
+    files: list[Path] = []
+    labels: list[int] = []
+    for number, name in enumerate(names):
+        place = folder / name if classes else folder
+        own = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+        files += own
+        labels += [number] * len(own)
+    if not files:
+        raise InputError(f"{folder} has no images", "PNG files, or a folder of them for each class")
+    lossless = all(p.suffix.lower() not in (".jpg", ".jpeg", ".webp") for p in files)
+
+    def read(number: int) -> NDArray[np.uint8]:
+        return _pixels(files[number].read_bytes(), size, str(files[number]))
+
+    read(0)
+    return PixelSet(names, np.array(labels, np.int64), read, lossless)
+
+
+def _pixels(data: bytes, size: int, name: str) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow raises whatever a format's parser raises
+        raise InputError(f"{name} cannot be read: {' '.join(str(error).split())[:100]}") from error
+    if pixels.shape[:2] != (size, size):
+        raise InputError(
+            f"{name} is {pixels.shape[1]}×{pixels.shape[0]}, and the model takes {size}×{size}",
+            "likelihoods are of exact pixels: images are not resized",
+        )
+    return pixels

@@ -1,0 +1,180 @@
+"""A denoiser of pixels with classes, plain or jointly with the context adapter: for likelihoods (table 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ctxedit.config import AdapterConfig, merge
+from ctxedit.diffusion.broadcast import per_sample
+from ctxedit.diffusion.forward import marginal
+from ctxedit.diffusion.likelihood import discretised_nll, level_chances, prior_kl, step_kl
+from ctxedit.errors import ConfigError
+from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.pixel_denoiser import WIDTH, PixelConfig, PixelDenoiser
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.noise import noise_like
+from ctxedit.training.pixel_sources import PixelSet, open_pixels
+from ctxedit.training.sources import Entry, Listing
+from ctxedit.training.tasks.base import Task, register
+
+#: Channels of an attention head.
+_HEAD = 32
+Objective = Literal["velocity", "bound"]
+
+
+@register("pixel-denoiser")
+class PixelDenoiserTask(Task):
+    """Train on images of one size with classes.
+
+    Args:
+        components: none are needed.
+        data: the images' ``size``, and ``path`` as
+            :func:`ctxedit.training.pixel_sources.open_pixels` takes it.
+        channels, layers: of the U-Net's resolutions, and residual blocks in each; the last two attend.
+        steps: T of the cosine schedule.
+        adapter: settings of the context adapter; ``enabled = false`` trains the denoiser alone.
+        objective: ``velocity`` is the squared error of the velocity, which an adapter lowers by writing x_0
+            into x_t; ``bound`` is one random term of the variational bound, the shifts' part included
+            (:func:`ctxedit.diffusion.likelihood.step_kl`), with the first and the prior's term.
+
+    Raises:
+        ConfigError: data that are not images on disk, or unknown adapter settings.
+    """
+
+    folder = "pixel-denoiser"
+
+    def __init__(
+        self,
+        components: Components,
+        data: DataConfig,
+        *,
+        channels: list[int],
+        layers: int = 1,
+        steps: int = 1000,
+        adapter: Mapping[str, Any],
+        objective: Objective = "velocity",
+    ) -> None:
+        from diffusers import UNet2DModel
+
+        if objective not in ("velocity", "bound"):
+            raise ConfigError(f"task.objective = {objective!r}", "velocity or bound")
+        if len(channels) < 2 or any(c < _HEAD or c % _HEAD for c in channels):
+            raise ConfigError(f"task.channels = {channels}", f"two or more multiples of {_HEAD}")
+        self.data: PixelData = PixelData(data)
+        self.objective = objective
+        names = self.data.pixels.names
+        count = len(channels)
+        unet: Any = UNet2DModel(
+            sample_size=data.size,
+            in_channels=3,
+            out_channels=3,
+            down_block_types=["DownBlock2D"] * (count - 2) + ["AttnDownBlock2D"] * 2,
+            up_block_types=["AttnUpBlock2D"] * 2 + ["UpBlock2D"] * (count - 2),
+            block_out_channels=channels,
+            layers_per_block=layers,
+            norm_num_groups=16,
+            attention_head_dim=_HEAD,
+            num_class_embeds=len(names),
+        )
+        config = merge(AdapterConfig(), adapter, "task.adapter.")
+        network = ContextAdapter(config, 3, WIDTH) if config.enabled else None
+        self.model: Any = PixelDenoiser(unet, PixelConfig(data.size, names, steps), network)
+
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x0, labels = batch["image"], batch["label"]
+        steps = model.config.steps
+        noise = noise_like(x0, generator)
+        if self.objective == "bound":
+            return _bound(model, x0, labels, noise, generator)
+        level = torch.randint(1, steps + 1, (len(x0),), generator=generator).to(x0.device)
+        a, s = model._at(level, x0)
+        b = model.shift(x0, level, labels)
+        x = marginal(x0, noise, a, s, None if model.adapter is None else b)
+        velocity = model.unet(x, level - 1, labels).sample.float()
+        # The effective noise: all of x_t that is not signal, the shift's share included.
+        effective = (x - per_sample(a, x) * x0) / per_sample(s, x)
+        target = per_sample(a, x) * effective - per_sample(s, x) * x0
+        error = ((velocity - target) ** 2).mean()
+        share = float(b.detach().norm() / (per_sample(a, x0) * x0).norm())
+        return error, {"loss": error.item(), "shift": share}
+
+    def export(self, model: Any, folder: Path) -> None:
+        model.save(folder)
+
+
+def _bound(
+    model: Any, x0: Tensor, labels: Tensor, noise: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """An unbiased estimate of the bound in nats per dimension: one of T − 1 terms, the first, the prior's."""
+    signal, sigma = model.levels.signal.to(x0), model.levels.noise.to(x0)
+    steps = model.config.steps
+
+    def predict(x: Tensor, at: Tensor) -> Tensor:
+        return model.predict(x, at, labels, clip=False)
+
+    def shift(x: Tensor, at: Tensor) -> Tensor:
+        return model.shift(x, at, labels)
+
+    used = None if model.adapter is None else shift
+    chances = level_chances(steps)
+    drawn = torch.multinomial(chances, len(x0), replacement=True, generator=generator)
+    level = (drawn + 2).to(x0.device)
+    kl = step_kl(x0, noise, level, signal, sigma, predict, used) / chances[drawn].to(x0)
+    one, last = torch.ones_like(level), torch.full_like(level, steps)
+    first = marginal(x0, noise, signal[1], sigma[1], None if used is None else shift(x0, one))
+    decoder = discretised_nll(x0, predict(first, one), sigma[1] / signal[1])
+    prior = prior_kl(x0, signal[steps], sigma[steps], None if used is None else shift(x0, last))
+    total = (kl + decoder + prior).mean()
+    return total.float(), {
+        "loss": total.item(),
+        "prior": prior.mean().item(),
+        "decoder": decoder.mean().item(),
+    }
+
+
+class PixelData(Data):
+    """Exact pixels with classes: ``image`` (3, size, size) in [−1, 1] and ``label``."""
+
+    pixels: PixelSet
+
+    def __init__(self, config: DataConfig) -> None:
+        if config.source == "scenes" or not config.path:
+            raise ConfigError("pixels are trained on images on disk", "pass --data PATH")
+        self.config = config
+        self.pixels = open_pixels(Path(config.path), config.size)
+        entries = [Entry(str(i), Path(config.path), None, "") for i in range(len(self.pixels))]
+        self.listing = Listing(entries, self.pixels.bad)
+
+    @property
+    def captions(self) -> list[str] | None:
+        return None
+
+    def dataset(self, seed: int) -> Dataset[Any]:
+        return _Samples(self.pixels, seed)
+
+
+class _Samples(Dataset[dict[str, Any]]):
+    """Images in random order, half of them mirrored; sample ``i`` is a function of the seed and ``i``."""
+
+    def __init__(self, pixels: PixelSet, seed: int) -> None:
+        self.pixels, self.seed = pixels, seed
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        number = int(rng.integers(len(self.pixels)))
+        image = self.pixels.read(number)
+        if rng.random() < 0.5:
+            image = image[:, ::-1].copy()
+        return {"image": to_tensor(image), "label": int(self.pixels.labels[number])}
