@@ -228,8 +228,9 @@ def _result(rows: list[dict[str, Any]], steps: int) -> Result:
     bits = parts["prior"] + parts["steps"] + parts["decoder"]
     low, high = of_mean(bits) or (math.nan, math.nan)
     error = float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
+    prior, between, decoder = (float(part.mean()) for part in parts.values())
     return Result(
-        float(bits.mean()), error, low, high, *(float(part.mean()) for part in parts.values()),
+        float(bits.mean()), error, low, high, prior, between, decoder,
         _curve(rows, steps), len(rows), len(rows[0]["levels"]),
     )  # fmt: skip
 
