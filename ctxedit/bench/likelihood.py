@@ -196,7 +196,7 @@ def _terms(
     many = x0.expand(len(levels), -1, -1, -1)
     eps = torch.randn(many.shape, generator=generator).to(x0)
     labels = torch.full((len(levels),), label, device=x0.device)
-    signal, noise = (v.to(x0) for v in (model.levels.signal, model.levels.noise))
+    signal, noise = model.levels.signal, model.levels.noise
     shift = None if model.adapter is None else lambda x, level: model.shift(x, level, labels)
     at = levels.to(x0.device)
     return step_kl(
@@ -228,9 +228,9 @@ def _result(rows: list[dict[str, Any]], steps: int) -> Result:
     bits = parts["prior"] + parts["steps"] + parts["decoder"]
     low, high = of_mean(bits) or (math.nan, math.nan)
     error = float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
-    prior, inner, decoder = (float(part.mean()) for part in parts.values())
+    prior, between, decoder = (float(part.mean()) for part in parts.values())
     return Result(
-        float(bits.mean()), error, low, high, prior, inner, decoder,
+        float(bits.mean()), error, low, high, prior, between, decoder,
         _curve(rows, steps), len(rows), len(rows[0]["levels"]),
     )  # fmt: skip
 
@@ -240,10 +240,15 @@ def _curve(rows: list[dict[str, Any]], steps: int) -> tuple[tuple[float, float, 
     terms = np.concatenate([row["terms"] for row in rows])
     whole = len(rows[0]["levels"]) == steps - 1
     edges = np.arange(1.5, steps + 1) if whole else np.linspace(1.5, steps + 0.5, min(_BINS, steps - 1) + 1)
+    # Levels are drawn with different chances: within a bin, each counts by what it stands for.
+    weights = np.ones(len(levels)) if whole else 1 / level_chances(steps).numpy()[levels - 2]
     count, _ = np.histogram(levels, edges)
-    total, _ = np.histogram(levels, edges, weights=terms)
+    share, _ = np.histogram(levels, edges, weights=weights)
+    total, _ = np.histogram(levels, edges, weights=weights * terms)
     middles = (edges[1:] + edges[:-1]) / 2
-    return tuple((float(m), float(t / n), int(n)) for m, t, n in zip(middles, total, count, strict=True) if n)
+    return tuple(
+        (float(m), float(t / s), int(n)) for m, t, s, n in zip(middles, total, share, count, strict=True) if n
+    )
 
 
 def write(result: Result, out: Path) -> dict[str, Path]:
