@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_clip
 from ctxedit.metrics import Networks
 from ctxedit.models.device import pick_device
+from ctxedit.models.quiet import hush
 from ctxedit.runs import fingerprint, slug
 from ctxedit.stages.prepare import Prepared, read_working
 
@@ -75,6 +77,9 @@ class Serving:
 
     def prepare(self) -> None:
         """Load the metrics' networks: whatever is missing is known before the first edit."""
+        if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
+            warnings.simplefilter("ignore")
+            hush()
         device = pick_device(self.bench.methods[0].config.device)
         self._networks = prepared(self.bench.metrics, device, self.bench.offline)
 

@@ -194,11 +194,11 @@ def run(
         return
     for clip, why in seen.failing.items():
         screen.warn(f"{clip}: {why}")
-    executor = executor_of(where, seen.peak_bytes)
 
     from ctxedit.cli.bench_progress import watcher
 
-    with resumable(out), watcher(screen, known, bench.clips) as watching:
+    at_work = watcher(screen, known, bench.clips)
+    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
     _show(screen, whole, report.files_in(out))

@@ -4,6 +4,7 @@ import pickle
 import time
 
 import pytest
+import toy
 from toy import Squares
 
 from ctxedit.errors import InputError, OutputError
@@ -78,3 +79,31 @@ def test_an_error_of_the_work_ends_it_and_stops_who_is_still_at_work(tmp_path):
 def test_errors_travel_with_their_hints():
     error = pickle.loads(pickle.dumps(InputError("a clip", "another")))
     assert (error.message, error.hint, error.exit_code) == ("a clip", "another", 3)
+
+
+def test_a_cluster_of_which_a_machine_is_lost_does_every_job(tmp_path, ray_cluster):
+    """The second machine goes while it is at work: what it was doing is done on the first, the rest once."""
+    import ray
+
+    from ctxedit.executors.cluster import Cluster, Needs
+
+    ray.cloudpickle.register_pickle_by_value(toy)  # the cluster's processes do not see this folder
+    second = ray_cluster.add()
+
+    class Killing(Log):
+        def ended(self, job, worker):
+            super().ended(job, worker)
+            if len(self.ended_at) == 2:
+                ray_cluster.remove_node(second, allow_graceful=False)
+
+    log = Killing()
+    with Cluster(ray_cluster.address, Needs()) as executor:
+        assert executor.workers == 2 and executor.describe().startswith("2 workers on the Ray cluster")
+        found = list(executor.run(Squares(tmp_path, pause=1.0), JOBS, log))
+    numbers = sorted((job, result) for job, result in found if isinstance(result, int))
+    assert numbers == WANTED
+    tried = sorted((tmp_path / "done.txt").read_text().split())
+    assert len(tried) in (5, 6) and set(tried) == set("12345"), "nothing is done again but what was lost"
+    assert {worker[:9] for _, worker in log.started_at} == {"worker 1 ", "worker 2 "}
+    facts = [result for _, result in found if not isinstance(result, int)]
+    assert {fact["threads"] for fact in facts} == {1} == {fact["prepared"] for fact in facts}

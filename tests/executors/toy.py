@@ -8,9 +8,9 @@ import time
 class Squares:
     """Squares numbers; kills its own process at some, once each, and says what it was prepared for."""
 
-    def __init__(self, notes, deadly=(), always=(), fails=(), slow=()):
+    def __init__(self, notes, deadly=(), always=(), fails=(), slow=(), pause=0.0):
         self.notes, self.deadly, self.always, self.fails, self.slow = notes, deadly, always, fails, slow
-        self.prepared = 0
+        self.prepared, self.pause = 0, pause
 
     def prepare(self):
         self.prepared += 1
@@ -27,6 +27,7 @@ class Squares:
         if job in self.always or (job in self.deadly and not mark.exists()):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.pause)
         if job in self.slow:
             time.sleep(60)
         yield job * job
