@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +39,9 @@ from ctxedit.models.device import pick_device
 from ctxedit.models.quiet import hush
 from ctxedit.runs import fingerprint, slug
 from ctxedit.stages.prepare import Prepared, read_working
+
+#: In the output folder while workers write to it.
+_MARK = ".workers"
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,37 @@ class _Named(Reporter):
 class Serving:
     """The work of a bench; the networks stay loaded from one job to the next."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, token: str = "") -> None:
+        self.bench, self._token = bench, token
         self._networks: Networks | None = None
         self._kept = Kept()
 
-    def __reduce__(self) -> tuple[type[Serving], tuple[Bench]]:
-        return Serving, (self.bench,)
+    def __reduce__(self) -> tuple[type[Serving], tuple[Bench, str]]:
+        return Serving, (self.bench, self._token)
+
+    @contextmanager
+    def marked(self) -> Iterator[Serving]:
+        """Mark the output folder while the block lasts, so that workers can tell that it is this one."""
+        token, mark = uuid.uuid4().hex, self.bench.out / _MARK
+        with atomic(mark, True) as temporary:
+            temporary.write_text(token)
+        try:
+            yield Serving(self.bench, token)
+        finally:
+            mark.unlink(missing_ok=True)
 
     def prepare(self) -> None:
-        """Load the metrics' networks: whatever is missing is known before the first edit."""
+        """Load the metrics' networks: whatever is missing is known before the first edit.
+
+        Raises:
+            OutputError: the output folder is not the one that was marked.
+        """
+        mark = self.bench.out / _MARK
+        if self._token and not (mark.is_file() and mark.read_text() == self._token):
+            raise OutputError(
+                f"{platform.node()} does not see {self.bench.out}",
+                "choose --out on storage that all machines share",
+            )
         if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
             warnings.simplefilter("ignore")
             hush()

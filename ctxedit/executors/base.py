@@ -250,6 +250,8 @@ class _Round(Generic[J, R]):
         self.running[worker.submit(job)] = _Running(worker, worker.name, job)
 
     def _told(self, now: _Running[J, R], given: Answer[R]) -> Iterator[tuple[J, R | Lost]]:
+        if now.job is not None and given.place != now.name:
+            self.overseer.warn(f"{now.name} died: {given.place} did again what it was doing")
         now.worker.name = given.place
         for text in given.warnings:
             self.overseer.warn(text)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import platform
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -69,6 +72,7 @@ class Cluster(Executor):
         if find_spec("ray") is None:
             raise ConfigError("Ray is not installed", "pip install 'ctxedit[ray]', or use --workers N")
         _check_answers(address)
+        self._stack = ExitStack()
         self._connect(address)
         self.needs, self._address = needs, address
         try:
@@ -78,10 +82,16 @@ class Cluster(Executor):
             raise
         self.workers = min(room, workers or room)
 
+    def __enter__(self) -> Cluster:
+        # Ray prints what it has to say of machines on stdout, which is for results.
+        self._stack.enter_context(redirect_stdout(sys.stderr if _debugging() else io.StringIO()))
+        return self
+
     def __exit__(self, *error: object) -> None:
         import ray
 
         ray.shutdown()
+        self._stack.close()
 
     def describe(self) -> str:
         gpus = f", {self.needs.gpus:g} GPU" if self.needs.gpus else ""
@@ -98,7 +108,7 @@ class Cluster(Executor):
         packed, died = ray.cloudpickle.dumps(work), (ray.exceptions.RayError,)
         count = min(self.workers, len(jobs))
         workers: list[Worker[J, R]] = [
-            _Remote(number, lambda: actor.remote(packed, self.needs.threads, __version__), died)
+            _Remote(number, partial(actor.remote, number + 1, packed, self.needs.threads, __version__), died)
             for number in range(count)
         ]
         yield from hand_out(workers, jobs, overseer)
@@ -108,7 +118,7 @@ class Cluster(Executor):
 
         import ray
 
-        debugging = os.environ.get("CTXEDIT_DEBUG", "") not in ("", "0")
+        debugging = _debugging()
         try:
             ray.init(
                 address=address, log_to_driver=debugging, configure_logging=debugging,
@@ -141,6 +151,10 @@ class Cluster(Executor):
         )
 
 
+def _debugging() -> bool:
+    return os.environ.get("CTXEDIT_DEBUG", "") not in ("", "0")
+
+
 def _amount(name: str, amounts: dict[str, Any]) -> str:
     return f"{amounts[name] / 2**30:.1f} GiB" if name == "memory" else f"{name} {amounts[name]:g}"
 
@@ -171,11 +185,11 @@ class _Remote(Worker[J, R]):
 
     def __init__(self, number: int, start: Any, died: tuple[type[BaseException], ...]) -> None:
         self.name, self.died = f"worker {number + 1}", died
-        self._number, self._start, self._actor = number + 1, start, None
+        self._start, self._actor = start, None
 
     def open(self) -> Future[Answer[R]]:
         self._actor = self._start()
-        return self._actor.open.remote(self._number).future()
+        return self._actor.open.remote().future()
 
     def submit(self, job: J) -> Future[Answer[R]]:
         assert self._actor is not None
@@ -193,20 +207,22 @@ class _Remote(Worker[J, R]):
 class _Actor:
     """What runs in the cluster. Its process keeps what the work has loaded from job to job."""
 
-    def __init__(self, work: bytes, threads: int, version: str) -> None:
+    def __init__(self, number: int, work: bytes, threads: int, version: str) -> None:
         self._packed, self._threads, self._version = work, threads, version
         self._work: Prepared[Any, Any] | None = None
-        self._place = platform.node()
+        self._place = f"worker {number} on {platform.node()} ({os.getpid()})"
 
-    def open(self, number: int) -> Answer[Any]:
-        self._place = f"worker {number} on {platform.node()}"
+    def open(self) -> Answer[Any]:
         try:
             return self._loaded().ready(self._place)
         except BaseException as error:
             return Answer(self._place, error=error)
 
     def do(self, job: Any) -> Answer[Any]:
-        return answer(self._loaded(), job, self._place)
+        try:
+            return answer(self._loaded(), job, self._place)
+        except BaseException as error:
+            return Answer(self._place, error=error)
 
     def _loaded(self) -> Prepared[Any, Any]:
         """The work, unpacked here rather than by Ray, which would try to start the actor for minutes."""
