@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ctxedit.bench import external
 from ctxedit.bench.figures import Measure, Truth, Values, prepared
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import Ledger, Meter
@@ -204,9 +205,12 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
     clip = job.clip
     for target, which, key in job.references:
         truth = _truth(session, clip, target)
-        frames = truth.source if which == SOURCE else truth.ideal
-        assert frames is not None
-        name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
+        try:
+            frames = _shown(bench, session, clip, target, truth, which)
+        except InputError as error:  # of another method's video
+            yield row_for(key, which, clip, target, error=_line(error))
+            continue
+        name = f"{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
         timed = session.parts.prepared.clip
         video = write_clip(
             bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
@@ -215,6 +219,22 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
         figures = measure(frames, clip, target, truth)
         facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
         yield row_for(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
+
+
+def _shown(
+    bench: Bench, session: Session, clip: Clip, target: Target, truth: Truth, which: str
+) -> NDArray[np.uint8]:
+    """The frames of a reference or of another method's video."""
+    if which == SOURCE:
+        return truth.source
+    if which == IDEAL:
+        assert truth.ideal is not None
+        return truth.ideal
+    method = next(one for one in bench.externals if one.label == which)
+    video = method.find(clip, target)
+    if video is None:
+        raise InputError(f"no video of {which} for this target in {method.folder}")
+    return external.read(video, session.config.clip, session.parts.prepared)
 
 
 def _truth(session: Session, clip: Clip, target: Target) -> Truth:

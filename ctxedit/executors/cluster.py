@@ -16,7 +16,6 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from ctxedit import __version__
 from ctxedit.errors import ConfigError, CtxeditError, ResourceError
 from ctxedit.executors.base import (
     RETRIES,
@@ -33,6 +32,7 @@ from ctxedit.executors.base import (
     counted,
     hand_out,
 )
+from ctxedit.runs import versions
 
 #: Seconds to wait for a cluster's address to answer.
 _PATIENCE = 5.0
@@ -108,7 +108,7 @@ class Cluster(Executor):
         packed, died = ray.cloudpickle.dumps(work), (ray.exceptions.RayError,)
         count = min(self.workers, len(jobs))
         workers: list[Worker[J, R]] = [
-            _Remote(number, partial(actor.remote, number + 1, packed, self.needs.threads, __version__), died)
+            _Remote(number, partial(actor.remote, number + 1, packed, self.needs.threads, _version()), died)
             for number in range(count)
         ]
         yield from hand_out(workers, jobs, overseer)
@@ -151,6 +151,10 @@ class Cluster(Executor):
         )
 
 
+def _version() -> str:
+    return str(versions()["ctxedit"])
+
+
 def _debugging() -> bool:
     return os.environ.get("CTXEDIT_DEBUG", "") not in ("", "0")
 
@@ -185,7 +189,8 @@ class _Remote(Worker[J, R]):
 
     def __init__(self, number: int, start: Any, died: tuple[type[BaseException], ...]) -> None:
         self.name, self.died = f"worker {number + 1}", died
-        self._start, self._actor = start, None
+        self._start = start
+        self._actor: Any = None
 
     def open(self) -> Future[Answer[R]]:
         self._actor = self._start()
@@ -229,9 +234,9 @@ class _Actor:
         if self._work is None:
             import torch
 
-            if self._version != __version__:
+            if self._version != _version():
                 raise ConfigError(
-                    f"{platform.node()} has ctxedit {__version__}, this machine {self._version}",
+                    f"{platform.node()} has ctxedit {_version()}, this machine {self._version}",
                     "install the same version everywhere",
                 )
             torch.set_num_threads(self._threads)
