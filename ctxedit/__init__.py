@@ -1,12 +1,11 @@
 """Edit a video with words.
 
-The Python API is six verbs and what they return; each is imported when it is first named, so that
+The Python API is seven verbs and what they return; each is imported when it is first named, so that
 ``import ctxedit`` is quick::
 
     import ctxedit
 
-    run = ctxedit.tune("samples/tiger-beach.mp4")
-    result = ctxedit.edit(run, "a panda walking on the beach")
+    result = ctxedit.run("samples/tiger-beach.mp4", "a panda walking on the beach")
     print(result.files.video)
 """
 
@@ -16,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ctxedit import threads
+from ctxedit.quiet import while_importing
 
 if TYPE_CHECKING:
     from ctxedit.api import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         evaluate,
         evaluate_run,
         generate,
+        run,
         settings,
         tune,
     )
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate",
     "evaluate_run",
     "generate",
+    "run",
     "settings",
     "tune",
 ]
@@ -56,7 +58,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("ctxedit.api"), name)
+        with while_importing():
+            return getattr(import_module("ctxedit.api"), name)
     raise AttributeError(f"module 'ctxedit' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The public Python API: six verbs over the session. ``import ctxedit`` offers them lazily.
+"""The public Python API: seven verbs over the session. ``import ctxedit`` offers them lazily.
 
 Settings come from a preset, ``CTXEDIT_*`` variables and the ``config`` argument, in rising precedence;
 ``config`` is a nested table such as ``{"edit": {"guidance": 5.0}}``, or a whole :class:`Config`, which is
@@ -9,44 +9,46 @@ loads weights.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.config import BUILTIN, Config, absolute, environment, load, merge, validated
+from ctxedit.config import Config, environment, load
 from ctxedit.editing import captioning, plan, text_to_image
+from ctxedit.editing.rebase import rebased as rebased
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import EditResult, Session
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.media.arrays import ClipLike, clip_path, mask_path
 from ctxedit.media.sources import check_exists
-from ctxedit.media.temporary import atomic, check_writable
+from ctxedit.media.temporary import check_writable
 from ctxedit.metrics import Edit, Networks, compare
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import Figures
+from ctxedit.metrics_file import plain_figures as plain_figures
+from ctxedit.metrics_file import write_metrics as write_metrics
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import is_half, locate, own_folder
-from ctxedit.naming import is_own
+from ctxedit.notebook import default_reporter, quietly
 from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.stages.prepare import fit_span
 from ctxedit.tables import DEFAULT_PRESET
 
 __all__ = [
     "Config", "EditResult", "Figures", "Reporter", "Run", "caption", "edit", "evaluate", "evaluate_run",
-    "generate", "settings", "tune",
+    "generate", "run", "settings", "tune",
 ]  # fmt: skip
 
 PathLike = str | Path
+#: Where clips and masks that came as arrays are kept, in the folder for runs.
+_INPUTS = "inputs"
 Settings = Config | Mapping[str, Any] | None
-
-#: What tuning depends on: an edit cannot change it.
-_FIXED = ("model", "dtype", "clip", "attention", "adapter", "control", "tune")
 
 
 def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
@@ -73,8 +75,9 @@ def _fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Co
     return dataclasses.replace(chosen, clip=span)
 
 
+@quietly
 def caption(
-    clip: PathLike,
+    clip: ClipLike,
     *,
     preset: str = DEFAULT_PRESET,
     config: Settings = None,
@@ -85,30 +88,35 @@ def caption(
     """Say in one sentence what a clip shows: BLIP-2 on five of its frames, then one caption for all.
 
     Args:
-        clip: a video, GIF or folder of images; ``config``'s ``clip`` table says which frames.
+        clip: a video, GIF, image or folder of images; or frames, RGB uint8 (F, H, W, 3) or PIL images.
+            ``config``'s ``clip`` table says which frames.
         preset, config: as for :func:`settings`; ``captioner`` names the checkpoint, ``caption_by``
             says how one caption is chosen.
         lavis_python: LAVIS's interpreter, for ``captioner = "lavis"``.
         offline: use the hub's cache only.
-        reporter: is told what goes on.
+        reporter: receives messages and progress; None shows them in a notebook and nowhere else.
 
     Raises:
         InputError, WeightsError, ConfigError, ResourceError.
     """
-    teller = reporter or Reporter()
-    request = Request(
-        Path(clip), _fitted(Path(clip), settings(preset, config), config, teller), preset, offline=offline,
-        lavis_python=Path(lavis_python) if lavis_python else None,
-    )  # fmt: skip
-    return captioning.caption(request, teller)
+    teller = reporter or default_reporter()
+    with TemporaryDirectory(prefix="ctxedit-") as folder:
+        path = clip_path(clip, Path(folder))
+        request = Request(
+            path, _fitted(path, settings(preset, config), config, teller), preset, offline=offline,
+            lavis_python=Path(lavis_python) if lavis_python else None,
+        )  # fmt: skip
+        return captioning.caption(request, teller)
 
 
+@quietly
 def tune(
-    clip: PathLike,
+    clip: ClipLike,
     prompt: str | None = None,
     preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
+    any_footage: bool = False,
     runs: PathLike = DEFAULT_ROOT,
     lavis_python: PathLike | None = None,
     offline: bool = False,
@@ -117,31 +125,105 @@ def tune(
     """Tune on one clip; nothing is done twice, and a tuning that was killed goes on.
 
     Args:
-        clip: a video, GIF or folder of images.
+        clip: as for :func:`caption`. Frames are kept as PNGs in ``runs``, at 8 frames a second.
         prompt: what it shows; None captions it.
         preset, config: as for :func:`settings`.
+        any_footage: tune the built-in models on footage that they do not know, with a warning.
         runs: folder for runs.
         lavis_python, offline, reporter: as for :func:`caption`.
+
+    Raises:
+        InputError: also for footage that the built-in models do not know, unless ``any_footage``.
 
     Returns:
         The run, for :func:`edit`; its ``folder`` holds all of it.
     """
+    teller, path = reporter or default_reporter(), clip_path(clip, Path(runs) / _INPUTS)
     request = Request(
-        Path(clip), _fitted(Path(clip), settings(preset, config), config, reporter or Reporter()), preset,
-        prompt=prompt, offline=offline, runs=Path(runs),
+        path, _fitted(path, settings(preset, config), config, teller), preset, prompt=prompt,
+        any_footage=any_footage, offline=offline, runs=Path(runs),
         lavis_python=Path(lavis_python) if lavis_python else None,
     )  # fmt: skip
     plan.make(request, last="tune").check()
-    with Session(request, reporter) as session:
+    with Session(request, teller) as session:
         return session.tune()
 
 
+@overload
+def run(clip: ClipLike, target: str, *args: Any, **more: Any) -> EditResult: ...
+@overload
+def run(clip: ClipLike, target: Sequence[str], *args: Any, **more: Any) -> list[EditResult]: ...
+@quietly
+def run(
+    clip: ClipLike,
+    target: str | Sequence[str],
+    prompt: str | None = None,
+    preset: str = DEFAULT_PRESET,
+    config: Settings = None,
+    *,
+    mask: ClipLike | None = None,
+    output: PathLike | None = None,
+    source_size: bool = False,
+    audio: bool = True,
+    chroma: str = "420",
+    metadata: bool = True,
+    overwrite: bool = False,
+    any_footage: bool = False,
+    runs: PathLike = DEFAULT_ROOT,
+    lavis_python: PathLike | None = None,
+    offline: bool = False,
+    reporter: Reporter | None = None,
+) -> EditResult | list[EditResult]:
+    """All stages: caption, tune, invert, edit and score. One tuning and one inversion serve all targets.
+
+    Args:
+        clip, prompt, preset, config, any_footage, runs: as for :func:`tune`.
+        target: target prompt, what the edited clip should show; or several.
+        mask, output, source_size, audio, chroma, metadata, overwrite: as for :func:`edit`; ``output`` for a
+            single target alone.
+        lavis_python, offline, reporter: as for :func:`caption`.
+
+    Returns:
+        The edit with its figures, or a list of them for a sequence of targets. The figures are written to
+        the run's ``metrics.json`` as well.
+
+    Raises:
+        As :func:`tune` and :func:`edit`.
+    """
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    if not targets or (output is not None and len(targets) > 1):
+        raise ConfigError(f"{len(targets)} targets", "give at least one, and just one where output is given")
+    teller, inputs = reporter or default_reporter(), Path(runs) / _INPUTS
+    path = clip_path(clip, inputs)
+    request = Request(
+        path, _fitted(path, settings(preset, config), config, teller), preset, prompt, targets,
+        None if mask is None else mask_path(mask, inputs), Path(output) if output else None, source_size,
+        audio, chroma, metadata, overwrite, any_footage, offline=offline, runs=Path(runs),
+        lavis_python=Path(lavis_python) if lavis_python else None,
+    )  # fmt: skip
+    plan.make(request).check()
+    with Session(request, teller) as session:
+        results = session.edit_all(targets)
+        rows = [
+            {
+                "target": one.target,
+                "video": str(one.files.video.resolve()),
+                **plain_figures(one.figures.table()),
+            }
+            for one in results
+            if one.figures is not None
+        ]
+        write_metrics(session.run, rows)
+    return results[0] if isinstance(target, str) else results
+
+
+@quietly
 def edit(
     run: Run | PathLike,
     target: str,
     config: Mapping[str, Any] | None = None,
     *,
-    mask: PathLike | None = None,
+    mask: ClipLike | None = None,
     output: PathLike | None = None,
     source_size: bool = False,
     audio: bool = True,
@@ -157,7 +239,7 @@ def edit(
         run: what :func:`tune` gave, or a run folder.
         target: target prompt, what the edited clip should show.
         config: a table over the run's own settings; tables ``edit``, ``fusion``, ``invert``, and ``seed``.
-        mask: image, video or folder; white may change.
+        mask: image, video or folder, white may change; or an array (F, H, W) or (H, W), bool or uint8.
         output: the edited file; None is inside the run folder.
         source_size: write at the source's size instead of the working size.
         audio: copy the source's sound.
@@ -167,16 +249,18 @@ def edit(
         offline, reporter: as for :func:`caption`.
 
     Returns:
-        The edit: ``files.video``, ``files.side_by_side``, ``files.sheet``, and whether it was there already.
+        The edit: ``files.video``, ``files.side_by_side``, ``files.sheet``, its ``frames`` as an array and
+        ``images`` as PIL images, and whether it was there already.
 
     Raises:
         ConfigError: a setting that tuning depends on was changed.
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
-    teller = reporter or Reporter()
+    teller = reporter or default_reporter()
     request = Request.of_run(
         opened, rebased(opened, config or {}), teller.warn, targets=(target,),
-        mask=Path(mask) if mask else None, output=Path(output) if output else None,
+        mask=None if mask is None else mask_path(mask, opened.folder.parent / _INPUTS),
+        output=Path(output) if output else None,
         source_size=source_size, audio=audio, chroma=chroma, metadata=metadata, overwrite=overwrite,
         offline=offline,
     )  # fmt: skip
@@ -185,39 +269,14 @@ def edit(
         return session.edit(target)
 
 
-def rebased(run: Run, table: Mapping[str, Any]) -> Config:
-    """A run's settings with a table laid over them; a ``builtin`` table acts as in a preset.
-
-    Raises:
-        ConfigError: unknown key or value, or a setting that tuning depends on was changed.
-    """
-    plain = {k: v for k, v in table.items() if k not in ("about", BUILTIN)}
-    config = merge(run.config, plain)
-    if is_own(run.config.model) and isinstance(table.get(BUILTIN), Mapping):
-        config = merge(config, table[BUILTIN], f"{BUILTIN}.")
-    config = absolute(config)
-    for name in _FIXED:
-        old, new = getattr(run.config, name), getattr(config, name)
-        if old == new:
-            continue
-        if dataclasses.is_dataclass(old):
-            key = next(
-                f.name for f in dataclasses.fields(old) if getattr(old, f.name) != getattr(new, f.name)
-            )
-            name, old, new = f"{name}.{key}", getattr(old, key), getattr(new, key)
-        raise ConfigError(
-            f"{name} = {new!r}, but {run.folder} was tuned with {old!r}",
-            "tune again with it, or leave it out; edits of a run may differ in edit, fusion, invert and seed",
-        )
-    return validated(config)
-
-
+@quietly
 def generate(
     text: str,
     preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
     count: int = 1,
+    adapter: PathLike | bool = True,
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> NDArray[np.uint8]:
@@ -227,21 +286,26 @@ def generate(
         text: what the images should show.
         preset, config: as for :func:`settings`; ``clip.size`` is the side, 0 the model's own.
         count: pictures.
+        adapter: file of a context adapter; True is the model's own, if it has one, False none.
         offline, reporter: as for :func:`caption`.
     """
     chosen = settings(preset, config)
-    return text_to_image.generate(text, chosen, offline, reporter or Reporter(), count)
+    file = text_to_image.own_adapter(chosen) if adapter is True else None
+    if not isinstance(adapter, bool):
+        file = Path(adapter)
+    return text_to_image.generate(text, chosen, offline, reporter or default_reporter(), count, file)
 
 
+@quietly
 def evaluate(
-    video: PathLike,
+    video: ClipLike,
     prompt: str,
     preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
-    source: PathLike | None = None,
+    source: ClipLike | None = None,
     source_prompt: str | None = None,
-    mask: PathLike | None = None,
+    mask: ClipLike | None = None,
     metrics: Sequence[str] | None = None,
     weights: Mapping[str, str] | None = None,
     frames: int | None = None,
@@ -256,12 +320,12 @@ def evaluate(
     with one, every usual metric that the inputs allow.
 
     Args:
-        video: a video, GIF or folder of images.
+        video: as the clip of :func:`caption`; so is ``source``.
         prompt: what it should show.
         preset, config: as for :func:`settings`; ``clip_model`` names the CLIP.
         source: the clip that ``video`` is an edit of; it is resized to the edit's size.
         source_prompt: what the source shows.
-        mask: image, video or folder beside the source; white may change.
+        mask: as for :func:`edit`, beside the source.
         metrics: keys of the metrics to compute instead of the usual ones.
         weights: paths or hub ids of the networks of metrics that have their own, by the metric's key.
         frames: how many; None is every one from ``start`` on, ``stride`` apart.
@@ -274,18 +338,13 @@ def evaluate(
         ConfigError: an unknown metric, or one that needs what is not given.
         WeightsError: a metric's network that is not there.
     """
-    chosen, teller = settings(preset, config), reporter or Reporter()
+    chosen, teller = settings(preset, config), reporter or default_reporter()
     if not prompt.strip():
         raise InputError("the prompt is empty", "say what the clip should show")
     inputs = {"target": prompt, "source": source, "source_prompt": source_prompt, "mask": mask}
     given = {name for name, value in inputs.items() if value is not None}
     wanted = evaluating.chosen_for("run" if source is None else "eval", metrics, given)
-    if source is None:
-        material = compare.Material(compare.read_video(Path(video), frames, start, stride))
-    else:
-        material = compare.read_pair(
-            Path(video), Path(source), Path(mask) if mask else None, frames, start, stride, teller.say
-        )
+    material = _material(video, source, mask, (frames, start, stride), teller)
     device = pick_device(chosen.device)
     scorer = evaluating.make_scorer(chosen.clip_model, own_folder(chosen.model), device, offline)
     networks = Networks(scorer, device, offline, weights)
@@ -297,6 +356,23 @@ def evaluate(
     return figures
 
 
+def _material(
+    video: ClipLike,
+    source: ClipLike | None,
+    mask: ClipLike | None,
+    span: tuple[int | None, int, int],
+    teller: Reporter,
+) -> compare.Material:
+    """What is scored: read here, so that arrays need files no longer than that."""
+    with TemporaryDirectory(prefix="ctxedit-") as folder:
+        path = clip_path(video, Path(folder), "video")
+        if source is None:
+            return compare.Material(compare.read_video(path, *span))
+        beside = None if mask is None else mask_path(mask, Path(folder))
+        return compare.read_pair(path, clip_path(source, Path(folder), "source"), beside, *span, teller.say)
+
+
+@quietly
 def evaluate_run(
     run: Run | PathLike,
     config: Mapping[str, Any] | None = None,
@@ -326,7 +402,7 @@ def evaluate_run(
     locate(chosen.model, offline, is_half(dtype))
     wanted = evaluating.chosen_for("run", metrics, ("target", "source", "source_prompt", "mask"))
     check_writable(opened.folder / "metrics.json", True)
-    teller = reporter or Reporter()
+    teller = reporter or default_reporter()
     request = Request.of_run(
         opened, chosen, teller.warn, mask=Path(mask) if mask else None, offline=offline
     )  # fmt: skip
@@ -335,29 +411,3 @@ def evaluate_run(
         progress(1, "")
     write_metrics(opened, rows)
     return rows
-
-
-def plain_figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as JSON can hold them: infinity becomes the text ``"inf"``."""
-    return {k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in row.items()}
-
-
-def write_metrics(run: Run, rows: list[dict[str, Any]]) -> Path:
-    """Put rows into the run's ``metrics.json``; the other videos' rows stay.
-
-    Metrics of the same video that were not computed again stay too, unless they are of another CLIP or of
-    other pixels (outside a mask, or all).
-    """
-    path = run.folder / "metrics.json"
-    with run.noting():
-        try:
-            known = {row["video"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            known = {}
-        for row in rows:
-            old = known.get(row["video"], {})
-            same = all(old.get(key) == row.get(key) for key in ("clip_model", "outside_mask"))
-            known[row["video"]] = {**old, **row} if same else row
-        with atomic(path, True) as temporary:
-            temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")
-    return path

@@ -8,7 +8,6 @@ Stable Diffusion, the small models need other lengths and rates.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -19,9 +18,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.naming import BUILTIN as BUILTIN
-from ctxedit.naming import is_own, whole
+from ctxedit.naming import is_own, whole, whole_scaled
 from ctxedit.patterns import pattern_names
 from ctxedit.renames import RENAMED, current_name, variable_of
 from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table
@@ -138,11 +137,15 @@ class TuneConfig:
 
     ``controlnet.attn1.to_out`` is that of the ControlNet, ``temporal`` are the projections of the temporal
     attention (not its norms), ``temporal_conv`` the temporal convolutions.
+
+    ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
+    ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
     """
 
     steps: int = 200
     lr: float = 1e-5
     adapter_lr: float = 0.0
+    adapter_init: Literal["zero", "pretrained"] = "zero"
     weight_decay: float = 1e-2
     trainable_modules: tuple[str, ...] = ("attn1", "adapter")
     loss_weight: Literal["snr", "one", "min_snr"] = "snr"
@@ -210,6 +213,8 @@ class EditConfig:
         eta: 0 deterministic, 1 ancestral.
         start: ``inversion``, or ``noise``: the clip noised to ``strength`` of the levels (SDEdit).
         strength: above 0, up to 1; for ``noise``.
+        long_prompts: encode a prompt that is longer than the text encoder takes in pieces, side by side;
+            otherwise it is refused.
     """
 
     steps: int = 20
@@ -218,17 +223,52 @@ class EditConfig:
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"
     strength: float = 1.0
+    long_prompts: bool = False
+
+
+@dataclass(frozen=True)
+class UpscaleConfig:
+    """Super-resolution of the result (a cascade: Ho et al. 2022).
+
+    Attributes:
+        scale: 1 is none; 4.
+        model: ``auto`` is the one beside ctxedit's own models, and Stable Diffusion's x4 upscaler for other
+            checkpoints; ``builtin``; the hub id or folder of a diffusers x4 upscaler.
+        steps: sampling steps; 0 is the model's default.
+        noise_level: timestep up to which the low resolution is noised, for the model to redraw what is lost;
+            -1 is the model's default.
+        guidance_scale: classifier-free guidance scale, 1 is none; 0 is the model's default.
+    """
+
+    scale: int = 1
+    model: str = "auto"
+    steps: int = 0
+    noise_level: int = -1
+    guidance_scale: float = 0.0
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``offload`` keeps autoencoder and text encoder in main memory between calls."""
+    """All settings of a run.
+
+    Attributes:
+        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``half`` is bfloat16 where there is
+            some, else float16.
+        offload: keep autoencoder and text encoder in main memory between calls.
+        low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
+            are encoded and decoded singly, and guidance's branches sampled one after another.
+        lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
+        embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
+    """
 
     model: str = BUILTIN
+    lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
+    low_memory: bool = False
     captioner: str = "auto"
     caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"
@@ -240,6 +280,7 @@ class Config:
     invert: InvertConfig = field(default_factory=InvertConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     edit: EditConfig = field(default_factory=EditConfig)
+    upscale: UpscaleConfig = field(default_factory=UpscaleConfig)
 
 
 def setting_names() -> list[str]:
@@ -282,8 +323,7 @@ def _unknown(name: str, known: Collection[str]) -> ConfigError:
     plain = name.removeprefix(overlay)
     if (new := current_name(plain)) != plain:
         return ConfigError(f"{name} is now called {overlay}{new}", f"write {overlay}{new} instead of {name}")
-    near = difflib.get_close_matches(plain, setting_names(), 1)
-    guess = f"did you mean {overlay}{near[0]}? " if near else ""
+    guess = did_you_mean(plain, setting_names()).replace("'", f"'{overlay}", 1)
     return ConfigError(f"unknown key {name}", f"{guess}known here: {', '.join(sorted(known))}")
 
 
@@ -291,7 +331,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where} = {value!r}", f"one of: {', '.join(map(str, args))}")
+            guess = did_you_mean(str(value), map(str, args))
+            raise ConfigError(f"{where} = {value!r}", f"{guess}one of: {', '.join(map(str, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(value, args[0], where)
@@ -339,13 +380,26 @@ def load(
             raise ConfigError(f"{BUILTIN} is a table, not {overlay!r}")
         overlaid = merge(config, overlay, f"{BUILTIN}.")  # a wrong key is an error for every model
         config = overlaid if isinstance(model, str) and is_own(model) else config
-    return validated(absolute(config))
+    return validated(absolute(lean(config)))
+
+
+def lean(config: Config) -> Config:
+    """The settings with those that ``low_memory`` stands for."""
+    if not config.low_memory:
+        return config
+    dtype = "half" if config.dtype == "auto" else config.dtype
+    tune = replace(config.tune, gradient_checkpointing=True)
+    return replace(config, offload=True, dtype=dtype, tune=tune)
 
 
 def absolute(config: Config) -> Config:
     """The settings with every model that is named by a path named by its whole path."""
     control = replace(config.control, model=whole(config.control.model))
+    upscale = replace(config.upscale, model=whole(config.upscale.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
+    lora = tuple(map(whole_scaled, config.lora))
+    embedding = tuple(map(whole, config.embedding))
+    config = replace(config, lora=lora, embedding=embedding, upscale=upscale)
     return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 
 
@@ -439,6 +493,14 @@ def validated(config: Config) -> Config:
         (0 < config.fusion.mask_resolution <= 1, "fusion.mask_resolution", "above 0, up to 1"),
         (0 < config.fusion.max_resolution <= 1, "fusion.max_resolution", "above 0, up to 1"),
         (0 <= config.fusion.mask_threshold < 1, "fusion.mask_threshold", "0 to 1"),
+        (config.upscale.scale in (1, 4), "upscale.scale", "1 (none) or 4"),
+        (0 <= config.upscale.steps <= 1000, "upscale.steps", "0 (the model's default) to 1000"),
+        (-1 <= config.upscale.noise_level < 1000, "upscale.noise_level", "-1 (the model's default) to 999"),
+        (
+            0 <= config.upscale.guidance_scale < math.inf,
+            "upscale.guidance_scale",
+            "0 (the model's default) or more",
+        ),
         (
             all(map(math.isfinite, config.fusion.word_weights.values())),
             "fusion.word_weights",

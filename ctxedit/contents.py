@@ -111,7 +111,7 @@ def _remember(path: Path, stamps: list[_Stamp], found: str) -> None:
     table[name] = {"stamp": _short(stamps), "hash": found}
     while len(table) > _MOST_REMEMBERED:
         del table[next(iter(table))]
-    with suppress(Exception), atomic(_cache() / "contents.json", True, durable=False) as temporary:
+    with suppress(Exception), atomic(cache_folder() / "contents.json", True, durable=False) as temporary:
         temporary.write_text(json.dumps(table))
 
 
@@ -121,13 +121,13 @@ def _short(stamps: list[_Stamp]) -> str:
 
 def _memory() -> dict[str, Any]:
     try:
-        table = json.loads((_cache() / "contents.json").read_bytes())
+        table = json.loads((cache_folder() / "contents.json").read_bytes())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder, or nested too deeply
         return {}
     return table if isinstance(table, dict) else {}
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """The user's cache folder for ctxedit."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"

@@ -57,5 +57,16 @@ def autoencoder_bytes(a: Sizes, side: tuple[int, int], images: int, width: int) 
     )
 
 
+def upscaler_bytes(
+    a: Sizes, low: tuple[int, int], frames: int, together: int, branches: int, width: int
+) -> int:
+    """Weights, activations of ``together`` frames, and ``frames`` frames at four times ``low`` (h, w)."""
+    passing = forward_bytes(a, low, min(frames, together) * branches, 2, width)
+    decoded = 1 if a.vae.parameters else min(frames, together)  # an autoencoder decodes one by one
+    decoding = autoencoder_bytes(a, low, decoded, width)
+    kept = frames * low[0] * low[1] * a.factor**2 * 3 * 3  # the frames, joined, and as the file has them
+    return a.parameters * width + max(passing, decoding) + kept
+
+
 def _sides(side: tuple[int, int], levels: int) -> list[tuple[int, int]]:
     return [(-(-side[0] // 2**i), -(-side[1] // 2**i)) for i in range(levels)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+
+from ctxedit.errors import ConfigError
 
 BUILTIN = "builtin"
 #: Lies in the folder of models that `ctxedit train` made, the built-in ones' too: the words they know.
@@ -26,10 +29,32 @@ def is_own(model: str) -> bool:
     return model == BUILTIN or os.path.isfile(expanded(model) / VOCABULARY)
 
 
+def whole_scaled(setting: str) -> str:
+    """As :func:`whole`, of ``FILE_OR_ID[:SCALE]``."""
+    name, _ = split_scale(setting)
+    return whole(name) + setting[len(name) :]
+
+
 def whole(name: str) -> str:
     """A name that is a relative path, as the whole path: settings outlive the folder they were said in."""
     path = expanded(name)
     return os.path.abspath(path) if name not in _KEYWORDS and os.path.exists(path) else name
+
+
+def split_scale(setting: str) -> tuple[str, float]:
+    """``FILE_OR_ID[:SCALE]`` in its two parts; the scale is 1 where none is given.
+
+    Raises:
+        ConfigError: what follows the colon is a number that cannot be a scale.
+    """
+    name, colon, said = setting.rpartition(":")
+    try:
+        scale = float(said) if colon else 1.0
+    except ValueError:  # the colon is part of the name
+        return setting, 1.0
+    if not math.isfinite(scale):
+        raise ConfigError(f"--lora {setting}: the scale is {said}", "it is a finite number, such as 0.8")
+    return (name if colon else setting), scale
 
 
 def expanded(name: str | Path) -> Path:

@@ -1,22 +1,25 @@
-"""Prompt syntax of other tools: the text encoder would read it as words, so it is refused with a hint.
+"""Prompt syntax: weights of words, ``(tiger:1.3)``, and what other tools have and ctxedit does not.
 
-AUTOMATIC1111's web UI, ComfyUI, compel, NovelAI and Midjourney each add marks of their own to prompts.
-Brackets around ordinary words, as in prose, are left alone.
+The text encoder would read the rest as words, so it is refused with a hint. AUTOMATIC1111's web UI, ComfyUI,
+compel, NovelAI and Midjourney each add marks of their own to prompts. Brackets around ordinary words, as in
+prose, are left alone.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from ctxedit.errors import ConfigError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?):\s*({_NUMBER})\s*\)")
-_NO_WEIGHT = "weights are a setting: --set fusion.word_weights.tiger=1.5 for the word tiger of the target"
+_NO_WEIGHT = "write (tiger:1.5) in the target, or --set fusion.word_weights.tiger=1.5"
+_TOKEN = "textual inversions are added with --embedding FILE; write the token alone"
 #: What it is, its pattern, and what there is instead.
 _FOREIGN = (
-    ("a LoRA tag", r"<\s*(?i:lora|lyco|locon|hypernet)\s*:", "LoRA files are not loaded"),
-    ("an embedding's name", r"\b(?i:embedding)\s*:\s*\S+", "textual inversions are not loaded"),
+    ("a LoRA tag", r"<\s*(?i:lora|lyco|locon|hypernet)\s*:", "a LoRA is given as an option: --lora FILE:0.8"),
+    ("an embedding's name", r"\b(?i:embedding)\s*:\s*\S+", _TOKEN),
     ("emphasis by double brackets", r"\(\([^()]*\)\)", _NO_WEIGHT),
     ("a weight behind brackets", rf"\)(?:\+|-{{2}}|{_NUMBER}(?![\w.]))", _NO_WEIGHT),
     ("emphasis or a schedule in square brackets", r"\[[^\[\]]*\]", _NO_WEIGHT),
@@ -26,6 +29,26 @@ _FOREIGN = (
     ("a wildcard", r"\b__\w+?__(?!\w)", "write the words themselves"),
 )
 _CAPITALS = re.compile(r"(?:^|\s)(BREAK|AND)(?=\s|$)")
+
+
+def weighted(text: str) -> tuple[str, list[tuple[int, int, float]]]:
+    """A target prompt without its weights, and they as (start, end, weight) of its characters.
+
+    ``a (striped tiger:1.3)`` is ``a striped tiger`` with [(2, 15, 1.3)]; the equaliser of the attention maps
+    (prompt-to-prompt) takes them.
+    """
+    rest, out, spans = unicodedata.normalize("NFC", text), "", []
+    while found := _WEIGHT.search(rest):
+        words, weight = found.groups()
+        out += rest[: found.start()]
+        spans.append((len(out), len(out) + len(words), float(weight)))
+        out, rest = out + words, rest[found.end() :]
+    return (out + rest, spans) if spans else (text, [])
+
+
+def plain(text: str) -> str:
+    """A target prompt without its weights."""
+    return weighted(text)[0]
 
 
 def check_syntax(text: str, what: str) -> None:

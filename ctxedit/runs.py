@@ -24,6 +24,7 @@ from typing import Any
 
 from ctxedit.config import Config, merge, to_table
 from ctxedit.contents import fingerprint as fingerprint
+from ctxedit.display import facts_html
 from ctxedit.errors import InputError, OutputError
 from ctxedit.locks import held
 from ctxedit.media.temporary import (
@@ -167,6 +168,17 @@ class Run:
     def config(self) -> Config:
         """The settings it was made with."""
         return merge(Config(), self._table["config"])
+
+    def _repr_html_(self) -> str:
+        """In a notebook, what the run is."""
+        targets = [str(self.facts(name).get("target", name)) for name in self.edits()]
+        return facts_html(
+            {
+                "run": self.folder, "clip": self.clip, "prompt": self.facts("caption").get("text", ""),
+                "preset": self.preset, "model": self.config.model, "seed": self.config.seed,
+                "edits": "; ".join(targets) or "none yet",
+            }
+        )  # fmt: skip
 
     def check_clip(self, warn: Say = _silent) -> None:
         """Raise InputError when the clip is gone or is no longer the file that was tuned on.

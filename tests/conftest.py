@@ -13,6 +13,15 @@ import pytest
 from tiny import make_controlnet, make_stable_diffusion
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One a core for the whole suite; none for tests that are named: starting workers takes seconds."""
+    named = config.args_source == config.ArgsSource.ARGS
+    if named or config.option.keyword or config.option.collectonly or config.option.usepdb:
+        return 0
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 @pytest.fixture(scope="session")
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion 1.x folder (noise head)."""

@@ -128,3 +128,86 @@ def make_sdxl(folder: Path) -> Path:
         add_watermarker=False,
     ).save_pretrained(folder / "sdxl")  # fmt: skip
     return folder / "sdxl"
+
+
+def make_x4_upscaler(folder: Path, in_channels: int = 7) -> Path:
+    """A ``StableDiffusionUpscalePipeline`` folder of diffusers' own classes, small and random."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DDPMScheduler,
+        StableDiffusionUpscalePipeline,
+        UNet2DConditionModel,
+    )
+
+    from ctxedit.training.tokenizer import build
+
+    tokenizer = build(folder / "words", captions=2000)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        text = text_encoder(
+            tokenizer, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length,
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            in_channels=in_channels,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            only_cross_attention=(True, False),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=8,
+            num_class_embeds=1000,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 16),
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            scaling_factor=0.08333,
+        )
+    scheduler = DDIMScheduler(
+        beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
+    )  # fmt: skip
+    low = DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
+    StableDiffusionUpscalePipeline(vae, text, tokenizer, unet, low, scheduler).save_pretrained(folder / "x4")
+    return folder / "x4"
+
+
+def make_pixel_upscaler(folder: Path, scale: float = 0.2) -> Path:
+    """What ``ctxedit train upscaler`` exports, small and random; ``scale`` is of its last layer's weights."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from ctxedit.models.upscalers import pixels
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            in_channels=pixels.IN_CHANNELS,
+            out_channels=pixels.FOLDED,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            cross_attention_dim=192,
+            attention_head_dim=2,
+            norm_num_groups=8,
+            class_embed_type="timestep",
+        )
+        torch.nn.init.normal_(unet.conv_out.weight, std=scale) if scale else torch.nn.init.zeros_(
+            unet.conv_out.weight
+        )
+        torch.nn.init.zeros_(unet.conv_out.bias)
+    unet.save_pretrained(folder)
+    pixels.residual_scheduler().save_pretrained(folder / "scheduler")
+    pixels.augmentation_scheduler().save_pretrained(folder / "low_res_scheduler")
+    return folder

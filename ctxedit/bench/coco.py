@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 
 from ctxedit.config import Config
+from ctxedit.editing import text_to_image
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
-from ctxedit.models.backbones import Backbone, open_backbone
+from ctxedit.models.backbones import Backbone, check_addons, open_with_addons
 from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import identity, locate
+from ctxedit.runs import fingerprint
 from ctxedit.stages.generate import generate
 
 _NOTE = "coco.json"
@@ -84,6 +87,7 @@ def make(
     offline: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    adapter: Path | None = None,
 ) -> list[Path]:
     """Generate what is not there yet; returns the images' paths, in order.
 
@@ -97,13 +101,14 @@ def make(
         offline: fetch nothing from the hub.
         overwrite: generate all of them again.
         reporter: is told of progress.
+        adapter: a context adapter of the model, or None.
 
     Raises:
         OutputError: ``out`` holds images of other settings, or cannot be written.
         WeightsError, ResourceError: as when a model is loaded.
     """
     teller = reporter or Reporter()
-    check(out, config, overwrite)
+    check(out, config, overwrite, adapter)
     paths = [out / item.name for item in items]
     due = [(i, p) for i, p in zip(items, paths, strict=True) if overwrite or not _is_whole(p)]
     if len(due) < len(items):
@@ -112,8 +117,11 @@ def make(
         return paths
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    backbone = open_backbone(locate(config.model, offline), device, dtype, config.offload)
-    _write_note(out, config)
+    checkpoint = locate(config.model, offline)
+    addons = check_addons(config, checkpoint, offline)
+    backbone = open_with_addons(config, checkpoint, addons, device, dtype)
+    _write_note(out, config, adapter)
+    network = None if adapter is None else text_to_image.load_adapter(adapter, backbone)
     texts = [_fitting(backbone, item.caption) for item, _ in due]
     if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):
         teller.warn(f"{cut} captions are longer than the text encoder takes and are cut")
@@ -122,13 +130,15 @@ def make(
     with teller.task("generate", len(due)) as step:
         for done, (text, (item, path)) in enumerate(zip(texts, due, strict=True), 1):
             settings = replace(config, seed=_seed(config.seed, item.id))
-            picture = generate(backbone, text, settings, 1, (side, side) if side else None)[0]
+            with backbone.room_for([text]):
+                shift = None if network is None else ContextShift(network, backbone.embed([text]), 1)
+            picture = generate(backbone, text, settings, 1, (side, side) if side else None, shift)[0]
             write_image(path, picture, overwrite=True)
             step(done, "")
     return paths
 
 
-def check(out: Path, config: Config, overwrite: bool = False) -> None:
+def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | None = None) -> None:
     """Raise OutputError where ``out`` holds images that were made with other settings.
 
     Raises:
@@ -143,7 +153,7 @@ def check(out: Path, config: Config, overwrite: bool = False) -> None:
         old = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         old = {}
-    new = _facts(config)
+    new = _facts(config, adapter)
     if changed := sorted(key for key in new if old.get(key) != new[key]):
         raise OutputError(
             f"{out} holds images of another {changed[0]}: {old.get(changed[0])}, now {new[changed[0]]}",
@@ -151,17 +161,18 @@ def check(out: Path, config: Config, overwrite: bool = False) -> None:
         )
 
 
-def _facts(config: Config) -> dict[str, Any]:
+def _facts(config: Config, adapter: Path | None) -> dict[str, Any]:
     """What the images depend on."""
     keys = ("steps", "guidance", "eta", "negative_prompt")
     edit = {key: value for key, value in asdict(config.edit).items() if key in keys}
-    return {"model": identity(config.model), "seed": config.seed, "size": config.clip.size, **edit}
+    found = {"model": identity(config.model), "seed": config.seed, "size": config.clip.size, **edit}
+    return found if adapter is None else {**found, "adapter": fingerprint(adapter)}
 
 
-def _write_note(out: Path, config: Config) -> None:
+def _write_note(out: Path, config: Config, adapter: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic(out / _NOTE, True) as temporary:
-        temporary.write_text(json.dumps(_facts(config), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_facts(config, adapter), indent=2) + "\n", encoding="utf-8")
 
 
 def _read(captions: Path) -> tuple[dict[int, list[str]], dict[int, str]]:

@@ -27,6 +27,9 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "dtype": ("dtype",),
     "offload": ("offload",),
+    "low_memory": ("low_memory",),
+    "lora": ("lora",),
+    "embedding": ("embedding",),
     "captioner": ("captioner",),
     "caption_by": ("caption_by",),
     "clip_model": ("clip_model",),
@@ -40,6 +43,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "steps": ("edit.steps", "invert.steps"),
     "guidance": ("edit.guidance",),
     "negative_prompt": ("edit.negative_prompt",),
+    "upscale": ("upscale.scale",),
+    "upscaler": ("upscale.model",),
 }
 
 
@@ -53,13 +58,15 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
     for group in (base, *groups):
         for option in fields(group):
             value = getattr(group, option.name)
-            if value is not None:
+            if value is not None and value != []:
                 if isinstance(value, Path):  # a setting outlives the folder that it was said in
                     value = str(expanded(value).absolute())
                 for key in _KEYS.get(option.name, ()):
                     lay(out, nested(key, value))
                 if option.name == "control":
                     lay(out, {"control": {"kind": "video"}})
+                if option.name == "upscaler" and "scale" not in out.get("upscale", {}):
+                    lay(out, {"upscale": {"scale": 4}})
     for text in base.set or []:
         lay(out, assignment(text))
     return out

@@ -172,7 +172,8 @@ def _edited(
         Request(
             clip, asked.fitted(asked.settings(one, screen, *groups), clip, one, screen, *groups),
             one.preset or "", tuning.prompt, (target,),
-            scoring.mask, overwrite=overwrite.yes, offline=base.offline, runs=place.runs,
+            scoring.mask, overwrite=overwrite.yes, any_footage=overwrite.yes, offline=base.offline,
+            runs=place.runs,
             lavis_python=captioning.lavis_python, sources=asked.sources(one),
         )
         for one in bases

@@ -19,6 +19,7 @@ from ctxedit.cli.options import (
     Sampling,
     Scoring,
     Talk,
+    Upscaling,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -63,6 +64,7 @@ def edit(
     base: Base,
     sampling: Sampling,
     scoring: Scoring,
+    upscaling: Upscaling,
     result: Result,
     place: Place,
     overwrite: Overwrite,
@@ -78,7 +80,7 @@ def edit(
     clip, target = _understood(words or [], target)
     if clip is not None and run is not None:
         raise ConfigError("--run already names a run", "leave out the clip")
-    changes = asked.for_run(base, screen, sampling, scoring)
+    changes = asked.for_run(base, screen, sampling, scoring, upscaling)
 
     from ctxedit import api
     from ctxedit.cli import fetching, work

@@ -23,6 +23,7 @@ from ctxedit.models.transfer import Watcher
 if TYPE_CHECKING:
     from ctxedit.config import Config
     from ctxedit.models.hub import Listing
+    from ctxedit.models.layout import Select
     from ctxedit.models.transfer import Download
 
 #: Bytes that are fetched without asking.
@@ -39,6 +40,7 @@ class Wanted:
         hub_id, what: which, and what for.
         half: whether half precision is enough.
         hint: how to do without it.
+        select: which of its files; None: those of a pipeline or of one network.
         beside: the model that it is only needed with if that is a Stable Diffusion 1.x; None: it is needed.
     """
 
@@ -47,14 +49,17 @@ class Wanted:
     half: bool
     hint: str | None = None
     beside: str | None = None
+    select: Select | None = None
 
     @property
     def missing(self) -> bool:
         """Whether it is needed, as far as is known, and not in the cache."""
-        from ctxedit.models import weights
+        from ctxedit.models import hub, weights
 
         if self.beside is not None and not _takes_canny_sd1(self.beside):
             return False
+        if self.select is not None:
+            return hub.cached(self.hub_id, self.select) is None
         return weights.in_cache(self.hub_id, self.half) is None
 
 
@@ -87,6 +92,7 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     from ctxedit.metrics.evaluate import CLIP
     from ctxedit.models.control import CANNY_SD1
     from ctxedit.models.device import pick_device, pick_dtype
+    from ctxedit.models.upscalers.checkpoints import X4_UPSCALER
     from ctxedit.models.weights import is_half, is_hub_id, own_folder, own_part
     from ctxedit.naming import SHORT_NAMES
     from ctxedit.stages.caption import BLIP2, asks_clip
@@ -96,12 +102,16 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     found = []
     if is_hub_id(config.model):
         found.append(Wanted(SHORT_NAMES.get(config.model, config.model), "the model", half))
+    found += _addons(config)
     control = config.control
     if control.kind != "none" and not (own is not None and control.model == "auto"):
         if control.model == "auto":
             found.append(Wanted(CANNY_SD1, "the ControlNet", half, beside=config.model))
         else:
             found.append(Wanted(control.model, "the ControlNet", half))
+    if config.upscale.scale > 1 and not own_part(config.upscale.model, own, "upscaler"):
+        setting = config.upscale.model
+        found.append(Wanted(X4_UPSCALER if setting == "auto" else setting, "the upscaler", half))
     if captions and config.captioner != "lavis" and not own_part(config.captioner, own, "captioner"):
         name = BLIP2 if config.captioner == "auto" else config.captioner
         found.append(Wanted(name, "the caption", half, "give --prompt, and no captioner is needed"))
@@ -110,6 +120,21 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     if looks and not own_part(config.clip_model, own, "clip"):
         found.append(Wanted(CLIP if config.clip_model == "auto" else config.clip_model, "scoring", False))
     return [one for one in found if is_hub_id(one.hub_id)]
+
+
+def _addons(config: Config) -> list[Wanted]:
+    """The repositories of LoRA files and embeddings."""
+    from ctxedit.models import embedding, layout, lora
+    from ctxedit.models.addons import hub_file
+    from ctxedit.naming import split_scale
+
+    named: list[tuple[str, tuple[str, str | None] | None, tuple[str, ...]]]
+    named = [("the LoRA", hub_file(split_scale(setting)[0]), lora.NAMES) for setting in config.lora]
+    named += [("the embedding", hub_file(name), embedding.NAMES) for name in config.embedding]
+    return [
+        Wanted(one[0], what, False, select=layout.one_file(one[0], names, one[1]))
+        for what, one, names in named if one is not None
+    ]  # fmt: skip
 
 
 def _settle_single_file(model: str, offline: bool) -> None:
@@ -203,7 +228,8 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
     """The download of a repository; what its family refuses is refused here."""
     from ctxedit.models import hub, weights
 
-    names = tuple(weights.selection_at(there)(there.names, one.half))
+    select = one.select or weights.selection_at(there)
+    names = tuple(select(there.names, one.half))
     weights.check_remote(there, names)
     return Planned(one, there, names, hub.download_of(there, names))
 

@@ -95,7 +95,7 @@ def pull(
     that are there already are compared with the hashes that the hub lists.
     """
     from ctxedit.cli import fetching
-    from ctxedit.errors import WeightsError
+    from ctxedit.errors import WeightsError, did_you_mean
     from ctxedit.models import hub
 
     fetching.hush()
@@ -103,7 +103,8 @@ def pull(
     hub_id = hub.full_id(name)
     if hub_id.count("/") != 1:
         raise WeightsError(
-            f"no model named {name!r}", f"one of {', '.join(hub.SHORT)}, or a hub id (owner/name)"
+            f"no model named {name!r}",
+            f"{did_you_mean(name, hub.SHORT)}one of {', '.join(hub.SHORT)}, or a hub id (owner/name)",
         )
     if hub.is_offline():
         raise hub.offline_error(hub_id)
@@ -170,7 +171,7 @@ def check(
         rows = list(measure(config, part, teller(screen)))
     if save:
         screen.say(f"saved: {results.save(rows, config)}")
-    table = [{**vars(row), "reached": row.value >= row.wanted} for row in rows]
+    table = [{**vars(row), "reached": row.reached} for row in rows]
     screen.result(check_table(table), {"weights": config.weights, "checked": table})
 
 
@@ -179,7 +180,10 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| part | figure | reached | wanted | on |", "|---|---|---|---|---|"]
     for row in rows:
         old = " (of earlier weights)" if row.get("current") is False else ""
-        figures = f"{row['value']:.3g} | {row['wanted']:g} | {row['count']}"
+        value, wanted = f"{row['value']:.3g}", f"{row['wanted']:g}"
+        if row.get("interval"):
+            value += " ({:.3g} to {:.3g})".format(*row["interval"])
+        figures = f"{value} | {'at most ' if row.get('lower') else ''}{wanted} | {row['count']}"
         lines.append(f"| {row['part']} | {row['figure']}{old} | {figures} |")
     return "\n".join(lines)
 
@@ -189,7 +193,7 @@ def check_results() -> list[dict[str, Any]]:
     from ctxedit.models.weights import BUILTIN_FOLDER
     from ctxedit.training import results
 
-    keys = ("part", "figure", "value", "wanted", "count", "seed")
+    keys = ("part", "figure", "value", "wanted", "count", "interval", "lower", "seed")
     return [
         {**{k: row.get(k) for k in keys}, "current": results.is_current(row, BUILTIN_FOLDER)}
         for row in results.load(BUILTIN_FOLDER)

@@ -95,7 +95,7 @@ class Base:
         _option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"] | None,
+        Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
         _option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
@@ -104,6 +104,15 @@ class Base:
             "--offload/--no-offload",
             panel=_SETTINGS,
             help="Keep autoencoder and text encoder in main memory between uses.",
+        ),
+    ] = None
+    low_memory: Annotated[
+        bool | None,
+        _option(
+            "--low-memory/--no-low-memory",
+            panel=_SETTINGS,
+            help="Use as little memory as possible, and more time: half precision, --offload, one branch and "
+            "one frame at a time.",
         ),
     ] = None
     offline: Annotated[
@@ -185,6 +194,32 @@ class Captioning:
 
 
 @dataclass(frozen=True)
+class Addons:
+    """Files laid over the model."""
+
+    lora: Annotated[
+        list[str] | None,
+        _option(
+            "--lora",
+            panel=_SETTINGS,
+            metavar="FILE[:SCALE]",
+            help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. style.safetensors:0.8. "
+            "Repeatable.",
+        ),
+    ] = None
+    embedding: Annotated[
+        list[str] | None,
+        _option(
+            "--embedding",
+            panel=_SETTINGS,
+            metavar="FILE",
+            help="Add a textual inversion, whose token prompts may then contain: a file, a folder or a hub "
+            "id. Repeatable.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Tuning:
     """One-shot tuning."""
 
@@ -235,6 +270,30 @@ class Sampling:
     ] = None
     negative_prompt: Annotated[
         str | None, _option("--negative-prompt", panel=_METHOD, help="What the result should not show.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Upscaling:
+    """Super-resolution of the result."""
+
+    upscale: Annotated[
+        int | None,
+        _option(
+            "--upscale",
+            panel=_METHOD,
+            metavar="4",
+            help="Upscale the result four times with a super-resolution model. [default: 1, none]",
+        ),
+    ] = None
+    upscaler: Annotated[
+        str | None,
+        _option(
+            "--upscaler",
+            panel=_METHOD,
+            help="Super-resolution model, implies --upscale 4: builtin, or a diffusers x4 upscaler's hub id "
+            "or folder. [default: auto]",
+        ),
     ] = None
 
 
@@ -318,7 +377,8 @@ class Overwrite:
             "--yes",
             "-y",
             panel=_OUTPUT,
-            help="Replace existing files and redo finished work; download without asking.",
+            help="Go on without asking: replace files, redo finished work, download, "
+            "edit footage that the built-in models do not know.",
         ),
     ] = False
 
@@ -330,6 +390,20 @@ class Agreed:
     yes: Annotated[
         bool, _option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
     ] = False
+
+
+@dataclass(frozen=True)
+class Anyway:
+    """Permission to download, and to tune on any footage."""
+
+    yes: Annotated[
+        bool,
+        _option(
+            "--yes", "-y", panel=_OUTPUT,
+            help="Download models of more than 1 GB without asking; tune on footage that the built-in models "
+            "do not know.",
+        ),
+    ] = False  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import typer
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
+    Addons,
     Base,
     Captioning,
     Clip,
@@ -23,6 +24,7 @@ from ctxedit.cli.options import (
     Talk,
     TargetOption,
     Tuning,
+    Upscaling,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -42,12 +44,14 @@ Texts = Annotated[
 def run(
     clip: Clip,
     base: Base,
+    addons: Addons,
     span: Span,
     size: Size,
     captioning: Captioning,
     tuning: Tuning,
     sampling: Sampling,
     scoring: Scoring,
+    upscaling: Upscaling,
     result: Result,
     place: Place,
     overwrite: Overwrite,
@@ -63,7 +67,9 @@ def run(
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, scoring)
+    config = asked.settings(
+        base, screen, addons, span, size, captioning, tuning, sampling, scoring, upscaling
+    )
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api
@@ -75,7 +81,7 @@ def run(
     request = Request(
         clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, tuple(targets), scoring.mask,
         result.output, result.output_size == "source", not result.no_audio, result.chroma,
-        not result.no_metadata, overwrite.yes,
+        not result.no_metadata, overwrite.yes, overwrite.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip

@@ -10,8 +10,9 @@ import typer
 from ctxedit import __version__
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Dry, Overwrite, Sampling, Size, Talk
+from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk, Upscaling
 from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -25,9 +26,12 @@ Image = Annotated[
 Adapter = Annotated[
     Path | None,
     typer.Option(
-        "--adapter", help="Context adapter to use: tune/adapter.safetensors of a run.", show_default=False
+        "--adapter",
+        help="Context adapter, e.g. tune/adapter.safetensors of a run. [default: the model's, if it has one]",
+        show_default=False,
     ),
 ]
+NoAdapter = Annotated[bool, typer.Option("--no-adapter", help="Leave out the model's context adapter.")]
 
 NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Do not write into the image how it was made.")
@@ -37,21 +41,26 @@ NoMetadata = Annotated[
 def t2i(
     text: Text,
     base: Base,
+    addons: Addons,
     size: Size,
     sampling: Sampling,
+    upscaling: Upscaling,
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
     output: Image = None,
     adapter: Adapter = None,
+    no_adapter: NoAdapter = False,
     no_metadata: NoMetadata = False,
 ) -> None:
     """Generate an image from text and print its path."""
     screen = Screen(talk.quiet, talk.json)
     asked.not_empty(text, "text")
+    if adapter is not None and no_adapter:
+        raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
     if adapter is not None:
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
-    config = asked.settings(base, screen, size, sampling)
+    config = asked.settings(base, screen, addons, size, sampling, upscaling)
 
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
@@ -63,11 +72,14 @@ def t2i(
 
     told = teller(screen)
     path = output or Path(f"{slug(text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what == "the model"]
+    parts = ("the model", "the LoRA", "the embedding", "the upscaler")
+    needs = [one for one in fetching.wanted(config) if one.what in parts]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
+    if adapter is None and not no_adapter:
+        adapter = text_to_image.own_adapter(config)
     looked = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )

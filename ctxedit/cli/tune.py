@@ -9,7 +9,20 @@ import typer
 
 from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Agreed, Base, Captioning, Clip, Dry, Judging, Place, Size, Span, Talk, Tuning
+from ctxedit.cli.options import (
+    Addons,
+    Anyway,
+    Base,
+    Captioning,
+    Clip,
+    Dry,
+    Judging,
+    Place,
+    Size,
+    Span,
+    Talk,
+    Tuning,
+)
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 from ctxedit.tables import DEFAULT_PRESET
@@ -53,6 +66,7 @@ class Looking:
 def tune(
     clip: Clip,
     base: Base,
+    addons: Addons,
     span: Span,
     size: Size,
     captioning: Captioning,
@@ -62,11 +76,11 @@ def tune(
     dry: Dry,
     talk: Talk,
     looking: Looking,
-    agreed: Agreed,
+    agreed: Anyway,
 ) -> None:
     """Tune on one clip, for any number of edits, and print the run folder."""
     screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, span, size, captioning, judging, tuning)
+    config = asked.settings(base, screen, addons, span, size, captioning, judging, tuning)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
     looking.check()
 
@@ -77,7 +91,7 @@ def tune(
     from ctxedit.inspection.curve import tune_with_curve
 
     request = Request(
-        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt,
+        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, any_footage=agreed.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=asked.sources(base),
     )  # fmt: skip

@@ -25,7 +25,8 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
         screen.result(describe(made), {"plan": made.table()})
     made.check()
     if not dry_run:
-        screen.say(f"seed {request.config.seed}, preset {request.preset}")
+        about = f", about {duration(made.seconds)}" if made.seconds else ""
+        screen.say(f"seed {request.config.seed}, preset {request.preset}{about}")
     return not dry_run
 
 
@@ -55,21 +56,24 @@ def describe(plan: Plan) -> str:
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
+        *([("upscaler", f"{plan.upscaler}, to {_size(plan.output_size)}")] if plan.upscaler else []),
         *(("note", note) for note in plan.notes),
         ("run", plan.run or "a new one"),
         ("prompt", plan.prompt or "by the captioner"),
         ("seed", str(plan.seed)),
         ("memory", f"{gib(plan.memory_available)} available; {handling}"),
         ("disk", f"{gib(plan.disk_needed)} needed, {gib(plan.disk_free)} free"),
+        ("time", _time(plan)),
     ]
     width = max(len(name) for name, _ in facts)
     lines = [f"{name.ljust(width)}  {value}" for name, value in facts]
-    rows = [("stage", "does", "evaluations", "peak memory (estimate)")]
+    rows = [("stage", "does", "evaluations", "time (estimate)", "peak memory (estimate)")]
     rows += [
         (
             stage.name,
             "reused" if stage.reused else "runs",
             _passes(stage, plan.frames),
+            "-" if stage.seconds is None else duration(stage.seconds),
             "-" if stage.reused else gib(stage.peak_bytes),
         )
         for stage in plan.stages
@@ -77,11 +81,25 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, "", columns(rows)])
 
 
+def _time(plan: Plan) -> str:
+    if plan.seconds is None:
+        return "not known before a first run with this model on this machine"
+    return f"about {duration(plan.seconds)}" if plan.seconds else "nothing to compute"
+
+
 def _passes(stage: PlannedStage, frames: int) -> str:
     if stage.reused or not stage.evaluations:
         return "-"
     beside = ", and the ControlNet as many" if stage.control_evaluations else ""
     return f"{stage.evaluations} × {frames} frames{beside}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, in one or two units."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def gib(count: int) -> str:

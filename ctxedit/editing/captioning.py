@@ -11,7 +11,8 @@ from ctxedit.editing.costs import captioner_weight, clip_weight
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
-from ctxedit.editing.stages import Job, stage_named
+from ctxedit.editing.stage import Job
+from ctxedit.editing.stages import stage_named
 from ctxedit.errors import ConfigError
 from ctxedit.media.memory import reading_bytes
 from ctxedit.media.probe import probe

@@ -12,8 +12,11 @@ from ctxedit.media.geometry import Fit
 from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
-from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.device import storage_dtype
+from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, weigh
 from ctxedit.models.temporal import convolution_rank
+from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
+from ctxedit.models.upscalers.checkpoints import Found, sizes_of
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
@@ -34,12 +37,19 @@ class Costs:
         fit: Fit,
         dtype: torch.dtype,
         control: Weight = _NOTHING,
+        upscaler: Found | None = None,
+        device: str = "cpu",
     ) -> None:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
         self.width = dtype.itemsize
+        #: Of what is not the denoiser's.
+        self.stored = storage_dtype(dtype, torch.device(device)).itemsize
+        #: What waits in main memory counts where that is the device's.
+        self.device, self.apart = device, device != "cpu" and config.offload
         self.frames = self.config.clip.frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
+        self.upscaler, self.working = upscaler, (fit.height, fit.width)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
 
     def captioning(self, reused: bool) -> int:
@@ -55,14 +65,13 @@ class Costs:
         if reused or not self.config.tune.steps:
             return self._passing(1)
         body, width = self.body, self.width
-        networks = body.unet.parameters + self.control.parameters
-        masters = networks * (4 - width) if width < 4 else 0
+        masters = self._trained * (4 - width)
         kept = footprint.backward_bytes(
             body, self.side, self.frames, self.window, width, self.config.tune.gradient_checkpointing
         )
         if self.control.parameters:  # the way down a second time
             kept = kept * 3 // 2
-        return self._weights + masters + self._trained * 12 + kept + self._shifting(True)
+        return self._network + masters + self._trained * 12 + kept + self._shifting(True)
 
     def inverting(self, reused: bool) -> int:
         """Bytes at the inversion's peak."""
@@ -70,7 +79,24 @@ class Costs:
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
-        return self._passing(3 if self._fuses else 2)
+        lanes = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
+        return self._passing(lanes + self._fuses)
+
+    def upscaling(self, reused: bool) -> int:
+        """Bytes at the peak of super-resolution, while the denoiser stays loaded; 0 without it."""
+        if self.upscaler is None:
+            return 0
+        branches = sampling_of(self.config.upscale, self.upscaler.defaults).branches
+        sizes = sizes_of(self.upscaler, self.width == 2)
+        return self._weights + footprint.upscaler_bytes(
+            sizes, self.working, self.frames, CHUNK, branches, self.width
+        )
+
+    def upscaling_disk(self) -> int:
+        """Bytes of the frames and videos at the upscaled size."""
+        if self.upscaler is None:
+            return 0
+        return 3 * self.frames * self.working[0] * self.working[1] * SCALE**2 * 3
 
     def evaluating(self, reused: bool) -> int:
         """Bytes while an edit is scored."""
@@ -93,8 +119,19 @@ class Costs:
         return 3 * self.frames * h * w * self.body.factor**2 * 3
 
     @property
+    def _network(self) -> int:
+        """Bytes of weights on the device while the denoiser runs."""
+        waiting = self.body.vae.parameters + self.body.text_encoder.parameters if self.apart else 0
+        return self._weights - waiting * self.stored
+
+    @property
     def _weights(self) -> int:
-        return (self.body.parameters + self.control.parameters) * self.width + self._adapter * 4
+        body = self.body
+        denoiser = body.unet.parameters + self.control.parameters
+        beside = body.vae.parameters + body.text_encoder.parameters
+        # The adapter is in the denoiser's precision on a CPU.
+        adapter = self._adapter * (4 if self.device != "cpu" else self.width)
+        return denoiser * self.width + beside * self.stored + adapter
 
     def _passing(self, branches: int) -> int:
         """Bytes of weights and of one pass, or of decoding, whichever takes more."""
@@ -102,8 +139,12 @@ class Costs:
         passing = footprint.forward_bytes(self.body, self.side, images, self.window, self.width)
         if self.control.parameters:  # what it hands over waits beside the denoiser's own
             passing += footprint.skip_bytes(self.body, self.side, images, self.width)
-        chunk = footprint.autoencoder_bytes(self.body, self.side, min(4, self.frames), self.width)
-        return self._weights + max(passing, self._shifting(False), chunk)
+        at_once = min(1 if self.config.low_memory else AT_ONCE, self.frames)
+        decoding = footprint.autoencoder_bytes(self.body, self.side, at_once, self.stored)
+        if self.apart:  # one of them visits at a time
+            decoding += self.body.vae.parameters * self.stored
+            passing = max(passing, self.body.text_encoder.parameters * self.stored)
+        return self._network + max(passing, self._shifting(False), decoding)
 
     def _shifting(self, gradient: bool) -> int:
         adapter = self.config.adapter

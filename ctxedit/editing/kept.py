@@ -64,4 +64,5 @@ def backbone_key(config: Config, offline: bool, device: torch.device, dtype: tor
     """What a loaded backbone depends on."""
     control = config.control
     beside = (control.model, control.scale) if control.kind != "none" else None
-    return (config.model, beside, config.offload, offline, str(device), dtype)
+    laid_over = (config.lora, config.embedding)
+    return (config.model, laid_over, beside, config.offload, config.low_memory, offline, str(device), dtype)

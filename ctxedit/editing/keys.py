@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.editing.request import Request
-from ctxedit.models.weights import identity, own_folder, part_identity
+from ctxedit.models import embedding, lora
+from ctxedit.models.addons import locate_file
+from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
+from ctxedit.naming import split_scale
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 
@@ -52,7 +55,13 @@ class Keys:
             request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
+            *([config.upscale, self._upscaler()] if config.upscale.scale > 1 else []),
         )  # fmt: skip
+
+    def _upscaler(self) -> str:
+        """Which upscaler; ctxedit's own by its weights."""
+        config = self.request.config
+        return part_identity(config.upscale.model, own_folder(config.model), "upscaler")
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
@@ -64,8 +73,23 @@ class Keys:
         # A later ctxedit carries other built-in models under the same name.
         seed = self.request.tuning_seed
         shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        if c.lora:
+            # Known by their content, as a control map: a LoRA may be trained on under its name.
+            merged = ((name, scale) for name, scale in map(split_scale, c.lora))
+            shared.append(
+                [
+                    (self._print_of(locate_file(name, "LoRA", lora.NAMES, self.request.offline)), scale)
+                    for name, scale in merged
+                ]
+            )
+        if c.embedding:
+            offline = self.request.offline
+            files = (locate_file(name, "embedding", embedding.NAMES, offline) for name in c.embedding)
+            shared.append([(self._print_of(file), file.name) for file in files])
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
+        if c.adapter.enabled and c.tune.adapter_init == "pretrained" and (file := pretrained_adapter(own)):
+            shared.append(self._print_of(file))
         if c.control.kind != "none":
             # A map is known by its content: it may move, or be drawn again under its name.
             drawn = self._print_of(Path(c.control.map)) if c.control.map else None

@@ -10,7 +10,7 @@ import torch
 from ctxedit.errors import OutputError, ResourceError
 
 GIB = 1 << 30
-_LESS = "try fewer --frames, a smaller --size, --dtype bfloat16, or --set tune.gradient_checkpointing=true"
+_LESS = "try --low-memory, fewer --frames, a smaller --size, or --dtype bfloat16"
 
 
 def check_memory(what: str, needed: int, available: int) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError
+from ctxedit.models.adapter import adapter_to_start_from
 from ctxedit.models.attention import FrameView, make_kernel
 from ctxedit.models.backbones import split_words
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
+from ctxedit.prompts import plain, weighted
 from ctxedit.stages.sample import fused_counts
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
@@ -34,6 +36,8 @@ def check_settings(config: Config, body: Sizes) -> None:
     _check_temporal(config, body)
     if config.tune.steps:
         _check_trained(config, body)
+    if config.adapter.enabled and config.tune.adapter_init == "pretrained":
+        adapter_to_start_from(config)
 
 
 def check_layers(config: Config, body: Sizes, side: tuple[int, int], heatmaps: bool = False) -> None:
@@ -79,20 +83,26 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
 
     As :func:`ctxedit.models.alignment.align` does once prompts are tokens; a prompt of None is not known yet.
     """
+    fusion, in_text = config.fusion, next((target for target in targets if weighted(target)[1]), None)
     if config.edit.start != "inversion":
+        if in_text is not None:
+            raise ConfigError(
+                f"the weights in “{in_text[:60]}” have no effect: edits that start from noise fuse nothing",
+                "write the target without them, or --set edit.start=inversion",
+            )
         return
-    fusion = config.fusion
     if (
-        fusion.word_weights
+        (fusion.word_weights or in_text is not None)
         and fusion.word_weights_where == "fused"
         and not fused_counts(fusion, config.edit.steps)[1]
     ):
         raise ConfigError(
-            "fusion.word_weights has no effect: it acts where cross-attention is fused, and no step fuses it",
+            f"{'fusion.word_weights has' if in_text is None else 'the weights of words have'} no effect: "
+            "it acts where cross-attention is fused, and no step fuses it",
             "--set fusion.word_weights_where=everywhere, or a larger fusion.cross_replace_steps",
         )
     for target in targets:
-        words = split_words(target)
+        words = split_words(plain(target))
         absent = [
             word for word in config.fusion.word_weights if word.lower() not in {w.lower() for w in words}
         ]

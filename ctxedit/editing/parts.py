@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -16,28 +17,27 @@ from ctxedit.config import Config
 from ctxedit.editing.kept import Kept, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
+from ctxedit.errors import did_you_mean
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.metrics.evaluate import make_scorer
-from ctxedit.models.adapter import ContextAdapter
+from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, builtin_vocabulary, open_backbone, split_words
+from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
+from ctxedit.models.upscalers.base import Upscaler
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.prepare import Prepared, prepare
-
-#: Below this the built-in CLIP does not see the prompt in the clip. Ten drawn clips with their captions gave
-#: 0.79 to 0.96, six of real footage with the built-in captions 0.10 to 0.67.
-_RECOGNISED = 0.75
 
 
 class Parts:
@@ -85,6 +85,11 @@ class Parts:
             key = backbone_key(self.config, self.request.offline, self.device, dtype)
             lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
             backbone = self._stack.enter_context(lent)
+        texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
+        unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
+        for token in unused if self.request.targets else ():
+            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt: it does nothing")
+        backbone.long_prompts = self.config.edit.long_prompts
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
         return backbone
@@ -94,7 +99,8 @@ class Parts:
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
-        backbone = open_backbone(checkpoint, self.device, dtype, self.config.offload)
+        addons = check_addons(self.config, checkpoint, self.request.offline)
+        backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)
         if control.kind != "none":
             folder = locate_control(control, backbone.denoiser, self.request.offline, is_half(dtype))
             backbone.control = Control.load(folder, control.scale, self.device, dtype)
@@ -149,9 +155,16 @@ class Parts:
                 torch.manual_seed(self.request.tuning_seed)
                 b = self.backbone
                 self._adapter = ContextAdapter(config, b.latent_channels, b.context_width, width)
-            self._adapter.to(self.device).eval().requires_grad_(False)
+            if self.config.tune.adapter_init == "pretrained":
+                file = adapter_to_start_from(self.config)
+                self._adapter.load_state_dict(ContextAdapter.load(file).state_dict())
+            # In the denoiser's precision on a CPU, where half of a float32 inversion is the adapter's.
+            dtype = self.backbone.dtype if self.device.type == "cpu" else torch.float32
+            self._adapter.to(self.device, dtype).eval().requires_grad_(False)
         look = self._look if config.image == "clip" else None
-        return ContextShift(self._adapter, self.backbone.embed([prompt]), len(self.prepared.frames), look)
+        with self.backbone.room_for([prompt]):
+            words = self.backbone.embed([prompt])
+        return ContextShift(self._adapter, words, len(self.prepared.frames), look)
 
     def _look(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""
@@ -168,6 +181,14 @@ class Parts:
         layers = self.backbone.temporal_layers(seed, init, rank).eval().requires_grad_(False)
         self._stack.callback(layers.remove)
         return layers
+
+    @cached_property
+    def upscaler(self) -> Upscaler:
+        """The super-resolution model of the settings."""
+        dtype = pick_dtype(self.config.dtype, self.device)
+        setting, offline = self.config.upscale.model, self.request.offline
+        found = locate_upscaler(setting, self.own, offline, is_half(dtype))
+        return open_upscaler(found, self.device, dtype)
 
     @cached_property
     def scorer(self) -> ClipScorer:
@@ -191,16 +212,6 @@ class Parts:
         padded = pad(grey, self.prepared.fit)[..., 0].astype(np.float32) / 255
         return latent_mask(torch.from_numpy(padded), self.view.side)
 
-    def warn_of_strange_pictures(self, prompt: str) -> None:
-        """Say so where the built-in CLIP does not see the prompt in the clip."""
-        frames = self.prepared.frames[:: max(1, len(self.prepared.frames) // 4)]
-        images, text = self.scorer.embed_images(frames), self.scorer.embed_texts([prompt])
-        if (got := float((images @ text.T).mean())) < _RECOGNISED:
-            self.reporter.warn(
-                f"the built-in models do not recognise “{prompt}” in this clip (similarity {got:.2f}): "
-                "they know drawn scenes only; for real footage name a real checkpoint with --model sd15"
-            )
-
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
     """Say which words ctxedit's own models were never taught."""
@@ -213,6 +224,12 @@ def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> 
         if not backbone.builtin:
             who, where = f"the models in {backbone.path}", f"its {VOCABULARY}"
         reporter.warn(
-            f"{who} do not know {', '.join(map(repr, strange))}: "
+            f"{who} do not know {', '.join(_with_guess(word, known) for word in strange)}: "
             f"see {where} for what they know, or name a real checkpoint with --model sd15"
         )
+
+
+def _with_guess(word: str, known: Collection[str]) -> str:
+    """A word that is not known, and the known one that may be meant."""
+    guess = did_you_mean(word, known).strip()
+    return f"{word!r} ({guess})" if guess else repr(word)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, OutputError
 from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
+from ctxedit.naming import split_scale
 
 if TYPE_CHECKING:
     from ctxedit.editing.request import Request
@@ -116,8 +117,13 @@ def for_image(image: Path, config: Config, adapter: Path | None, sources: Sequen
 def _settings(config: Config, sources: Sequence[Path]) -> list[Input]:
     """Files of settings, models that are named by a path, and the control map."""
     found = [Input(path, "settings file") for path in sources]
-    models = (config.model, config.captioner, config.clip_model, config.control.model)
+    models = (
+        config.model, config.captioner, config.clip_model, config.control.model, config.upscale.model
+    )  # fmt: skip
     found += [Input(Path(name).expanduser(), "model") for name in models if os.path.isabs(name)]
+    loras = (split_scale(setting)[0] for setting in config.lora)
+    found += [Input(Path(name), "LoRA") for name in loras if os.path.isabs(name)]
+    found += [Input(Path(name), "embedding") for name in config.embedding if os.path.isabs(name)]
     if config.control.map:
         found.append(Input(Path(config.control.map), "control map", True))
     return found

@@ -17,7 +17,9 @@ from ctxedit.editing import machine, needs, paths
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys, find_run, known_caption
 from ctxedit.editing.request import Request
-from ctxedit.editing.stages import Stage, stage_named, up_to
+from ctxedit.editing.speed import Work, seconds_of, speed_kind
+from ctxedit.editing.stage import Stage
+from ctxedit.editing.stages import stage_named, up_to
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.beside import read_beside
 from ctxedit.media.geometry import Fit, plan_fit
@@ -27,13 +29,14 @@ from ctxedit.media.probe import probe
 from ctxedit.media.read import Clip, span_of
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output, even_note, holds_audio
-from ctxedit.models.backbones import builtin_vocabulary, family_of
+from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
-from ctxedit.prompts import check_syntax
+from ctxedit.prompts import check_syntax, plain
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
 from ctxedit.stages.report import check_image, files_for, heatmap_files, is_image
@@ -44,7 +47,8 @@ from ctxedit.stages.wording import check_describes
 class PlannedStage:
     """One row: whether the stage is done, passes of the network over the clip, peak memory (estimated).
 
-    ``control_evaluations`` are passes of the ControlNet beside it.
+    ``control_evaluations`` are passes of the ControlNet beside it. ``seconds`` is how long the passes
+    take (estimated); None where nothing like them was measured on this machine.
     """
 
     name: str
@@ -52,6 +56,7 @@ class PlannedStage:
     evaluations: int
     peak_bytes: int
     control_evaluations: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Plan:
 
     ``control`` says what the ControlNet is shown, and which one it is; None without one. ``reading_bytes``
     and ``writing_bytes`` are peaks in main memory (estimated); ``notes`` is what is done to the clip and to
-    the output that the user should know.
+    the output that the user should know. ``upscaler`` is the model of the super-resolution, None without it.
     """
 
     clip: str
@@ -85,10 +90,18 @@ class Plan:
     reading_bytes: int = 0
     writing_bytes: int = 0
     notes: tuple[str, ...] = ()
+    output_size: tuple[int, int] = (0, 0)
+    upscaler: str | None = None
 
     def table(self) -> dict[str, Any]:
         """As plain values for JSON; the frame rate is a fraction in text."""
         return {**asdict(self), "fps": str(self.fps)}
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the network's passes take in all; None where a stage was never measured here."""
+        each = [stage.seconds for stage in self.stages if stage.evaluations]
+        return None if None in each else sum(one for one in each if one is not None)
 
     def check(self) -> None:
         """Raises ResourceError when a stage wants more memory than there is, OutputError for the disk."""
@@ -112,19 +125,23 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     seen = _look(request, known, is_half(dtype))
     if known.prompt is not None and not request.overwrite:
         for target in request.targets:
-            check_describes(target, known.prompt)
+            check_describes(plain(target), known.prompt)
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
-    costs = Costs(config, request.offline, checkpoint.own, body, fit, dtype, seen.control)
-    stages, disk = _rows(request, last, known, costs)
+    costs = Costs(
+        config, request.offline, checkpoint.own, body, fit, dtype, seen.control, seen.upscaler, device.type
+    )
+    size = (fit.padded_width, fit.padded_height)
+    stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
     run = known.run
     return Plan(
         str(request.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, known.prompt, request.targets, config.clip.frames,
         seen.clip.fps, (fit.source_width, fit.source_height), (fit.width, fit.height),
-        (fit.padded_width, fit.padded_height), stages, machine.memory_available(device),
+        size, stages, machine.memory_available(device),
         machine.disk_free(run.folder if run else request.runs),
         disk, seen.shown, seen.reading, *_written(request, fit, seen.clip),
+        _output_size(request, fit), None if seen.upscaler is None else seen.upscaler.name,
     )  # fmt: skip
 
 
@@ -180,6 +197,7 @@ class _Seen:
     reading: int
     shown: str | None
     control: Weight
+    upscaler: Found | None
 
 
 def _look(request: Request, known: _Known, half: bool) -> _Seen:
@@ -191,6 +209,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
+    addons = check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
@@ -202,23 +221,32 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     if request.mask is not None:
         read_mask(request.mask, span.frames, span.start, span.stride, fit)
     shown, control = _control(config, checkpoint, body, fit, request.offline, half)
-    family.check_prompts(
-        checkpoint, [*request.targets, config.edit.negative_prompt, request.prompt or ""]
-    )  # fmt: skip
-    return _Seen(checkpoint, body, fit, clip, reading, shown, control)
+    if not config.edit.long_prompts:
+        texts = [*map(plain, request.targets), config.edit.negative_prompt, request.prompt or ""]
+        family.check_prompts(checkpoint, list(map(addons.lengthen, texts)))
+    upscaler = None
+    if config.upscale.scale > 1:
+        upscaler = locate_upscaler(config.upscale.model, checkpoint.own, request.offline, half)
+    return _Seen(checkpoint, body, fit, clip, reading, shown, control, upscaler)
 
 
-def _rows(request: Request, last: str, known: _Known, costs: Costs) -> tuple[tuple[PlannedStage, ...], int]:
+def _rows(
+    request: Request, last: str, known: _Known, costs: Costs, machine: tuple[str, str, tuple[int, int]]
+) -> tuple[tuple[PlannedStage, ...], int]:
     """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
     rows, disk = [], 1 << 20
     for stage in up_to(last):
         if not stage.listed or (stage.name == "caption" and request.prompt is not None):
             continue
+        if stage.optional and not stage.applies(request.config):
+            continue
         for label, target in stage.rows(request.targets):
             done = known.done(stage, target)
             passes = 0 if done else stage.passes(request.config, known.prompt, target)
-            beside = passes if costs.control.parameters else 0
-            rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside))
+            beside = passes if costs.control.parameters and stage.name != "upscale" else 0
+            work = Work(speed_kind(stage.name), request.config, *machine)
+            seconds = seconds_of(work, passes) if passes else None
+            rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside, seconds))
             disk += 0 if done else stage.disk(costs)
     return tuple(rows), disk
 
@@ -228,11 +256,19 @@ def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ..
     if not request.targets:
         return 0, clip.notes
     output = request.output or Path("edit.mp4")
-    size = (fit.source_width, fit.source_height) if request.source_size else (fit.width, fit.height)
+    size = _output_size(request, fit)
     note = even_note(output, *size, request.chroma)
     sound = clip.info.sound_note if request.audio and holds_audio(output) else None
     notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
     return writing_bytes(output, request.config.clip.frames, *size), notes
+
+
+def _output_size(request: Request, fit: Fit) -> tuple[int, int]:
+    """(width, height) of the edit."""
+    if request.source_size:
+        return fit.source_width, fit.source_height
+    scale = request.config.upscale.scale
+    return fit.width * scale, fit.height * scale
 
 
 def _control(
@@ -266,7 +302,7 @@ def _check_texts(request: Request) -> None:
             raise InputError("the target is empty", "describe what the edited clip should show")
     check_syntax(request.prompt or "", "prompt")
     for target in request.targets:
-        check_syntax(target, "target")
+        check_syntax(plain(target), "target")
     check_syntax(request.config.edit.negative_prompt, "negative prompt")
 
 

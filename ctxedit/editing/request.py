@@ -33,6 +33,7 @@ class Request:
         chroma: of H.264 outputs: "420", or "444", which few players show.
         metadata: embed in the outputs how they were made.
         overwrite: replace existing outputs, redo finished edits.
+        any_footage: tune the built-in models on footage that they do not know, with a warning.
         heatmaps: also draw where each word of the target attends.
         offline: touch no hub.
         runs: folder for runs.
@@ -53,6 +54,7 @@ class Request:
     chroma: str = "420"
     metadata: bool = True
     overwrite: bool = False
+    any_footage: bool = True
     heatmaps: bool = False
     offline: bool = False
     runs: Path = DEFAULT_ROOT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,31 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxedit.config import BUILTIN, Config
+from ctxedit.config import Config
+from ctxedit.editing.footage import check_footage
 from ctxedit.editing.kept import Kept
 from ctxedit.editing.keys import Caption, Keys, find_run, known_caption
 from ctxedit.editing.parts import Parts, warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
-from ctxedit.editing.stages import Job, Stage, edit_files, edited_frames, figures, stage_named
+from ctxedit.editing.result import EditResult as EditResult
+from ctxedit.editing.speed import Stopwatch, Work, note, speed_kind
+from ctxedit.editing.stage import Job, Stage
+from ctxedit.editing.stages import edit_files, edited_frames, figures, stage_named
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import sweep
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.registry import usual
+from ctxedit.models.device import name_of
+from ctxedit.prompts import plain
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
 from ctxedit.stages.wording import check_describes
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """One edit: its files, its figures (when evaluated), whether it was there already."""
-
-    target: str
-    files: reporting.Files
-    reused: bool
-    figures: evaluating.Figures | None = None
 
 
 class Session:
@@ -163,7 +159,8 @@ class Session:
         return standing.done and not (stage.each_target and self.request.overwrite)
 
     def _make(self, stage: Stage, job: Job) -> Any:
-        made = stage.make(job)
+        with self._measuring(stage, job):
+            made = stage.make(job)
         if made.outputs:
             replaces = self.request.overwrite or self.request.output is None
             self.run.publish(job.name, job.key, made.outputs, made.write, replaces, made.files, **made.facts)
@@ -171,13 +168,36 @@ class Session:
             self.run.finish(job.name, job.key, made.files, **made.facts)
         return made.value
 
+    @contextmanager
+    def _measuring(self, stage: Stage, job: Job) -> Iterator[None]:
+        """Keep how long a stage's passes of the network took, for the plans to come."""
+        passes = stage.passes(self.config, self.prompt, job.target)
+        if not passes or stage.name == "edit":  # its passes are those of the frames that it writes
+            yield
+            return
+        outer = self.reporter
+        self.reporter = watch = Stopwatch(outer)
+        try:
+            yield
+        finally:
+            self.reporter = outer
+        if (seconds := watch.seconds()) is not None:
+            height, width = self.parts.prepared.padded.shape[1:3]
+            dtype = str(self.parts.backbone.dtype).split(".")[-1]
+            kind, device = speed_kind(stage.name), name_of(self.parts.device)
+            note(Work(kind, self.config, device, dtype, (width, height)), seconds / passes)
+
     # -- stages by name --------------------------------------------------------------------------------------
 
     def tune(self) -> Run:
-        """Tune unless it is done; resumes a killed tuning."""
+        """Tune unless it is done; resumes a killed tuning.
+
+        Raises:
+            InputError: the built-in models do not know the footage.
+        """
         with self.working():
-            if self.parts.own is not None and self.parts.scorer.name == BUILTIN:
-                self.parts.warn_of_strange_pictures(self.prompt)
+            if not self.run.done(*self.key("tune")):
+                check_footage(self.parts, self.prompt)
             self._walk(stage_named("tune"))
             self._tuned = True
             self._walk(stage_named("adapter"))
@@ -201,10 +221,10 @@ class Session:
             files = edit_files(self.request, job.folder, job.edit_name)
             sweep(files.video.parent)
             if self._done(stage, job):
-                return EditResult(target, files, True)
-            frames = self._bring("frames", target)
-            self._make(stage, replace(job, needed={"frames": frames}))
-        return EditResult(target, files, False)
+                return EditResult(target, files, True, job.folder / job.frames_file)
+            needed = {name: self._bring(name, target) for name in stage.needs}
+            self._make(stage, replace(job, needed=needed))
+        return EditResult(target, files, False, job.folder / job.frames_file)
 
     def edit_all(self, targets: Sequence[str]) -> list[EditResult]:
         """All stages; one tuning and one inversion serve every target. Targets are checked first."""
@@ -269,6 +289,7 @@ class Session:
         """Raise InputError for a target that gives an order, or is too long for the text encoder."""
         if not target.strip():
             raise InputError("the target is empty", "describe what the edited clip should show")
+        target = plain(target)
         if not self.request.overwrite:
             check_describes(target, self.prompt)
         self.parts.backbone.words(target)

@@ -5,8 +5,7 @@ Running, resuming, the plan, bench and the API walk :data:`STAGES`; nothing else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ctxedit import provenance
-from ctxedit.config import Config
+from ctxedit.editing import upscaling
 from ctxedit.editing.costs import Costs
-from ctxedit.editing.keys import Keys
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
+from ctxedit.editing.stage import Job, Made, Stage
 from ctxedit.media.probe import probe
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import save_tensors
+from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
 from ctxedit.runs import fingerprint, versions
 from ctxedit.stages import caption as captioning
@@ -37,115 +37,6 @@ from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
 from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage works on.
-
-    Attributes:
-        parts: networks, frames, masks.
-        name: the stage's name in the run folder.
-        key: the stage's key.
-        folder: the run folder; artefacts are written to it.
-        prompt: the source prompt.
-        target: of an edit; else empty.
-        edit_name: of an edit, its file name without suffix.
-        needed: values of the stages that this one needs, by name.
-        probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
-    """
-
-    parts: Parts
-    name: str = ""
-    key: str = ""
-    folder: Path = Path()
-    prompt: str = ""
-    target: str = ""
-    edit_name: str = ""
-    needed: Mapping[str, Any] = field(default_factory=dict)
-    probe: Callable[[int], float | None] = lambda step: None
-
-    @property
-    def request(self) -> Request:
-        """The request."""
-        return self.parts.request
-
-    @property
-    def config(self) -> Config:
-        """The settings."""
-        return self.parts.config
-
-    @property
-    def frames_file(self) -> str:
-        """Where an edit's frames are kept, relative to the run folder."""
-        return f"edits/{self.edit_name}.safetensors"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a stage made.
-
-    Attributes:
-        value: what later stages take.
-        files: artefacts, relative to the run folder.
-        facts: noted in ``run.toml``.
-        outputs: files for the user, made by ``write`` at the paths that it is given, in the same order.
-        write: see ``outputs``.
-    """
-
-    value: Any = None
-    files: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    outputs: tuple[Path, ...] = ()
-    write: Callable[[list[Path]], None] = lambda staged: None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        name: of the stage; each target's is ``name/edit-name`` in the run folder.
-        key: of (keys, prompt, target); needs neither weights nor a caption.
-        make: does the work.
-        read: the value of a stage that is done.
-        needs: stages whose values it takes.
-        again: what is said to be done again where its files are damaged.
-        applies: whether the settings have it at all; where not, ``absent`` gives the value.
-        absent: see ``applies``.
-        each_target: whether it is done for each target.
-        keeps: whether it leaves artefacts, and is reused.
-        listed: whether the plan has a row for it.
-        passes: of the network over the clip, of (config, prompt or None, target).
-        peak: bytes of memory, of (costs, reused).
-        disk: bytes that it leaves.
-    """
-
-    name: str
-    key: Callable[[Keys, str, str], str]
-    make: Callable[[Job], Made]
-    read: Callable[[Job], Any]
-    needs: tuple[str, ...] = ()
-    again: str = ""
-    applies: Callable[[Config], bool] = lambda config: True
-    absent: Callable[[Job], Any] = lambda job: None
-    each_target: bool = False
-    keeps: bool = True
-    listed: bool = True
-    passes: Callable[[Config, str | None, str], int] = lambda config, prompt, target: 0
-    peak: Callable[[Costs, bool], int] = lambda costs, reused: 0
-    disk: Callable[[Costs], int] = lambda costs: 0
-
-    def name_of(self, keys: Keys, prompt: str, target: str = "") -> str:
-        """The stage's name in the run folder."""
-        return f"{self.name}/{keys.edit_name(prompt, target)}" if self.each_target else self.name
-
-    def rows(self, targets: Sequence[str]) -> list[tuple[str, str]]:
-        """The plan's rows, as (label, target)."""
-        if self.each_target and self.keeps:
-            return [(f"{self.name} “{target}”", target) for target in targets]
-        return [(self.name, "")]
-
 
 # -- caption -----------------------------------------------------------------------------------------------
 
@@ -184,8 +75,10 @@ def _make_tuning(job: Job) -> Made:
             note = f"loss {row.loss:.4f}" + (f", shift {row.shift:.3f}" if shift else "")
             progress(row.step, note)
 
+        with parts.backbone.room_for([job.prompt]):
+            condition = parts.backbone.condition([job.prompt])
         tensors = tuning.tune(
-            parts.backbone, parts.latents, parts.backbone.condition([job.prompt]), parts.view, config,
+            parts.backbone, parts.latents, condition, parts.view, config,
             folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
@@ -216,7 +109,10 @@ def _make_adapter(job: Job) -> Made:
     """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
-    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", prompt=job.prompt)
+    tuned = load_file(job.folder / "tune" / "tuned.safetensors")
+    tensors = {k.removeprefix("adapter."): v for k, v in tuned.items() if k.startswith("adapter.")}
+    # A preset that has an adapter but does not train it: its weights are those that it began with.
+    shift.adapter.save(job.folder / "tune" / "adapter.safetensors", tensors or None, prompt=job.prompt)
     return Made(files=("tune/adapter.safetensors",))
 
 
@@ -229,8 +125,10 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept."""
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
+    with backbone.room_for([text]):
+        condition = backbone.condition([text])
     return inverting.invert(
-        backbone, parts.latents, backbone.condition([text]), backbone.levels(config.steps), parts.view,
+        backbone, parts.latents, condition, backbone.levels(config.steps), parts.view,
         parts.shift(text), config.fixed_point_iterations, progress,
     )  # fmt: skip
 
@@ -258,7 +156,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
     mask = None if pixels is None else parts.latent_mask(pixels)
     with parts.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
         latents = editing.edit(
-            scene, target, config, parts.shift(target), mask, lambda done, _: progress(done, "")
+            scene, target, config, parts.shift(plain(target)), mask, lambda done, _: progress(done, "")
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:
@@ -302,13 +200,14 @@ def provenance_of(job: Job) -> dict[str, Any]:
 def _make_edit(job: Job) -> Made:
     parts, request = job.parts, job.request
     files = edit_files(request, job.folder, job.edit_name)
-    about = provenance_of(job)
+    about, upscaled = provenance_of(job), job.needed["upscale"]
+    frames = job.needed["frames"] if upscaled is None else upscaled
 
     def write(staged: list[Path]) -> None:
         if files.video.is_dir():
             staged[0].mkdir()  # a folder's name need not tell that it is one
         reporting.write(
-            parts.prepared, job.needed["frames"], job.target, job.prompt, reporting.Files(*staged),
+            parts.prepared, frames, job.target, job.prompt, reporting.Files(*staged),
             source_size=request.source_size, audio=request.audio, overwrite=True,
             chroma=request.chroma, about=to_text(about) if request.metadata else None,
             warn=parts.reporter.warn,
@@ -339,7 +238,7 @@ def figures(
     tensors = load_file(kept)
     mask = tensors["mask"].numpy() if "mask" in tensors else None
     return evaluating.evaluate(
-        tensors["frames"].numpy(), target, networks or Networks(parts.scorer), parts.prepared.frames,
+        tensors["frames"].numpy(), plain(target), networks or Networks(parts.scorer), parts.prepared.frames,
         prompt, mask, chosen,
     )  # fmt: skip
 
@@ -374,10 +273,19 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "frames", lambda keys, prompt, target: keys.edit(prompt, target), _make_frames, _read_frames,
         ("tune", "invert"), again="the edit is sampled", each_target=True, listed=False,
+        passes=editing.network_passes,
+    ),
+    Stage(
+        "upscale", lambda keys, prompt, target: keys.edit(prompt, target), upscaling.make, upscaling.read,
+        ("frames",), again="the edit is upscaled", each_target=True, optional=True,
+        applies=lambda config: config.upscale.scale > 1,
+        passes=lambda config, prompt, target: upscaling.network_passes(config),
+        peak=Costs.upscaling, disk=Costs.upscaling_disk,
     ),
     Stage(
         "edit", lambda keys, prompt, target: keys.edit(prompt, target), _make_edit,
-        lambda job: edit_files(job.request, job.folder, job.edit_name), ("frames",),
+        lambda job: edit_files(job.request, job.folder, job.edit_name),
+        ("frames", "upscale"),
         again="the edit's files are written", each_target=True,
         passes=editing.network_passes, peak=Costs.editing, disk=Costs.editing_disk,
     ),

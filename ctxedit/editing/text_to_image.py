@@ -14,12 +14,21 @@ from ctxedit.config import Config
 from ctxedit.editing import machine, paths
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.upscaling import image_side
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.models.backbones import builtin_vocabulary, family_of, open_backbone
+from ctxedit.models.backbones import (
+    Backbone,
+    builtin_vocabulary,
+    check_addons,
+    family_of,
+    open_with_addons,
+)
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import is_half, locate
+from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
+from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
 from ctxedit.stages.report import check_image
@@ -48,26 +57,55 @@ def plan(
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
-    side = config.clip.size or body.resolution
-    if side % body.multiple:
-        near = max(body.multiple, round(side / body.multiple) * body.multiple)
-        raise ConfigError(f"--size {side} is no multiple of {body.multiple}", f"take {near}")
-    family.check_prompts(checkpoint, [text, config.edit.negative_prompt])
+    addons = check_addons(config, checkpoint, offline)
+    side, upscaled = image_side(config, body.resolution, body.multiple, checkpoint.own is not None)
+    if not config.edit.long_prompts:
+        family.check_prompts(checkpoint, list(map(addons.lengthen, (text, config.edit.negative_prompt))))
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
     decoding = footprint.autoencoder_bytes(body, latent, 1, dtype.itemsize)
     peak = body.parameters * dtype.itemsize + max(passing, decoding)
-    machine.check_memory("text to image", peak, machine.memory_available(device))
+    available = machine.memory_available(device)
+    machine.check_memory("text to image", peak, available)
+    upscaler, large = None, side
+    if upscaled:
+        found = locate_upscaler(config.upscale.model, checkpoint.own, offline, is_half(dtype))
+        upscaler, large, how = found.name, side * SCALE, sampling_of(config.upscale, found.defaults)
+        sizes = sizes_of(found, is_half(dtype))
+        more = footprint.upscaler_bytes(sizes, (side, side), 1, CHUNK, how.branches, dtype.itemsize)
+        machine.check_memory("upscaling", body.parameters * dtype.itemsize + more, available)
+        peak = max(peak, body.parameters * dtype.itemsize + more)
     return {
         "image": str(output),
         "model": checkpoint.name,
-        "size": (side, side),
+        "size": (large, large),
+        "upscaler": upscaler,
         "evaluations": branches * config.edit.steps,
         "peak_bytes": peak,
         "device": str(device),
         "seed": config.seed,
     }
+
+
+def own_adapter(config: Config) -> Path | None:
+    """The context adapter in the model's folder, trained with it; None if it has none."""
+    file = pretrained_adapter(own_folder(config.model))
+    # The plain arm of a comparison has one that is switched off.
+    return file if file is not None and ContextAdapter.check(file).enabled else None
+
+
+def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
+    """A context adapter for sampling.
+
+    Raises:
+        ConfigError: it was trained on a model of other sizes.
+        WeightsError: the file is not an adapter's.
+    """
+    network = ContextAdapter.load(file, backbone.device).eval().requires_grad_(False)
+    if network.sizes["context_width"] != backbone.context_width:
+        raise ConfigError(f"{file} was trained on another model than {backbone.name}", "name its --model")
+    return network
 
 
 def generate(
@@ -79,6 +117,8 @@ def generate(
     adapter: Path | None = None,
 ) -> NDArray[np.uint8]:
     """Text to image on the settings' backbone, at ``clip.size`` or the backbone's own resolution.
+
+    Larger sizes are reached by a cascade; see :func:`ctxedit.editing.upscaling.image_side`.
 
     Args:
         text: what the image should show.
@@ -95,24 +135,31 @@ def generate(
         raise InputError("the text is empty", "describe what the image should show")
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    backbone = open_backbone(locate(config.model, offline, is_half(dtype)), device, dtype, config.offload)
+    checkpoint = locate(config.model, offline, is_half(dtype))
+    backbone = open_with_addons(
+        config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
+    )
+    own = checkpoint.own
+    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
-    size = config.clip.size
-    if size and size % backbone.multiple:
-        raise ConfigError(f"size {size} is no multiple of {backbone.multiple}", "choose one that is")
     shift = None
     if adapter is not None:
-        network = ContextAdapter.load(adapter, device).eval().requires_grad_(False)
-        if network.sizes["context_width"] != backbone.context_width:
-            raise ConfigError(
-                f"{adapter} was tuned on another model than {backbone.name}", "name its --model"
-            )
+        network = load_adapter(adapter, backbone)
         # Each picture is a clip of one frame.
-        shift = ContextShift(network, backbone.embed([text] * count), 1)
-    sides = (size, size) if size else None
+        with backbone.room_for([text]):
+            shift = ContextShift(network, backbone.embed([text] * count), 1)
     with reporter.task(f"image “{text}”", config.edit.steps) as progress:
-        return generating.generate(
-            backbone, text, config, count, sides, shift, lambda done, _: progress(done, "")
+        images = generating.generate(
+            backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")
+        )
+    if not upscaled:
+        return images
+    found = locate_upscaler(config.upscale.model, own, offline, is_half(dtype))
+    upscaler = open_upscaler(found, device, dtype)
+    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(count, False)
+    with reporter.task("upscale", total) as progress:
+        return upscaler.upscale(
+            images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")
         )

@@ -15,6 +15,7 @@ from ctxedit.editing.stages import invert_now
 from ctxedit.errors import ConfigError
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import formulas as metrics
+from ctxedit.prompts import plain
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.tune import ADAPTER
 
@@ -97,9 +98,9 @@ def _clip_text_now(session: Session, target: str) -> float:
         trajectory = invert_now(parts, session.prompt)
     levels = parts.backbone.levels(config.edit.steps)
     scene = Scene(parts.backbone, session.prompt, trajectory, levels, parts.view)
-    frames = parts.backbone.decode(edit(scene, target, config, parts.shift(target)))
+    frames = parts.backbone.decode(edit(scene, target, config, parts.shift(plain(target))))
     images = parts.scorer.embed_images(parts.prepared.unpad(frames))
-    return metrics.clip_text(images, parts.scorer.embed_texts([target]))
+    return metrics.clip_text(images, parts.scorer.embed_texts([plain(target)]))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

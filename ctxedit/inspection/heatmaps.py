@@ -19,6 +19,7 @@ from ctxedit.media.write import write_clip, write_image
 from ctxedit.models.alignment import columns, content
 from ctxedit.models.attention import HeatMap
 from ctxedit.models.shift import ContextShift
+from ctxedit.prompts import plain
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.report import HeatmapFiles, heatmap_files
@@ -43,7 +44,7 @@ def _draw(session: Session, target: str) -> HeatmapFiles:
     name = name.replace("edit/", "heatmaps/", 1)
     if run.done(name, key) and not request.overwrite:
         return files
-    trajectory, shift = session.invert(), session.parts.shift(target)
+    trajectory, shift = session.invert(), session.parts.shift(plain(target))
     edits = [("", shift)] + ([(", shift off", None)] if shift is not None else [])
     shown = [("source", prepared.frames)]
     for note, this in edits:
@@ -97,7 +98,20 @@ def watched_edit(
     Raises:
         InputError: the target has no word to look for.
     """
-    words = content(scene.backbone.words(target))
+    with scene.backbone.room_for([target, scene.prompt]):
+        return _watched(scene, target, config, shift, mask, progress)
+
+
+def _watched(
+    scene: Scene,
+    target: str,
+    config: Config,
+    shift: ContextShift | None,
+    mask: Tensor | None,
+    progress: Progress,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As :func:`watched_edit`, with prompts that the conditions have room for."""
+    words = content(scene.backbone.words(plain(target)))
     if not words:
         raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
     tokens = scene.view.tokens_at(config.fusion.mask_resolution)

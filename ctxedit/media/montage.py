@@ -13,6 +13,8 @@ _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GAP = 4
 _FONT_SIZE = 14
+#: Long side of a contact sheet's largest tiles, in pixels.
+MAX_TILE = 320
 
 
 def side_by_side(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -35,7 +37,7 @@ def side_by_side(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, np.ndarray]], columns: int = 8, min_tile: int = 128, max_tile: int = 320
+    rows: Sequence[tuple[str, np.ndarray]], columns: int = 8, min_tile: int = 128, max_tile: int = MAX_TILE
 ) -> np.ndarray:
     """One picture of several clips: a label and a row of frames for each.
 

@@ -29,7 +29,8 @@ def wilson(wins: float, count: int) -> tuple[float, float]:
     share = wins / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding may put an end of 0 or 1 on the wrong side of the share.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def groups_of(count: int, seed: int = 0) -> np.ndarray:

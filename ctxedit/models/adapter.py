@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.broadcast import Level, per_sample
 from ctxedit.diffusion.forward import keep_norm, shift_scale
-from ctxedit.errors import WeightsError
+from ctxedit.errors import ConfigError, WeightsError
+from ctxedit.models.attention import sdpa
+from ctxedit.models.device import latent_dtype
 from ctxedit.models.sizes import header, weight_of
 from ctxedit.models.tensors import save_tensors
+from ctxedit.models.weights import own_folder, pretrained_adapter
 
 
 class _Attention(nn.Module):
@@ -40,7 +43,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = sdpa(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x + self.out(out.transpose(1, 2).flatten(2))
 
 
@@ -128,8 +131,9 @@ class ContextAdapter(nn.Module):
             image_tokens: (B·F, M, image_width) tokens of CLIP's image encoder, where it was built for them.
 
         Returns:
-            (B·F, C, h, w); within ±``bound`` where the config sets one.
+            (B·F, C, h, w), at least float32; within ±``bound`` where the config sets one.
         """
+        x0 = x0.to(self.out.weight.dtype)
         h, w = x0.shape[-2:]
         patch = self.config.patch
         # A latent side that is no multiple of the patch is continued at its edge and cut off again.
@@ -151,6 +155,7 @@ class ContextAdapter(nn.Module):
             image, text = block(image, text, frames, causal)
         out = self.out(self.norm(image)).transpose(1, 2).unflatten(2, (rows, columns))
         out = F.pixel_shuffle(out, patch)[..., :h, :w]
+        out = out.to(latent_dtype(out.dtype))
         bound = self.config.bound
         return bound * torch.tanh(out / bound) if bound else out
 
@@ -169,18 +174,24 @@ class ContextAdapter(nn.Module):
         b = per_sample(self.scale(signal, noise), x0) * r
         return keep_norm(b, x0, signal) if self.config.norm == "kept" else b
 
-    def save(self, path: Path, **notes: str) -> None:
-        """One safetensors file; the settings and sizes are in its metadata."""
+    def save(self, path: Path, tensors: Mapping[str, Tensor] | None = None, **notes: str) -> None:
+        """One safetensors file; the settings and sizes are in its metadata.
+
+        Args:
+            path: of the file.
+            tensors: the weights, where they are known more precisely than this network has them.
+            notes: further metadata.
+        """
         about = {"config": json.dumps(asdict(self.config)), "sizes": json.dumps(self.sizes), **notes}
-        save_tensors(path, self.state_dict(), about)
+        save_tensors(path, dict(tensors or self.state_dict()), about)
 
     @staticmethod
-    def check(path: Path) -> None:
-        """See beforehand whether a file is an adapter's, by its header; raises WeightsError."""
+    def check(path: Path) -> AdapterConfig:
+        """The settings of an adapter's file, from its header; raises WeightsError if it is not one."""
         try:
             parameters = weight_of(header([path])).parameters
             with safe_open(path, "pt") as file:
-                _about(file.metadata() or {}, parameters)
+                return _about(file.metadata() or {}, parameters)[0]
         except Exception as error:
             raise _no_adapter(path, error) from error
 
@@ -199,6 +210,31 @@ class ContextAdapter(nn.Module):
         except Exception as error:
             raise _no_adapter(path, error) from error
         return adapter.to(device)
+
+
+def adapter_to_start_from(config: Config) -> Path:
+    """The file of the adapter that ``tune.adapter_init = "pretrained"`` means.
+
+    Raises:
+        ConfigError: the model has none, or one of other sizes or settings than ``[adapter]`` says.
+        WeightsError: its file is damaged.
+    """
+    file = pretrained_adapter(own_folder(config.model))
+    if file is None:
+        raise ConfigError(
+            f'tune.adapter_init = "pretrained": {config.model} has no adapter',
+            "--set tune.adapter_init=zero, or a model trained with one, e.g. by recipe arm-contextual",
+        )
+    stored = ContextAdapter.check(file)
+    ours, theirs = asdict(config.adapter), asdict(stored)
+    if differing := [key for key in ours if ours[key] != theirs[key]]:
+        first = differing[0]
+        settings = " ".join(f"--set adapter.{key}={theirs[key]}" for key in differing)
+        raise ConfigError(
+            f"adapter.{first} = {ours[first]}, but {file} was trained with {theirs[first]}",
+            f"{settings}, or --set tune.adapter_init=zero",
+        )
+    return file
 
 
 def adapter_parameters(config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> int:

@@ -60,7 +60,12 @@ def align(
     for old, new in pairs:
         _map_word(mapper, share, old.tokens, new.tokens)
     _map_word(mapper, share, (0,), (0,))
-    _map_padding(mapper, share, _end(source), _end(target))
+    ends = _end(source), _end(target)
+    words = {token for word in (*source, *target) for token in word.tokens}
+    for place in range(1, min(ends)):  # start and end tokens of a long prompt's chunks
+        if place not in words:
+            _map_word(mapper, share, (place,), (place,))
+    _map_padding(mapper, share, *ends)
     return WordAlignment(mapper, share, equaliser(target, length, weights or {}))
 
 

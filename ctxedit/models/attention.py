@@ -166,8 +166,51 @@ def current_view() -> FrameView:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's fused attention."""
+    """PyTorch's fused attention; in bfloat16 on a CPU :func:`explicit`, two to three times as fast there."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        kept = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        if not (kept and _map_elements(q, k) > _MOST_KEPT):
+            return explicit(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+#: Elements of attention maps that :func:`explicit` computes at once (32 MiB in bfloat16).
+_AT_ONCE = 1 << 24
+#: Elements that a layer may keep for its gradient; above it the fused kernel, which keeps none, is used.
+_MOST_KEPT = 1 << 25
+
+
+def _map_elements(q: Tensor, k: Tensor) -> int:
+    return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by two batched matrix products and a softmax, for a slice of batch and queries at once.
+
+    torch's fused kernel for CPUs converts between bfloat16 and float32 block by block; the matrix products
+    use the processor's bfloat16 instructions throughout.
+
+    Args:
+        q, k, v: (B, heads, tokens, dim).
+    """
+    each = q.shape[1] * k.shape[2]  # elements of one query's maps, all heads
+    tokens = max(1, min(q.shape[2], _AT_ONCE // each))
+    rows = max(1, _AT_ONCE // (each * tokens))
+    if rows >= q.shape[0] and tokens >= q.shape[2]:
+        return _explicit(q, k, v)
+    parts = []
+    for start in range(0, q.shape[0], rows):
+        at = slice(start, start + rows)
+        parts.append(torch.cat([_explicit(part, k[at], v[at]) for part in q[at].split(tokens, 2)], 2))
+    return torch.cat(parts)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, heads, tokens, dim = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    nothing = q.new_empty(1, 1, 1).expand(len(q), tokens, k.shape[1])  # beta = 0: not read
+    scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, (batch, heads))
 
 
 def xformers_kernel() -> Kernel:

@@ -30,15 +30,34 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on CPU and MPS, bfloat16 on GPUs that have it, else float16."""
-    if name != "auto":
+    """``auto`` is float32 on CPU and MPS and ``half`` on GPUs: bfloat16 where there is some, else float16.
+
+    On a CPU bfloat16 is the denoiser's precision alone; see :func:`storage_dtype`.
+    """
+    if name not in ("auto", "half"):
         dtype = getattr(torch, name)
         if dtype == torch.float16 and device.type == "cpu":
             raise ConfigError("float16 does not run on the CPU", "use --dtype float32 or bfloat16")
         return dtype
     if device.type != "cuda":
-        return torch.float32
+        if name == "auto":
+            return torch.float32
+        return torch.bfloat16 if device.type == "cpu" else torch.float16
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What everything but the denoiser is kept in: on a CPU float32 where the denoiser is in bfloat16.
+
+    Text encoder and autoencoder run once a clip, so nothing is gained there, and eight bits of a decoded
+    pixel do not fit into bfloat16's mantissa.
+    """
+    return torch.float32 if device.type == "cpu" and dtype == torch.bfloat16 else dtype
+
+
+def latent_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What latents are kept in: at least float32, since errors add up over the steps of a trajectory."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def name_of(device: torch.device) -> str:

@@ -17,6 +17,8 @@ from ctxedit.errors import WeightsError
 #: The entry-point group of backbones that other packages add.
 PLUGINS = "ctxedit.backbones"
 _OURS = ("ctxedit.models.backbones.stable_diffusion", "ctxedit.models.backbones.sdxl")
+#: Where pipelines that are no backbones are registered.
+_OTHERS = ("ctxedit.models.upscalers.checkpoints",)
 
 #: Why well-known kinds are refused: by a part of the pipeline's name, the first that fits.
 _REASONS = {
@@ -29,6 +31,7 @@ _REASONS = {
 }
 
 _FAMILIES: dict[str, type[Any]] = {}
+_LAYOUTS: dict[str, type[Any]] = {}
 _T = TypeVar("_T", bound=type[Any])
 
 
@@ -62,6 +65,30 @@ def family_named(pipeline: str, model: str) -> type[Any]:
             f"use a checkpoint of one of: {', '.join(sorted(_FAMILIES))}",
         )
     return _FAMILIES[pipeline]
+
+
+def register_layout(pipeline: str) -> Callable[[_T], _T]:
+    """Class decorator: what a pipeline that is no backbone consists of.
+
+    The class has ``networks_in``, ``others_in`` and ``check``, as a backbone's family.
+    """
+
+    def add(layout: _T) -> _T:
+        _LAYOUTS[pipeline] = layout
+        return layout
+
+    return add
+
+
+def layout_named(pipeline: str, model: str) -> type[Any]:
+    """What the folders of a pipeline are: of a backbone's family, or of another kind, such as an upscaler.
+
+    Raises:
+        WeightsError: no such pipeline is known.
+    """
+    for module in _OTHERS:
+        import_module(module)
+    return _LAYOUTS[pipeline] if pipeline in _LAYOUTS else family_named(pipeline, model)
 
 
 @lru_cache(maxsize=1)

@@ -102,6 +102,31 @@ def pipeline(networks: Sequence[str], others: Sequence[str], name: str) -> Selec
     return select
 
 
+def one_file(name: str, known: Sequence[str], inside: str | None = None) -> Select:
+    """What a repository or folder of one small safetensors file must give.
+
+    Args:
+        name: for errors.
+        known: what the file may be called where there are several.
+        inside: the file that was asked for.
+    """
+
+    def select(names: Collection[str], half: bool) -> list[str]:
+        weights = sorted(n for n in names if n.endswith(".safetensors"))
+        wanted = [inside] if inside else [*known, *(weights if len(weights) == 1 else [])]
+        found = [n for n in wanted if n in weights]
+        if found:
+            return found[:1]
+        if weights:
+            raise WeightsError(
+                f"{name} has several safetensors files" if inside is None else f"{name} has no {inside}",
+                f"name one of them: {', '.join(f'{name}/{n}' for n in weights[:5])}",
+            )
+        _refuse(names, name)
+
+    return select
+
+
 def settings(parts: Sequence[str]) -> Select:
     """A diffusers repository's config files and tokenizer, without weights."""
 

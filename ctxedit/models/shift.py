@@ -30,7 +30,7 @@ class ContextShift:
     def __call__(self, x0: Tensor, timestep: int | float | Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         """b_t, the shape of x0 (F, C, h, w)."""
         tokens = self.look(x0) if self.look is not None else None
-        r = self.adapter(x0.float(), self.context.float(), timestep, self.frames, tokens)
+        r = self.adapter(x0, self.context, timestep, self.frames, tokens)
         return self.adapter.shift(r, x0, signal, noise).to(x0.dtype)
 
     def at(self, x0: Tensor, levels: Levels, level: int) -> Tensor | None:

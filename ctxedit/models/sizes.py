@@ -14,6 +14,8 @@ from ctxedit import files as files_of
 from ctxedit.errors import WeightsError
 from ctxedit.models import layout
 
+#: Frames that an autoencoder takes at a time, unless memory is short.
+AT_ONCE = 4
 _HEADER_LIMIT = 100 << 20
 _NO_HEADER = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
 _WIDTHS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctxedit.errors import WeightsError
+from ctxedit.errors import WeightsError, did_you_mean
 from ctxedit.files import check_file, check_model_files
 from ctxedit.models import hub, layout
-from ctxedit.models.families import family_named
+from ctxedit.models.families import family_named, layout_named
 from ctxedit.models.sizes import read_json
 from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
 from ctxedit.naming import SHORT_NAMES as SHORT_NAMES
 
+#: From a pipeline's class and a model's name to what its folders are.
+_Named = Callable[[str, str], type[Any]]
 #: The built-in models' folder, in diffusers' layout.
 BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
 
@@ -75,6 +77,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     if not is_hub_id(model):
         raise WeightsError(
             f"no model named {model!r}",
+            f"{did_you_mean(model, ('builtin', *SHORT_NAMES))}"
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline, half)), "folder")
@@ -121,6 +124,12 @@ def part_identity(setting: str, own: Path | None, part: str) -> str:
     return setting if found is None else f"{found[1]} {_version(found[0].parent, (part,))}"
 
 
+def pretrained_adapter(folder: Path | None) -> Path | None:
+    """The context adapter that was trained with a folder's model on images and texts; None without one."""
+    file = None if folder is None else folder / "adapter" / "adapter.safetensors"
+    return file if file is not None and file.is_file() else None
+
+
 def judge_identity(name: str = "judge") -> str:
     """A hash of the judge, or of the composition judge."""
     return _version(BUILTIN_FOLDER, (name,))
@@ -144,14 +153,28 @@ def pipeline_of(folder: Path) -> str:
     return str(read_json(folder / "model_index.json").get("_class_name"))
 
 
-def _download(hub_id: str, offline: bool, half: bool) -> Path:
-    """The folder of a hub id in the cache; of what is fetched, nothing but what its family needs."""
+def pipeline_folder(name: str, offline: bool, half: bool) -> Path:
+    """The folder of a pipeline beside the model, such as an upscaler, by hub id or path; fetched if need be.
+
+    Raises:
+        WeightsError: nothing there, an unknown kind of pipeline, folders or weights missing.
+    """
+    path = expanded(name)
+    if os.path.isdir(path):
+        return _diffusers_folder(path, layout_named)
+    if not is_hub_id(name):
+        raise WeightsError(f"no folder or hub id {name!r}", "give a diffusers folder, or an id (owner/name)")
+    return _diffusers_folder(_download(name, offline, half, layout_named), layout_named)
+
+
+def _download(hub_id: str, offline: bool, half: bool, named: _Named = family_named) -> Path:
+    """The folder of a hub id in the cache; of what is fetched, nothing but what its pipeline needs."""
     if (found := in_cache(hub_id, half)) is not None:
         return found
     if hub.is_offline(offline):
         raise hub.offline_error(hub_id)
     there = hub.listing(hub_id)
-    names = selection(family_at(there), hub_id)(there.names, half)
+    names = selection(family_at(there, named), hub_id)(there.names, half)
     check_remote(there, names)
     return hub.fetch(there, names)
 
@@ -168,17 +191,17 @@ def selection_at(there: hub.Listing) -> layout.Select:
     """
     if "model_index.json" not in there.names:
         return layout.flat(there.hub_id)
-    return selection(family_at(there), there.hub_id)
+    return selection(family_at(there, layout_named), there.hub_id)
 
 
-def family_at(there: hub.Listing) -> Any:
-    """The family of a repository, from its index."""
+def family_at(there: hub.Listing, named: _Named = family_named) -> Any:
+    """The family of a repository, from its index; with ``layout_named`` it may be no backbone."""
     if "model_index.json" not in there.names:
         raise WeightsError(
             f"{there.hub_id} has no model_index.json", "--model takes a repository in diffusers' format"
         )
     index = hub.fetch(there, ["model_index.json"], verify=True)
-    return family_named(pipeline_of(index), there.hub_id)
+    return named(pipeline_of(index), there.hub_id)
 
 
 def check_remote(there: hub.Listing, names: Collection[str]) -> None:
@@ -191,7 +214,7 @@ def check_remote(there: hub.Listing, names: Collection[str]) -> None:
         return
     settings = [n for n in names if n.endswith(("config.json", "model_index.json"))]
     folder = hub.fetch(there, settings, verify=True)
-    family_named(pipeline_of(folder), there.hub_id).check(Checkpoint(there.hub_id, folder, "folder"))
+    layout_named(pipeline_of(folder), there.hub_id).check(Checkpoint(there.hub_id, folder, "folder"))
 
 
 def in_cache(hub_id: str, half: bool) -> Path | None:
@@ -201,17 +224,17 @@ def in_cache(hub_id: str, half: bool) -> Path | None:
         return None
     if not (known / "model_index.json").is_file():
         return hub.cached(hub_id, layout.flat(hub_id), half)
-    family = family_named(pipeline_of(known), hub_id)
+    family = layout_named(pipeline_of(known), hub_id)
     return hub.cached(hub_id, selection(family, hub_id), half)
 
 
-def _diffusers_folder(path: Path) -> Path:
+def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:
     if not (path / "model_index.json").is_file():
         raise WeightsError(
             f"{path} has no model_index.json", "a model folder is one that diffusers' save_pretrained wrote"
         )
     pipeline = pipeline_of(path)
-    family = family_named(pipeline, str(path))
+    family = named(pipeline, str(path))
     for part in (*family.networks_in, *family.others_in):
         if not (path / part).is_dir():
             raise WeightsError(f"{path} has no folder {part}/", f"every {pipeline} has one; save it again")

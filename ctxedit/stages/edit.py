@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, HeatMap
 from ctxedit.models.backbones import Backbone, Word, split_words
 from ctxedit.models.shift import ContextShift
+from ctxedit.prompts import plain, weighted
 from ctxedit.stages import sample as sampling
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
@@ -43,7 +44,9 @@ def network_passes(config: Config, prompt: str | None, target: str) -> int:
     """Passes of the network over the clip that :func:`edit` makes; at most, where the prompt is not known."""
     if prompt is None:
         return sampling.network_passes(config)
-    removed, added = changed(*([Word(word, ()) for word in split_words(text)] for text in (prompt, target)))
+    removed, added = changed(
+        *([Word(word, ()) for word in split_words(text)] for text in (prompt, plain(target)))
+    )
     return sampling.network_passes(config, bool(removed), bool(added))
 
 
@@ -60,7 +63,7 @@ def edit(
 
     Args:
         scene: the inverted clip.
-        target: target prompt, what the edited clip should show.
+        target: target prompt, what the edited clip should show; may have weights, ``(tiger:1.3)``.
         config: fusion, guidance, steps, seed.
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
@@ -71,10 +74,28 @@ def edit(
         InputError: the target or the negative prompt is longer than the text encoder takes.
         NumericsError: NaN or infinity appeared.
     """
-    backbone, levels = scene.backbone, scene.levels
+    backbone, (target, weights) = scene.backbone, weighted(target)
     negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
     for prompt in (target, negative):
         backbone.words(prompt)  # refuses one that is too long
+    with backbone.room_for([target, negative, scene.prompt]):
+        equaliser = backbone.token_weights(target, weights) if weights else None
+        return _edited(scene, target, negative, equaliser, config, shift, mask, progress, watch)
+
+
+def _edited(
+    scene: Scene,
+    target: str,
+    negative: str,
+    equaliser: Tensor | None,
+    config: Config,
+    shift: ContextShift | None,
+    mask: Tensor | None,
+    progress: Progress,
+    watch: HeatMap | None,
+) -> Tensor:
+    """As :func:`edit`, with prompts that the conditions have room for."""
+    backbone, levels = scene.backbone, scene.levels
     context = backbone.condition([negative, target])
     generator = torch.Generator().manual_seed(config.seed)
     if config.edit.start == "noise":
@@ -86,16 +107,20 @@ def edit(
         x = marginal(clean, noise, a, s, b)
         # Without an inversion there is no source at the levels between: a mask then acts on the result.
         how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
+        how = replace(how, one_by_one=config.low_memory)
         return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
-    source = _source(scene, target, config)
+    source = _source(scene, target, equaliser, config)
     how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
+    how = replace(how, one_by_one=config.low_memory)
     return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
 
 
-def _source(scene: Scene, target: str, config: Config) -> Source:
+def _source(scene: Scene, target: str, equaliser: Tensor | None, config: Config) -> Source:
     backbone = scene.backbone
     old, new = backbone.words(scene.prompt), backbone.words(target)
     alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.word_weights)
+    if equaliser is not None:
+        alignment = replace(alignment, weight=alignment.weight * equaliser)
     prompt = scene.prompt if config.invert.prompt == "source" else ""
     return Source(
         scene.trajectory,

@@ -43,10 +43,10 @@ def generate(
     levels = backbone.levels(config.edit.steps)
     # Images do not see each other.
     view = FrameView(attended_frames(AttentionConfig(frames="none"), count), side)
-    how = Sampling(config.edit.guidance, config.edit.eta, generator=generator)
+    how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, one_by_one=config.low_memory)
     negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
     for prompt in (text, negative):
         backbone.words(prompt)  # refuses one that is too long
-    context = backbone.condition([negative, text])
-    with backbone.attention(config.attention):
+    with backbone.room_for([negative, text]), backbone.attention(config.attention):
+        context = backbone.condition([negative, text])
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

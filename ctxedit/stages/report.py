@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ctxedit.errors import ConfigError
 from ctxedit.media.geometry import resize
+from ctxedit.media.montage import MAX_TILE
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import contact_sheet, holds_audio, side_by_side, write_clip, write_image
 from ctxedit.stages.prepare import Prepared
@@ -137,4 +138,8 @@ def _write_sheet(
     overwrite: bool, about: str | None,
 ) -> None:  # fmt: skip
     rows = [(f"source: {source_prompt}", prepared.frames), (f"edit: {target}", edited)]
-    write_image(path, contact_sheet(rows), overwrite=overwrite, about=about)
+    if edited.shape != prepared.frames.shape:  # upscaled: tiles are as large as the edit's frames
+        sheet = contact_sheet(rows, min_tile=min(MAX_TILE, max(edited.shape[1:3])))
+    else:
+        sheet = contact_sheet(rows)
+    write_image(path, sheet, overwrite=overwrite, about=about)

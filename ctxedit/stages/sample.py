@@ -117,6 +117,7 @@ class Sampling:
         source: the inverted clip, or None.
         mask: (F, 1, h, w) in [0, 1], where latents may differ from the source's; or None.
         generator: draws the noise of eta > 0.
+        one_by_one: ask the network for the unconditional lane by itself: less memory, the same result.
         watch: collects the conditional lane's cross-attention over all steps, for figures; or None.
     """
 
@@ -127,6 +128,7 @@ class Sampling:
     mask: Tensor | None = None
     generator: torch.Generator | None = None
     watch: HeatMap | None = None
+    one_by_one: bool = False
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
@@ -224,19 +226,23 @@ def _predict(
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's lane beside it in a fused step."""
     guided = how.guidance != 1
-    words = condition if guided else condition[1:]
+    together = guided and not how.one_by_one
+    words = condition if together else condition[1:]
     fuse_self, fuse_cross = how.fused(step, levels.steps)
     a, s = levels.at(level)
     t = levels.timestep(level)
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
+    alone = None
+    if guided and not together:
+        alone = backbone.predict_x0(x, t, condition[:1], a, s, view)
     weight = None
     if source is not None and how.fusion.word_weights_where == "everywhere":
         weight = source.alignment.weight
     if not with_source:
         lanes = replace(view, lanes=len(words), weight=weight, heats=how.watching(len(words) - 1))
         parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
-        return guide(parts[0], parts[1], how.guidance) if guided else parts[0]
+        return _guided(parts, alone, how.guidance)
     assert source is not None
     finest = view.tokens_at(how.fusion.max_resolution)
     target = len(words)
@@ -254,7 +260,14 @@ def _predict(
     parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))
     if heats:
         blend.add(heats)
-    return guide(parts[1], parts[2], how.guidance) if guided else parts[1]
+    return _guided(parts, alone, how.guidance)
+
+
+def _guided(parts: Sequence[Tensor], alone: Tensor | None, guidance: float) -> Tensor:
+    """The conditional lane, which is the last; guided by the unconditional one, before it or by itself."""
+    if guidance == 1:
+        return parts[-1]
+    return guide(parts[-2] if alone is None else alone, parts[-1], guidance)
 
 
 def _heat_maps(

@@ -127,36 +127,69 @@ def tune(
     """
     parameters = trainable(backbone, config, shift, temporal)
     underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
-    with _training(backbone, parameters, config) as autocast:
-        optimizer = _optimizer(parameters, config)
+    with _training(backbone, parameters, config) as masters:
+        optimizer = _optimizer(masters.values, config)
         scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
-        done = _resume(folder, parameters, optimizer, scaler, warn)
+        done = _resume(folder, masters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
-            loss, share = _loss(backbone, latents, context, view, config, shift, seed, step, autocast)
+            loss, share = _loss(backbone, latents, context, view, config, shift, seed, step)
             if not bool(torch.isfinite(loss)):
                 raise _broken(f"the loss is {loss.item()} at step {step}")
-            _descend(loss, parameters, optimizer, scaler, config.max_grad_norm)
+            _descend(loss, masters, optimizer, scaler, config.max_grad_norm)
             left = (time.monotonic() - began) / (step + 1 - done) * (config.steps - step - 1)
             row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left, probe(step + 1))
             _log(folder, row)
             report(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                _check_finite(parameters, step)
-                _save(folder, step + 1, parameters, optimizer, scaler)
-    return {k: v.detach().cpu().clone() for k, v in parameters.items()}
+                _check_finite(masters.values, step)
+                _save(folder, step + 1, masters.values, optimizer, scaler)
+        return {k: v.detach().cpu().clone() for k, v in masters.values.items()}
 
 
-def _descend(
-    loss: Tensor, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any, max_norm: float
-) -> None:
+class Masters:
+    """Trained parameters in float32, beside those that the networks compute with.
+
+    What is trained takes steps that a half-precision weight would round away. Only these parameters have a
+    float32 copy; the networks keep their precision.
+
+    Args:
+        parameters: of the networks, by name.
+
+    Attributes:
+        values: what the optimizer moves, by name; where a parameter is in float32, or above, it is its own.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self._networks = {k: p for k, p in parameters.items() if p.dtype.itemsize < 4}
+        self.values = {
+            k: nn.Parameter(p.detach().float()) if k in self._networks else p for k, p in parameters.items()
+        }
+
+    def take_gradients(self) -> None:
+        """Move the gradients of the networks' parameters to their masters."""
+        for name, parameter in self._networks.items():
+            grad = parameter.grad
+            self.values[name].grad = None if grad is None else grad.float()
+            parameter.grad = None
+
+    @torch.no_grad()
+    def hand_back(self) -> None:
+        """Give the networks what the masters are now, rounded."""
+        for name, parameter in self._networks.items():
+            parameter.copy_(self.values[name])
+
+
+def _descend(loss: Tensor, masters: Masters, optimizer: Any, scaler: Any, max_norm: float) -> None:
     scaler.scale(loss).backward()
+    masters.take_gradients()
     scaler.unscale_(optimizer)
     if max_norm:
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), max_norm)
+        torch.nn.utils.clip_grad_norm_(list(masters.values.values()), max_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+    masters.hand_back()
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch.optim.Optimizer:
@@ -179,16 +212,17 @@ def _loss(
     shift: ContextShift | None,
     seed: int,
     step: int,
-    autocast: Any,
 ) -> tuple[Tensor, float]:
     """One draw of level and noise: the loss and the shift's share of the signal."""
     generator = torch.Generator().manual_seed(_in_64_bits(seed * 1_000_003 + step))
     t, a, s = backbone.training_level(generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    with autocast():
+    half = backbone.dtype.itemsize < 4
+    with torch.autocast(latents.device.type, backbone.dtype if half else None, enabled=half):
+        # The adapter, which is in float32; the networks have their precision.
         b = None if shift is None else shift(latents, t, a, s)
-        x = marginal(latents, noise, a, s, b)
-        x0 = backbone.predict_x0(x, t, context, a, s, view)
+    x = marginal(latents, noise, a, s, b)
+    x0 = backbone.predict_x0(x, t, context, a, s, view)
     weight = loss_weight(a, s, config.loss_weight).to(latents)
     loss = weight * ((x0.float() - latents.float()) ** 2).mean()
     share = 0.0 if b is None else float(b.detach().norm() / (a * latents).norm())
@@ -196,32 +230,23 @@ def _loss(
 
 
 @contextmanager
-def _training(backbone: Backbone, parameters: dict[str, nn.Parameter], config: TuneConfig) -> Iterator[Any]:
-    """Master weights in float32, gradients on for what moves, checkpointing; all put back afterwards."""
-    dtype = backbone.dtype
-    for net in backbone.networks:
-        if dtype != torch.float32:
-            net.float()
+def _training(
+    backbone: Backbone, parameters: dict[str, nn.Parameter], config: TuneConfig
+) -> Iterator[Masters]:
+    """Gradients on for what moves, float32 masters of it, checkpointing; all put back afterwards."""
     for p in parameters.values():
         p.requires_grad_(True)
-    half = dtype != torch.float32
-    backbone.dtype = torch.float32
     try:
-        device = backbone.device.type
         with backbone.checkpointing() if config.gradient_checkpointing else nullcontext():
-            yield lambda: torch.autocast(device, dtype if half else None, enabled=half)
+            yield Masters(parameters)
     finally:
-        backbone.dtype = dtype
         for p in parameters.values():
             p.requires_grad_(False)
-        for net in backbone.networks:
-            if dtype != torch.float32:
-                net.to(dtype)
 
 
 def _resume(
     folder: Path,
-    parameters: dict[str, nn.Parameter],
+    masters: Masters,
     optimizer: Any,
     scaler: Any,
     warn: Callable[[str], None],
@@ -237,7 +262,8 @@ def _resume(
         file.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
         return 0
-    load_tensors(parameters, state["parameters"])
+    load_tensors(masters.values, state["parameters"])
+    masters.hand_back()
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     done = int(state["step"])

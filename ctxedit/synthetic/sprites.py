@@ -45,7 +45,9 @@ def sprite(name: str, colour: str | None, side: int) -> Image.Image:
         colour: a key of ``COLOURS``, or None for the glyph's own colour.
         side: pixels.
     """
-    return _glyph(name, colour).resize((side, side), Image.Resampling.BOX)
+    # Averaged when it shrinks; when it grows, averaging would repeat pixels and leave jagged outlines.
+    method = Image.Resampling.BOX if side <= _SIDE else Image.Resampling.BICUBIC
+    return _glyph(name, colour).resize((side, side), method)
 
 
 @lru_cache(maxsize=512)

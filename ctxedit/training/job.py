@@ -19,6 +19,8 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.locks import held
 from ctxedit.media.temporary import atomic, sweep
 from ctxedit.models.device import name_of
+from ctxedit.models.weights import BUILTIN_FOLDER
+from ctxedit.naming import VOCABULARY
 from ctxedit.training import record
 from ctxedit.training.components import Components, find_component, hashes, link_components
 from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train
@@ -322,10 +324,23 @@ class Training:
             task, recipe.schedule, self.state, self.weights, report=report,
             accelerator=accelerator, exported=exported, tensorboard=options.tensorboard,
             needs_export=lambda steps: options.export_again or self.needs_export(steps),
+            snapshot=self._prepare_snapshot,
         )  # fmt: skip
         if last.step == 0 and (saved := read_state(self.state_file)):
             last = Done(int(saved["step"]), float(saved.get("seconds", 0.0)), dict(saved.get("bad", {})))
         return last
+
+    def _prepare_snapshot(self, steps: int) -> Path:
+        """The folder for the weights after so many steps, in a copy of the pipeline that they belong to."""
+        models = self.models / "snapshots" / f"{steps:06d}"
+        models.mkdir(parents=True, exist_ok=True)
+        for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler", *_PIPELINE_FILES):
+            source = next((f / name for f in (self.models, BUILTIN_FOLDER) if (f / name).exists()), None)
+            if source is None or (models / name).exists() or name == self.recipe.folder:
+                continue
+            with atomic(models / name, True) as temporary:
+                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
+        return models / self.recipe.folder
 
     def write_record(self) -> Path:
         """Write the record of weights that lack one, from the state that they were exported from.
@@ -345,6 +360,10 @@ class Training:
         # States of the first version do not name the device, which was a CPU.
         facts = record.Facts(steps, seconds, len(saved.get("bad", {})), saved.get("device", "cpu"))
         return record.write(self.recipe, facts, self.models, record.started_from(self.state))
+
+
+#: Of a pipeline's folder, beside its components.
+_PIPELINE_FILES = ("model_index.json", VOCABULARY)
 
 
 def _continuing(part: str) -> list[str]:

@@ -105,6 +105,7 @@ def train(
     exported: Callable[[Done], None] = lambda done: None,
     tensorboard: Path | None = None,
     needs_export: Callable[[int], bool] = lambda steps: False,
+    snapshot: Callable[[int], Path] | None = None,
 ) -> nn.Module:
     """Train ``task`` to the end of its schedule, resuming from ``state`` if there is one.
 
@@ -120,6 +121,7 @@ def train(
         tensorboard: folder for TensorBoard's event files.
         needs_export: whether the weights after this many steps are missing although ``weights`` exists; a
             finished training then exports them again.
+        snapshot: prepares the folder for the weights after so many steps, where the schedule has snapshots.
 
     Returns:
         The averaged model. On a CPU it is bit for bit a function of the seed, resumed or not.
@@ -135,6 +137,7 @@ def train(
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     loop = _Loop(task, schedule, state, weights, accelerator or make_accelerator(schedule), exported)
+    loop.snapshot = snapshot
     end = min(schedule.steps, stop_after or schedule.steps)
     with ProgressLog(state, loop.done.step, end, schedule.images, report, tensorboard, loop.main) as log:
         if loop.main and loop.done.step >= end and (not weights.is_dir() or needs_export(loop.done.step)):
@@ -157,6 +160,7 @@ class _Loop:
     ) -> None:
         self.task, self.schedule, self.accelerator = task, schedule, accelerator
         self.state, self.weights, self.exported = state / "state.pt", weights, exported
+        self.snapshot: Callable[[int], Path] | None = None
         self.main = accelerator.is_main_process
         self.trained = [p for p in task.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -181,6 +185,8 @@ class _Loop:
                 row, stop = self._one(step, batches, received)
                 self.done.step, self.done.seconds = step + 1, before + time.monotonic() - began
                 log.add(step, row | ({"bad": len(self.done.bad)} if self.done.bad else {}))
+                if self.main and self.snapshot is not None and self.schedule.is_snapshot(step + 1):
+                    self.export_to(self.snapshot(step + 1))
                 now = time.monotonic()
                 if now - saved > self.schedule.save_seconds or step + 1 == end or stop:
                     if self.main:
@@ -305,11 +311,15 @@ class _Loop:
 
     def export(self) -> None:
         """Export the averaged weights."""
+        self.export_to(self.weights)
+        self.exported(self.done)
+
+    def export_to(self, folder: Path) -> None:
+        """Export the averaged weights into another folder."""
         model = self.average.module
         if self.accelerator.device.type != "cpu":
             model = copy.deepcopy(model).cpu()
-        export(self.task, model, self.weights)
-        self.exported(self.done)
+        export(self.task, model, folder)
 
 
 def read_state(file: Path, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:

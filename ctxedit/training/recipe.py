@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from ctxedit.config import merge
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.training.data import DataConfig
 from ctxedit.training.schedule import Schedule
 from ctxedit.training.tasks import base as tasks
@@ -26,7 +26,7 @@ else:
 #: ``data.size`` is a multiple of this: networks halve it up to four times.
 _MULTIPLE = 16
 #: Settings of the schedule that may change when a training is resumed.
-_RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate")
+_RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate", "snapshots")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def resolve(name: str) -> Recipe:
     if path.suffix == ".toml":
         return load(path)
     if name not in names():
-        raise ConfigError(f"no recipe {name!r}", f"the built-in recipes are: {', '.join(names())}")
+        guess = did_you_mean(name, names())
+        raise ConfigError(f"no recipe {name!r}", f"{guess}the built-in recipes are: {', '.join(names())}")
     if name in tasks.names():
         return parse(tasks.get(name).recipe_text(), name)
     return parse((tasks.RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)
@@ -180,7 +181,7 @@ def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Rec
         raise ConfigError(f"no schedule.{missing[0]}", "steps, batch and lr have no default")
     if data.size < _MULTIPLE or data.size % _MULTIPLE:
         raise ConfigError(f"data.size = {data.size}", f"must be a multiple of {_MULTIPLE}")
-    for key in ("steps", "batch", "accumulate"):
+    for key in ("steps", "batch", "accumulate", "snapshots"):
         if getattr(schedule, key) < 1:
             raise ConfigError(f"schedule.{key} = {getattr(schedule, key)}", "must be at least 1")
     return Recipe(

@@ -58,7 +58,7 @@ def _hashes(components: Iterable[str], weights: Path) -> dict[str, str]:
 
 
 def load(weights: Path) -> list[dict[str, Any]]:
-    """The saved rows: ``part``, ``figure``, ``value``, ``wanted``, ``count``, ``seed`` and ``files``."""
+    """The saved rows: as of :class:`Row`, with ``seed`` and ``files``."""
     try:
         rows = json.loads((weights / FILE).read_text())["rows"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -26,6 +26,8 @@ class Schedule:
         precision: ``no``, ``fp16`` or ``bf16``, as accelerate names them.
         workers: data loading processes per training process. None: with CUDA nearly all CPU cores, else one,
             because on a CPU they compete with the training itself.
+        snapshots: parts of equal length into which the training is divided: after each but the last, the
+            averaged weights are also exported into a model folder of their own, to be judged by samples.
     """
 
     steps: int
@@ -40,6 +42,11 @@ class Schedule:
     accumulate: int = 1
     precision: str = "no"
     workers: int | None = None
+    snapshots: int = 1
+
+    def is_snapshot(self, step: int) -> bool:
+        """Whether the weights after ``step`` steps are exported as a snapshot."""
+        return step in {round(part * self.steps / self.snapshots) for part in range(1, self.snapshots)}
 
     @property
     def images(self) -> int:

@@ -1,6 +1,7 @@
 """Every executor does every job and gives the same; a worker that dies costs its job nothing but time."""
 
 import pickle
+import threading
 import time
 from concurrent.futures import Future
 
@@ -93,21 +94,26 @@ def test_a_cluster_of_which_a_machine_is_lost_does_every_job(tmp_path, ray_clust
     ray.cloudpickle.register_pickle_by_value(toy)  # the cluster's processes do not see this folder
     second = ray_cluster.add()
 
-    class Killing(Log):
-        def ended(self, job, worker):
-            super().ended(job, worker)
-            if len(self.ended_at) == 2:
-                ray_cluster.remove_node(second, allow_graceful=False)
+    def lose():
+        toy.wait_for(tmp_path, (3, 4))
+        ray_cluster.remove_node(second, allow_graceful=False)
 
-    log = Killing()
+    losing, log = threading.Thread(target=lose, daemon=True), Log()
+    losing.start()
     with Cluster(ray_cluster.address, Needs()) as executor:
         assert executor.workers == 2 and executor.describe().startswith("2 workers on the Ray cluster")
-        found = list(executor.run(Squares(tmp_path, pause=1.0), JOBS, log))
-    numbers = sorted((job, result) for job, result in found if isinstance(result, int))
-    assert numbers == WANTED
-    tried = sorted((tmp_path / "done.txt").read_text().split())
-    assert len(tried) in (5, 6) and set(tried) == set("12345"), "nothing is done again but what was lost"
+        # Both machines have a worker before the first job ends; both are at work when one is lost.
+        assert run(executor, Squares(tmp_path, meet=(1, 2)), [1, 2])[0] == [(1, 1), (2, 4)]
+        found = list(executor.run(Squares(tmp_path, meet=(3, 4), pause=5.0), [3, 4, 5, 6], log))
+    losing.join(60)
+    assert sorted((job, result) for job, result in found if isinstance(result, int)) == [
+        (3, 9), (4, 16), (5, 25), (6, 36),
+    ]  # fmt: skip
+    tried = (tmp_path / "done.txt").read_text().split()
+    assert len(tried) == 7 and set(tried) == set("123456"), "one job is done again, which was lost"
+    assert tried.count("3") + tried.count("4") == 3
     assert {worker[:9] for _, worker in log.started_at} == {"worker 1 ", "worker 2 "}
+    assert any("died: worker" in text for text in log.warnings)
     facts = [result for _, result in found if not isinstance(result, int)]
     assert {fact["threads"] for fact in facts} == {1} == {fact["prepared"] for fact in facts}
 

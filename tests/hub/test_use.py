@@ -98,6 +98,30 @@ class TestUse:
         assert call(*run, "--runs", tmp_path / "runs").code == 3
         assert not hub.requests
 
+    @pytest.mark.parametrize(
+        ("said", "inside"),
+        [("artist/style", "pytorch_lora_weights.safetensors"), ("artist/style/old/v1.safetensors:0.5", None)],
+    )
+    def test_a_lora_is_fetched_with_the_model(self, hub, sd14_files, tmp_path, said, inside):
+        import torch
+        from safetensors.torch import save
+
+        layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+        a, b = torch.ones(1, 32), torch.ones(16, 1)
+        data = save({f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b})
+        names = ("pytorch_lora_weights.safetensors", "old/v1.safetensors", "step-100.safetensors")
+        hub.add(SD14, sd14_files)
+        hub.add("artist/style", dict.fromkeys(names, data) | {"README.md": b"style"})
+        planned = picture(tmp_path, "--lora", said, "--dry-run", "--json").table["downloads"]
+        assert [one["for"] for one in planned] == ["the model", "the LoRA"]
+        assert planned[1]["bytes"] == len(data)
+        answer = picture(tmp_path, "--lora", said)
+        assert answer.code == 0, answer.err
+        sent = {k for k in hub.sent if k.startswith("artist/style/")}
+        assert sent == {f"artist/style/{inside or 'old/v1.safetensors'}"}
+        hub.requests.clear()
+        assert picture(tmp_path, "--lora", said, "--offline", "-y").code == 0 and not hub.requests
+
     def test_bench_asks_too(self, hub, sd14_files, clip_files, clip, tmp_path, monkeypatch):
         from ctxedit.cli import fetching
         from ctxedit.metrics.evaluate import CLIP

@@ -56,10 +56,8 @@ class Bench:
             )  # fmt: skip
 
     def loss(self, config, step=0, x=X):
-        from contextlib import nullcontext
-
         with self.backbone.attention(AttentionConfig()), torch.no_grad():
-            return _loss(self.backbone, x, self.context, VIEW, config, self.shift, 0, step, nullcontext)
+            return _loss(self.backbone, x, self.context, VIEW, config, self.shift, 0, step)
 
     def everything(self):
         """Every parameter, by name."""

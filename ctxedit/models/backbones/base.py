@@ -32,9 +32,11 @@ from ctxedit.files import read_json
 from ctxedit.models.attention import FrameView, current_view, frame_attention
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.embedding import Embedding
 from ctxedit.models.families import family_named
 from ctxedit.models.group_norm import statistics_over_clip
-from ctxedit.models.sizes import Sizes
+from ctxedit.models.lora import Lora
+from ctxedit.models.sizes import AT_ONCE, Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
 from ctxedit.naming import VOCABULARY
@@ -65,6 +67,10 @@ class Backbone(ABC):
         multiple: frame sides must be multiples of this.
         latent_channels: C of the latents.
         context_width, context_length: D and L of a condition's tokens.
+        chunks: how many times the text encoder's length a condition has.
+        at_once: frames that the autoencoder takes at a time.
+        learned_tokens: of the embeddings that were added.
+        long_prompts: whether prompts longer than that are encoded in chunks; otherwise they are refused.
         control: the ControlNet beside the denoiser, or None.
         final_alpha: ᾱ_0 of :meth:`levels`: 1, or as the checkpoint's scheduler says; a family whose clean
             data has no noise has no use for it.
@@ -73,6 +79,8 @@ class Backbone(ABC):
     #: Subfolders of a checkpoint that are needed, those with weights first.
     networks_in: ClassVar[tuple[str, ...]]
     others_in: ClassVar[tuple[str, ...]]
+    #: diffusers' mixin that reads LoRA files for this family; None takes none.
+    lora_loader: ClassVar[str | None] = None
 
     name: str
     path: Path
@@ -86,6 +94,10 @@ class Backbone(ABC):
     latent_channels: int
     context_width: int
     context_length: int
+    chunks: int = 1
+    long_prompts: bool = False
+    learned_tokens: tuple[str, ...] = ()
+    at_once: int = AT_ONCE
     control: Control | None
     final_alpha: Literal["one", "checkpoint"] = "one"
 
@@ -113,15 +125,28 @@ class Backbone(ABC):
     def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:
         """Raise InputError for a prompt longer than the text encoder takes, as far as files tell."""
 
+    @classmethod
+    def unet_config(cls, checkpoint: Checkpoint) -> Any:
+        """The denoiser's config, as far as it is known before loading; for diffusers' LoRA reader."""
+        return None
+
+    def merge(self, lora: Lora) -> None:
+        """Add a LoRA, read with :func:`ctxedit.models.lora.read_lora`, to the weights."""
+        raise WeightsError(f"{self.name} takes no LoRA", "leave out --lora")
+
+    def embed_tokens(self, embedding: Embedding) -> None:
+        """Make a textual inversion's token known to prompts."""
+        raise WeightsError(f"{self.name} takes no embeddings", "leave out --embedding")
+
     # -- frames and words --------------------------------------------------------------------------
 
     @abstractmethod
-    def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
-        """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f), in slices of ``chunk`` frames."""
+    def encode(self, frames: NDArray[np.uint8], chunk: int | None = None) -> Tensor:
+        """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f), ``chunk`` or ``at_once`` at a time."""
 
     @abstractmethod
-    def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
-        """Scaled latents (F, C, h, w) to RGB uint8 (F, H, W, 3), in slices of ``chunk`` frames."""
+    def decode(self, latents: Tensor, chunk: int | None = None) -> NDArray[np.uint8]:
+        """Scaled latents (F, C, h, w) to RGB uint8 (F, H, W, 3), ``chunk`` or ``at_once`` at a time."""
 
     @abstractmethod
     def condition(self, texts: Sequence[str]) -> Condition:
@@ -145,20 +170,47 @@ class Backbone(ABC):
         """
         text = unicodedata.normalize("NFC", text)  # as the tokenizer sees it
         places = self.token_spans(text)
-        room = self.context_length - 2
-        if len(places) > room:
+        room = self.context_length // self.chunks - 2
+        if len(places) > room and not self.long_prompts:
             rest = split_words(text[places[room][0] :])
             raise InputError(
                 f"the prompt has {len(places)} tokens, {self.name} takes {room}",
-                f"shorten it: from {rest[0]!r} on it would be cut",
+                f"shorten it: from {rest[0]!r} on it would be cut; or --set edit.long_prompts=true",
             )
         starts = [m.start() for m in _WORD.finditer(text) if not any(a < m.start() < b for a, b in places)]
         found = []
         for start, end in itertools.pairwise([*starts, len(text)]):
-            tokens = tuple(at for at, (a, _) in enumerate(places, 1) if start <= a < end)
+            tokens = tuple(self._place(n) for n, (a, _) in enumerate(places) if start <= a < end)
             if tokens:
                 found.append(Word(text[start:end].strip(), tokens))
         return found
+
+    def _place(self, n: int) -> int:
+        """Where a condition has the n-th token of a prompt: each chunk has a start and an end token."""
+        length = self.context_length // self.chunks
+        return n // (length - 2) * length + 1 + n % (length - 2)
+
+    def token_weights(self, text: str, spans: Sequence[tuple[int, int, float]]) -> Tensor:
+        """(L,): weights of a prompt's tokens, from (start, end, weight) of its characters; 1 elsewhere."""
+        weights = torch.ones(self.context_length)
+        for n, (begin, _) in enumerate(self.token_spans(text)):
+            for start, end, weight in spans:
+                if start <= begin < end:
+                    weights[self._place(n)] = weight
+        return weights
+
+    @contextmanager
+    def room_for(self, texts: Sequence[str]) -> Iterator[None]:
+        """Conditions have as many chunks as the longest of the prompts needs, if long ones are asked for."""
+        before, length = self.chunks, self.context_length // self.chunks
+        if self.long_prompts:
+            longest = max(len(self.token_spans(text)) for text in texts)
+            self.chunks = max(before, -(-longest // (length - 2)))
+        self.context_length = length * self.chunks
+        try:
+            yield
+        finally:
+            self.chunks, self.context_length = before, length * before
 
     # -- noise levels ------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ class StableDiffusionXL(StableDiffusion):
     added_embedding: ClassVar[str | None] = "text_time"
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder", "text_encoder_2")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2", "scheduler")
+    lora_loader: ClassVar[str | None] = "StableDiffusionXLLoraLoaderMixin"
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class StableDiffusionXL(StableDiffusion):
             first = self.text_encoder(self._ids(self.tokenizer, texts), output_hidden_states=True)
         with self._visiting(self.text_encoder_2):
             second = self.text_encoder_2(self._ids(self.tokenizer_2, texts), output_hidden_states=True)
-        tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        pooled = second.text_embeds
+        tokens = self._joined(torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1))
+        pooled = second.text_embeds[:: self.chunks]  # a long prompt's first chunk
         if self._zeros_for_empty:
             keep = torch.tensor([bool(text) for text in texts], device=tokens.device).to(tokens.dtype)
             tokens, pooled = tokens * keep[:, None, None], pooled * keep[:, None]

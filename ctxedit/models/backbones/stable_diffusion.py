@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,10 @@ from ctxedit.models.backbones.base import Backbone
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.device import latent_dtype, storage_dtype
+from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
+from ctxedit.models.lora import Lora, merge_lora
 from ctxedit.models.sizes import Sizes, Weight, header, read_json, tensor_weight, weigh, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
@@ -54,6 +58,7 @@ class StableDiffusion(Backbone):
     added_embedding: ClassVar[str | None] = None
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
+    lora_loader: ClassVar[str | None] = "StableDiffusionLoraLoaderMixin"
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class StableDiffusion(Backbone):
         self.text_encoder, self.tokenizer = loaded["text_encoder"], loaded["tokenizer"]
         self.device, self.dtype = device, dtype
         self.control: Control | None = None
+        self._embedded: dict[int, dict[int, list[int]]] = {}
         self._scheduler = loaded["scheduler"].config
         self.prediction = self._scheduler.prediction_type
         self.alphas_cumprod = alphas_cumprod(self._scheduler)
@@ -135,6 +141,25 @@ class StableDiffusion(Backbone):
         check_scheduler(checkpoint)
 
     @classmethod
+    def unet_config(cls, checkpoint: Checkpoint) -> Any:
+        if checkpoint.form == "file":
+            return None
+        return SimpleNamespace(**read_json(checkpoint.path / "unet/config.json"))
+
+    def merge(self, lora: Lora) -> None:
+        merge_lora(lora, type(self), {n: getattr(self, n) for n in self.networks_in if n != "vae"})
+
+    def embed_tokens(self, embedding: Embedding) -> None:
+        for part in embedding.vectors:
+            names = (part, f"tokenizer{part.removeprefix('text_encoder')}")
+            encoder, tokenizer = (getattr(self, name, None) for name in names)
+            if encoder is None or tokenizer is None:
+                raise WeightsError(f"{self.name} has no {part}", "leave out the embedding")
+            ids = add_embedding(embedding, self.name, tokenizer, encoder, part)
+            self._embedded.setdefault(id(tokenizer), {})[ids[0]] = ids
+        self.learned_tokens = (*self.learned_tokens, embedding.token)
+
+    @classmethod
     def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:
         if checkpoint.form == "file":
             return
@@ -148,7 +173,7 @@ class StableDiffusion(Backbone):
                 cut = tokenizer.decode(ids[room + 1 : -1]).strip()
                 raise InputError(
                     f"the prompt has {len(ids) - 2} tokens, the text encoder takes {room}: “{text[:40]}…”",
-                    f"shorten it: this would be cut: “{cut[:80]}”",
+                    f"shorten it: this would be cut: “{cut[:80]}”; or --set edit.long_prompts=true",
                 )
 
     @classmethod
@@ -194,15 +219,17 @@ class StableDiffusion(Backbone):
     # -- frames and words --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, frames: NDArray[np.uint8], chunk: int = 4) -> Tensor:
+    def encode(self, frames: NDArray[np.uint8], chunk: int | None = None) -> Tensor:
         """RGB uint8 (F, H, W, 3) to scaled latents (F, C, H/f, W/f): the posterior's mean, in slices."""
+        chunk = chunk or self.at_once
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1
         with self._visiting(self.vae):
             means = [self.vae.encode(part).latent_dist.mean for part in pixels.split(chunk)]
-        return (torch.cat(means) * self.vae.config.scaling_factor).to(self.dtype)
+        return (torch.cat(means) * self.vae.config.scaling_factor).to(latent_dtype(self.dtype))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, chunk: int = 4) -> NDArray[np.uint8]:
+    def decode(self, latents: Tensor, chunk: int | None = None) -> NDArray[np.uint8]:
+        chunk = chunk or self.at_once
         scaled = (latents / self.vae.config.scaling_factor).to(self.device, self.vae.dtype)
         with self._visiting(self.vae):
             pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(chunk)])
@@ -213,19 +240,40 @@ class StableDiffusion(Backbone):
     def condition(self, texts: Sequence[str]) -> Condition:
         """The text encoder's last hidden state."""
         with self._visiting(self.text_encoder):
-            return Condition(self.text_encoder(self._ids(self.tokenizer, texts)).last_hidden_state)
+            found = self.text_encoder(self._ids(self.tokenizer, texts)).last_hidden_state
+        return Condition(self._joined(found))
 
     def _ids(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-        length = self.context_length
-        ids = tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-        found: Tensor = ids.to(self.device)
-        return found
+        """Token ids (texts·chunks, L / chunks), a text's chunks after one another."""
+        length = self.context_length // self.chunks
+        if self.chunks == 1 and not self._embedded:
+            ids = tokenizer(
+                list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).input_ids
+            found: Tensor = ids.to(self.device)
+            return found
+        rows = []
+        for text in texts:
+            tokens = [token for token, _ in self._tokens(tokenizer, text)]
+            for at in range(self.chunks):
+                part = tokens[at * (length - 2) : (at + 1) * (length - 2)]
+                row = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
+                rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
+        return torch.tensor(rows, device=self.device)
+
+    def _joined(self, tokens: Tensor) -> Tensor:
+        """(texts·chunks, l, D) to (texts, chunks·l, D)."""
+        return tokens.reshape(-1, self.chunks * tokens.shape[1], tokens.shape[2])
+
+    def _tokens(self, tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """A text's token ids and their characters; an embedding's token stands for all of its vectors."""
+        known = self._embedded.get(id(tokenizer), {})
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        pairs = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
+        return [(each, span) for token, span in pairs for each in known.get(token, [token])]
 
     def token_spans(self, text: str) -> list[tuple[int, int]]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return list(encoded.offset_mapping)
+        return [span for _, span in self._tokens(self.tokenizer, text)]
 
     @contextmanager
     def _visiting(self, module: nn.Module) -> Iterator[None]:
@@ -313,7 +361,10 @@ def parts(
         ResourceError: not enough memory.
     """
     try:
-        out = family.load_parts(checkpoint, dtype)
+        stored = storage_dtype(dtype, device)
+        out = family.load_parts(checkpoint, stored)
+        if stored != dtype:
+            nn.Module.to(out["unet"], dtype)  # diffusers' own warns of modules that it does not have
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"not enough memory for {checkpoint.name}", "take a smaller model or dtype"

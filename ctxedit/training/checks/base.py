@@ -20,13 +20,23 @@ from ctxedit.training.components import find_component
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure of a part, over ``count`` samples; the goal is reached at ``wanted`` or above."""
+    """One measured figure of a part, over ``count`` samples; the goal is reached at ``wanted`` or above.
+
+    With ``lower`` it is reached at ``wanted`` or below. ``interval``: of the value, at 95 %, where known.
+    """
 
     part: str
     figure: str
     value: float
     wanted: float
     count: int
+    interval: tuple[float, float] | None = None
+    lower: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether the goal is reached."""
+        return self.value <= self.wanted if self.lower else self.value >= self.wanted
 
 
 @dataclass(frozen=True)

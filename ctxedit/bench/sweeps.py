@@ -1,0 +1,230 @@
+"""Text to image over guidance scales or training steps, judged by samples (figures 10, 11 and 12).
+
+Every point of a curve is a set of images of the same captions with the same noise, scored as a set: FID on
+CLIP features against drawn or real images of these captions, CLIP score, and for drawn compositions the
+share of images in which the composition judge finds every object, colour, count and place right.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctxedit.bench import coco
+from ctxedit.config import Config, merge
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.text_to_image import own_adapter
+from ctxedit.errors import ConfigError
+from ctxedit.media.stills import read_image
+from ctxedit.media.temporary import atomic
+from ctxedit.media.write import write_image
+from ctxedit.metrics.images.scores import Extractors, Score, score
+from ctxedit.metrics.images.sets import ImageSet, open_set
+from ctxedit.metrics.intervals import wilson
+from ctxedit.runs import slug
+from ctxedit.synthetic import compositions
+from ctxedit.synthetic.composition_captions import caption
+from ctxedit.synthetic.composition_judge import load
+from ctxedit.synthetic.composition_verdict import judge, look
+from ctxedit.synthetic.compositions import KINDS, Composed
+
+KEYS = ("fid", "clip_score")
+#: The judge's figure; of drawn compositions alone.
+ALL_RIGHT = "all_right"
+_SNAPSHOTS = "snapshots"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the comparison.
+
+    Attributes:
+        label: names its curve.
+        path: a model as ``--model`` takes it.
+        steps: training steps, of a snapshot; None for a whole model.
+    """
+
+    label: str
+    path: str
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What to generate, and what to compare it with.
+
+    Attributes:
+        items: captions; each with the image that it belongs to.
+        reference: these images.
+        composed: the compositions that the captions describe; empty for captions of photographs.
+    """
+
+    items: tuple[coco.Item, ...]
+    reference: ImageSet
+    composed: tuple[Composed, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One set of images: of which model, at which guidance, and its scores by key."""
+
+    model: Model
+    guidance: float
+    scores: dict[str, Score]
+
+
+def drawn(count: int, seed: int, folder: Path) -> Captions:
+    """Captions of held-out compositions, the kinds in turn, with the drawn images in ``folder``."""
+    rng = np.random.default_rng((seed, 5))
+    composed = [compositions.draw(rng, test=True, kind=KINDS[i % len(KINDS)]) for i in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for number, one in enumerate(composed):
+        item = coco.Item(number, folder / f"{number:012d}.png", caption(one))
+        write_image(item.image, compositions.see(one.scene, 0.5)[0], overwrite=True)
+        items.append(item)
+    files = tuple(item.image for item in items)
+    return Captions(tuple(items), open_set(folder, None, files), tuple(composed))
+
+
+def snapshots(model: str) -> list[Model]:
+    """A trained model and its snapshots, by training steps.
+
+    Args:
+        model: the folder that ``ctxedit train`` wrote.
+
+    Raises:
+        ConfigError: no snapshots there.
+    """
+    folder = Path(model)
+    found = sorted(p for p in (folder / _SNAPSHOTS).glob("[0-9]*") if p.is_dir())
+    if not found:
+        raise ConfigError(
+            f"{model} has no snapshots", "train with schedule.snapshots = 4, as the recipe arm-plain does"
+        )
+    parts = [Model(folder.name, str(p), int(p.name)) for p in found]
+    step = parts[0].steps or 0
+    whole = max(part.steps or 0 for part in parts) + step
+    return [*parts, Model(folder.name, model, whole)]
+
+
+def measure(
+    models: Sequence[Model],
+    guidances: Sequence[float],
+    captions: Captions,
+    config: Config,
+    networks: Extractors,
+    out: Path,
+    reporter: Reporter,
+    offline: bool = False,
+) -> list[Point]:
+    """Generate the images of every model at every guidance scale and score them; resumes what is there.
+
+    Args:
+        models: a model's own context adapter is used where it has one.
+        guidances: classifier-free guidance scales; 1 is none.
+        captions: from :func:`drawn`, or of COCO's.
+        config: seed, steps and the rest of sampling.
+        networks: for FID and CLIP score.
+        out: a folder for each set of images is created here.
+        reporter: is told of progress.
+        offline: fetch nothing.
+
+    Raises:
+        OutputError: ``out`` has images of other settings.
+    """
+    points = []
+    texts = [item.caption for item in captions.items]
+    for model in models:
+        for guidance in guidances:
+            settings = merge(config, {"model": model.path, "edit": {"guidance": guidance}})
+            name = model.label if model.steps is None else f"{model.label}-{model.steps}"
+            folder = out / f"{slug(name)}-g{guidance:g}"
+            adapter = own_adapter(settings)
+            files = coco.make(captions.items, folder, settings, offline, False, reporter, adapter)
+            images = open_set(folder, captions.reference.side, tuple(files))
+            found = {
+                s.key: s for s in score(images, captions.reference, networks, KEYS, texts, reporter.warn)
+            }
+            if captions.composed:
+                found[ALL_RIGHT] = _judged(files, captions.composed)
+            points.append(Point(model, guidance, found))
+            reporter.say(f"{name}, guidance {guidance:g}: {_line(found)}")
+    return points
+
+
+def _judged(files: Sequence[Path], composed: Sequence[Composed]) -> Score:
+    from ctxedit.models.weights import BUILTIN_FOLDER
+
+    network = load(BUILTIN_FOLDER / "composition-judge")
+    seen = look(network, np.stack([read_image(file) for file in files]))
+    right = [judge(c.composition, s.objects).all_right for c, s in zip(composed, seen, strict=True)]
+    low, high = wilson(sum(right), len(right))
+    return Score(
+        ALL_RIGHT, "all right", "higher", 3, float(np.mean(right)), low, high, len(right), 0,
+        "composition judge", "Wilson's score interval",
+    )  # fmt: skip
+
+
+def _line(found: dict[str, Score]) -> str:
+    return ", ".join(f"{s.title} {s.value:.{s.digits}f}" for s in found.values())
+
+
+def rows(points: Sequence[Point]) -> list[dict[str, str | int | float | None]]:
+    """A row for each figure of each point."""
+    return [
+        {
+            "model": point.model.label, "steps": point.model.steps, "guidance": point.guidance, "metric": key,
+            "value": one.value, "low": one.low, "high": one.high, "images": one.generated,
+            "features": one.features,
+        }
+        for point in points
+        for key, one in point.scores.items()
+    ]  # fmt: skip
+
+
+def write(points: Sequence[Point], out: Path, name: str, along: Callable[[Point], float], label: str) -> None:
+    """Write ``NAME.csv`` and ``NAME.png`` into ``out``.
+
+    Args:
+        points: in the order of the curves.
+        out: folder.
+        name: of both files.
+        along: a point's place on the horizontal axis.
+        label: of that axis.
+    """
+    table = rows(points)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    with atomic(out / f"{name}.csv", True) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    with atomic(out / f"{name}.png", True) as temporary:
+        _draw(points, temporary, along, label)
+
+
+def _draw(points: Sequence[Point], file: Path, along: Callable[[Point], float], label: str) -> None:
+    from matplotlib.figure import Figure
+
+    keys = list(points[0].scores)
+    figure = Figure(figsize=(4.2 * len(keys), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(keys), squeeze=False)[0]
+    for axis, key in zip(axes, keys, strict=True):
+        for model in dict.fromkeys(point.model.label for point in points):
+            own = sorted((p for p in points if p.model.label == model), key=along)
+            scores = [p.scores[key] for p in own]
+            places = [along(p) for p in own]
+            axis.plot(places, [s.value for s in scores], marker="o", label=model)
+            if all(s.low is not None and s.high is not None for s in scores):
+                axis.fill_between(places, [s.low for s in scores], [s.high for s in scores], alpha=0.15)
+        one = points[0].scores[key]
+        axis.set(xlabel=label, title=f"{one.title} ({one.better} is better)")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(file, format="png", dpi=110)

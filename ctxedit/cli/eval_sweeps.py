@@ -1,0 +1,224 @@
+"""``ctxedit eval guidance``, ``convergence`` and ``cost``: text to image by samples, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Base, Judging, Sampling, Talk
+from ctxedit.cli.output import Screen, print_table
+from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ctxedit.bench.sweeps import Model, Point
+
+_LEAST = 10
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL…", help="Models to compare, as --model takes them; one curve each.", show_default=False
+    ),
+]
+Trained = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FOLDER…",
+        help="Folders that `ctxedit train` wrote, with snapshots; one curve each.",
+        show_default=False,
+    ),
+]
+Values = Annotated[str, typer.Option("--values", metavar="A,B,C", help="Classifier-free guidance scales.")]
+Count = Annotated[int, typer.Option("--count", min=_LEAST, help="Captions, and images of each set.")]
+Coco = Annotated[
+    Path | None,
+    typer.Option(
+        "--coco",
+        metavar="FILE",
+        help="Captions in COCO's format, instead of drawn compositions; needs --images.",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    Path | None, typer.Option("--images", metavar="DIR", help="COCO's images.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for images, CSV and PNG.")]
+
+
+def guidance(
+    models: Models,
+    base: Base,
+    judging: Judging,
+    sampling: Sampling,
+    talk: Talk,
+    values: Values = "1.5,3,5,7,9",
+    count: Count = 200,
+    coco: Coco = None,
+    images: Images = None,
+    out: Out = Path("guidance"),
+) -> None:
+    """Compare text-to-image models over guidance scales and print a table with 95 % intervals.
+
+    Images of the same held-out captions, with the same noise, are generated at every scale and scored: FID
+    on CLIP features, CLIP score and, for drawn compositions, the share of images in which the judge finds
+    everything right. Writes guidance.csv and guidance.png. Run the same command again to resume.
+    """
+    from ctxedit.bench.sweeps import Model
+
+    scales = _numbers(values)
+    chosen = [Model(_label(name, models), name) for name in models]
+    _run(
+        chosen, scales, count, (coco, images), out, (base, judging, sampling), talk,
+        ("guidance", lambda point: point.guidance, "guidance scale"),
+    )  # fmt: skip
+
+
+def convergence(
+    models: Trained,
+    base: Base,
+    judging: Judging,
+    sampling: Sampling,
+    talk: Talk,
+    count: Count = 200,
+    coco: Coco = None,
+    images: Images = None,
+    out: Out = Path("convergence"),
+) -> None:
+    """Compare trainings over their steps, by samples of their snapshots, and print a table.
+
+    As `ctxedit eval guidance`, at --guidance, for every snapshot that a training exported
+    (schedule.snapshots). Writes convergence.csv and convergence.png.
+    """
+    from ctxedit.bench import sweeps
+
+    chosen = [one for name in models for one in sweeps.snapshots(name)]
+    _run(
+        chosen, None, count, (coco, images), out, (base, judging, sampling), talk,
+        ("convergence", lambda point: float(point.model.steps or 0), "training steps"),
+    )  # fmt: skip
+
+
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images of a training step.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
+
+
+def cost(
+    base: Base,
+    sampling: Sampling,
+    talk: Talk,
+    batch: Batch = 4,
+    repeats: Repeats = 5,
+) -> None:
+    """Measure what the context adapter costs: parameters, seconds per training image and per image.
+
+    The plain denoiser and the same one with the adapter (the model's own, or one of the preset's sizes) take
+    turns on this machine, so that the ratios hold where the seconds do not.
+    """
+    screen = Screen(talk.quiet, talk.json)
+    config = asked.settings(base, screen, sampling)
+
+    from ctxedit.bench import cost as costs
+    from ctxedit.cli.progress import teller
+
+    with resumable(None):
+        found = costs.measure(config, batch, repeats, teller(screen), base.offline)
+    rows = [row.table(found[0]) for row in found]
+    if screen.json:
+        screen.result("", {"model": config.model, "rows": rows})
+        return
+    lines = [("", "parameters", "s per training image", "ratio", "s per image", "ratio")]
+    for row in rows:
+        seconds = [f"{row[key]:.3g}" for key in ("seconds_per_training_image", "seconds_per_image")]
+        ratios = [f"{row[key]:.2f}" for key in ("training_ratio", "sampling_ratio")]
+        lines.append(
+            (str(row["way"]), f"{row['parameters']:,}", seconds[0], ratios[0], seconds[1], ratios[1])
+        )
+    print_table(lines)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or not all(math.isfinite(v) and v >= 1 for v in found):
+        raise ConfigError(f"--values {text!r}", "guidance scales of 1 or more, e.g. 1.5,3,5")
+    return list(dict.fromkeys(found))
+
+
+def _label(name: str, names: Sequence[str]) -> str:
+    """A model's last name, or all of it where two models share that."""
+    last = Path(name).name or name
+    return last if sum(Path(other).name == last for other in names) == 1 else name
+
+
+def _run(
+    models: list[Model], scales: list[float] | None, count: int, real: tuple[Path | None, Path | None],
+    out: Path, options: tuple[Base, Judging, Sampling], talk: Talk,
+    plot: tuple[str, Callable[[Point], float], str],
+) -> None:  # fmt: skip
+    base, judging, sampling = options
+    screen = Screen(talk.quiet, talk.json)
+    config = asked.settings(base, screen, judging, sampling)
+    if len({model.path for model in models}) < len(models):
+        raise ConfigError("a model is named twice", "name each once")
+
+    from ctxedit.bench import coco, sweeps
+    from ctxedit.cli.eval_images import extractors
+    from ctxedit.cli.progress import teller
+    from ctxedit.config import merge
+    from ctxedit.media.temporary import check_writable
+    from ctxedit.metrics.images.sets import open_set
+    from ctxedit.models.weights import locate
+
+    told = teller(screen)
+    captions, images = real
+    if (captions is None) != (images is None):
+        raise ConfigError("--coco and --images belong together", "captions and the images that they are of")
+    for model in models:
+        locate(model.path, base.offline)
+    check_writable(out / ".ctxedit", True)
+    with resumable(out):
+        if captions is not None and images is not None:
+            items = tuple(coco.choose(captions, images, count, config.seed))
+            side = config.clip.size or 256
+            what = sweeps.Captions(items, open_set(images, side, tuple(i.image for i in items)))
+        else:
+            what = sweeps.drawn(count, config.seed, out / "reference")
+        networks = extractors(
+            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, told.warn
+        )
+        points = sweeps.measure(
+            models, scales or [config.edit.guidance], what, config, networks, out, told, base.offline
+        )
+        name, along, label = plot
+        sweeps.write(points, out, name, along, label)
+    _show(screen, points, out, name)
+
+
+def _show(screen: Screen, points: list[Point], out: Path, name: str) -> None:
+    from ctxedit.bench.sweeps import rows
+
+    files = {"csv": out / f"{name}.csv", "png": out / f"{name}.png"}
+    if screen.json:
+        screen.result("", {"rows": rows(points), **files})
+        return
+    keys = list(points[0].scores)
+    table = [("model", "steps", "guidance", *(points[0].scores[key].title for key in keys), "images")]
+    for point in points:
+        cells = []
+        for one in (point.scores[key] for key in keys):
+            bounds = "" if one.low is None else f" ({one.low:.{one.digits}f} to {one.high:.{one.digits}f})"
+            cells.append(f"{one.value:.{one.digits}f}{bounds}")
+        steps = "" if point.model.steps is None else str(point.model.steps)
+        count = str(point.scores[keys[0]].generated)
+        table.append((point.model.label, steps, f"{point.guidance:g}", *cells, count))
+    print_table(table)
+    screen.say(f"{files['csv']}, {files['png']}")

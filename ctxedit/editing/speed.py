@@ -1,0 +1,148 @@
+"""How long a pass of the network takes on this machine: measured as stages work, kept for the next plan."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ctxedit.config import Config
+from ctxedit.contents import cache_folder
+from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import CtxeditError
+from ctxedit.files import read_json
+from ctxedit.media.temporary import atomic
+
+_FILE = "speed.json"
+#: Shorter stages tell too little: loading and the first step are most of them.
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the speed of a stage depends on.
+
+    Attributes:
+        kind: ``tune``, ``upscale``, or ``pass`` for all other stages.
+        config: the settings.
+        device, dtype: a device's product name, a tensor's type.
+        size: (width, height) of the padded frames, in pixels.
+    """
+
+    kind: str
+    config: Config
+    device: str
+    dtype: str
+    size: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """What is measured apart: one network's passes on one device."""
+        config, attention = self.config, self.config.attention
+        parts = [
+            self.kind, config.model, self.device, self.dtype, attention.frames, attention.backend,
+            f"temporal {attention.temporal}", f"adapter {config.adapter.enabled}", config.control.kind,
+        ]  # fmt: skip
+        if self.kind == "tune":
+            parts.append(f"checkpointing {config.tune.gradient_checkpointing}")
+        if self.kind == "upscale":
+            parts.append(config.upscale.model)
+        return " | ".join(parts)
+
+    @property
+    def pixels(self) -> int:
+        """Of all frames together."""
+        return self.config.clip.frames * self.size[0] * self.size[1]
+
+
+def speed_kind(stage: str) -> str:
+    """The kind of work of a stage: with gradients or without, or of the upscaler."""
+    return stage if stage in ("tune", "upscale") else "pass"
+
+
+def seconds_of(work: Work, passes: int) -> float | None:
+    """How long passes of the network over the clip will take; None where nothing like it was measured.
+
+    Of clips of another size or length the nearest measured one counts, in proportion to the pixels.
+    """
+    measured = _measured(_read(), work)
+    if not measured:
+        return None
+    nearest = min(measured, key=lambda pixels: abs(pixels - work.pixels))
+    return passes * measured[nearest] * work.pixels / nearest
+
+
+def note(work: Work, seconds: float) -> None:
+    """Keep what one pass over the clip took: half of what was known, half new, so that estimates follow."""
+    table = _read()
+    measured = _measured(table, work)
+    measured[work.pixels] = (measured.get(work.pixels, seconds) + seconds) / 2
+    table[work.name] = measured
+    # A home that cannot be written costs nothing but the estimate.
+    with suppress(CtxeditError, OSError):
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / _FILE, True) as temporary:
+            temporary.write_text(json.dumps(table, indent=1))
+
+
+def _measured(table: dict[str, Any], work: Work) -> dict[int, float]:
+    """Seconds of a pass by the pixels of the clip; what is damaged is left out."""
+    known = table.get(work.name)
+    entries = known.items() if isinstance(known, dict) else ()
+    return {
+        int(pixels): seconds
+        for pixels, seconds in entries
+        if pixels.isdecimal() and int(pixels) and isinstance(seconds, float)
+    }
+
+
+def _read() -> dict[str, Any]:
+    with suppress(CtxeditError, OSError, RuntimeError):
+        if (file := cache_folder() / _FILE).is_file() and isinstance(
+            table := read_json(file, "speeds"), dict
+        ):
+            return table
+    return {}
+
+
+@dataclass
+class Stopwatch(Reporter):
+    """Hands everything on, and measures the steps of each task."""
+
+    inner: Reporter
+    each: list[float] = field(default_factory=list)
+    whole: bool = False
+
+    def say(self, text: str) -> None:
+        self.inner.say(text)
+
+    def warn(self, text: str) -> None:
+        self.inner.warn(text)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        at = [(time.perf_counter(), 0)]
+        with self.inner.task(name, total) as inner:
+
+            def step(done: int, text: str = "") -> None:
+                now, (before, last) = time.perf_counter(), at[0]
+                if done == last + 1:  # a tuning that goes on begins in the middle
+                    self.each.append(now - before)
+                at[0] = (now, done)
+                self.whole = len(self.each) == total
+                inner(done, text)
+
+            yield step
+
+    def seconds(self) -> float | None:
+        """Of all steps, the first taken for one like the others: much is done in it that is done once.
+
+        None for a task of few steps, and for one that was not seen from its beginning to its end.
+        """
+        later = self.each[1:]
+        return statistics.fmean(later) * len(self.each) if self.whole and len(later) >= _STEPS else None

@@ -1,0 +1,129 @@
+"""What a stage is: what its key depends on, how it is made and read, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctxedit.config import Config
+from ctxedit.editing.costs import Costs
+from ctxedit.editing.keys import Keys
+from ctxedit.editing.parts import Parts
+from ctxedit.editing.request import Request
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works on.
+
+    Attributes:
+        parts: networks, frames, masks.
+        name: the stage's name in the run folder.
+        key: the stage's key.
+        folder: the run folder; artefacts are written to it.
+        prompt: the source prompt.
+        target: of an edit; else empty.
+        edit_name: of an edit, its file name without suffix.
+        needed: values of the stages that this one needs, by name.
+        probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
+    """
+
+    parts: Parts
+    name: str = ""
+    key: str = ""
+    folder: Path = Path()
+    prompt: str = ""
+    target: str = ""
+    edit_name: str = ""
+    needed: Mapping[str, Any] = field(default_factory=dict)
+    probe: Callable[[int], float | None] = lambda step: None
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        return self.parts.request
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self.parts.config
+
+    @property
+    def frames_file(self) -> str:
+        """Where an edit's frames are kept, relative to the run folder."""
+        return f"edits/{self.edit_name}.safetensors"
+
+    @property
+    def upscaled_file(self) -> str:
+        """Where the same frames are kept at the upscaled size, relative to the run folder."""
+        return f"edits/{self.edit_name}-upscaled.safetensors"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage made.
+
+    Attributes:
+        value: what later stages take.
+        files: artefacts, relative to the run folder.
+        facts: noted in ``run.toml``.
+        outputs: files for the user, made by ``write`` at the paths that it is given, in the same order.
+        write: see ``outputs``.
+    """
+
+    value: Any = None
+    files: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[Path, ...] = ()
+    write: Callable[[list[Path]], None] = lambda staged: None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: of the stage; each target's is ``name/edit-name`` in the run folder.
+        key: of (keys, prompt, target); needs neither weights nor a caption.
+        make: does the work.
+        read: the value of a stage that is done.
+        needs: stages whose values it takes.
+        again: what is said to be done again where its files are damaged.
+        applies: whether the settings have it at all; where not, ``absent`` gives the value.
+        absent: see ``applies``.
+        each_target: whether it is done for each target.
+        keeps: whether it leaves artefacts, and is reused.
+        listed: whether the plan has a row for it.
+        optional: whether the row is left out where the stage does not apply.
+        passes: of the network over the clip, of (config, prompt or None, target).
+        peak: bytes of memory, of (costs, reused).
+        disk: bytes that it leaves.
+    """
+
+    name: str
+    key: Callable[[Keys, str, str], str]
+    make: Callable[[Job], Made]
+    read: Callable[[Job], Any]
+    needs: tuple[str, ...] = ()
+    again: str = ""
+    applies: Callable[[Config], bool] = lambda config: True
+    absent: Callable[[Job], Any] = lambda job: None
+    each_target: bool = False
+    keeps: bool = True
+    listed: bool = True
+    optional: bool = False
+    passes: Callable[[Config, str | None, str], int] = lambda config, prompt, target: 0
+    peak: Callable[[Costs, bool], int] = lambda costs, reused: 0
+    disk: Callable[[Costs], int] = lambda costs: 0
+
+    def name_of(self, keys: Keys, prompt: str, target: str = "") -> str:
+        """The stage's name in the run folder."""
+        return f"{self.name}/{keys.edit_name(prompt, target)}" if self.each_target else self.name
+
+    def rows(self, targets: Sequence[str]) -> list[tuple[str, str]]:
+        """The plan's rows, as (label, target)."""
+        if self.each_target and self.keeps:
+            return [(f"{self.name} “{target}”", target) for target in targets]
+        return [(self.name, "")]

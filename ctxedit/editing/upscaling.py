@@ -1,0 +1,85 @@
+"""Super-resolution of edits and of generated images: the stage, and how a cascade reaches a size."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from ctxedit.config import Config
+from ctxedit.editing.stage import Job, Made
+from ctxedit.errors import ConfigError
+from ctxedit.models.tensors import save_tensors
+from ctxedit.models.upscalers.base import SCALE, chunk_count, sampling_of
+from ctxedit.models.upscalers.checkpoints import defaults_of
+from ctxedit.models.weights import own_folder
+from ctxedit.prompts import plain
+
+#: ctxedit's own models generate images of up to this times the side they were trained at; larger ones repeat
+#: their content. Above it, images are upscaled.
+_REACH = 2
+
+
+def make(job: Job) -> Made:
+    """The edit's frames at four times their size, kept beside those at working size."""
+    upscaler, config = job.parts.upscaler, job.config
+    frames = job.needed["frames"]
+    total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(len(frames))
+    with job.parts.reporter.task(f"upscale “{job.target}”", total) as progress:
+        large = upscaler.upscale(
+            frames,
+            plain(job.target),
+            config.upscale,
+            config.seed,
+            progress=lambda done, _: progress(done, ""),
+        )
+    save_tensors(job.folder / job.upscaled_file, {"frames": torch.from_numpy(large)})
+    return Made(large, (job.upscaled_file,), {"upscaler": upscaler.name})
+
+
+def read(job: Job) -> NDArray[np.uint8]:
+    """RGB uint8 (F, 4h, 4w, 3)."""
+    frames: NDArray[np.uint8] = load_file(job.folder / job.upscaled_file)["frames"].numpy()
+    return frames
+
+
+def network_passes(config: Config) -> int:
+    """Passes of the upscaler over a clip's frames."""
+    if config.upscale.scale == 1:
+        return 0
+    how = sampling_of(config.upscale, defaults_of(config.upscale.model, own_folder(config.model)))
+    return how.steps * how.branches
+
+
+def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tuple[int, bool]:
+    """The side of an image as the denoiser generates it, and whether it is upscaled to ``clip.size``.
+
+    Args:
+        config: ``clip.size`` is the side of the result, 0 the model's own.
+        resolution, multiple: of the denoiser; images have its resolution, unless they are to have another
+            that is a multiple of ``multiple``.
+        own: whether the denoiser is one of ctxedit's own, which generate small images only.
+
+    Raises:
+        ConfigError: a size that cannot be reached.
+    """
+    asked = config.clip.size
+    upscaled = config.upscale.scale > 1
+    if upscaled:
+        asked = asked or resolution * SCALE
+    elif own and asked > _REACH * resolution:
+        upscaled = True
+    unit = multiple * (SCALE if upscaled else 1)
+    if asked % unit:
+        near = max(unit, round(asked / unit) * unit)
+        raise ConfigError(f"--size {asked} is no multiple of {unit}", f"take {near}")
+    if not upscaled:
+        return asked or resolution, False
+    if own and asked > _REACH * resolution * SCALE:
+        raise ConfigError(
+            f"--size {asked} cannot be reached: these models generate up to {_REACH * resolution} pixels, "
+            f"upscaled to {_REACH * resolution * SCALE}",
+            f"take {resolution * SCALE}, or a real checkpoint: --model sd15",
+        )
+    return asked // SCALE, True

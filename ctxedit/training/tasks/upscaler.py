@@ -1,0 +1,159 @@
+"""Super-resolution from 64 to 256 pixels: a pixel-space denoiser of the residual over bicubic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ctxedit.errors import ConfigError
+from ctxedit.models.upscalers import pixels
+from ctxedit.synthetic import composition_captions, compositions, scenes
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.components import Components
+from ctxedit.training.data import Data, DataConfig, Scenes
+from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.noise import noise_like
+from ctxedit.training.tasks.autoencoder import decibels
+from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.tasks.encoders import Encoders
+
+if TYPE_CHECKING:
+    from ctxedit.training.checks.base import Check
+
+#: Shares of compositions, of low resolutions that are drawn small, and of those that are decoded.
+_COMPOSITIONS, _DRAWN_SMALL, _DECODED = 0.2, 0.25, 0.5
+
+
+class LargeScenes(Scenes):
+    """Frames at the high resolution, and ``small``: the same frame drawn at the low resolution.
+
+    The latter is sharper than the average of the large one, and is what the latent denoiser was trained on.
+    A fifth are compositions, whose objects are smaller.
+    """
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene, rng = self.scene(index)
+        caption = scenes.caption(scene, rng)
+        if rng.random() < _COMPOSITIONS:
+            composed = compositions.draw(rng)
+            scene, caption = composed.scene, composition_captions.caption(composed, rng)
+        t = float(rng.random())
+        frame, _ = scenes.render_frame(scene, t, self.size)
+        small, _ = scenes.render_frame(scene, t, self.size // pixels.SCALE)
+        return {"image": to_tensor(frame), "small": to_tensor(small), "caption": caption}
+
+
+@register("upscaler")
+class UpscalerTask(Task):
+    """Squared error of the residual: two thirds at pure noise, where sampling starts, a third at any level.
+
+    The low-resolution picture is the average of the large one or, where the data is drawn, the frame drawn
+    small; either as it is or as the autoencoder gives it back, so that the network learns to repair what an
+    edit or a generated picture brings. Then noise is added to it (noise-conditioning augmentation, Ho et al.
+    2022), with a level that the network is told.
+
+    Args:
+        components: with ``vae``, ``text_encoder`` and ``tokenizer``.
+        data: images and captions; ``data.size`` is the high resolution.
+        channels: of each resolution, the first being a quarter of ``data.size``.
+        layers: residual blocks of each resolution.
+        head: channels of an attention head; there is attention at the lowest resolution only.
+        augment: highest level of added noise, in timesteps of :func:`~pixels.augmentation_scheduler`.
+        empty: share of captions replaced by the empty one.
+    """
+
+    folder = "upscaler"
+    requires = ("vae", "text_encoder")
+
+    def __init__(
+        self,
+        components: Components,
+        data: DataConfig,
+        *,
+        channels: list[int],
+        layers: list[int],
+        head: int,
+        augment: int = 20,
+        empty: float = 0.1,
+    ) -> None:
+        from diffusers import UNet2DConditionModel
+
+        if not 0 <= augment < 1000:
+            raise ConfigError(f"task.augment = {augment}", "must be from 0 to 999")
+        components.install("text_encoder", "tokenizer")
+        self.data = Data(data, LargeScenes)
+        self.encoders = Encoders(components)
+        self.scheduler, self.low_res_scheduler = pixels.residual_scheduler(), pixels.augmentation_scheduler()
+        self.augment, self.empty = augment, empty
+        self.model: Any = UNet2DConditionModel(
+            sample_size=data.size // pixels.SCALE,
+            in_channels=pixels.IN_CHANNELS,
+            out_channels=pixels.FOLDED,
+            down_block_types=["DownBlock2D"] * len(channels),
+            up_block_types=["UpBlock2D"] * len(channels),
+            block_out_channels=channels,
+            layers_per_block=layers,
+            norm_num_groups=16,
+            cross_attention_dim=self.encoders.width,
+            # In Stable Diffusion 1's configuration this key is the number of heads.
+            attention_head_dim=[max(1, c // head) for c in channels],
+            class_embed_type="timestep",
+        )
+        # A new network predicts a residual of zero: it begins as bicubic interpolation.
+        torch.nn.init.zeros_(self.model.conv_out.weight)
+        torch.nn.init.zeros_(self.model.conv_out.bias)
+
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        image = batch["image"]
+        n, device = len(image), image.device
+        self.encoders.to(device)
+        low = self._low(image, batch.get("small"), generator)
+        level = (torch.rand(n, generator=generator) ** 3 * (self.augment + 1)).long().to(device)
+        low = self.low_res_scheduler.add_noise(low, noise_like(low, generator), level)
+        base = pixels.bicubic(low)
+        wanted = pixels.fold(image - base) / pixels.RESIDUAL
+        drop = torch.rand(n, generator=generator) < self.empty
+        texts = ["" if d else c for d, c in zip(drop.tolist(), batch["caption"], strict=True)]
+        t = (torch.rand(n, generator=generator) * 3 * self.scheduler.config.num_train_timesteps).long()
+        t = t.clamp(max=self.scheduler.config.num_train_timesteps - 1).to(device)
+        noisy = self.scheduler.add_noise(wanted / pixels.NOISE, noise_like(wanted, generator), t)
+        with sdpa_kernel(SDPBackend.MATH):  # there are 256 positions: the flash kernel is slower in bf16
+            given = pixels.network_input(noisy, low, self.scheduler.alphas_cumprod.to(device)[t])
+            out = model(given, t, self.encoders.embed(texts, device), class_labels=level).sample
+        error = F.mse_loss(out.float(), wanted)
+        figures = {
+            "psnr": decibels(error * pixels.RESIDUAL**2),
+            "bicubic": decibels((image - base).square().mean()),
+        }
+        return error, {"loss": error.item(), **figures}
+
+    @torch.no_grad()
+    def _low(self, image: Tensor, small: Tensor | None, generator: torch.Generator) -> Tensor:
+        """The low-resolution pictures, of several kinds; see :class:`UpscalerTask`."""
+        low = F.avg_pool2d(image, pixels.SCALE)
+        pick = torch.rand(2, len(image), generator=generator).to(image.device)
+        if small is not None:
+            low = torch.where((pick[0] < _DRAWN_SMALL)[:, None, None, None], small, low)
+        if len(chosen := torch.nonzero(pick[1] < _DECODED)[:, 0]):
+            vae = self.encoders.vae
+            decoded = vae.decode(vae.encode(low[chosen]).latent_dist.mean).sample
+            low = low.index_copy(0, chosen, decoded.float().clamp(-1, 1))
+        return low
+
+    @classmethod
+    def checks(cls) -> tuple[Check, ...]:
+        from ctxedit.training.checks.upscaler import CHECK
+
+        return (CHECK,)
+
+    @torch.no_grad()
+    def export(self, model: Any, folder: Path) -> None:
+        """Save in fp16 with both schedulers."""
+        save_fp16(model, folder)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        self.low_res_scheduler.save_pretrained(folder / "low_res_scheduler")

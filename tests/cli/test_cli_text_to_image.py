@@ -1,0 +1,142 @@
+"""Text to image with a model's own adapter, tuning that starts from it, and sweeps judged by samples."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from ctxedit.models.adapter import ContextAdapter
+from ctxedit.training import recipe
+from ctxedit.training.job import Training
+
+ADAPTER = {"width": 32, "blocks": 1, "heads": 2, "patch": 2}
+# The built-in settings bound the shift; this adapter is free.
+SIZES = [
+    part for key, value in {**ADAPTER, "bound": 0}.items() for part in ("--set", f"adapter.{key}={value}")
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The built-in models, after two steps of joint training with a small adapter and a snapshot between."""
+    out = tmp_path_factory.mktemp("trained") / "arm"
+    one = recipe.resolve("arm-contextual")
+    short = {"steps": 2, "batch": 2, "lr": 1e-4, "precision": "no", "workers": 0, "snapshots": 2}
+    small = recipe.parse(one.text, one.name).changed(short, {"compositions": 0.5})
+    small.task["adapter"] = ADAPTER
+    Training(small, out / ".state", out).run(lambda row: None)
+    file = out / "adapter" / "adapter.safetensors"
+    adapter = ContextAdapter.load(file)
+    torch.nn.init.normal_(adapter.out.weight, std=0.5)  # two steps leave it next to zero
+    adapter.save(file)
+    return out
+
+
+def picture(ctxedit, model, path, *more):
+    result = ctxedit("t2i", "a cat on the beach", "--model", model, "--steps", 2, "-o", path, "-y",
+                     "--no-metadata", *more)  # fmt: skip
+    assert result.code == 0, result.err
+    return path.read_bytes()
+
+
+def test_t2i_uses_the_models_own_adapter_by_default(ctxedit, trained, tmp_path):
+    own = picture(ctxedit, trained, tmp_path / "own.png")
+    file = trained / "adapter" / "adapter.safetensors"
+    assert own == picture(ctxedit, trained, tmp_path / "named.png", "--adapter", file)
+    assert own != picture(ctxedit, trained, tmp_path / "plain.png", "--no-adapter")
+
+
+def test_adapter_and_no_adapter_contradict(ctxedit, trained, tmp_path):
+    file = trained / "adapter" / "adapter.safetensors"
+    result = ctxedit("t2i", "a cat", "--adapter", file, "--no-adapter", "-o", tmp_path / "a.png")
+    assert result.code == 2 and "--no-adapter" in result.err
+
+
+def plan_of(ctxedit, model, clip, *more):
+    return ctxedit(
+        "tune", clip, "--prompt", "a tiger", "--model", model, "--frames", 2, "--dry-run",
+        "--set", "tune.adapter_init=pretrained", *more,
+    )  # fmt: skip
+
+
+def test_tuning_starts_from_the_pretrained_adapter(ctxedit, trained, clip, tmp_path):
+    result = ctxedit(
+        "tune", clip, "--prompt", "a tiger", "--model", trained, "--frames", 2,
+        "--tune-steps", 1, *SIZES,
+        "--set", "tune.lr=1e-9", "--set", "tune.adapter_lr=1e-9", "--set", "tune.adapter_init=pretrained",
+        "--runs", tmp_path,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    (tuned,) = tmp_path.glob("*/tune/adapter.safetensors")
+    stored = load_file(trained / "adapter" / "adapter.safetensors")
+    assert_close(load_file(tuned), stored, atol=1e-3, rtol=0)
+
+
+def test_a_pretrained_adapter_of_other_sizes_is_refused_before_work(ctxedit, trained, clip):
+    result = plan_of(ctxedit, trained, clip)
+    assert result.code == 2 and "adapter.width" in result.err and "adapter.width=32" in result.err
+
+
+def test_a_model_without_an_adapter_is_refused_before_work(ctxedit, clip):
+    result = plan_of(ctxedit, "builtin", clip)
+    assert result.code == 2 and "has no adapter" in result.err
+
+
+def table(file):
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def test_convergence_compares_a_trainings_snapshots(ctxedit, trained, tmp_path):
+    ask = ("eval", "convergence", trained, "--count", 10, "--steps", 1, "-o", tmp_path)
+    result = ctxedit(*ask)
+    assert result.code == 0, result.err
+    rows = table(tmp_path / "convergence.csv")
+    assert [(r["steps"], r["metric"]) for r in rows] == [
+        (steps, metric) for steps in ("1", "2") for metric in ("fid", "clip_score", "all_right")
+    ]
+    right = next(r for r in rows if r["metric"] == "all_right")
+    assert 0 <= float(right["low"]) <= float(right["value"]) <= float(right["high"]) <= 1
+    assert (tmp_path / "convergence.png").read_bytes().startswith(b"\x89PNG")
+    images = {f: f.stat().st_mtime_ns for f in tmp_path.glob("arm-*/*.png")}
+    assert len(images) == 20
+    assert ctxedit(*ask).code == 0
+    assert images == {f: f.stat().st_mtime_ns for f in images}, "nothing is generated again"
+
+
+def test_guidance_is_swept_over_the_same_captions(ctxedit, tmp_path):
+    result = ctxedit(
+        "eval", "guidance", "builtin", "--values", "1,3", "--count", 10, "--steps", 1, "-o", tmp_path
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    rows = table(tmp_path / "guidance.csv")
+    assert [float(r["guidance"]) for r in rows if r["metric"] == "fid"] == [1, 3]
+    assert len({r["value"] for r in rows if r["metric"] == "fid"}) == 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (("guidance", "builtin", "--values", "1,x"), "--values"),
+        (("guidance", "builtin", "--values", "0.5"), "1 or more"),
+        (("guidance", "builtin", "builtin"), "twice"),
+        (("guidance", "builtin", "--coco", "captions.json"), "--images"),
+        (("convergence", "builtin"), "no snapshots"),
+    ],
+)
+def test_bad_sweeps_are_refused_before_work(ctxedit, tmp_path, ask, said):
+    result = ctxedit("eval", *ask, "-o", tmp_path / "out")
+    assert result.code == 2 and said in result.err, result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_cost_sets_the_adapter_beside_the_plain_denoiser(ctxedit, trained):
+    result = ctxedit("eval", "cost", "--model", trained, "--batch", 1, "--repeats", 1, "--steps", 1, "--json")
+    assert result.code == 0, result.err
+    plain, contextual = result.table["rows"]
+    adapter = ContextAdapter.load(trained / "adapter" / "adapter.safetensors")
+    more = sum(p.numel() for p in adapter.parameters())
+    assert contextual["parameters"] - plain["parameters"] == more
+    assert plain["training_ratio"] == plain["sampling_ratio"] == 1
+    assert contextual["seconds_per_training_image"] > 0 < contextual["seconds_per_image"]

@@ -1,0 +1,105 @@
+"""How long a run will take: measured by the runs before it."""
+
+from dataclasses import replace
+
+import pytest
+
+from ctxedit.cli.work import duration
+from ctxedit.config import Config, merge
+from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.speed import Stopwatch, Work, note, seconds_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("ctxedit.contents.sys.platform", "linux")
+    return tmp_path / "cache" / "ctxedit"
+
+
+@pytest.fixture()
+def work():
+    return Work("pass", merge(Config(), {"clip": {"frames": 4}}), "cpu", "float32", (64, 32))
+
+
+def test_the_plan_knows_the_time_of_what_was_measured(ctxedit, clip, tmp_path, cache):
+    common = (
+        "--prompt",
+        "a tiger walking on the beach",
+        "--runs",
+        tmp_path / "runs",
+        "--frames",
+        2,
+        "--stride",
+        1,
+    )
+    few = (*common, "--tune-steps", 5, "--steps", 5)
+    target = "a panda walking on the beach"
+    before = ctxedit("run", clip, target, *few, "--dry-run")
+    assert "not known before a first run with this model on this machine" in before.out
+    assert ctxedit("run", clip, target, *few).code == 0 and (cache / "speed.json").is_file()
+
+    again = ctxedit("run", clip, target, *few, "--dry-run", "--json").table["plan"]
+    assert [stage["seconds"] for stage in again["stages"]] == [None] * 4, "what is done takes no time"
+    assert "nothing to compute" in ctxedit("run", clip, target, *few, "--dry-run").out
+    twice = (*common, "--seed", 1, "--tune-steps", 10, "--steps", 10)
+    stages = ctxedit("run", clip, target, *twice, "--dry-run", "--json").table["plan"]["stages"]
+    seconds = {stage["name"].split()[0]: stage["seconds"] for stage in stages}
+    passes = {stage["name"].split()[0]: stage["evaluations"] for stage in stages}
+    assert seconds["tune"] > 0 and seconds["evaluate"] is None
+    assert seconds["invert"] / passes["invert"] == pytest.approx(seconds["edit"] / passes["edit"])
+    shown = ctxedit("run", clip, target, *twice, "--dry-run").out
+    assert "time (estimate)" in shown and "time    about" in shown
+    begun = ctxedit("tune", clip, *common, "--tune-steps", 4, "--seed", 2)
+    assert "seed 2, preset contextdiff, about" in begun.err
+
+
+def test_an_estimate_follows_passes_pixels_and_the_machine(work):
+    assert seconds_of(work, 3) is None
+    note(work, 2.0)
+    assert seconds_of(work, 3) == 6.0
+    assert seconds_of(replace(work, size=(64, 64)), 3) == 12.0
+    assert seconds_of(replace(work, config=merge(work.config, {"clip": {"frames": 8}})), 3) == 12.0
+    for other in ({"kind": "tune"}, {"device": "H100"}, {"dtype": "float16"},
+                  {"config": merge(work.config, {"model": "sd15"})}):  # fmt: skip
+        assert seconds_of(replace(work, **other), 3) is None
+    note(work, 4.0)  # the machine is busy now
+    assert seconds_of(work, 1) == 3.0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"%s": []}', '{"%s": {"x": 1}}', '{"%s": {}}', '{"%s": {"0": 1}}']
+)
+def test_a_damaged_table_is_as_none(work, cache, text):
+    cache.mkdir(parents=True)
+    (cache / "speed.json").write_text(text.replace("%s", work.name))
+    assert seconds_of(work, 3) is None
+    note(work, 1.0)
+    assert seconds_of(work, 3) == 3.0
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_estimate(work, cache):
+    cache.parent.mkdir()
+    cache.write_text("no folder")
+    note(work, 1.0)
+    assert seconds_of(work, 1) is None
+
+
+def test_only_whole_tasks_are_measured():
+    def seconds(total, steps):
+        watch = Stopwatch(Reporter())
+        with watch.task("tune", total) as step:
+            for done in steps:
+                step(done, "")
+        return watch.seconds()
+
+    assert seconds(5, range(1, 6)) > 0
+    assert seconds(5, range(3, 6)) is None, "it went on where another process was killed"
+    assert seconds(9, range(1, 6)) is None and seconds(3, range(1, 4)) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5300, "88 min"), (9000, "2 h 30 min")]
+)
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text
