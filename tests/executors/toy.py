@@ -13,7 +13,7 @@ def wait_for(notes, jobs):
 
 
 class Squares:
-    """Squares numbers, and says in what state it was; see the arguments for what else happens at some of them.
+    """Squares numbers, and says in what state it was; see the arguments for what else happens.
 
     Args:
         notes: a folder; every job that begins is noted in its ``done.txt``.
