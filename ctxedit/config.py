@@ -34,12 +34,31 @@ SOURCE = "{source}"
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Which frames, at what size. ``size`` 0 is the model's own resolution (long side, pixels)."""
+    """Which frames, at what size.
+
+    ``frames`` 0 is all that the clip has; ``size`` 0 is the model's own resolution (long side, pixels).
+    """
 
     frames: int = 8
     start: int = 0
     stride: int = 2
     size: int = 0
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How a clip that is too long for one pass of the network is worked: in windows that overlap.
+
+    Each window attends to the clip's first frame and to the first of the window before it; shared frames are
+    averaged after every step. Tuning draws windows from the whole clip.
+
+    Attributes:
+        size: the most frames in a window; a clip of no more is worked in one piece.
+        overlap: the fewest frames that neighbouring windows share.
+    """
+
+    size: int = 24
+    overlap: int = 3
 
 
 @dataclass(frozen=True)
@@ -273,6 +292,7 @@ class Config:
     caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"
     clip: ClipConfig = field(default_factory=ClipConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
@@ -449,10 +469,12 @@ def validated(config: Config) -> Config:
             "clip.frames",
             "less, with this clip.stride and clip.start",
         ),
-        (config.clip.frames >= 1, "clip.frames", "at least 1"),
+        (config.clip.frames >= 0, "clip.frames", "0 (all of the clip) or more"),
         (config.clip.stride >= 1, "clip.stride", "at least 1"),
         (config.clip.start >= 0, "clip.start", "0 or more"),
         (config.clip.size >= 0, "clip.size", "0 (the model's) or pixels"),
+        (config.window.overlap >= 0, "window.overlap", "0 or more"),
+        (config.window.size > config.window.overlap, "window.size", "above window.overlap"),
         (config.attention.window >= 1, "attention.window", "at least 1"),
         (config.attention.min_channels >= 0, "attention.min_channels", "0 (all layers) or more"),
         (config.attention.temporal_conv_rank >= 0, "attention.temporal_conv_rank", "0 (none) or more"),
