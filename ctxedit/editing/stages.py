@@ -187,7 +187,7 @@ def _make_frames(job: Job) -> Made:
     frames = edited_frames(job.parts, job.prompt, job.target, job.needed["invert"])
     tensors = {"frames": torch.from_numpy(frames)}
     if (mask := job.parts.mask()) is not None:
-        tensors["mask"] = torch.from_numpy(mask)
+        tensors["mask"] = torch.tensor(mask)  # a copy: the mask of an image is read-only
     save_tensors(job.folder / job.frames_file, tensors)
     return Made(frames, (job.frames_file,))
 
