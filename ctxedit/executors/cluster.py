@@ -187,18 +187,27 @@ def _check_answers(address: str) -> None:
 class _Remote(Worker[J, R]):
     """An actor somewhere in the cluster."""
 
+    retries = RETRIES
+
     def __init__(self, number: int, start: Any, died: tuple[type[BaseException], ...]) -> None:
         self.name, self.died = f"worker {number + 1}", died
         self._start = start
         self._actor: Any = None
+        self._now: Future[Answer[R]] | None = None
 
     def open(self) -> Future[Answer[R]]:
         self._actor = self._start()
         return self._actor.open.remote().future()
 
     def submit(self, job: J) -> Future[Answer[R]]:
-        assert self._actor is not None
-        return self._actor.do.remote(job).future()
+        if self._now is not None and self._now.done() and self._now.exception() is not None:
+            # Ray gave it up; another one starts as soon as some machine has room.
+            self.close()
+        if self._actor is None:
+            self._actor = self._start()
+        now: Future[Answer[R]] = self._actor.do.remote(job).future()
+        self._now = now
+        return now
 
     def close(self) -> None:
         import ray
