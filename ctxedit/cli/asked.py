@@ -42,6 +42,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "tune_steps": ("tune.steps",),
     "steps": ("edit.steps", "invert.steps"),
     "guidance": ("edit.guidance",),
+    "round_trip": ("round_trip",),
     "negative_prompt": ("edit.negative_prompt",),
     "upscale": ("upscale.scale",),
     "upscaler": ("upscale.model",),
