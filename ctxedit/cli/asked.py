@@ -108,6 +108,11 @@ def fitted(config: Config, clip: Path, base: Base, screen: Screen, *groups: Any)
     return replace(config, clip=span)
 
 
+def with_round_trip(config: Config) -> Config:
+    """The settings of a command that says how well the clip comes back, unless they say otherwise."""
+    return replace(config, round_trip="estimate") if config.round_trip == "auto" else config
+
+
 def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
     """What is laid over a run's own settings: flags over variables over --config; presets are not read again.
 

@@ -92,7 +92,7 @@ def edit(
     from ctxedit.inspection.heatmaps import draw
 
     chosen = work.chosen_run(run, place.runs, screen, clip)
-    config = api.rebased(chosen, changes)
+    config = asked.with_round_trip(api.rebased(chosen, changes))
     told = teller(screen)
     request = Request.of_run(
         chosen, config, told.warn, targets=(target,), mask=scoring.mask, output=result.output,

@@ -72,6 +72,7 @@ def run(
     config = asked.settings(
         base, screen, addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling
     )
+    config = asked.with_round_trip(config)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api

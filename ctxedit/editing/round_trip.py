@@ -70,7 +70,7 @@ class RoundTrip:
 
 def network_passes(config: Config) -> int:
     """Passes of the network over the clip that :func:`round_trip` makes."""
-    if config.edit.start == "noise" or config.round_trip == "off":
+    if config.edit.start == "noise" or config.round_trip in ("auto", "off"):
         return 0
     steps = config.invert.steps
     return steps if config.round_trip == "whole" else len(_asked(steps))

@@ -72,6 +72,7 @@ def test_the_plan_counts_its_passes_and_off_has_none(edited):
     assert stages("--steps", 3)["round trip"]["evaluations"] == 3
     off = edited("--round-trip", "off", "--json")
     assert off.table["round_trip"] is None and "round trip" not in off.err
+    assert stages("--set", "round_trip=off")["round trip"]["evaluations"] == 0
     assert stages("--round-trip", "off")["round trip"]["evaluations"] == 0
 
 
