@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.embed import embedded
 from ctxedit.media.geometry import plan_fit
-from ctxedit.media.montage import contact_sheet, labelled_grid
+from ctxedit.media.montage import contact_sheet, playing_grid
 from ctxedit.media.probe import probe
-from ctxedit.media.read import Clip
+from ctxedit.media.read import Clip, Store
+from ctxedit.media.scratch import scratch
 from ctxedit.media.sources import check_exists
 from ctxedit.media.write import write_clip, write_image
 from ctxedit.provenance import flat, from_text, to_text, told_apart
@@ -26,7 +28,8 @@ from ctxedit.stages.prepare import read_working
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 #: Long side of a tile, in pixels; larger frames are reduced as they are read.
 _TILE = 320
-_MOST_FRAMES = 500
+#: Clips of more frames are read to the disk.
+_IN_MEMORY = 64
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,6 @@ def equally_long(parts: Sequence[Part], frames: int | None = None) -> list[Part]
             f"--frames {moving[0]} compares the first {moving[0]} of each",
         )
     count = frames or longest
-    if count > _MOST_FRAMES:
-        raise InputError(f"{_count(count, 'frame')} are too many to compare", "compare fewer: --frames 100")
     return [replace(p, span=replace(p.span, frames=min(count, p.span.frames))) for p in parts]
 
 
@@ -136,9 +137,12 @@ def compose(
     Raises:
         InputError, OutputError, ConfigError: as for reading and writing clips.
     """
-    clips = [_read(part) for part in parts]
+    clips = [_read(part, output.absolute().parent) for part in parts]
     count = max(len(clip.frames) for clip in clips)
-    frames = [np.repeat(c.frames, count, axis=0) if len(c.frames) == 1 else c.frames for c in clips]
+    frames = [
+        np.broadcast_to(c.frames, (count, *c.frames.shape[1:])) if len(c.frames) == 1 else c.frames
+        for c in clips
+    ]
     rows = [(part.label, picture) for part, picture in zip(parts, frames, strict=True)]
     if output.suffix.lower() in IMAGES:
         return write_image(output, contact_sheet(rows), overwrite=overwrite, about=about)
@@ -146,7 +150,7 @@ def compose(
     for part, clip in zip(parts, clips, strict=True):
         if len(clip.frames) > 1 and _differ(clip.fps, lead.fps):
             warn(f"{part.path} was made for {float(clip.fps):g} frames a second, not {float(lead.fps):g}")
-    grid = labelled_grid(rows, columns)
+    grid = playing_grid(rows, columns)
     fps = min(lead.fps, Fraction(50)) if output.suffix.lower() == ".gif" else lead.fps
     return write_clip(
         output, grid, fps, durations=lead.durations, overwrite=overwrite, about=about, warn=warn
@@ -159,10 +163,11 @@ def about(parts: Sequence[Part], version: str) -> str:
     return to_text({"ctxedit": version, "kind": "comparison", "of": of})
 
 
-def _read(part: Part) -> Clip:
+def _read(part: Part, folder: Path) -> Clip:
     info = probe(part.path)
     side = min(_TILE, max(info.width, info.height))
-    return read_working(part.path, part.span, plan_fit(info.width, info.height, side, 1))
+    store: Store = np.empty if part.span.frames <= _IN_MEMORY else partial(scratch, folder)
+    return read_working(part.path, part.span, plan_fit(info.width, info.height, side, 1), store)
 
 
 def _differ(a: Fraction, b: Fraction) -> bool:

@@ -8,7 +8,6 @@ Stable Diffusion, the small models need other lengths and rates.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.naming import BUILTIN as BUILTIN
 from ctxedit.naming import is_own, whole, whole_scaled
 from ctxedit.patterns import pattern_names
@@ -35,12 +34,31 @@ SOURCE = "{source}"
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Which frames, at what size. ``size`` 0 is the model's own resolution (long side, pixels)."""
+    """Which frames, at what size.
+
+    ``frames`` 0 is all that the clip has; ``size`` 0 is the model's own resolution (long side, pixels).
+    """
 
     frames: int = 8
     start: int = 0
     stride: int = 2
     size: int = 0
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How a clip that is too long for one pass of the network is worked: in windows that overlap.
+
+    Each window attends to the clip's first frame and to the first of the window before it; shared frames are
+    averaged after every step. Tuning draws windows from the whole clip.
+
+    Attributes:
+        size: the most frames in a window; a clip of no more is worked in one piece.
+        overlap: the fewest frames that neighbouring windows share.
+    """
+
+    size: int = 24
+    overlap: int = 3
 
 
 @dataclass(frozen=True)
@@ -278,6 +296,7 @@ class Config:
     caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"
     clip: ClipConfig = field(default_factory=ClipConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
@@ -328,8 +347,7 @@ def _unknown(name: str, known: Collection[str]) -> ConfigError:
     plain = name.removeprefix(overlay)
     if (new := current_name(plain)) != plain:
         return ConfigError(f"{name} is now called {overlay}{new}", f"write {overlay}{new} instead of {name}")
-    near = difflib.get_close_matches(plain, setting_names(), 1)
-    guess = f"did you mean {overlay}{near[0]}? " if near else ""
+    guess = did_you_mean(plain, setting_names()).replace("'", f"'{overlay}", 1)
     return ConfigError(f"unknown key {name}", f"{guess}known here: {', '.join(sorted(known))}")
 
 
@@ -337,7 +355,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where} = {value!r}", f"one of: {', '.join(map(str, args))}")
+            guess = did_you_mean(str(value), map(str, args))
+            raise ConfigError(f"{where} = {value!r}", f"{guess}one of: {', '.join(map(str, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(value, args[0], where)
@@ -454,10 +473,12 @@ def validated(config: Config) -> Config:
             "clip.frames",
             "less, with this clip.stride and clip.start",
         ),
-        (config.clip.frames >= 1, "clip.frames", "at least 1"),
+        (config.clip.frames >= 0, "clip.frames", "0 (all of the clip) or more"),
         (config.clip.stride >= 1, "clip.stride", "at least 1"),
         (config.clip.start >= 0, "clip.start", "0 or more"),
         (config.clip.size >= 0, "clip.size", "0 (the model's) or pixels"),
+        (config.window.overlap >= 0, "window.overlap", "0 or more"),
+        (config.window.size > config.window.overlap, "window.size", "above window.overlap"),
         (config.attention.window >= 1, "attention.window", "at least 1"),
         (config.attention.min_channels >= 0, "attention.min_channels", "0 (all layers) or more"),
         (config.attention.temporal_conv_rank >= 0, "attention.temporal_conv_rank", "0 (none) or more"),

@@ -6,6 +6,9 @@ Exit codes: 1 unexpected, 2 usage or configuration, 3 input, 4 weights, 5 memory
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CtxeditError(Exception):
     """Root of every error that ctxedit raises on purpose.
@@ -57,3 +60,10 @@ class NumericsError(CtxeditError):
     """A NaN or infinity where a number was due."""
 
     exit_code = 7
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: ``"did you mean 'run'? "``, or nothing where no known name is like it."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"did you mean {by_lower[near[0]]!r}? " if near else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.files import TEXT_LIMIT, check_depth, check_file, read_text
 
 if sys.version_info >= (3, 11):
@@ -76,7 +76,10 @@ def preset_path(name: str) -> Path:
         return Path(name)
     if name in preset_names():
         return next(file for folder in PRESET_FOLDERS if (file := folder / f"{name}.toml").is_file())
-    raise ConfigError(f"no preset named {name!r}", f"there are: {', '.join(preset_names())}")
+    raise ConfigError(
+        f"no preset named {name!r}",
+        f"{did_you_mean(name, preset_names())}there are: {', '.join(preset_names())}",
+    )
 
 
 def preset_files(name: str) -> list[Path]:

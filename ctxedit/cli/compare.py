@@ -101,7 +101,7 @@ def compare(
     Paths(inputs, (("output", output),)).check()
     _check_output(output, overwrite.yes)
     if presets is None:
-        parts = comparison.gather(paths, label or (), span.frames)
+        parts = comparison.gather(paths, label or (), span.frames or None)
     else:
         names = [name.strip() for name in presets.split(",") if name.strip()]
         target = _target(words, names)

@@ -184,7 +184,7 @@ def _of_video(
     with resumable(None):
         figures = api.evaluate(
             video, prompt, config=config, source=source, source_prompt=source_prompt, mask=scoring.mask,
-            metrics=keys, weights=places, frames=span.frames, start=span.start or 0,
+            metrics=keys, weights=places, frames=span.frames or None, start=span.start or 0,
             stride=1 if span.stride is None else span.stride,
             offline=base.offline, reporter=teller(screen),
         )  # fmt: skip

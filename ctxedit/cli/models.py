@@ -95,7 +95,7 @@ def pull(
     that are there already are compared with the hashes that the hub lists.
     """
     from ctxedit.cli import fetching
-    from ctxedit.errors import WeightsError
+    from ctxedit.errors import WeightsError, did_you_mean
     from ctxedit.models import hub
 
     fetching.hush()
@@ -103,7 +103,8 @@ def pull(
     hub_id = hub.full_id(name)
     if hub_id.count("/") != 1:
         raise WeightsError(
-            f"no model named {name!r}", f"one of {', '.join(hub.SHORT)}, or a hub id (owner/name)"
+            f"no model named {name!r}",
+            f"{did_you_mean(name, hub.SHORT)}one of {', '.join(hub.SHORT)}, or a hub id (owner/name)",
         )
     if hub.is_offline():
         raise hub.offline_error(hub_id)

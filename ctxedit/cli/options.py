@@ -15,6 +15,7 @@ import typer
 
 from ctxedit.cli.failures import Carried
 from ctxedit.cli.output import put
+from ctxedit.errors import ConfigError
 from ctxedit.naming import BUILTIN, SHORT_NAMES
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
@@ -38,6 +39,19 @@ def _model_names() -> list[str]:
 
 def _option(*names: str, panel: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, show_default=False, **more)
+
+
+def _frames(text: str) -> int:
+    """A number of frames; 0 stands for all."""
+    if text == "all":
+        return 0
+    try:
+        count = int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor all") from error
+    if count < 1:
+        raise ConfigError(f"clip.frames = {count}", "it must be at least 1, or all")
+    return count
 
 
 _SETTINGS, _CLIP, _METHOD, _OUTPUT, _TALK = "Settings", "Clip", "Method", "Output", "Messages"
@@ -126,7 +140,14 @@ class Span:
     """Which frames of the clip."""
 
     frames: Annotated[
-        int | None, _option("--frames", panel=_CLIP, help="Number of frames to use. [default: the preset's]")
+        int | None,
+        _option(
+            "--frames",
+            panel=_CLIP,
+            metavar="N|all",
+            parser=_frames,
+            help="Number of frames to use, or all of the clip. [default: the preset's]",
+        ),
     ] = None
     start: Annotated[
         int | None, _option("--start", panel=_CLIP, help="First frame, counting from 0. [default: 0]")

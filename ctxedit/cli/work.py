@@ -56,6 +56,7 @@ def describe(plan: Plan) -> str:
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
+        *([("windows", _windows(plan))] if plan.windows > 1 else []),
         *([("upscaler", f"{plan.upscaler}, to {_size(plan.output_size)}")] if plan.upscaler else []),
         *(("note", note) for note in plan.notes),
         ("run", plan.run or "a new one"),
@@ -72,7 +73,7 @@ def describe(plan: Plan) -> str:
         (
             stage.name,
             "reused" if stage.reused else "runs",
-            _passes(stage, plan.frames),
+            _passes(stage, plan),
             "-" if stage.seconds is None else duration(stage.seconds),
             "-" if stage.reused else gib(stage.peak_bytes),
         )
@@ -81,17 +82,23 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, "", columns(rows)])
 
 
+def _windows(plan: Plan) -> str:
+    return f"{plan.windows} of {plan.window_frames} frames, neighbours share up to {plan.shared_frames}"
+
+
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
         return "not known before a first run with this model on this machine"
     return f"about {duration(plan.seconds)}" if plan.seconds else "nothing to compute"
 
 
-def _passes(stage: PlannedStage, frames: int) -> str:
+def _passes(stage: PlannedStage, plan: Plan) -> str:
     if stage.reused or not stage.evaluations:
         return "-"
     beside = ", and the ControlNet as many" if stage.control_evaluations else ""
-    return f"{stage.evaluations} × {frames} frames{beside}"
+    # Each tuning step sees one window; all else goes through all of them.
+    windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name != "tune" else ""
+    return f"{stage.evaluations} × {windows}{plan.window_frames} frames{beside}"
 
 
 def duration(seconds: float) -> str:

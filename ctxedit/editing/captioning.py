@@ -17,10 +17,11 @@ from ctxedit.errors import ConfigError
 from ctxedit.media.memory import reading_bytes
 from ctxedit.media.probe import probe
 from ctxedit.media.read import span_of
+from ctxedit.models.captioner import CAPTIONED
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import is_half, own_folder
 from ctxedit.stages.caption import asks_clip
-from ctxedit.stages.prepare import captioned_size, read_for_caption
+from ctxedit.stages.prepare import captioned_size, check_readable, read_for_caption
 
 
 def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -> dict[str, Any]:
@@ -35,8 +36,10 @@ def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -
         raise ConfigError("the lavis captioner needs its own interpreter", "give --lavis-python PATH")
     info, span = probe(clip), config.clip
     span_of(info, span.frames, span.start, span.stride)  # enough frames?
-    machine.check_handling("reading the clip", reading_bytes(info, span.frames, *captioned_size(info)))
-    read_for_caption(clip, span)
+    machine.check_handling(
+        "reading the clip", reading_bytes(info, min(CAPTIONED, span.frames), *captioned_size(info))
+    )
+    check_readable(clip, span)
     own = own_folder(config.model)
     weight = captioner_weight(config, own, offline, is_half(dtype))
     peak = 2 * weight.parameters * dtype.itemsize  # beams and images take less than the weights once more

@@ -21,6 +21,7 @@ from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
+from ctxedit.windows import plan_windows
 
 _NOTHING = Weight()
 
@@ -47,7 +48,11 @@ class Costs:
         self.stored = storage_dtype(dtype, torch.device(device)).itemsize
         #: What waits in main memory counts where that is the device's.
         self.device, self.apart = device, device != "cpu" and config.offload
-        self.frames = self.config.clip.frames
+        window = self.config.window
+        self.all_frames = self.config.clip.frames
+        #: Of one window: what is in memory at once.
+        self.frames = plan_windows(self.all_frames, window.size, window.overlap)[0].stop
+        self.long = self.frames < self.all_frames
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
         self.upscaler, self.working = upscaler, (fit.height, fit.width)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
@@ -110,13 +115,20 @@ class Costs:
         """Bytes of the inverted trajectory."""
         if self.config.edit.start == "noise":
             return 0
-        h, w = self.side
-        return (self.config.invert.steps + 1) * self.frames * self.body.latent_channels * h * w * 4
+        return (self.config.invert.steps + 1) * self._latents
 
     def editing_disk(self) -> int:
         """Bytes of an edit's frames and videos."""
         h, w = self.side
-        return 3 * self.frames * h * w * self.body.factor**2 * 3
+        frames = self.all_frames * h * w * self.body.factor**2 * 3
+        # A clip in windows has frames and latents, before and after a step, on disk while it is worked.
+        return 4 * frames + 3 * self._latents if self.long else 3 * frames
+
+    @property
+    def _latents(self) -> int:
+        """Bytes of the clip's latents at one level."""
+        h, w = self.side
+        return self.all_frames * self.body.latent_channels * h * w * 4
 
     @property
     def _network(self) -> int:

@@ -77,6 +77,8 @@ class Keys:
         # A later ctxedit carries other built-in models under the same name.
         seed = self.request.tuning_seed
         shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        if c.clip.frames > c.window.size:
+            shared.append(c.window)  # a clip in one piece is what it was before there were windows
         if c.lora:
             # Known by their content, as a control map: a LoRA may be trained on under its name.
             merged = ((name, scale) for name, scale in map(split_scale, c.lora))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
 from ctxedit.editing.kept import Kept, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
+from ctxedit.errors import did_you_mean
 from ctxedit.media.beside import read_beside
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
+from ctxedit.media.scratch import release, scratch
 from ctxedit.metrics.evaluate import make_scorer
 from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
@@ -35,7 +38,13 @@ from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
+from ctxedit.stages.long import Strip
 from ctxedit.stages.prepare import Prepared, prepare
+from ctxedit.stages.tune import step_seed
+from ctxedit.windows import Window, plan_windows
+
+#: Frames of a long clip that are encoded or decoded at a time.
+_ENCODED = 16
 
 
 class Parts:
@@ -107,7 +116,7 @@ class Parts:
     @cached_property
     def prepared(self) -> Prepared:
         prepared = prepare(
-            self.request.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple
+            self.request.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple, self.store
         )
         height, width = prepared.frames.shape[1:3]
         self.reporter.say(f"{len(prepared.frames)} frames of {self.request.clip.name} at {width}×{height}")
@@ -115,32 +124,96 @@ class Parts:
             self.reporter.warn(note)
         return prepared
 
+    # -- a clip in windows -----------------------------------------------------------------------------------
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows that the clip is worked in: one, where it fits."""
+        window = self.config.window
+        return plan_windows(self.config.clip.frames, window.size, window.overlap)
+
+    @property
+    def long(self) -> bool:
+        """Whether the clip is worked in several windows; then its frames and latents are on disk."""
+        return len(self.windows) > 1
+
+    def store(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """An empty array for all frames of the clip: on disk, beside the runs, where the clip is long."""
+        run = self.request.run
+        return (
+            scratch(run.folder if run else self.request.runs, shape, dtype)
+            if self.long
+            else np.empty(shape, dtype)
+        )
+
+    @cached_property
+    def strip(self) -> Strip:
+        """The windows of a long clip, and what the network is asked with in each."""
+        return Strip(self.windows, lambda window: self.view_of(window.span), self.device, self.store)
+
+    @cached_property
+    def stored_latents(self) -> NDArray[np.float32]:
+        """Latents (F, C, h, w) of a long clip, on disk."""
+        frames, side = self.prepared.frames, self.side
+        latents = self.store((len(frames), self.backbone.latent_channels, *side))
+        for start in range(0, len(frames), _ENCODED):
+            part = pad(frames[start : start + _ENCODED], self.prepared.fit)
+            latents[start : start + _ENCODED] = self.backbone.encode(part).float().cpu().numpy()
+            release(frames, latents)
+        return latents
+
+    def draw(self, step: int) -> tuple[Tensor, FrameView]:
+        """Latents and view of the frames that a tuning step of a long clip sees: a window drawn from all."""
+        length = self.windows[0].stop
+        generator = torch.Generator().manual_seed(step_seed(self.request.tuning_seed, -1 - step))
+        start = int(torch.randint(0, len(self.stored_latents) - length + 1, (), generator=generator))
+        part = torch.from_numpy(np.array(self.stored_latents[start : start + length]))
+        release(self.stored_latents)
+        return part.to(self.device), self.view_of(slice(start, start + length))
+
+    # -- what the network sees -------------------------------------------------------------------------------
+
     @cached_property
     def latents(self) -> Tensor:
-        return self.backbone.encode(self.prepared.padded)
+        """Of the whole clip; of a long one, of its first window."""
+        return self.backbone.encode(pad(self.prepared.frames[self.windows[0].span], self.prepared.fit))
+
+    @cached_property
+    def side(self) -> tuple[int, int]:
+        """(height, width) of the latents."""
+        fit, factor = self.prepared.fit, self.backbone.factor
+        return fit.padded_height // factor, fit.padded_width // factor
 
     @cached_property
     def view(self) -> FrameView:
-        frames = len(self.prepared.frames)
-        height, width = self.prepared.padded.shape[1:3]
-        side = (height // self.backbone.factor, width // self.backbone.factor)
-        attention = self.config.attention
-        attended = attended_frames(attention, frames)
-        return FrameView(attended, side, control=self.condition, min_channels=attention.min_channels)
+        """Of the whole clip; of a long one, of its first window."""
+        return self.view_of(self.windows[0].span)
 
-    @cached_property
-    def condition(self) -> Tensor | None:
+    def view_of(self, span: slice) -> FrameView:
+        """Of some frames of the clip."""
+        attention = self.config.attention
+        attended = attended_frames(attention, span.stop - span.start)
+        control = self.condition(span)
+        return FrameView(attended, self.side, control=control, min_channels=attention.min_channels)
+
+    def condition(self, span: slice) -> Tensor | None:
         """What the ControlNet is shown, (F, 3, H, W) in [0, 1] at padded size; None without one."""
-        config, clip = self.config.control, self.config.clip
+        config, fit = self.config.control, self.prepared.fit
         if config.kind == "none":
             return None
         if config.kind == "canny":
-            pictures = canny(self.prepared.padded, config.low, config.high)
+            pictures = canny(pad(self.prepared.frames[span], fit), config.low, config.high)
         else:
-            fit = self.prepared.fit
-            brought = read_beside(config.map, "control map", clip.frames, clip.start, clip.stride, fit)
-            pictures = pad(brought, fit)
+            pictures = pad(self.control_map[span], fit)
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
+
+    @cached_property
+    def control_map(self) -> NDArray[np.uint8]:
+        """The map that a person brought for the ControlNet, RGB (F, h, w, 3) at working size."""
+        clip, where = self.config.clip, self.config.control.map
+        return read_beside(
+            where, "control map", clip.frames, clip.start, clip.stride, self.prepared.fit, store=self.store
+        )
 
     def shift(self, prompt: str) -> ContextShift | None:
         """The adapter bound to a prompt; the same adapter for every prompt."""
@@ -162,7 +235,7 @@ class Parts:
         look = self._look if config.image == "clip" else None
         with self.backbone.room_for([prompt]):
             words = self.backbone.embed([prompt])
-        return ContextShift(self._adapter, words, len(self.prepared.frames), look)
+        return ContextShift(self._adapter, words, self.windows[0].stop, look)
 
     def _look(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""
@@ -202,13 +275,15 @@ class Parts:
         if self.request.mask is None:
             return None
         clip = self.config.clip
-        return read_mask(self.request.mask, clip.frames, clip.start, clip.stride, self.prepared.fit)
+        return read_mask(
+            self.request.mask, clip.frames, clip.start, clip.stride, self.prepared.fit, self.store
+        )
 
     def latent_mask(self, pixels: NDArray[np.float32]) -> Tensor:
         """A mask at working size (F, h, w) as latents see it: padded, (F, 1, h/f, w/f)."""
         grey = np.rint(pixels[..., None] * 255).astype(np.uint8).repeat(3, -1)
         padded = pad(grey, self.prepared.fit)[..., 0].astype(np.float32) / 255
-        return latent_mask(torch.from_numpy(padded), self.view.side)
+        return latent_mask(torch.from_numpy(padded), self.side)
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
@@ -222,6 +297,12 @@ def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> 
         if not backbone.builtin:
             who, where = f"the models in {backbone.path}", f"its {VOCABULARY}"
         reporter.warn(
-            f"{who} do not know {', '.join(map(repr, strange))}: "
+            f"{who} do not know {', '.join(_with_guess(word, known) for word in strange)}: "
             f"see {where} for what they know, or name a real checkpoint with --model sd15"
         )
+
+
+def _with_guess(word: str, known: Collection[str]) -> str:
+    """A word that is not known, and the known one that may be meant."""
+    guess = did_you_mean(word, known).strip()
+    return f"{word!r} ({guess})" if guess else repr(word)

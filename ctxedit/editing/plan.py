@@ -5,12 +5,15 @@ The order of the checks is what a user can fix fastest first: words, files, size
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ctxedit.config import Config
 from ctxedit.editing import machine, needs, paths
@@ -26,7 +29,8 @@ from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.memory import reading_bytes, writing_bytes
 from ctxedit.media.probe import probe
-from ctxedit.media.read import Clip, span_of
+from ctxedit.media.read import Clip, Store, span_of
+from ctxedit.media.scratch import scratch
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output, even_note, holds_audio
 from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
@@ -38,9 +42,10 @@ from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
 from ctxedit.prompts import check_syntax, plain
 from ctxedit.runs import Run
-from ctxedit.stages.prepare import read_working
+from ctxedit.stages.prepare import check_readable
 from ctxedit.stages.report import check_image, files_for, heatmap_files, is_image
 from ctxedit.stages.wording import check_describes
+from ctxedit.windows import Window, plan_windows
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,10 @@ class Plan:
     """Sizes are (width, height) in pixels; ``run`` is None while there is no run folder yet.
 
     ``control`` says what the ControlNet is shown, and which one it is; None without one. ``reading_bytes``
-    and ``writing_bytes`` are peaks in main memory (estimated); ``notes`` is what is done to the clip and to
-    the output that the user should know. ``upscaler`` is the model of the super-resolution, None without it.
+    and ``writing_bytes`` are peaks in main memory (estimated). The clip is worked in ``windows`` of
+    ``window_frames`` frames each, of which neighbours share up to ``shared_frames``. ``notes`` is what is
+    done to the clip and to the output that the user should know. ``upscaler`` is the model of the
+    super-resolution, None without it.
     """
 
     clip: str
@@ -92,6 +99,9 @@ class Plan:
     notes: tuple[str, ...] = ()
     output_size: tuple[int, int] = (0, 0)
     upscaler: str | None = None
+    windows: int = 1
+    window_frames: int = 0
+    shared_frames: int = 0
 
     def table(self) -> dict[str, Any]:
         """As plain values for JSON; the frame rate is a fraction in text."""
@@ -142,6 +152,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
         machine.disk_free(run.folder if run else request.runs),
         disk, seen.shown, seen.reading, *_written(request, fit, seen.clip),
         _output_size(request, fit), None if seen.upscaler is None else seen.upscaler.name,
+        len(seen.windows), seen.windows[0].stop, max(window.shared for window in seen.windows),
     )  # fmt: skip
 
 
@@ -164,6 +175,13 @@ class _Known:
         if self.prompt is None:
             return self.request.run
         return find_run(self.request, self.keys, self.prompt)
+
+    def store(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array for what is read to be checked: on disk, for a clip that is worked in windows."""
+        config, runs = self.request.config, self.request.runs
+        if config.clip.frames <= config.window.size:
+            return np.empty(shape, dtype)
+        return scratch(runs if runs.is_dir() else Path(tempfile.gettempdir()), shape, dtype)
 
     def done(self, stage: Stage, target: str) -> bool:
         """Whether the stage need not be done."""
@@ -195,6 +213,7 @@ class _Seen:
     fit: Fit
     clip: Clip
     reading: int
+    windows: tuple[Window, ...]
     shown: str | None
     control: Weight
     upscaler: Found | None
@@ -214,20 +233,21 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
     needs.check_layers(config, body, side, request.heatmaps)
-    reading = reading_bytes(info, span.frames, fit.width, fit.height)
+    windows = plan_windows(span.frames, config.window.size, config.window.overlap)
+    reading = reading_bytes(info, windows[0].stop, fit.width, fit.height)
     machine.check_handling("reading the clip", reading)
     # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
-    clip = read_working(request.clip, span, fit)
+    clip = check_readable(request.clip, span)
     if request.mask is not None:
-        read_mask(request.mask, span.frames, span.start, span.stride, fit)
-    shown, control = _control(config, checkpoint, body, fit, request.offline, half)
+        read_mask(request.mask, span.frames, span.start, span.stride, fit, known.store)
+    shown, control = _control(config, checkpoint, body, fit, request.offline, half, known.store)
     if not config.edit.long_prompts:
         texts = [*map(plain, request.targets), config.edit.negative_prompt, request.prompt or ""]
         family.check_prompts(checkpoint, list(map(addons.lengthen, texts)))
     upscaler = None
     if config.upscale.scale > 1:
         upscaler = locate_upscaler(config.upscale.model, checkpoint.own, request.offline, half)
-    return _Seen(checkpoint, body, fit, clip, reading, shown, control, upscaler)
+    return _Seen(checkpoint, body, fit, clip, reading, windows, shown, control, upscaler)
 
 
 def _rows(
@@ -272,7 +292,7 @@ def _output_size(request: Request, fit: Fit) -> tuple[int, int]:
 
 
 def _control(
-    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool, half: bool
+    config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool, half: bool, store: Store
 ) -> tuple[str | None, Weight]:
     """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
     control = config.control
@@ -280,7 +300,7 @@ def _control(
         return None, Weight()
     span = config.clip
     if control.kind == "video":
-        read_beside(control.map, "control map", span.frames, span.start, span.stride, fit)
+        read_beside(control.map, "control map", span.frames, span.start, span.stride, fit, store=store)
     denoiser = None
     if body.takes_control:
         denoiser = Denoiser(

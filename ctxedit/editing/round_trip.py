@@ -69,8 +69,9 @@ class RoundTrip:
 
 
 def network_passes(config: Config) -> int:
-    """Passes of the network over the clip that :func:`round_trip` makes."""
-    if config.edit.start == "noise" or config.round_trip in ("auto", "off"):
+    """Passes of the network over the clip that :func:`round_trip` makes; a clip in windows is left out."""
+    long = config.clip.frames > config.window.size
+    if long or config.edit.start == "noise" or config.round_trip in ("auto", "off"):
         return 0
     steps = config.invert.steps
     return steps if config.round_trip == "whole" else len(_asked(steps))

@@ -33,6 +33,7 @@ from ctxedit.models.device import name_of
 from ctxedit.prompts import plain
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
+from ctxedit.stages.long import Stored
 from ctxedit.stages.wording import check_describes
 
 
@@ -184,10 +185,11 @@ class Session:
         finally:
             self.reporter = outer
         if (seconds := watch.seconds()) is not None:
-            height, width = self.parts.prepared.padded.shape[1:3]
+            fit = self.parts.prepared.fit
             dtype = str(self.parts.backbone.dtype).split(".")[-1]
             kind, device = speed_kind(stage.name), name_of(self.parts.device)
-            note(Work(kind, self.config, device, dtype, (width, height)), seconds / passes)
+            size = (fit.padded_width, fit.padded_height)
+            note(Work(kind, self.config, device, dtype, size), seconds / passes)
 
     # -- stages by name --------------------------------------------------------------------------------------
 
@@ -206,17 +208,20 @@ class Session:
             (self.run.folder / "tune" / "state.pt").unlink(missing_ok=True)
         return self.run
 
-    def invert(self) -> Tensor:
-        """The inverted trajectory (S + 1, F, C, h, w), made or reused; level 0 alone where none is needed."""
+    def invert(self) -> Tensor | Stored:
+        """The inverted trajectory (S + 1, F, C, h, w), made or reused; level 0 alone where none is needed.
+
+        Of a clip in windows it is on disk.
+        """
         with self.working():
             if not self._tuned:
                 self.tune()
-            trajectory: Tensor = self._walk(stage_named("invert"))
+            trajectory: Tensor | Stored = self._walk(stage_named("invert"))
             return trajectory
 
     def round_trip(self) -> RoundTrip | None:
         """How well the clip comes back from its inversion, said once; None where it is switched off."""
-        if self._round_trip is None:
+        if self._round_trip is None and not self.parts.long:
             with self.working():
                 self._round_trip = self._walk(stage_named("round trip"))
         return self._round_trip

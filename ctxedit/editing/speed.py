@@ -16,6 +16,7 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import CtxeditError
 from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
+from ctxedit.windows import plan_windows
 
 _FILE = "speed.json"
 #: Shorter stages tell too little: loading and the first step are most of them.
@@ -55,8 +56,11 @@ class Work:
 
     @property
     def pixels(self) -> int:
-        """Of all frames together."""
-        return self.config.clip.frames * self.size[0] * self.size[1]
+        """Of all frames of a pass together: of one window in tuning, otherwise of every window."""
+        config = self.config
+        windows = plan_windows(config.clip.frames, config.window.size, config.window.overlap)
+        frames = windows[0].stop * (1 if self.kind == "tune" else len(windows))
+        return frames * self.size[0] * self.size[1]
 
 
 def speed_kind(stage: str) -> str:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ctxedit import provenance
+from ctxedit.editing import long, upscaling
 from ctxedit.editing import round_trip as returning
-from ctxedit.editing import upscaling
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
@@ -27,7 +27,7 @@ from ctxedit.media.temporary import atomic
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
-from ctxedit.models.tensors import save_tensors
+from ctxedit.models.tensors import mapped_tensor, save_tensors
 from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
 from ctxedit.runs import Run, fingerprint, versions
@@ -36,6 +36,7 @@ from ctxedit.stages import edit as editing
 from ctxedit.stages import invert as inverting
 from ctxedit.stages import report as reporting
 from ctxedit.stages import tune as tuning
+from ctxedit.stages.long import Stored
 from ctxedit.stages.prepare import read_for_caption
 from ctxedit.stages.tune import TuneStep
 
@@ -79,8 +80,9 @@ def _make_tuning(job: Job) -> Made:
         with parts.backbone.room_for([job.prompt]):
             condition = parts.backbone.condition([job.prompt])
         tensors = tuning.tune(
-            parts.backbone, parts.latents, condition, parts.view, config,
+            parts.backbone, None if parts.long else parts.latents, condition, parts.view, config,
             folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
+            parts.draw if parts.long else None,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
     return Made(files=("tune/tuned.safetensors",), facts=facts)
@@ -123,7 +125,10 @@ _TRAJECTORY = "inversion.safetensors"
 
 
 def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverting.no_progress) -> Tensor:
-    """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept."""
+    """The clip inverted with the networks as they are: (S + 1, F, C, h, w), not kept.
+
+    Of a long clip its first window.
+    """
     config, backbone = parts.config.invert, parts.backbone
     text = prompt if config.prompt == "source" else ""
     with backbone.room_for([text]):
@@ -135,14 +140,25 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
 
 
 def _make_inversion(job: Job) -> Made:
+    facts = {"steps": job.config.invert.steps}
+    if job.parts.long:
+        long.invert_to(job.folder / _TRAJECTORY, job.parts, job.prompt)
+        return Made(_read_inversion(job), (_TRAJECTORY,), facts)
     total = inverting.network_passes(job.config)
     with job.parts.reporter.task("invert", total) as progress:
         trajectory = invert_now(job.parts, job.prompt, lambda done, _: progress(done, ""))
     save_tensors(job.folder / _TRAJECTORY, {"trajectory": trajectory})
-    return Made(trajectory, (_TRAJECTORY,), {"steps": job.config.invert.steps})
+    return Made(trajectory, (_TRAJECTORY,), facts)
 
 
-def _read_inversion(job: Job) -> Tensor:
+def _clean(job: Job) -> Tensor | Stored:
+    """Level 0 alone, where nothing is inverted."""
+    return job.parts.stored_latents[None] if job.parts.long else job.parts.latents[None]
+
+
+def _read_inversion(job: Job) -> Tensor | Stored:
+    if job.parts.long:
+        return long.mapped(job.folder / _TRAJECTORY, "trajectory")
     return load_file(job.folder / _TRAJECTORY)["trajectory"].to(job.parts.device)
 
 
@@ -196,13 +212,14 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:
-        # Outside the user's mask the pixels are the source's own, not the autoencoder's.
-        keep = pixels[..., None]
-        frames = np.rint(frames * keep + parts.prepared.frames * (1 - keep)).astype(np.uint8)
+        frames = long.outside(frames, parts.prepared.frames, pixels)
     return frames
 
 
 def _make_frames(job: Job) -> Made:
+    if job.parts.long:
+        kept, trajectory = job.folder / job.frames_file, job.needed["invert"]
+        return Made(long.edit_to(kept, job.parts, job.prompt, job.target, trajectory), (job.frames_file,))
     frames = edited_frames(job.parts, job.prompt, job.target, job.needed["invert"])
     tensors = {"frames": torch.from_numpy(frames)}
     if (mask := job.parts.mask()) is not None:
@@ -212,8 +229,7 @@ def _make_frames(job: Job) -> Made:
 
 
 def _read_frames(job: Job) -> NDArray[np.uint8]:
-    frames: NDArray[np.uint8] = load_file(job.folder / job.frames_file)["frames"].numpy()
-    return frames
+    return long.mapped(job.folder / job.frames_file, "frames")
 
 
 def edit_files(request: Request, folder: Path, edit_name: str) -> reporting.Files:
@@ -271,11 +287,9 @@ def figures(
     networks: Networks | None = None,
 ) -> evaluating.Figures:
     """Scores of an edit whose frames are kept, by the mask it was made with; the usual ones by default."""
-    tensors = load_file(kept)
-    mask = tensors["mask"].numpy() if "mask" in tensors else None
     return evaluating.evaluate(
-        tensors["frames"].numpy(), plain(target), networks or Networks(parts.scorer), parts.prepared.frames,
-        prompt, mask, chosen,
+        long.mapped(kept, "frames"), plain(target), networks or Networks(parts.scorer),
+        parts.prepared.frames, prompt, mapped_tensor(kept, "mask"), chosen,
     )  # fmt: skip
 
 
@@ -302,7 +316,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "invert", lambda keys, prompt, target: keys.invert(prompt), _make_inversion, _read_inversion,
         ("tune",), again="the clip is inverted",
-        applies=lambda config: config.edit.start != "noise", absent=lambda job: job.parts.latents[None],
+        applies=lambda config: config.edit.start != "noise", absent=_clean,
         passes=lambda config, prompt, target: inverting.network_passes(config),
         peak=Costs.inverting, disk=Costs.inverting_disk,
     ),

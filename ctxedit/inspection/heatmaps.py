@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +32,7 @@ _OPACITY = 0.6
 def draw(session: Session, target: str) -> HeatmapFiles:
     """Where each word of the target attends in its edit; with an adapter also with its shift switched off.
 
+    Of a clip that is worked in windows, in its first window.
     Both are sampled for it, so the edit need not be made again. Reused where it is done already.
     """
     with session.working():
@@ -39,14 +41,17 @@ def draw(session: Session, target: str) -> HeatmapFiles:
 
 def _draw(session: Session, target: str) -> HeatmapFiles:
     run, request, prepared = session.run, session.request, session.parts.prepared
+    first = session.parts.windows[0].span
     name, key = session.key("edit", target)
     files = heatmap_files(session.edit_files(target).video)
     name = name.replace("edit/", "heatmaps/", 1)
     if run.done(name, key) and not request.overwrite:
         return files
-    trajectory, shift = session.invert(), session.parts.shift(plain(target))
+    trajectory, shift = session.invert()[:, first], session.parts.shift(plain(target))
+    if not isinstance(trajectory, Tensor):  # of a clip in windows
+        trajectory = torch.from_numpy(np.array(trajectory)).to(session.parts.device)
     edits = [("", shift)] + ([(", shift off", None)] if shift is not None else [])
-    shown = [("source", prepared.frames)]
+    shown = [("source", prepared.frames[first])]
     for note, this in edits:
         frames, maps = _recorded(session, target, trajectory, this)
         shown.append((f"edit{note}", prepared.unpad(frames)))
@@ -68,7 +73,7 @@ def _recorded(
     levels = parts.backbone.levels(config.edit.steps)
     scene = Scene(parts.backbone, session.prompt, trajectory, levels, parts.view)
     pixels = parts.mask()
-    mask = None if pixels is None else parts.latent_mask(pixels)
+    mask = None if pixels is None else parts.latent_mask(pixels[parts.windows[0].span])
     with session.reporter.task(f"heat maps “{target}”", config.edit.steps) as progress:
         latents, maps = watched_edit(scene, target, config, shift, mask, lambda done, _: progress(done, ""))
     return parts.backbone.decode(latents), maps
@@ -146,6 +151,7 @@ def overlay(frames: NDArray[np.uint8], heat: Tensor) -> NDArray[np.uint8]:
 def write(
     rows: Sequence[tuple[str, NDArray[np.uint8]]], files: HeatmapFiles, clip: Clip, overwrite: bool
 ) -> None:
-    """Write the sheet and the video of labelled rows of frames (F, h, w, 3), timed as the clip is."""
+    """Write the sheet and the video of labelled rows of frames (F, h, w, 3), timed as the clip's first."""
+    durations = None if clip.durations is None else clip.durations[: len(rows[0][1])]
     write_image(files.sheet, contact_sheet(rows), overwrite=overwrite)
-    write_clip(files.video, labelled_row(rows), clip.fps, durations=clip.durations, overwrite=overwrite)
+    write_clip(files.video, labelled_row(rows), clip.fps, durations=durations, overwrite=overwrite)

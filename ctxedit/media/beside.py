@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ctxedit.errors import InputError
 from ctxedit.media.geometry import Fit, resize
 from ctxedit.media.probe import probe
-from ctxedit.media.read import read_frames
+from ctxedit.media.read import Store, read_frames
 
 
 def read_beside(
@@ -23,6 +23,7 @@ def read_beside(
     stride: int,
     size: Fit,
     each: Callable[[NDArray[np.uint8]], NDArray[Any]] | None = None,
+    store: Store = np.empty,
 ) -> NDArray[Any]:
     """Read a picture for each of `frames` frames of a clip that is read with the same `start` and `stride`.
 
@@ -36,6 +37,7 @@ def read_beside(
         size: of the clip; the pictures must have the source's shape, at any scale.
         each: what is kept of every RGB uint8 (H, W, 3) picture as it is read; scaled to the working size
             where not given.
+        store: as for ``read_frames``.
 
     Returns:
         RGB uint8 (F, h, w, 3) at working size, or what ``each`` made of the pictures.
@@ -53,7 +55,10 @@ def read_beside(
         )
     each = each or (lambda picture: resize(picture[None], size.width, size.height)[0])
     if info.frames == 1:
-        return np.repeat(read_frames(path, frames=1, background=0, each=each).frames, frames, axis=0)
+        one = read_frames(path, frames=1, background=0, each=each).frames[0]
+        return np.broadcast_to(one, (frames, *one.shape))
     if info.frames == frames:
         start, stride = 0, 1
-    return read_frames(path, frames=frames, start=start, stride=stride, background=0, each=each).frames
+    return read_frames(
+        path, frames=frames, start=start, stride=stride, background=0, each=each, store=store
+    ).frames

@@ -10,17 +10,20 @@ from PIL import Image
 from ctxedit.errors import InputError
 from ctxedit.media.beside import read_beside
 from ctxedit.media.geometry import Fit
+from ctxedit.media.read import Store
 
 # Levels that a lossy video makes of black and of white.
 _BLACK, _WHITE = 8, 247
 
 
-def read_mask(path: str | Path, frames: int, start: int, stride: int, size: Fit) -> np.ndarray:
+def read_mask(
+    path: str | Path, frames: int, start: int, stride: int, size: Fit, store: Store = np.empty
+) -> np.ndarray:
     """Read a mask for `frames` frames of a clip read with the same `start` and `stride`.
 
     White may change, black stays, grey is between; what is transparent counts as black. One image serves
     every frame. A video or folder of exactly `frames` pictures gives one to each frame; a longer one runs
-    beside the source and is read at the source's indices.
+    beside the source and is read at the source's indices. ``store`` is as for ``read_frames``.
 
     Returns:
         (F, h, w) float32 in [0, 1], of the working size of `size`.
@@ -28,8 +31,10 @@ def read_mask(path: str | Path, frames: int, start: int, stride: int, size: Fit)
     Raises:
         InputError: not readable, of another shape than the source, too short, or black all over.
     """
-    mask = read_beside(path, "mask", frames, start, stride, size, lambda picture: _working(picture, size))
-    if not mask.any():
+    mask = read_beside(
+        path, "mask", frames, start, stride, size, lambda picture: _working(picture, size), store
+    )
+    if not any(frame.any() for frame in mask):
         raise InputError(
             f"the mask {path} is black all over: nothing may change", "white marks what may change"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +15,35 @@ _GAP = 4
 _FONT_SIZE = 14
 #: Long side of a contact sheet's largest tiles, in pixels.
 MAX_TILE = 320
+
+
+class Pictures:
+    """A clip (F, H, W, 3) of which each frame is made when it is asked for.
+
+    Args:
+        count: F, at least 1.
+        make: the frame (H, W, 3) of an index; all have one shape.
+    """
+
+    ndim = 4
+
+    def __init__(self, count: int, make: Callable[[int], np.ndarray]) -> None:
+        self._count, self._make = count, make
+        first = make(0)
+        self.shape, self.dtype = (count, *first.shape), first.dtype
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self._make, range(self._count))
+
+
+def beside(a: np.ndarray, b: np.ndarray) -> Pictures:
+    """As :func:`side_by_side`, a frame at a time."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} frames cannot stand beside {len(b)}")
+    return Pictures(len(a), lambda i: side_by_side(a[i : i + 1], b[i : i + 1])[0])
 
 
 def side_by_side(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -110,6 +139,17 @@ def labelled_grid(clips: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> 
     sides = ((0, 0), (0, 0))
     wide = [np.pad(r, (*sides, (0, width - r.shape[2]), (0, 0)), constant_values=255) for r in rows]
     return np.concatenate(wide, axis=1)
+
+
+def playing_grid(clips: Sequence[tuple[str, np.ndarray]], columns: int = 4) -> Pictures:
+    """As :func:`labelled_grid`, a frame at a time."""
+    if not clips or len({len(frames) for _, frames in clips}) != 1:
+        raise ValueError("a grid needs clips of equally many frames")
+
+    def frame(i: int) -> np.ndarray:
+        return labelled_grid([(label, frames[i : i + 1]) for label, frames in clips], columns)[0]
+
+    return Pictures(len(clips[0][1]), frame)
 
 
 def _tile_size(frames: np.ndarray, least: int, most: int) -> tuple[int, int]:

@@ -14,9 +14,14 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.media import stills, timing
 from ctxedit.media.decode import rgb_frames
 from ctxedit.media.probe import ClipInfo, clock_of, probe
+from ctxedit.media.scratch import release
 from ctxedit.media.timeline import scan
 from ctxedit.media.timing import Span
 
+#: Makes an array of a shape and a type.
+Store = Callable[[tuple[int, ...], Any], np.ndarray]
+#: A kept array that is on disk gives its memory back after so many frames.
+_RELEASED = 16
 BACKENDS = ("auto", "decord", "pyav")
 
 #: Larger frames are not read by decord, which holds several of them in RGB.
@@ -62,6 +67,8 @@ def read_frames(
     backend: str = "auto",
     background: int = 255,
     each: Callable[[np.ndarray], np.ndarray] | None = None,
+    store: Store = np.empty,
+    only: Sequence[int] | None = None,
 ) -> Clip:
     """Read `frames` frames: `start`, `start + stride`, and so on, in the order they are shown.
 
@@ -74,6 +81,9 @@ def read_frames(
         backend: "auto" (decord where it is sure to give the same frames, else PyAV), "decord" or "pyav".
         each: called with every (H, W, 3) frame as it is read, so that a clip larger than memory can be
             scaled down on the way; what it returns is kept instead.
+        store: makes the array that is kept, from its shape and type: on disk, for a clip larger than memory.
+        only: which of the frames to read, by rising place among them; None is all. The clip's times are
+            those of all.
 
     Raises:
         InputError: the clip cannot be read, or has too few frames.
@@ -83,12 +93,16 @@ def read_frames(
     info = probe(path)
     span = span_of(info, frames, start, stride)
     indices = list(range(start, start + frames * stride, stride))
+    if only is not None:
+        indices = [indices[place] for place in only]
     pictures: np.ndarray | None = None
     for index, picture in enumerate(_pictures(info, indices, backend, background)):
         kept = picture if each is None else each(picture)
         if pictures is None:
-            pictures = np.empty((frames, *kept.shape), kept.dtype)
+            pictures = store((len(indices), *kept.shape), kept.dtype)
         pictures[index] = kept
+        if index % _RELEASED == 0:
+            release(pictures)
     assert pictures is not None
     return Clip(pictures, span.fps, indices, info, span.start, span.seconds, span.durations)
 

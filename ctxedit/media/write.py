@@ -15,13 +15,14 @@ from PIL import Image
 from ctxedit.errors import ConfigError, CtxeditError, OutputError
 from ctxedit.media.embed import comment_gif, ffmpeg_options, pillow_options
 from ctxedit.media.geometry import resize
-from ctxedit.media.montage import contact_sheet, side_by_side
+from ctxedit.media.montage import Pictures, beside, contact_sheet, side_by_side
 from ctxedit.media.probe import probe
 from ctxedit.media.retime import retime
 from ctxedit.media.sound import add_sound, holds_audio
 from ctxedit.media.temporary import as_output_error, atomic, check_writable
 
 __all__ = [
+    "beside",
     "check_output",
     "contact_sheet",
     "even_note",
@@ -89,7 +90,7 @@ def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool 
 
 def write_clip(
     path: str | Path,
-    frames: np.ndarray,
+    frames: np.ndarray | Pictures,
     fps: Fraction,
     *,
     durations: Sequence[Fraction] | None = None,
@@ -261,6 +262,6 @@ def _failed(path: Path, error: Exception | None) -> OutputError:
     )
 
 
-def _expect_frames(frames: np.ndarray) -> None:
+def _expect_frames(frames: np.ndarray | Pictures) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"expected (F, H, W, 3) uint8 frames, got {frames.shape} {frames.dtype}")

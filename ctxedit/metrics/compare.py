@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,10 @@ from ctxedit.media.geometry import Fit, resize
 from ctxedit.media.mask import read_mask
 from ctxedit.media.probe import ClipInfo, probe
 from ctxedit.media.read import read_frames
+from ctxedit.media.scratch import scratch
 
-#: Pixels of one clip that are held at once: 2 GiB.
-MOST_BYTES = 2 << 30
+#: Bytes of one clip that are held in memory; a larger one is read to the disk.
+MOST_BYTES = 128 << 20
 #: How far the shapes of edit and source may differ: rounding to multiples of 8 is within it, a crop is not.
 _SHAPE_SLACK = 0.02
 
@@ -34,18 +37,21 @@ def read_video(video: Path, frames: int | None = None, start: int = 0, stride: i
     """Frames of a clip to be scored; ``frames`` None is every one from ``start`` on, ``stride`` apart.
 
     Raises:
-        InputError: an unreadable clip, or one of too many frames to hold at once.
+        InputError: an unreadable clip.
+        OutputError: a clip that is read to the disk does not fit there.
         ConfigError: a count, start or stride out of range.
     """
     _check_stride(stride)
     info = probe(video)
     count = max(1, -(-(info.frames - start) // stride)) if frames is None else frames
-    if count * info.width * info.height * 3 > MOST_BYTES:
-        raise InputError(
-            f"{video}: {count} frames of {info.width}×{info.height} are too many at once",
-            "score some of them: --frames 24 --stride 10",
-        )
-    return read_frames(video, frames=count, start=start, stride=stride).frames
+    return read_frames(video, frames=count, start=start, stride=stride, store=_store).frames
+
+
+def _store(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array for frames: in memory, or on disk where they are many."""
+    if np.prod(shape) <= MOST_BYTES:
+        return np.empty(shape, dtype)
+    return scratch(Path(tempfile.gettempdir()), shape, dtype)
 
 
 def read_pair(
@@ -84,18 +90,20 @@ def read_pair(
             f"score as many as there are: --frames {fits}" if fits else "use a smaller --start",
         )
     edited = read_video(video, count)
-    compared = read_frames(source, frames=count, start=start, stride=stride).frames
+    height, width = edited.shape[1:3]
+    compared = read_frames(
+        source, frames=count, start=start, stride=stride, store=_store,
+        each=lambda picture: resize(picture[None], width, height)[0],
+    ).frames  # fmt: skip
     if needed < original.frames and stride == 1 and start == 0:
         say(
             f"{source} has {_frames(original.frames)}: the first {count} are compared; "
             "--start and --stride select the ones the edit was made from"
         )
-    height, width = edited.shape[1:3]
-    if compared.shape != edited.shape:
+    if (original.width, original.height) != (width, height):
         say(f"the source is resized from {original.width}×{original.height} to {width}×{height}")
-        compared = resize(compared, width, height)
     fit = Fit(original.width, original.height, width, height, width, height)
-    where = None if mask is None else read_mask(mask, count, start, stride, fit)
+    where = None if mask is None else read_mask(mask, count, start, stride, fit, _store)
     return Material(edited, compared, where)
 
 

@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError
+from ctxedit.models.anchors import Anchors
 
 #: ``kernel(q, k, v)`` on (B, heads, tokens, dim): softmax(q kᵀ / √dim) v.
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -107,7 +108,8 @@ class FrameView:
     """One call's batch: ``lanes × frames``, and (height, width) of the latent.
 
     ``control`` is what a ControlNet is shown, (frames, 3, H, W) in [0, 1], the same for every lane.
-    In layers of fewer than ``min_channels`` channels each frame attends to itself alone.
+    In layers of fewer than ``min_channels`` channels each frame attends to itself alone. ``anchors`` are
+    frames outside of this window of a long clip that all of its frames attend to as well.
     """
 
     seen: tuple[tuple[int, ...], ...]
@@ -118,6 +120,7 @@ class FrameView:
     weight: Tensor | None = None
     control: Tensor | None = None
     min_channels: int = 0
+    anchors: Anchors | None = None
 
     @property
     def frames(self) -> int:
@@ -242,7 +245,8 @@ def across_frames(
     Frames that see equally many are one kernel call, so no mask is needed and no key counts twice.
 
     Args:
-        q, k, v: (lanes·frames, heads, tokens, dim).
+        q: (lanes·frames, heads, tokens, dim).
+        k, v: the same, or of more frames: those behind the queries' own are seen, but do not ask.
         seen: for each frame the frames it attends to.
         kernel: fused attention.
     """
@@ -250,7 +254,7 @@ def across_frames(
     if all(s == (i,) for i, s in enumerate(seen)):
         return kernel(q, k, v)
     lanes = q.shape[0] // n
-    q, k, v = (x.unflatten(0, (lanes, n)) for x in (q, k, v))
+    q, k, v = (x.unflatten(0, (lanes, -1)) for x in (q, k, v))
     groups: dict[int, list[int]] = defaultdict(list)
     for i, s in enumerate(seen):
         groups[len(s)].append(i)
@@ -329,17 +333,25 @@ class FrameAttention:
         self, q: Tensor, k: Tensor, v: Tensor, view: FrameView, seen: tuple[tuple[int, ...], ...]
     ) -> Tensor:
         n, tokens, fusion = view.frames, q.shape[2], view.fusion
+        lanes = q.shape[0] // n
+        if view.anchors is not None:
+            k, v, seen = view.anchors.extend(self, k, v, seen)
         if fusion is None or not fusion.self_attention or tokens > fusion.finest:
             return across_frames(q, k, v, seen, self.kernel)
-        source, target = slice(0, n), slice(fusion.target * n, (fusion.target + 1) * n)
-        rest = slice(0, target.start)
-        fused = across_frames(q[source], k[source], v[target], seen, self.kernel)
+        source, target, rest = _lanes(n, fusion.target)
+        source_k, target_k, rest_k = _lanes(k.shape[0] // lanes, fusion.target)
+        fused = across_frames(q[source], k[source_k], v[target_k], seen, self.kernel)
         if fusion.mask is not None:
-            own = across_frames(q[target], k[target], v[target], seen, self.kernel)
+            own = across_frames(q[target], k[target_k], v[target_k], seen, self.kernel)
             mask = F.interpolate(fusion.mask.to(q), view.layer_side(tokens), mode="nearest")
             mask = mask.flatten(2).transpose(1, 2)[:, None]
             fused = mask * own + (1 - mask) * fused
-        return torch.cat([across_frames(q[rest], k[rest], v[rest], seen, self.kernel), fused])
+        return torch.cat([across_frames(q[rest], k[rest_k], v[rest_k], seen, self.kernel), fused])
+
+
+def _lanes(frames: int, target: int) -> tuple[slice, slice, slice]:
+    """Where a batch of lanes of so many frames has the source, the target, and all before the target."""
+    return slice(0, frames), slice(target * frames, (target + 1) * frames), slice(0, target * frames)
 
 
 @contextmanager

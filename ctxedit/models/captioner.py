@@ -184,7 +184,11 @@ class Blip2Captioner:
         }
 
 
-def pick_frames(count: int, n: int = 5) -> list[int]:
+#: Frames of a clip that are captioned.
+CAPTIONED = 5
+
+
+def pick_frames(count: int, n: int = CAPTIONED) -> list[int]:
     """At most ``n`` frame numbers out of ``count``: the middles of ``n`` equal spans, all distinct."""
     if count < 1 or n < 1:
         raise ValueError(f"want at least one frame, got count={count}, n={n}")

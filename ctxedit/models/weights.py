@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctxedit.errors import WeightsError
+from ctxedit.errors import WeightsError, did_you_mean
 from ctxedit.files import check_file, check_model_files
 from ctxedit.models import hub, layout
 from ctxedit.models.families import family_named, layout_named
@@ -77,6 +77,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     if not is_hub_id(model):
         raise WeightsError(
             f"no model named {model!r}",
+            f"{did_you_mean(model, ('builtin', *SHORT_NAMES))}"
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline, half)), "folder")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +16,7 @@ from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
 from ctxedit.models.attention import FrameView, HeatMap
 from ctxedit.models.backbones import Backbone, Word, split_words
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.prompts import plain, weighted
 from ctxedit.stages import sample as sampling
@@ -74,45 +77,46 @@ def edit(
         InputError: the target or the negative prompt is longer than the text encoder takes.
         NumericsError: NaN or infinity appeared.
     """
+    levels = scene.levels
+    with asked(scene, target, config) as (context, source):
+        generator = torch.Generator().manual_seed(config.seed)
+        if source is None:
+            start = max(1, round(levels.steps * config.edit.strength))
+            clean = scene.trajectory[0]
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            a, s = levels.at(start)
+            b = None if shift is None else shift.at(clean, levels, start)
+            x = marginal(clean, noise, a, s, b)
+            # Without an inversion there is no source at the levels between: a mask then acts on the result.
+            how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
+            how = replace(how, one_by_one=config.low_memory)
+            return sample(scene.backbone, x, context, levels, scene.view, how, shift, start, progress)
+        how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
+        how, x = replace(how, one_by_one=config.low_memory), scene.trajectory[-1]
+        return sample(scene.backbone, x, context, levels, scene.view, how, shift, None, progress)
+
+
+@contextmanager
+def asked(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
+    """What the network is asked with, and room for it in the conditions as long as the block lasts.
+
+    Returns:
+        Two rows, of the negative prompt and of the target; and what the edit takes from the source, None
+        where it starts from noise.
+
+    Raises:
+        InputError: the target or the negative prompt is longer than the text encoder takes.
+    """
     backbone, (target, weights) = scene.backbone, weighted(target)
     negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
     for prompt in (target, negative):
         backbone.words(prompt)  # refuses one that is too long
     with backbone.room_for([target, negative, scene.prompt]):
-        equaliser = backbone.token_weights(target, weights) if weights else None
-        return _edited(scene, target, negative, equaliser, config, shift, mask, progress, watch)
-
-
-def _edited(
-    scene: Scene,
-    target: str,
-    negative: str,
-    equaliser: Tensor | None,
-    config: Config,
-    shift: ContextShift | None,
-    mask: Tensor | None,
-    progress: Progress,
-    watch: HeatMap | None,
-) -> Tensor:
-    """As :func:`edit`, with prompts that the conditions have room for."""
-    backbone, levels = scene.backbone, scene.levels
-    context = backbone.condition([negative, target])
-    generator = torch.Generator().manual_seed(config.seed)
-    if config.edit.start == "noise":
-        start = max(1, round(levels.steps * config.edit.strength))
-        clean = scene.trajectory[0]
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        a, s = levels.at(start)
-        b = None if shift is None else shift.at(clean, levels, start)
-        x = marginal(clean, noise, a, s, b)
-        # Without an inversion there is no source at the levels between: a mask then acts on the result.
-        how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
-        how = replace(how, one_by_one=config.low_memory)
-        return sample(backbone, x, context, levels, scene.view, how, shift, start, progress)
-    source = _source(scene, target, equaliser, config)
-    how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
-    how = replace(how, one_by_one=config.low_memory)
-    return sample(backbone, scene.trajectory[-1], context, levels, scene.view, how, shift, None, progress)
+        source = None
+        if config.edit.start != "noise":
+            equaliser = backbone.token_weights(target, weights) if weights else None
+            source = _source(scene, target, equaliser, config)
+        yield backbone.condition([negative, target]), source
 
 
 def _source(scene: Scene, target: str, equaliser: Tensor | None, config: Config) -> Source:

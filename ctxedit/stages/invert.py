@@ -74,22 +74,50 @@ def invert(
     """
     trajectory = [latents]
     total = _passes(levels.steps, fixed_point_iterations)
-    for low, high in levels.up():
-        x, t = trajectory[-1], levels.timestep(high)
-        up, asked = x, low
-        for i in range(1 + fixed_point_iterations):
-            raw = backbone.raw(up, t, context, view)
-            x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
-            eps = _noise(raw, up, x0, levels, asked, high, backbone.prediction)
-            up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
-            asked = high
+    for low, _ in levels.up():
+
+        def passed(i: int, low: int = low) -> None:
             progress(1 + i + (1 + fixed_point_iterations) * low, total)
-        if not bool(torch.isfinite(up).all()):
-            raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
-        trajectory.append(up)
+
+        trajectory.append(
+            ascend(
+                backbone, trajectory[-1], context, levels, low, view, shift, fixed_point_iterations, passed
+            )
+        )
     # Networks round differently in each memory format, and a file holds contiguous tensors: what is fresh
     # and what is read back must give the same edit.
     return torch.stack(trajectory).contiguous()
+
+
+@torch.no_grad()
+def ascend(
+    backbone: Backbone,
+    x: Tensor,
+    context: Condition | Tensor,
+    levels: Levels,
+    low: int,
+    view: FrameView,
+    shift: ContextShift | None,
+    fixed_point_iterations: int,
+    passed: Callable[[int], None],
+) -> Tensor:
+    """One step of :func:`invert`: latents (F, C, h, w) from level ``low`` to the one above.
+
+    ``passed`` is told of each network evaluation, counted from 0.
+    """
+    high = low + 1
+    t = levels.timestep(high)
+    up, asked = x, low
+    for i in range(1 + fixed_point_iterations):
+        raw = backbone.raw(up, t, context, view)
+        x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
+        eps = _noise(raw, up, x0, levels, asked, high, backbone.prediction)
+        up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
+        asked = high
+        passed(i)
+    if not bool(torch.isfinite(up).all()):
+        raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
+    return up
 
 
 def _noise(

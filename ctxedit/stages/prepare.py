@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ctxedit.config import ClipConfig
 from ctxedit.media.geometry import Fit, crop, pad, plan_fit, resize, to_working
 from ctxedit.media.probe import ClipInfo, probe
-from ctxedit.media.read import Clip, read_frames
+from ctxedit.media.read import Clip, Store, read_frames
+from ctxedit.models.captioner import pick_frames
 
 #: Longer sides of frames to be captioned are reduced to this: captioners look at a few hundred pixels.
 _CAPTIONED = 1024
@@ -26,25 +27,33 @@ class Prepared:
         clip: the frames at working size, and what is known of the source.
         fit: how sizes relate.
         frames: RGB uint8 (F, h, w, 3) at working size: what results are compared with.
-        padded: the same, padded to the model's multiples.
     """
 
     clip: Clip
     fit: Fit
     frames: NDArray[np.uint8]
-    padded: NDArray[np.uint8]
+
+    @property
+    def padded(self) -> NDArray[np.uint8]:
+        """The frames padded to the model's multiples."""
+        return pad(self.frames, self.fit)
 
     def unpad(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Model-sized frames cropped back to working size."""
         return crop(frames, self.fit)
 
 
-def prepare(path: Path, config: ClipConfig, resolution: int, multiple: int) -> Prepared:
-    """Read the frames that the settings name and bring them to the model's size; errors as in media."""
+def prepare(
+    path: Path, config: ClipConfig, resolution: int, multiple: int, store: Store = np.empty
+) -> Prepared:
+    """Read the frames that the settings name and bring them to the model's size; errors as in media.
+
+    ``store`` is as for ``read_frames``.
+    """
     info = probe(path)
     fit = plan_fit(info.width, info.height, config.size or resolution, multiple)
-    clip = read_working(path, config, fit)
-    return Prepared(clip, fit, clip.frames, pad(clip.frames, fit))
+    clip = read_working(path, config, fit, store)
+    return Prepared(clip, fit, clip.frames)
 
 
 def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[ClipConfig, str | None]:
@@ -63,6 +72,9 @@ def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[Cl
     """
     info = probe(path)
     there, frames, stride = info.frames - config.start, config.frames, config.stride
+    if not frames and there >= 1:  # all: every frame, unless a person gave a stride
+        stride = stride if "stride" in given else 1
+        return replace(config, frames=(there - 1) // stride + 1, stride=stride), None
     if there < 1 or (frames - 1) * stride < there:
         return config, None
     if "stride" not in given:
@@ -82,7 +94,7 @@ def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[Cl
     )
 
 
-def read_working(path: Path, config: ClipConfig, fit: Fit) -> Clip:
+def read_working(path: Path, config: ClipConfig, fit: Fit, store: Store = np.empty) -> Clip:
     """Read the frames that the settings name at working size; one at a time is held at the source's."""
     return read_frames(
         path,
@@ -90,11 +102,12 @@ def read_working(path: Path, config: ClipConfig, fit: Fit) -> Clip:
         start=config.start,
         stride=config.stride,
         each=lambda picture: to_working(picture[None], fit)[0],
+        store=store,
     )
 
 
 def read_for_caption(path: Path, config: ClipConfig) -> Clip:
-    """The frames that the settings name, to be captioned: of the source's size, unless that is very large."""
+    """Those of the settings' frames that are captioned: of the source's size, unless that is very large."""
     width, height = captioned_size(probe(path))
     return read_frames(
         path,
@@ -102,7 +115,20 @@ def read_for_caption(path: Path, config: ClipConfig) -> Clip:
         start=config.start,
         stride=config.stride,
         each=lambda picture: resize(picture[None], width, height)[0],
+        only=pick_frames(config.frames),
     )
+
+
+def check_readable(path: Path, config: ClipConfig) -> Clip:
+    """Read the frames that the settings name and keep nothing of them: a damaged one is found out.
+
+    Returns:
+        What is known of the clip and of its times; the frames are of one pixel.
+    """
+    return read_frames(
+        path, frames=config.frames, start=config.start, stride=config.stride,
+        each=lambda picture: picture[:1, :1],
+    )  # fmt: skip
 
 
 def captioned_size(info: ClipInfo) -> tuple[int, int]:

@@ -185,22 +185,40 @@ def sample(
     condition, blend = Condition.of(context), Blend(how.fusion.mask_threshold)
     top = levels.steps if start is None else start
     for step, high in enumerate(range(top, 0, -1)):
-        low = high - 1
-        x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
-        sigma: Tensor | float = 0.0
-        z = None
-        if how.eta > 0:
-            sigma = eta_sigma(how.eta, *levels.at(high), *levels.at(low))
-            z = torch.randn(x.shape, generator=how.generator).to(x)
-        b_high = None if shift is None else shift.at(x0, levels, high)
-        b_low = None if shift is None else shift.at(x0, levels, low)
-        x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, sigma, z)
-        if how.source is not None:
-            x = _keep(x, how.source.trajectory[low], how, blend)
-        if not bool(torch.isfinite(x).all()):
-            t = levels.timestep(high)
-            raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
+        z = torch.randn(x.shape, generator=how.generator).to(x) if how.eta > 0 else None
+        x = descend(backbone, x, condition, levels, high, view, how, shift, blend, z)
         progress(step + 1, top)
+    return x
+
+
+@torch.no_grad()
+def descend(
+    backbone: Backbone,
+    x: Tensor,
+    condition: Condition,
+    levels: Levels,
+    high: int,
+    view: FrameView,
+    how: Sampling,
+    shift: ContextShift | None,
+    blend: Blend,
+    z: Tensor | None,
+) -> Tensor:
+    """One step of :func:`sample`: latents (F, C, h, w) from level ``high`` to the one below.
+
+    ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``blend`` collects masks from step to step.
+    """
+    low = high - 1
+    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
+    sigma = eta_sigma(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
+    b_high = None if shift is None else shift.at(x0, levels, high)
+    b_low = None if shift is None else shift.at(x0, levels, low)
+    x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, sigma, z)
+    if how.source is not None:
+        x = _keep(x, how.source.trajectory[low].to(x), how, blend)
+    if not bool(torch.isfinite(x).all()):
+        t = levels.timestep(high)
+        raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
     return x
 
 
@@ -255,7 +273,7 @@ def _predict(
     fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
     watched = (*heats, *how.watching(target))
     lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=watched, weight=weight)
-    batch = torch.cat([source.latent(level), *[x] * len(words)])
+    batch = torch.cat([source.latent(level).to(x), *[x] * len(words)])
     both = Condition.stack([Condition.of(source.context), words])
     parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))
     if heats:

@@ -88,7 +88,7 @@ def trainable(
 
 def tune(
     backbone: Backbone,
-    latents: Tensor,
+    latents: Tensor | None,
     context: Condition | Tensor,
     view: FrameView,
     config: TuneConfig,
@@ -99,6 +99,7 @@ def tune(
     report: Callable[[TuneStep], None] = lambda row: None,
     probe: Callable[[int], float | None] = lambda step: None,
     warn: Callable[[str], None] = lambda text: None,
+    draw: Callable[[int], tuple[Tensor, FrameView]] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise λ_t ‖x̂_0 − x_0‖² over noise levels; the gradient reaches the adapter through x_t.
 
@@ -107,7 +108,7 @@ def tune(
 
     Args:
         backbone: with clip attention installed.
-        latents: (F, C, h, w), clean.
+        latents: (F, C, h, w), clean; None where ``draw`` gives them.
         context: one row, of the source prompt.
         view: one lane.
         config: lengths, rates, what is trained.
@@ -118,6 +119,7 @@ def tune(
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
         warn: told of a state that is damaged: the tuning then starts over.
+        draw: latents and view of a step, for a clip of which each step sees a part; None is all of it.
 
     Returns:
         The tuned tensors by name, on the CPU.
@@ -129,11 +131,13 @@ def tune(
     underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
     with _training(backbone, parameters, config) as masters:
         optimizer = _optimizer(masters.values, config)
-        scaler = torch.amp.GradScaler(latents.device.type, enabled=underflows)
+        scaler = torch.amp.GradScaler(backbone.device.type, enabled=underflows)
         done = _resume(folder, masters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
-            loss, share = _loss(backbone, latents, context, view, config, shift, seed, step)
+            seen, here = (latents, view) if draw is None else draw(step)
+            assert seen is not None
+            loss, share = _loss(backbone, seen, context, here, config, shift, seed, step)
             if not bool(torch.isfinite(loss)):
                 raise _broken(f"the loss is {loss.item()} at step {step}")
             _descend(loss, masters, optimizer, scaler, config.max_grad_norm)
@@ -214,7 +218,7 @@ def _loss(
     step: int,
 ) -> tuple[Tensor, float]:
     """One draw of level and noise: the loss and the shift's share of the signal."""
-    generator = torch.Generator().manual_seed(_in_64_bits(seed * 1_000_003 + step))
+    generator = torch.Generator().manual_seed(step_seed(seed, step))
     t, a, s = backbone.training_level(generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     half = backbone.dtype.itemsize < 4
@@ -313,6 +317,7 @@ def load_tensors(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
         parameters[name].copy_(value)
 
 
-def _in_64_bits(number: int) -> int:
-    """The number itself where it is a signed 64-bit one, as torch takes; others wrap around."""
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's draws, as a signed 64-bit number, as torch takes."""
+    number = seed * 1_000_003 + step
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)

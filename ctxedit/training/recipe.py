@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from ctxedit.config import merge
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.training.data import DataConfig
 from ctxedit.training.schedule import Schedule
 from ctxedit.training.tasks import base as tasks
@@ -126,7 +126,8 @@ def resolve(name: str) -> Recipe:
     if path.suffix == ".toml":
         return load(path)
     if name not in names():
-        raise ConfigError(f"no recipe {name!r}", f"the built-in recipes are: {', '.join(names())}")
+        guess = did_you_mean(name, names())
+        raise ConfigError(f"no recipe {name!r}", f"{guess}the built-in recipes are: {', '.join(names())}")
     if name in tasks.names():
         return parse(tasks.get(name).recipe_text(), name)
     return parse((tasks.RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)

@@ -81,4 +81,4 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(ctxedit, clip, tmp_path
     file.write_text(tomli_w.dumps(nested(key, 0.5)))
     answer = ctxedit("run", clip, "--target", "a cat", "--config", file, "--dry-run")
     assert answer.code == 2 and f"unknown key {key}" in answer.err
-    assert f"did you mean {guess}?" in answer.err
+    assert f"did you mean '{guess}'?" in answer.err

@@ -27,3 +27,19 @@ def test_without_metadata(tmp_path):
     save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)})
     with safe_open(tmp_path / "t.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("a"), torch.ones(2))
+
+
+def test_tensors_written_in_parts_are_the_same_file(tmp_path):
+    from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
+
+    frames = torch.arange(2 * 5 * 3, dtype=torch.uint8).reshape(2, 5, 3)
+    mask = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
+    save_tensors(tmp_path / "whole", {"frames": frames, "mask": mask})
+    shapes = {"frames": ((2, 5, 3), "uint8"), "mask": ((2, 5), "float32")}
+    with tensors_in_parts(tmp_path / "parts", shapes) as arrays:
+        for i in range(2):
+            arrays["frames"][i], arrays["mask"][i] = frames[i].numpy(), mask[i].numpy()
+        assert not (tmp_path / "parts").exists()
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert torch.equal(torch.from_numpy(mapped_tensor(tmp_path / "parts", "mask")), mask)
+    assert mapped_tensor(tmp_path / "parts", "other") is None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ctxedit.config import Config, load, merge
 from ctxedit.editing.reporter import Reporter
@@ -112,7 +113,9 @@ def _measure_round_trip(session: Session, source: NDArray[np.uint8], figures: _F
     """Sample the source prompt from the run's inversion, in a session of its own at guidance scale 1."""
     config = replace(session.config, edit=replace(session.config.edit, guidance=1.0))
     with Session(replace(session.request, config=config, run=session.run)) as unguided:
-        back = unguided.edited_frames(unguided.prompt, unguided.invert())
+        trajectory = unguided.invert()
+        assert isinstance(trajectory, Tensor)  # the clips here fit one window
+        back = unguided.edited_frames(unguided.prompt, trajectory)
     parts = session.parts
     decoded = parts.prepared.unpad(parts.backbone.decode(parts.latents))
     figures.round_trip.append(_psnr(back, source))
