@@ -276,6 +276,9 @@ class Config:
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.
+        round_trip: how well the clip comes back from its inversion: an ``estimate`` from four passes of the
+            network, the ``whole`` way in as many as the inversion has steps, or ``off``. ``auto`` is
+            ``estimate`` for the commands ``run`` and ``edit``, and ``off`` in comparisons and from Python.
         lora: LoRA files merged into the model, each ``FILE_OR_ID[:SCALE]``, in this order.
         embedding: files or hub ids of textual inversions; their tokens can be written in every prompt.
     """
@@ -288,6 +291,7 @@ class Config:
     dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
     low_memory: bool = False
+    round_trip: Literal["auto", "estimate", "whole", "off"] = "auto"
     captioner: str = "auto"
     caption_by: Literal["auto", "vote", "clip"] = "auto"
     clip_model: str = "auto"

@@ -42,6 +42,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "tune_steps": ("tune.steps",),
     "steps": ("edit.steps", "invert.steps"),
     "guidance": ("edit.guidance",),
+    "round_trip": ("round_trip",),
     "negative_prompt": ("edit.negative_prompt",),
     "upscale": ("upscale.scale",),
     "upscaler": ("upscale.model",),
@@ -105,6 +106,11 @@ def fitted(config: Config, clip: Path, base: Base, screen: Screen, *groups: Any)
     if note is not None:
         screen.say(note)
     return replace(config, clip=span)
+
+
+def with_round_trip(config: Config) -> Config:
+    """The settings of a command that says how well the clip comes back, unless they say otherwise."""
+    return replace(config, round_trip="estimate") if config.round_trip == "auto" else config
 
 
 def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:

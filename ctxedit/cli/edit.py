@@ -12,6 +12,7 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
     Base,
+    Checking,
     Dry,
     Overwrite,
     Place,
@@ -63,6 +64,7 @@ Heatmaps = Annotated[
 def edit(
     base: Base,
     sampling: Sampling,
+    checking: Checking,
     scoring: Scoring,
     upscaling: Upscaling,
     result: Result,
@@ -80,7 +82,7 @@ def edit(
     clip, target = _understood(words or [], target)
     if clip is not None and run is not None:
         raise ConfigError("--run already names a run", "leave out the clip")
-    changes = asked.for_run(base, screen, sampling, scoring, upscaling)
+    changes = asked.for_run(base, screen, sampling, checking, scoring, upscaling)
 
     from ctxedit import api
     from ctxedit.cli import fetching, work
@@ -90,7 +92,7 @@ def edit(
     from ctxedit.inspection.heatmaps import draw
 
     chosen = work.chosen_run(run, place.runs, screen, clip)
-    config = api.rebased(chosen, changes)
+    config = asked.with_round_trip(api.rebased(chosen, changes))
     told = teller(screen)
     request = Request.of_run(
         chosen, config, told.warn, targets=(target,), mask=scoring.mask, output=result.output,
@@ -107,6 +109,8 @@ def edit(
     with Session(request, told) as session, resumable(chosen.folder):
         done = session.edit(target)
         maps = draw(session, target) if heatmaps else None
+        back = None if done.reused else session.round_trip()
+        returned = None if back is None else back.facts()
     if done.reused:
         screen.say("Edit already exists; use -y to redo it")
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
@@ -115,7 +119,14 @@ def edit(
         screen.say(f"heat maps: {maps.sheet}")
     screen.result(
         str(done.files.video),
-        {"run": chosen.folder, "target": target, **files, "reused": done.reused, "seed": config.seed},
+        {
+            "run": chosen.folder,
+            "target": target,
+            **files,
+            "reused": done.reused,
+            "seed": config.seed,
+            "round_trip": returned,
+        },
     )
 
 

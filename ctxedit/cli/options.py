@@ -319,6 +319,21 @@ class Upscaling:
 
 
 @dataclass(frozen=True)
+class Checking:
+    """The round trip."""
+
+    round_trip: Annotated[
+        Literal["estimate", "whole", "off"] | None,
+        _option(
+            "--round-trip",
+            panel=_METHOD,
+            help="Report how well the clip comes back from its inversion: from four steps, or the whole way. "
+            "[default: estimate]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Scoring(Judging):
     """The CLIP model for scoring, and where the edit may change the frames."""
 

@@ -12,6 +12,7 @@ from ctxedit.cli.options import (
     Addons,
     Base,
     Captioning,
+    Checking,
     Clip,
     Dry,
     Overwrite,
@@ -50,6 +51,7 @@ def run(
     captioning: Captioning,
     tuning: Tuning,
     sampling: Sampling,
+    checking: Checking,
     scoring: Scoring,
     upscaling: Upscaling,
     result: Result,
@@ -68,8 +70,9 @@ def run(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
     config = asked.settings(
-        base, screen, addons, span, size, captioning, tuning, sampling, scoring, upscaling
+        base, screen, addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling
     )
+    config = asked.with_round_trip(config)
     config = asked.fitted(config, asked.existing(clip), base, screen, span)
 
     from ctxedit import api
@@ -105,9 +108,11 @@ def run(
             rows.append({"target": one.target, "video": str(one.files.video.resolve()), **figures})
             _tell(screen, one.target, figures)
         api.write_metrics(session.run, rows)
+        returned = session.round_trip()
+        back = None if returned is None else returned.facts()
     edits = [_table(one, row) for one, row in zip(results, rows, strict=True)]
     paths = "\n".join(str(one.files.video) for one in results)
-    facts = {"run": folder, "prompt": prompt, "seed": config.seed, "notes": notes}
+    facts = {"run": folder, "prompt": prompt, "seed": config.seed, "notes": notes, "round_trip": back}
     screen.result(paths, {**facts, "edits": edits})
 
 

@@ -46,6 +46,10 @@ class Keys:
         """What the inversion depends on."""
         return key_of(self.tune(prompt), self.request.config.invert)
 
+    def round_trip(self, prompt: str) -> str:
+        """What the round trip depends on."""
+        return key_of(self.invert(prompt), self.request.config.round_trip)
+
     def edit(self, prompt: str, target: str) -> str:
         """What an edit depends on."""
         request, config = self.request, self.request.config

@@ -20,6 +20,7 @@ from ctxedit.editing.parts import Parts, warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.result import EditResult as EditResult
+from ctxedit.editing.round_trip import RoundTrip
 from ctxedit.editing.speed import Stopwatch, Work, note, speed_kind
 from ctxedit.editing.stage import Job, Stage
 from ctxedit.editing.stages import edit_files, edited_frames, figures, stage_named
@@ -55,6 +56,7 @@ class Session:
         self.parts, self.keys = Parts(request, reporter or Reporter(), kept), Keys(request)
         self.probe: Callable[[int], float | None] = lambda step: None
         self._tuned = False
+        self._round_trip: RoundTrip | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -217,6 +219,13 @@ class Session:
             trajectory: Tensor | Stored = self._walk(stage_named("invert"))
             return trajectory
 
+    def round_trip(self) -> RoundTrip | None:
+        """How well the clip comes back from its inversion, said once; None where it is switched off."""
+        if self._round_trip is None and not self.parts.long:
+            with self.working():
+                self._round_trip = self._walk(stage_named("round trip"))
+        return self._round_trip
+
     def edit(self, target: str) -> EditResult:
         """Edit towards a target and write the three files; reused where it is done already."""
         self.check_target(target)
@@ -227,6 +236,7 @@ class Session:
             sweep(files.video.parent)
             if self._done(stage, job):
                 return EditResult(target, files, True, job.folder / job.frames_file)
+            self.round_trip()
             needed = {name: self._bring(name, target) for name in stage.needs}
             self._make(stage, replace(job, needed=needed))
         return EditResult(target, files, False, job.folder / job.frames_file)
@@ -240,6 +250,7 @@ class Session:
         evaluating.prepare(chosen, networks)
         self.tune()
         self.invert()
+        self.round_trip()
         results = []
         for target in targets:
             result = self.edit(target)

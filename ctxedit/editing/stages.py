@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctxedit import provenance
 from ctxedit.editing import long, upscaling
+from ctxedit.editing import round_trip as returning
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
@@ -29,7 +30,7 @@ from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import mapped_tensor, save_tensors
 from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
-from ctxedit.runs import fingerprint, versions
+from ctxedit.runs import Run, fingerprint, versions
 from ctxedit.stages import caption as captioning
 from ctxedit.stages import edit as editing
 from ctxedit.stages import invert as inverting
@@ -161,6 +162,41 @@ def _read_inversion(job: Job) -> Tensor | Stored:
     return load_file(job.folder / _TRAJECTORY)["trajectory"].to(job.parts.device)
 
 
+# -- round trip --------------------------------------------------------------------------------------------
+
+_BAD = (
+    "edits will lose details of the clip: check that the prompt describes it, or try more --steps, "
+    "--set invert.fixed_point_iterations=2, or --dtype float32"
+)
+
+
+def _make_round_trip(job: Job) -> Made:
+    """Measure how well the clip comes back, and say so; nothing is done with it."""
+    parts, config = job.parts, job.config
+    text = job.prompt if config.invert.prompt == "source" else ""
+    with parts.backbone.room_for([text]):
+        condition = parts.backbone.condition([text])
+    with parts.reporter.task("round trip", returning.network_passes(config)) as progress:
+        found = returning.round_trip(
+            parts.backbone, job.needed["invert"], condition, parts.backbone.levels(config.invert.steps),
+            parts.view, parts.shift(text), config.round_trip == "whole", parts.prepared.padded,
+            lambda done, _: progress(done, ""),
+        )  # fmt: skip
+    return Made(_tell_round_trip(job, found), facts=found.facts())
+
+
+def _read_round_trip(job: Job) -> returning.RoundTrip:
+    return _tell_round_trip(job, returning.RoundTrip.of_facts(Run(job.folder).facts(job.name)))
+
+
+def _tell_round_trip(job: Job, found: returning.RoundTrip) -> returning.RoundTrip:
+    if found.low:
+        job.parts.reporter.warn(f"{found.told()}: {_BAD}")
+    else:
+        job.parts.reporter.say(found.told())
+    return found
+
+
 # -- edit --------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +319,12 @@ STAGES: tuple[Stage, ...] = (
         applies=lambda config: config.edit.start != "noise", absent=_clean,
         passes=lambda config, prompt, target: inverting.network_passes(config),
         peak=Costs.inverting, disk=Costs.inverting_disk,
+    ),
+    Stage(
+        "round trip", lambda keys, prompt, target: keys.round_trip(prompt),
+        _make_round_trip, _read_round_trip, ("tune", "invert"), again="the round trip is measured",
+        applies=lambda config: returning.network_passes(config) > 0,
+        passes=lambda config, prompt, target: returning.network_passes(config), peak=Costs.inverting,
     ),
     Stage(
         "frames", lambda keys, prompt, target: keys.edit(prompt, target), _make_frames, _read_frames,

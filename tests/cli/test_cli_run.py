@@ -53,8 +53,8 @@ def test_a_dry_run_shows_what_is_reused_loads_and_writes_nothing(ctxedit, made, 
     plan = answer.table["plan"]
     reused = {s["name"]: s["reused"] for s in plan["stages"]}
     assert reused == {
-        "caption": True, "tune": True, "invert": True, f"edit “{TARGET}”": True, "edit “a cat”": False,
-        "evaluate": False,
+        "caption": True, "tune": True, "invert": True, "round trip": True, f"edit “{TARGET}”": True,
+        "edit “a cat”": False, "evaluate": False,
     }  # fmt: skip
     assert plan["working_size"] == [64, 64] and plan["source_size"] == [96, 96] and plan["frames"] == 4
     assert plan["fps"] == "25/2" and plan["run"] == str(next(runs.iterdir()))

@@ -1,0 +1,260 @@
+"""Measure the memory that full-size checkpoints take, beside what the dry run states.
+
+Usage::
+
+    python tests/memory.py table                                 # what the plan states, for presets/README.md
+    python tests/memory.py make sd14 FOLDER                      # a folder of the real shapes, random weights
+    python tests/memory.py measure FOLDER/sd14 edit bfloat16 8   # prints one row as JSON
+
+Stages: ``tune``, ``invert`` and ``edit`` make one step at 512² (SDXL: 1024²), ``decode`` as many frames as
+the autoencoder takes at a time. Each measurement needs a process of its own, because a process does not
+shrink again. What is measured is anonymous memory, beyond what the imports take.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+class Meter:
+    """The largest anonymous memory while a block runs."""
+
+    def __enter__(self) -> Meter:
+        self.peak, self.began, self._stop = anonymous(), time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.peak = max(self.peak, anonymous())
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.seconds = time.monotonic() - self.began
+
+
+def make_sd14(folder: Path) -> None:
+    """Stable Diffusion 1.4's own configuration with random weights, in float32."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from tiny import pipeline, text_encoder
+
+    from ctxedit.training.tokenizer import build
+
+    tokenizer = build(folder / "words", captions=2000)
+    tokenizer.model_max_length = 77
+    torch.manual_seed(0)
+    text = text_encoder(
+        tokenizer, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        projection_dim=768,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, sample_size=512,
+    )  # fmt: skip
+    pipeline(tokenizer, text, unet, vae).to(torch.bfloat16).save_pretrained(folder / "sd14")
+
+
+def make_sdxl(folder: Path) -> None:
+    """Stable Diffusion XL base's own configuration with random weights, in bfloat16."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from tiny import text_encoder
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from ctxedit.training.tokenizer import build
+
+    torch.set_default_dtype(torch.bfloat16)
+    tokenizer = build(folder / "words", captions=2000)
+    tokenizer.model_max_length = 77
+    sizes = {"max_position_embeddings": 77, "vocab_size": 49408}
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    first = text_encoder(
+        tokenizer,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        **sizes,
+    )
+    second = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            projection_dim=1280,
+            hidden_act="gelu",
+            **sizes,
+            **ends,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, sample_size=1024,
+        scaling_factor=0.13025, force_upcast=True,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    StableDiffusionXLPipeline(
+        vae, first, second, tokenizer, tokenizer, unet, scheduler, add_watermarker=False
+    ).save_pretrained(folder / "sdxl")
+
+
+def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> Any:
+    """The session's networks for one step of a stage, and the estimate of the plan."""
+    import numpy as np
+    import torch
+
+    from ctxedit import config
+    from ctxedit.editing import plan
+    from ctxedit.editing.parts import Parts
+    from ctxedit.editing.reporter import Reporter
+    from ctxedit.editing.request import Request
+    from ctxedit.media.write import write_clip
+
+    side = 1024 if model.name == "sdxl" else 512
+    noise = np.random.default_rng(0).integers(0, 255, (frames, side, side, 3), dtype=np.uint8)
+    clip = write_clip(place / "clip.mp4", noise, Fraction(8))
+    flags = {
+        "model": str(model), "dtype": dtype, "clip_model": "builtin", "tune": {"steps": 1},
+        "clip": {"frames": frames, "stride": 1, "size": side}, "invert": {"steps": 1},
+        "edit": {"steps": 1}, "fusion": {"self_replace_steps": 1.0, "cross_replace_steps": 1.0},
+    }  # fmt: skip
+    settings = config.load("contextdiff", flags=flags, environ={})
+    request = Request(clip, settings, prompt=PROMPT, targets=(TARGET,), runs=place / "runs", offline=True)
+    name = "edit" if stage == "decode" else stage
+    foretold = next(s.peak_bytes for s in plan.make(request).stages if s.name.startswith(name))
+    parts = Parts(request, Reporter())
+    shape = (frames, 4, side // 8, side // 8)
+    parts.__dict__["latents"] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return parts, foretold
+
+
+def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, Any]:
+    """One step of a stage: gigabytes measured and foretold, seconds."""
+    import torch
+
+    from ctxedit.editing.stages import invert_now
+    from ctxedit.stages import edit, tune
+
+    with tempfile.TemporaryDirectory() as place:
+        parts, foretold = parts_for(model, stage, dtype, frames, Path(place))
+        import diffusers.models.unets.unet_2d_condition  # noqa: F401 - what is imported is not counted
+
+        before = anonymous()
+        with Meter() as loading:
+            backbone, shift = parts.backbone, parts.shift(PROMPT)
+            condition = backbone.condition([PROMPT])
+        with Meter() as working:
+            if stage == "tune":
+                tune.tune(
+                    backbone, parts.latents, condition, parts.view, parts.config.tune, Path(place), 0, shift,
+                    parts.temporal,
+                )  # fmt: skip
+            elif stage == "invert":
+                invert_now(parts, PROMPT)
+            elif stage == "edit":
+                trajectory = torch.stack([parts.latents] * 2)
+                scene = edit.Scene(backbone, PROMPT, trajectory, backbone.levels(1), parts.view)
+                edit.edit(scene, TARGET, parts.config, parts.shift(TARGET))
+            else:
+                backbone.decode(parts.latents[:4])
+    return {
+        "model": model.name, "stage": stage, "dtype": dtype, "frames": frames,
+        "foretold": round(foretold / 2**30, 2),
+        "measured": round((max(loading.peak, working.peak) - before) / 2**30, 2),
+        "loading": round((loading.peak - before) / 2**30, 2), "seconds": round(working.seconds, 1),
+    }  # fmt: skip
+
+
+#: Millions of parameters of UNet, autoencoder and text encoders; channels, depth and width of the UNet.
+_SHAPES: dict[str, tuple[float, float, float, tuple[int, ...], tuple[int, ...], int]] = {
+    "SD 1.x": (859.5, 83.7, 123.1, (320, 640, 1280, 1280), (1, 1, 1, 0), 768),
+    "SD 2.x": (865.9, 83.7, 340.4, (320, 640, 1280, 1280), (1, 1, 1, 0), 1024),
+    "SDXL": (2567.5, 83.7, 817.7, (320, 640, 1280), (0, 2, 10), 2048),
+}
+_MODES = {"": {}, "`--offload`": {"offload": True}, "`--low-memory`": {"low_memory": True}}
+
+
+def peaks(name: str, frames: int, side: int, **flags: Any) -> tuple[float, float]:
+    """GiB on a GPU in half precision that the plan states for tuning and for editing with `contextdiff`."""
+    import torch
+
+    from ctxedit import config
+    from ctxedit.editing.costs import Costs
+    from ctxedit.media.geometry import plan_fit
+    from ctxedit.models.sizes import Sizes, Weight
+
+    unet, vae, text, channels, depth, width = _SHAPES[name]
+    weights = (Weight(round(n * 1e6), round(n * 2e6)) for n in (unet, vae, text))
+    body = Sizes(*weights, channels, depth, 2, (128, 256, 512, 512), 4, width, 77, side)
+    settings = config.load(
+        "contextdiff", flags={"model": "sd14", "clip": {"frames": frames}, **flags}, environ={}
+    )
+    fit = plan_fit(side, side, side, body.multiple)
+    costs = Costs(settings, True, None, body, fit, torch.bfloat16, device="cuda")
+    return costs.tuning(False) / 2**30, costs.editing(False) / 2**30
+
+
+def table() -> str:
+    """The table of presets/README.md."""
+    heads = [f"{mode or 'as it is'}: {stage}" for mode in _MODES for stage in ("tune", "edit")]
+    lines = ["| | size | frames | " + " | ".join(heads) + " |", "|---|---|---|" + "--:|" * len(heads)]
+    for name in _SHAPES:
+        for side in (512, 768):
+            for frames in (8, 16, 24):
+                found = [v for mode in _MODES.values() for v in peaks(name, frames, side, **mode)]
+                cells = " | ".join(f"{v:.1f}" for v in found)
+                lines.append(f"| {name} | {side}² | {frames} | {cells} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    if arguments == ["table"]:
+        print(table())
+        return
+    if arguments[0] == "make":
+        {"sd14": make_sd14, "sdxl": make_sdxl}[arguments[1]](Path(arguments[2]))
+        return
+    model, stage, dtype, *frames = arguments[1:]
+    print(json.dumps(measure(Path(model), stage, dtype, *map(int, frames))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
