@@ -97,7 +97,11 @@ def commands(table: Mapping[str, Any], clip: str | None = None) -> list[str]:
     seed = ["--seed", str(table["seed"])]
     if table["kind"] == "image":
         adapter = ["--adapter", table["adapter"]] if "adapter" in table else []
-        return [shlex.join(["ctxedit", "t2i", table["text"], *given, *seed, *sets, *adapter])]
+        for name in ("class", "layout", "encoder"):
+            adapter += [f"--{name}", table[name]] if name in table else []
+        adapter += ["--grid"] if table.get("grid") else []
+        words = [table["text"]] if table["text"] else []
+        return [shlex.join(["ctxedit", "t2i", *words, *given, *seed, *sets, *adapter])]
     where, prompt = clip or source.get("name", "CLIP"), ["--prompt", table.get("prompt", "")]
     result = [part for key, value in table.get("output", {}).items() for part in _option(key, value)]
     tuning_seed = table.get("tuning_seed")

@@ -4,6 +4,7 @@ TOML: ``[[clips]]`` as :mod:`ctxedit.bench.listing` says. JSON Lines: one such t
 ``targets`` may also hold plain texts, and a single ``target`` may stand in its place. CSV: a line for each
 clip and target with the columns ``path`` and, as needed, ``prompt``, ``target``, ``kind``, ``name``,
 ``mask``, ``control``, ``ideal``. A folder: each video, GIF, image and folder of images in it is a clip.
+LOVEU-TGVE's CSV and V2VBench's YAML or JSON: see :mod:`ctxedit.bench.benchmarks`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxedit.bench import benchmarks
 from ctxedit.errors import ConfigError
 from ctxedit.files import TEXT_LIMIT, check_depth, read_text, reason
 from ctxedit.tables import read_table
@@ -48,6 +50,8 @@ def entries(path: Path) -> list[Entry]:
         return _in_csv(path)
     if suffix in (".jsonl", ".ndjson"):
         return list(_in_json_lines(path))
+    if suffix in (".json", ".yaml", ".yml"):
+        return [Entry(where, table) for where, table in benchmarks.v2vbench(path)]
     return _in_toml(path)
 
 
@@ -104,6 +108,8 @@ def _in_csv(path: Path) -> list[Entry]:
         columns, rows = list(reader.fieldnames or ()), list(reader)
     except csv.Error as error:
         raise ConfigError(f"{path} is not CSV: {error}", "quote cells that hold commas or quotes") from error
+    if benchmarks.is_loveu(columns):
+        return [Entry(where, table) for where, table in benchmarks.loveu(path, rows)]
     _check_columns(path, columns)
     clips: dict[str, tuple[str, dict[str, Any]]] = {}
     for number, row in enumerate(rows, 2):

@@ -65,6 +65,15 @@ def methods(
     )
 
 
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise ConfigError for a label that stands twice, or that the tables need themselves."""
+    for label in labels:
+        if label in REFERENCES or labels.count(label) > 1:
+            raise ConfigError(
+                f"a method cannot be called {label!r} here", "choose another name for --external"
+            )
+
+
 def look(bench: Bench) -> Preview:
     """Check every method on every clip, and say what is left to do; loads nothing.
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxedit.bench import page, tables
+from ctxedit.bench import latex, page, tables
 from ctxedit.bench.results import Row, row_of
-from ctxedit.bench.subject import IDEAL, REFERENCES, SOURCE, Bench
+from ctxedit.bench.subject import IDEAL, SOURCE, Bench
 from ctxedit.errors import InputError
 from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
@@ -26,13 +26,14 @@ class Files:
     table_json: Path
     table_csv: Path
     table_markdown: Path
+    table_latex: Path
     costs: Path
     page: Path
 
 
 def files_in(out: Path) -> Files:
     """Where a bench's tables lie."""
-    names = ("table.json", "table.csv", "table.md", "costs.md", "index.html")
+    names = ("table.json", "table.csv", "table.md", "table.tex", "costs.md", "index.html")
     return Files(*(out / name for name in names))
 
 
@@ -44,7 +45,7 @@ def write(bench: Bench, rows: Sequence[Row], compare: Sequence[tuple[str, str]] 
         rows: as :func:`ctxedit.bench.runner.run` gives them.
         compare: further pairs (before, after) whose difference is wanted.
     """
-    labels = [method.label for method in bench.methods]
+    labels = [*(one.label for one in bench.externals), *(method.label for method in bench.methods)]
     named = [SOURCE, *[IDEAL] * any(row.method == IDEAL for row in rows), *labels]
     summary = tables.summary(rows, named)
     pairs = tables.adapter_pairs(labels)
@@ -64,6 +65,7 @@ def write(bench: Bench, rows: Sequence[Row], compare: Sequence[tuple[str, str]] 
     _put(files.table_json, json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False))
     _put(files.table_csv, tables.to_csv(summary))
     _put(files.table_markdown, text)
+    _put(files.table_latex, latex.to_latex(summary))
     _put(files.costs, tables.costs_markdown(summary, pairs, about))
     _put(files.page, page.page(bench.out, rows, labels, about))
     return whole
@@ -90,7 +92,8 @@ def edits_of(whole: dict[str, Any]) -> list[Row]:
 
 def _about(bench: Bench, rows: Sequence[Row]) -> list[str]:
     """What was compared, on what, in sentences."""
-    done = [row for row in rows if row.method not in REFERENCES and row.error is None]
+    own = [method.label for method in bench.methods]
+    done = [row for row in rows if row.method in own and row.error is None]
     kinds = Counter(target.kind for clip in bench.clips for target in clip.targets)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     said = [f"Clips: {len(bench.clips)}; targets: {sum(kinds.values())} ({counted})."]

@@ -41,14 +41,13 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
     every = list(edits(bench))
     known = {key for *_, key in every if not bench.overwrite and _stands(bench, results, key, watcher)}
     watcher.began(len(every), len(known))
-    written: set[str] = set()
-    for job, made in executor.run(Serving(bench), list(_jobs(bench, results, known, watcher)), watcher):
-        for row in _lost(job, made) if isinstance(made, Lost) else (made,):
-            # A job that is done again after its worker died brings what it had brought before.
-            if row.key not in written or row.error is not None:
-                results.add(row)
-                watcher.finished(row)
-            written.add(row.key)
+    jobs = list(_jobs(bench, results, known, watcher))
+    if jobs:
+        with Serving(bench).marked() as serving:
+            for job, made in executor.run(serving, jobs, watcher):
+                for row in _lost(job, made) if isinstance(made, Lost) else (made,):
+                    results.add(row)
+                    watcher.finished(row)
     return rows_of(bench, results)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import shutil
+import uuid
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ctxedit.bench import external
 from ctxedit.bench.figures import Measure, Truth, Values, prepared
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import Ledger, Meter
@@ -32,8 +37,12 @@ from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_clip
 from ctxedit.metrics import Networks
 from ctxedit.models.device import pick_device
+from ctxedit.models.quiet import hush
 from ctxedit.runs import fingerprint, slug
 from ctxedit.stages.prepare import Prepared, read_working
+
+#: In the output folder while workers write to it.
+_MARK = ".workers"
 
 
 @dataclass(frozen=True)
@@ -65,16 +74,40 @@ class _Named(Reporter):
 class Serving:
     """The work of a bench; the networks stay loaded from one job to the next."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, token: str = "") -> None:
+        self.bench, self._token = bench, token
         self._networks: Networks | None = None
         self._kept = Kept()
 
-    def __reduce__(self) -> tuple[type[Serving], tuple[Bench]]:
-        return Serving, (self.bench,)
+    def __reduce__(self) -> tuple[type[Serving], tuple[Bench, str]]:
+        return Serving, (self.bench, self._token)
+
+    @contextmanager
+    def marked(self) -> Iterator[Serving]:
+        """Mark the output folder while the block lasts, so that workers can tell that it is this one."""
+        token, mark = uuid.uuid4().hex, self.bench.out / _MARK
+        with atomic(mark, True) as temporary:
+            temporary.write_text(token)
+        try:
+            yield Serving(self.bench, token)
+        finally:
+            mark.unlink(missing_ok=True)
 
     def prepare(self) -> None:
-        """Load the metrics' networks: whatever is missing is known before the first edit."""
+        """Load the metrics' networks: whatever is missing is known before the first edit.
+
+        Raises:
+            OutputError: the output folder is not the one that was marked.
+        """
+        mark = self.bench.out / _MARK
+        if self._token and not (mark.is_file() and mark.read_text() == self._token):
+            raise OutputError(
+                f"{platform.node()} does not see {self.bench.out}",
+                "choose --out on storage that all machines share",
+            )
+        if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
+            warnings.simplefilter("ignore")
+            hush()
         device = pick_device(self.bench.methods[0].config.device)
         self._networks = prepared(self.bench.metrics, device, self.bench.offline)
 
@@ -172,9 +205,12 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
     clip = job.clip
     for target, which, key in job.references:
         truth = _truth(session, clip, target)
-        frames = truth.source if which == SOURCE else truth.ideal
-        assert frames is not None
-        name = f"{slug(clip.name)}-{which}" + (f"-{key[:6]}" if which == IDEAL else "")
+        try:
+            frames = _shown(bench, session, clip, target, truth, which)
+        except InputError as error:  # of another method's video
+            yield row_for(key, which, clip, target, error=_line(error))
+            continue
+        name = f"{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
         timed = session.parts.prepared.clip
         video = write_clip(
             bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
@@ -183,6 +219,22 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
         figures = measure(frames, clip, target, truth)
         facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
         yield row_for(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
+
+
+def _shown(
+    bench: Bench, session: Session, clip: Clip, target: Target, truth: Truth, which: str
+) -> NDArray[np.uint8]:
+    """The frames of a reference or of another method's video."""
+    if which == SOURCE:
+        return truth.source
+    if which == IDEAL:
+        assert truth.ideal is not None
+        return truth.ideal
+    method = next(one for one in bench.externals if one.label == which)
+    video = method.find(clip, target)
+    if video is None:
+        raise InputError(f"no video of {which} for this target in {method.folder}")
+    return external.read(video, session.config.clip, session.parts.prepared)
 
 
 def _truth(session: Session, clip: Clip, target: Target) -> Truth:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctxedit.bench.external import External
 from ctxedit.bench.figures import VERSION
 from ctxedit.bench.figures import identity as measured_by
 from ctxedit.bench.listing import Clip, Target
@@ -42,6 +43,7 @@ class Bench:
         sources: the list and the files of settings; no output may take their place.
         metrics: keys of metrics besides the usual ones.
         references: measure the unedited clip and the true edit as well.
+        externals: other methods' videos to measure as well.
         results: folder, relative to ``out``, that receives a copy of each edit with its sound; None leaves
             the edits, silent, in their run folders.
     """
@@ -54,6 +56,7 @@ class Bench:
     sources: tuple[Path, ...] = ()
     metrics: tuple[str, ...] = ()
     references: bool = True
+    externals: tuple[External, ...] = ()
     results: str | None = None
 
     def request(self, clip: Clip, method: Method, targets: Sequence[str] = ()) -> Request:
@@ -102,11 +105,15 @@ def edits(bench: Bench) -> Iterator[tuple[Clip, Method, Target, str]]:
 
 
 def references(bench: Bench, clip: Clip) -> Iterator[tuple[Target, str, str]]:
-    """The references of a clip that there can be: target, which one, key."""
+    """What is measured and not made: target, which (a reference or an external method), key."""
     for target in clip.targets if bench.references else ():
         for which in REFERENCES:
             if which == SOURCE or target.ideal is not None:
                 yield target, which, _reference_key(bench, clip, target, which)
+        for one in bench.externals:
+            video = one.find(clip, target)
+            seen = "none" if video is None else fingerprint(video)
+            yield target, one.label, key_of(_reference_key(bench, clip, target, one.label), seen)
 
 
 def _reference_key(bench: Bench, clip: Clip, target: Target, which: str) -> str:

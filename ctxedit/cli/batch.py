@@ -113,13 +113,15 @@ def batch(
     offline = base.offline or dry.dry_run
     job = Bench(out, listed, methods, overwrite.yes, offline, sources, results=report.EDITS)
     seen = preview.look(job)
-    executor = executor_of(where, seen.peak_bytes)
     if dry.dry_run:
-        screen.result(_planned(job, seen, executor.describe()), {"plan": dataclasses.asdict(seen)})
+        with executor_of(where, seen.peak_bytes) as executor:
+            planned = _planned(job, seen, executor.describe())
+        screen.result(planned, {"plan": dataclasses.asdict(seen)})
         return
     for clip, why in seen.failing.items():
         screen.warn(f"{clip}: {why}")
-    with resumable(out), watcher(screen, [methods[0].label], listed) as watching:
+    at_work = watcher(screen, [methods[0].label], listed)
+    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(job, watching, executor)
     _show(screen, out, report.write(job, rows))
 

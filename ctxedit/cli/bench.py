@@ -117,6 +117,15 @@ Drawn = Annotated[
     ),
 ]
 
+Externals = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--external", metavar="NAME=FOLDER", show_default=False,
+        help="Also measure another method's videos of the same list: FOLDER/CLIP/0.mp4 is of CLIP's first "
+        "target. Repeatable.",
+    ),
+]  # fmt: skip
+
 World = Annotated[
     Literal["easy", "compositions"],
     typer.Option(
@@ -144,10 +153,11 @@ def run(
     drawn: Drawn = None,
     metrics: More = None,
     world: World = "easy",
+    external: Externals = None,
 ) -> None:
     """Run every preset on every clip and target of a list and print a table. The word `run` may be omitted.
 
-    Writes results.jsonl, table.json, table.csv, table.md, costs.md and index.html into --out.
+    Writes results.jsonl, table.json, table.csv, table.md, table.tex, costs.md and index.html into --out.
     Run an interrupted comparison again to resume it. A clip that fails is reported; the others continue.
     Settings given here apply to every preset.
     """
@@ -158,6 +168,7 @@ def run(
     for name in names:
         configuration.load(name, settings.config, flags)  # before torch is imported
 
+    from ctxedit.bench import external as externally
     from ctxedit.bench import preview, report, runner
     from ctxedit.bench.figures import columns as columns_of
     from ctxedit.bench.subject import Bench
@@ -174,7 +185,9 @@ def run(
     more = tuple(key.strip() for key in (metrics or "").split(",") if key.strip())
     columns_of(more)  # an unknown metric is refused here
     methods = preview.methods(names, load, parse(sweep or []))
-    known = [method.label for method in methods]
+    externals = tuple(externally.parse(one) for one in external or [])
+    known = [*(one.label for one in externals), *(method.label for method in methods)]
+    preview.check_labels(known)
     pairs = _pairs(compare or [], known)
     from ctxedit.cli import fetching
 
@@ -187,18 +200,18 @@ def run(
     work_begins()
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
-        bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more)
+        bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
         seen = preview.look(bench)
     if dry.dry_run:
         screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
         return
     for clip, why in seen.failing.items():
         screen.warn(f"{clip}: {why}")
-    executor = executor_of(where, seen.peak_bytes)
 
     from ctxedit.cli.bench_progress import watcher
 
-    with resumable(out), watcher(screen, known, bench.clips) as watching:
+    at_work = watcher(screen, [method.label for method in methods], bench.clips)
+    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
     _show(screen, whole, report.files_in(out))

@@ -16,7 +16,6 @@ from ctxedit.bench.listing import Clip
 from ctxedit.bench.results import Row
 from ctxedit.bench.runner import Watcher
 from ctxedit.bench.serve import Job
-from ctxedit.bench.subject import REFERENCES
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.models.quiet import hush
 
@@ -25,9 +24,10 @@ _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_
 
 
 class Lines(Watcher):
-    """A line for every edit."""
+    """A line for every edit of these methods; what else is measured is said where it fails."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, methods: Sequence[str]) -> None:
+        self.methods = tuple(methods)
         self.screen, self._edits, self._done, self._began = screen, 0, 0, time.monotonic()
         self._first = 0
         self.at: dict[str, Job] = {}
@@ -51,7 +51,9 @@ class Lines(Watcher):
         self.at.pop(worker, None)
 
     def finished(self, row: Row) -> None:
-        if row.method in REFERENCES:
+        if row.method not in self.methods:
+            if row.error:
+                self.screen.warn(f"{row.method}, {row.clip}, “{row.target}”: {row.error}")
             return
         self._done += 1
         said = f"error: {row.error}" if row.error else _figures(row)
@@ -68,7 +70,7 @@ class Board(Lines):
     """A live table: each method's edits and means so far, the stage at work, the time left."""
 
     def __init__(self, screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> None:
-        super().__init__(screen)
+        super().__init__(screen, methods)
         self._rows: dict[str, list[Row]] = {method: [] for method in methods}
         self._each = sum(len(clip.targets) for clip in clips)
         shown = (
@@ -136,7 +138,7 @@ def watcher(screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> It
     if not debugging():
         hush()
     if not screen.lively:
-        yield Lines(screen)
+        yield Lines(screen, methods)
         return
     board = Board(screen, methods, clips)
     with board.live:

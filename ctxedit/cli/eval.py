@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ctxedit.cli import asked, eval_images, eval_sweeps
+from ctxedit.cli import asked, eval_images, eval_labels, eval_sweeps
 from ctxedit.cli.edit import RunFolder
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Base, Place, Scoring, Span, Talk, spread
@@ -114,6 +114,8 @@ def edits(
 
 
 app.command("images")(spread(eval_images.images))
+app.command("classes")(spread(eval_labels.classes))
+app.command("layouts")(spread(eval_labels.layouts))
 app.command("guidance")(spread(eval_sweeps.guidance))
 app.command("convergence")(spread(eval_sweeps.convergence))
 app.command("cost")(spread(eval_sweeps.cost))

@@ -12,15 +12,22 @@ from ctxedit.cli import asked
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk, Upscaling
 from ctxedit.cli.output import Screen
+from ctxedit.cli.t2i_labels import Labelled, add_to_plan, drawn
 from ctxedit.errors import ConfigError
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
 
-Text = Annotated[str, typer.Argument(help="What the image should show.", show_default=False)]
+Text = Annotated[
+    str | None,
+    typer.Argument(help="What the image should show; may be left out with labels.", show_default=False),
+]
 Image = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Output image: png, jpg or webp. [default: TEXT.png]", show_default=False
+        "--output",
+        "-o",
+        help="Output image: png, jpg or webp. [default: TEXT.png, CLASS.png]",
+        show_default=False,
     ),
 ]
 Adapter = Annotated[
@@ -39,7 +46,7 @@ NoMetadata = Annotated[
 
 
 def t2i(
-    text: Text,
+    labelled: Labelled,
     base: Base,
     addons: Addons,
     size: Size,
@@ -48,14 +55,16 @@ def t2i(
     overwrite: Overwrite,
     dry: Dry,
     talk: Talk,
+    text: Text = None,
     output: Image = None,
     adapter: Adapter = None,
     no_adapter: NoAdapter = False,
     no_metadata: NoMetadata = False,
 ) -> None:
-    """Generate an image from text and print its path."""
+    """Generate an image from text, a class or a layout, and print its path."""
     screen = Screen(talk.quiet, talk.json)
-    asked.not_empty(text, "text")
+    labelled.check(text, adapter, no_adapter)
+    text = text or ""
     if adapter is not None and no_adapter:
         raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
     if adapter is not None:
@@ -71,18 +80,21 @@ def t2i(
     from ctxedit.runs import slug
 
     told = teller(screen)
-    path = output or Path(f"{slug(text)}.png")
+    path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
     parts = ("the model", "the LoRA", "the embedding", "the upscaler")
     needs = [one for one in fetching.wanted(config) if one.what in parts]
     check = fetching.checks_model(config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
-    if adapter is None and not no_adapter:
+    wanted = labelled.asked(text, config) if labelled.given else None
+    if adapter is None and not no_adapter and wanted is None:
         adapter = text_to_image.own_adapter(config)
     looked = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
     )
+    if wanted is not None:
+        add_to_plan(looked, wanted)
     if dry.dry_run:
         width, height = looked["size"]
         line = (
@@ -93,10 +105,15 @@ def t2i(
         return
     screen.say(f"seed {config.seed}")
     with resumable(None):
-        picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
+        if wanted is None:
+            picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
+        else:
+            picture = drawn(wanted, labelled.grid, config, base.offline, told)
         about = None
         if not no_metadata:
             preset = base.preset or DEFAULT_PRESET
-            about = to_text(facts("image", config, preset, __version__, text=text, adapter=adapter))
+            about = to_text(
+                facts("image", config, preset, __version__, text=text, adapter=adapter, **labelled.facts())
+            )
         write_image(path, picture, overwrite=overwrite.yes, about=about)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})

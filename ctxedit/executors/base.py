@@ -9,8 +9,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ResourceError
 
@@ -62,6 +60,12 @@ class Executor(ABC):
 
     workers: int = 1
 
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *error: object) -> None:  # noqa: B027
+        """Let go of what was taken when it was made."""
+
     @abstractmethod
     def describe(self) -> str:
         """Where the jobs run, for people."""
@@ -90,6 +94,8 @@ class Here(Executor):
     def run(self, work: Work[J, R], jobs: Sequence[J], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
         if not jobs:
             return
+        import torch
+
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
@@ -140,11 +146,22 @@ class Prepared(Generic[J, R]):
     def __init__(self, work: Work[J, R]) -> None:
         self._work, self._ready = work, False
 
+    def ready(self, place: str) -> Answer[R]:
+        """Prepare it; what is raised is part of the answer."""
+        try:
+            self._prepare()
+        except BaseException as error:
+            return Answer(place, error=error)
+        return Answer(place)
+
     def __call__(self, job: J, reporter: Reporter) -> Iterable[R]:
+        self._prepare()
+        return self._work(job, reporter)
+
+    def _prepare(self) -> None:
         if not self._ready:
             self._work.prepare()
             self._ready = True
-        return self._work(job, reporter)
 
 
 def answer(work: Prepared[J, R], job: J, place: str) -> Answer[R]:
@@ -171,8 +188,12 @@ class Worker(ABC, Generic[J, R]):
     died: tuple[type[BaseException], ...] = ()
 
     @abstractmethod
+    def open(self) -> Future[Answer[R]]:
+        """Start the process and prepare the work; the answer says where it is."""
+
+    @abstractmethod
     def submit(self, job: J) -> Future[Answer[R]]:
-        """Begin a job; starts the process where there is none."""
+        """Begin a job."""
 
     @abstractmethod
     def close(self) -> None:
@@ -181,8 +202,11 @@ class Worker(ABC, Generic[J, R]):
 
 @dataclass
 class _Running(Generic[J, R]):
+    """A worker at a job, or opening (``job`` is None)."""
+
     worker: Worker[J, R]
-    job: J
+    name: str
+    job: J | None = None
     tries: int = 0
 
 
@@ -191,48 +215,70 @@ def hand_out(
 ) -> Iterator[tuple[J, R | Lost]]:
     """Give every job to a worker that is free; gives results as they come. Workers are closed at the end.
 
-    A worker for which nothing is left is closed at once: what it held may be what another one waits for.
+    A worker for which nothing is left is closed at once: what it held may be what another one waits for. One
+    that has not opened by then is not waited for.
     """
-    waiting = deque(jobs)
-    running: dict[Future[Answer[R]], _Running[J, R]] = {}
-
-    def begin(worker: Worker[J, R]) -> None:
-        if not waiting:
-            worker.close()
-            return
-        job = waiting.popleft()
-        overseer.started(job, worker.name)
-        running[worker.submit(job)] = _Running(worker, job)
-
     try:
-        for worker in workers:
-            begin(worker)
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                now = running.pop(future)
-                worker = now.worker
-                if isinstance(died := future.exception(), worker.died):
-                    if now.tries < worker.retries:
-                        overseer.warn(f"{worker.name} died: what it was doing is done again")
-                        running[worker.submit(now.job)] = _Running(worker, now.job, now.tries + 1)
-                        continue
-                    yield now.job, Lost(f"the process that worked on it died {now.tries + 1} times")
-                elif died is not None:
-                    raise ResourceError(f"{worker.name}: {type(died).__name__}: {died}") from died
-                else:
-                    yield from _told(now, future.result(), overseer)
-                overseer.ended(now.job, worker.name)
-                begin(worker)
+        yield from _Round(workers, jobs, overseer).results()
     finally:
         for worker in workers:
             worker.close()
 
 
-def _told(now: _Running[J, R], given: Answer[R], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
-    now.worker.name = given.place
-    for text in given.warnings:
-        overseer.warn(text)
-    for result in given.results:
-        yield now.job, result
-    if given.error is not None:
-        raise given.error
+class _Round(Generic[J, R]):
+    def __init__(self, workers: Sequence[Worker[J, R]], jobs: Sequence[J], overseer: Overseer) -> None:
+        self.overseer, self.waiting = overseer, deque(jobs)
+        self.running: dict[Future[Answer[R]], _Running[J, R]] = {
+            worker.open(): _Running(worker, worker.name) for worker in workers
+        }
+
+    def results(self) -> Iterator[tuple[J, R | Lost]]:
+        while self.waiting or any(now.job is not None for now in self.running.values()):
+            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+                now = self.running.pop(future)
+                if (died := future.exception()) is not None:
+                    yield from self._died(now, died)
+                else:
+                    yield from self._told(now, future.result())
+
+    def _next(self, worker: Worker[J, R]) -> None:
+        if not self.waiting:
+            worker.close()
+            return
+        job = self.waiting.popleft()
+        self.overseer.started(job, worker.name)
+        self.running[worker.submit(job)] = _Running(worker, worker.name, job)
+
+    def _told(self, now: _Running[J, R], given: Answer[R]) -> Iterator[tuple[J, R | Lost]]:
+        if now.job is not None and given.place != now.name:
+            self.overseer.warn(f"{now.name} died: {given.place} did again what it was doing")
+        now.worker.name = given.place
+        for text in given.warnings:
+            self.overseer.warn(text)
+        if now.job is not None:
+            for result in given.results:
+                yield now.job, result
+        if given.error is not None:
+            raise given.error
+        if now.job is not None:
+            self.overseer.ended(now.job, now.name)
+        self._next(now.worker)
+
+    def _died(self, now: _Running[J, R], died: BaseException) -> Iterator[tuple[J, R | Lost]]:
+        worker, tries = now.worker, now.tries + 1
+        line = f"{type(died).__name__}: {str(died).strip()}".split("\n")[0][:200]
+        if now.job is None or not isinstance(died, worker.died):
+            raise ResourceError(
+                f"{now.name} cannot work: {line}",
+                "ctxedit and its packages must be the same on every machine",
+            ) from died
+        if now.tries < worker.retries:
+            self.overseer.warn(f"{now.name} died: what it was doing is done again")
+            self.running[worker.submit(now.job)] = _Running(worker, now.name, now.job, tries)
+            return
+        yield (
+            now.job,
+            Lost(f"the process that worked on it died {RETRIES + 1} times; is there enough memory?"),
+        )
+        self.overseer.ended(now.job, now.name)
+        self._next(worker)

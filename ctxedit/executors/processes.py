@@ -8,11 +8,10 @@ import pickle
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ctxedit.executors.base import (
@@ -30,10 +29,7 @@ from ctxedit.executors.base import (
     counted,
     hand_out,
 )
-from ctxedit.models.quiet import hush
 
-#: Imported before the first worker is forked.
-_LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 #: The work of this process, in a worker.
 _here: dict[str, Any] = {}
 
@@ -75,12 +71,17 @@ class _Process(Worker[J, R]):
         self._pool: ProcessPoolExecutor | None = None
         self._now: Future[Answer[R]] | None = None
 
+    def open(self) -> Future[Answer[R]]:
+        self._pool = ProcessPoolExecutor(1, self._context, _begin, self._start)
+        self._now = self._pool.submit(_ready)
+        return self._now
+
     def submit(self, job: J) -> Future[Answer[R]]:
         if self._pool is not None:
             with suppress(BrokenProcessPool):
                 self._now = self._pool.submit(_do, job)
                 return self._now
-            self.close()
+        self.close()
         self._pool = ProcessPoolExecutor(1, self._context, _begin, self._start)
         self._now = self._pool.submit(_do, job)
         return self._now
@@ -104,7 +105,7 @@ def _context(gpu: bool, module: str) -> Any:
     if gpu or sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *_LIBRARIES, module])
+    context.set_forkserver_preload(["torch", __name__, module])
     return context
 
 
@@ -129,9 +130,6 @@ def _begin(name: str, threads: int, gpu: str | None, work: bytes) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
-        warnings.simplefilter("ignore")
-        hush()
     _here.update(name=name, work=Prepared(pickle.loads(work)), busy=False)
 
 
@@ -150,10 +148,20 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _ready() -> Answer[Any]:
+    with _busy() as work:
+        return work.ready(_here["name"])
+
+
 def _do(job: Any) -> Answer[Any]:
-    work: Prepared[Any, Any] = _here["work"]
+    with _busy() as work:
+        return answer(work, job, _here["name"])
+
+
+@contextmanager
+def _busy() -> Iterator[Prepared[Any, Any]]:
     _here["busy"] = True
     try:
-        return answer(work, job, _here["name"])
+        yield _here["work"]
     finally:
         _here["busy"] = False

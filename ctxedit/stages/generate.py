@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ctxedit.config import SOURCE, AttentionConfig, Config
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
+from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import Progress, no_progress
@@ -24,6 +25,7 @@ def generate(
     size: tuple[int, int] | None = None,
     shift: ContextShift | None = None,
     progress: Progress = no_progress,
+    condition: Condition | None = None,
 ) -> NDArray[np.uint8]:
     """Images of a text: RGB uint8 (count, H, W, 3).
 
@@ -35,6 +37,7 @@ def generate(
         size: (height, width) in pixels, multiples of the backbone's; None is its own resolution.
         shift: the adapter bound to the prompt, each picture a clip of one frame; or None.
         progress: told (done, total) steps.
+        condition: two rows, unconditional and conditional, instead of those of the two prompts.
     """
     height, width = size or (backbone.resolution, backbone.resolution)
     side = (height // backbone.factor, width // backbone.factor)
@@ -48,5 +51,5 @@ def generate(
     for prompt in (text, negative):
         backbone.words(prompt)  # refuses one that is too long
     with backbone.room_for([negative, text]), backbone.attention(config.attention):
-        context = backbone.condition([negative, text])
+        context = backbone.condition([negative, text]) if condition is None else condition
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

@@ -72,9 +72,9 @@ def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[Cl
     """
     info = probe(path)
     there, frames, stride = info.frames - config.start, config.frames, config.stride
-    if not frames and there >= 1:  # all: every frame, unless a person gave a stride
+    if not frames:  # all: every frame, unless a person gave a stride; at least one, for a start to be refused
         stride = stride if "stride" in given else 1
-        return replace(config, frames=(there - 1) // stride + 1, stride=stride), None
+        return replace(config, frames=max(1, (there - 1) // stride + 1), stride=stride), None
     if there < 1 or (frames - 1) * stride < there:
         return config, None
     if "stride" not in given:

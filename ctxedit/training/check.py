@@ -13,10 +13,13 @@ from ctxedit.training.tasks import base as tasks
 def check(
     config: CheckConfig, parts: Sequence[str] | None = None, reporter: Reporter | None = None
 ) -> Iterator[Row]:
-    """Measure parts, or all of them; raises ConfigError for a part that has no check."""
+    """Measure parts, or all whose weights there are; raises ConfigError for a part that has no check."""
     known = tasks.all_checks()
     if unknown := sorted(set(parts or ()) - set(known)):
         raise ConfigError(f"no check of {unknown[0]!r}", f"parts with a check: {', '.join(known)}")
+    reporter = reporter or Reporter()
     for name, one in known.items():
-        if parts is None or name in parts:
-            yield from one.measure(config, reporter or Reporter())
+        if parts is None and (lacking := [part for part in one.components if not config.has(part)]):
+            reporter.warn(f"no weights of {lacking[0]}: {name} is not checked")
+        elif parts is None or name in parts:
+            yield from one.measure(config, reporter)

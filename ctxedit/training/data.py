@@ -21,7 +21,7 @@ from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import GREY_STYLES
 from ctxedit.training import composition_samples
-from ctxedit.training.sources import Listing, list_folder, list_shards, load_image
+from ctxedit.training.sources import Entry, Listing, list_folder, list_shards, load_image
 
 #: How many bad samples an error message lists.
 _LISTED = 3
@@ -33,7 +33,9 @@ class DataConfig:
 
     Attributes:
         source: ``scenes`` are drawn on the fly and need no path; ``folder`` is a folder of images with
-            captions, ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts).
+            captions, ``webdataset`` tar shards (see :mod:`ctxedit.training.sources` for the layouts);
+            ``classes`` is a folder of class folders, ``coco`` an ``instances_*.json``
+            (:mod:`ctxedit.training.labelled`).
         path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
             in a recipe is relative to the recipe's folder.
         size: side in pixels; images are cropped to a square and resized.
@@ -42,7 +44,7 @@ class DataConfig:
             shard): ``skip`` it and report it, or ``stop`` the training.
     """
 
-    source: Literal["scenes", "folder", "webdataset"] = "scenes"
+    source: Literal["scenes", "folder", "webdataset", "classes", "coco"] = "scenes"
     path: str = ""
     size: int = 64
     compositions: float = 0.0
@@ -72,7 +74,15 @@ class Data:
                 "only drawn scenes have compositions: leave one of the two out",
             )
         self.config, self._drawn = config, drawn
-        self.listing = None if config.source == "scenes" else open_listing(config, captions)
+        self.listing = None if config.source == "scenes" else self.open(captions)
+
+    def open(self, captions: bool) -> Listing:
+        """List the samples at ``config.path``."""
+        return open_listing(self.config, captions)
+
+    def images(self, listing: Listing, seed: int) -> Images:
+        """The data set of listed images."""
+        return Images(listing, seed, self.config)
 
     @property
     def captions(self) -> list[str] | None:
@@ -84,22 +94,32 @@ class Data:
         if self.listing is None:
             share = self.config.compositions
             return self._drawn(seed, self.config.size, **({"compositions": share} if share else {}))
-        return Images(self.listing, seed, self.config)
+        return self.images(self.listing, seed)
 
 
 def open_listing(config: DataConfig, captions: bool) -> Listing:
     """List the samples at ``config.path``; raises as :class:`Data`."""
     if not config.path:
         raise ConfigError(f'data.source = "{config.source}" needs data.path', "or pass --data PATH")
-    opener = list_folder if config.source == "folder" else list_shards
-    listing = opener(Path(config.path).expanduser(), captions)
+    openers: dict[str, Callable[[Path, bool], Listing]] = {"folder": list_folder, "webdataset": list_shards}
+    if config.source not in openers:
+        raise ConfigError(
+            f'data.source = "{config.source}" has labels and no captions',
+            "it is for class-encoder and layout-encoder; other parts take folder, webdataset or scenes",
+        )
+    listing = openers[config.source](Path(config.path).expanduser(), captions)
+    check_usable(listing, config, Images(listing, 0, config))
+    return listing
+
+
+def check_usable(listing: Listing, config: DataConfig, dataset: Images) -> None:
+    """Raise InputError if no listed image can be used, or for bad input where ``on_error`` is ``stop``."""
     if config.on_error == "stop":
         raise_if_bad(listing.bad)
-    dataset = Images(listing, 0, config)
     for at in range(len(listing.entries)):
         # With one readable image, skipping unreadable ones always ends.
         if not isinstance(dataset.read(at), str):
-            return listing
+            return
     raise InputError(
         f"{config.path} has no usable images ({len(listing.bad) + len(listing.entries)} bad)",
         _names(listing.bad) or "no image can be read",
@@ -154,9 +174,14 @@ class Images(Dataset[dict[str, Any]]):
             image = self.read(number)
             entry = self.listing.entries[number]
             if not isinstance(image, str):
-                return {"image": image, "caption": entry.caption, "bad": "\n".join(bad)}
+                sample = {"image": image, "caption": entry.caption, "bad": "\n".join(bad)}
+                return sample | self.more(entry)
             bad.append(f"{entry.name}\t{image}")
         raise InputError(f"{self.config.path}: images can no longer be read", "was the data moved?")
+
+    def more(self, entry: Entry) -> dict[str, Any]:
+        """What a sample holds besides."""
+        return {}
 
     def read(self, number: int) -> Tensor | str:
         """The image (3, size, size) in [−1, 1], or the reason why it cannot be read."""

@@ -13,6 +13,7 @@ from ctxedit.training import recipe as recipes
 from ctxedit.training import record
 from ctxedit.training.job import Training
 from ctxedit.training.recipe import Recipe
+from ctxedit.training.tasks.base import Task
 
 #: Stands for every built-in recipe, each after those that it builds on.
 ALL = "all"
@@ -46,11 +47,13 @@ class Request:
         if self.name == ALL:
             chosen = [n for n in recipes.names() if recipes.resolve(n).part == n]
             if self.data is not None:
-                chosen = [n for n in chosen if not recipes.resolve(n).task_type.drawn_only]
+                chosen = [n for n in chosen if _trains_on(recipes.resolve(n).task_type, self.data)]
         asked = {"steps": self.steps, "precision": self.precision}
         schedule = {key: value for key, value in asked.items() if value is not None}
-        data = _data_table(self.data)
-        found = [recipes.resolve(n).changed(schedule, data).in_passes(self.passes) for n in chosen]
+        found = []
+        for recipe in map(recipes.resolve, chosen):
+            data = _data_table(self.data, recipe.task_type)
+            found.append(recipe.changed(schedule, data).in_passes(self.passes))
         if only := [r for r in found if r.task_type.drawn_only and r.data.source != "scenes"]:
             raise ConfigError(
                 f"the {only[0].part} can only be trained on drawn scenes", "leave out --data for it"
@@ -64,14 +67,21 @@ class Request:
         return found
 
 
-def _data_table(path: Path | None) -> dict[str, Any]:
-    """The ``[data]`` table for a path given by the user."""
+def _data_table(path: Path | None, task: type[Task]) -> dict[str, Any]:
+    """The ``[data]`` table for a path given by the user, as the task reads it."""
     if path is None:
         return {}
+    if path.suffix == ".json" and "coco" in task.reads:
+        return {"source": "coco", "path": str(path)}
     shards = path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
     if not shards and not path.is_dir():
         raise InputError(f"no folder {path}", "--data takes a folder of images with captions, or tar shards")
-    return {"source": "webdataset" if shards else "folder", "path": str(path)}
+    folder = "classes" if "classes" in task.reads else "folder"
+    return {"source": "webdataset" if shards else folder, "path": str(path)}
+
+
+def _trains_on(task: type[Task], path: Path) -> bool:
+    return not task.drawn_only and _data_table(path, task)["source"] in task.reads
 
 
 def restarts(training: Training, yes: bool, together: Sequence[Recipe]) -> bool:

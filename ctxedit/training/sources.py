@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,29 @@ _NO_IMAGE, _NO_CAPTION = "no image", "no caption"
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample. ``span`` is (offset, bytes) inside a shard; None is the whole file."""
+    """One sample.
+
+    Attributes:
+        span: (offset, bytes) inside a shard; None is the whole file.
+        labels: numbers of its labels, where the source has some.
+        boxes: of each label: left, top, right, bottom in pixels of the image as it is stored.
+        sides: width and height that ``boxes`` were annotated at.
+    """
 
     name: str
     file: Path
     span: tuple[int, int] | None
     caption: str
+    labels: tuple[int, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    sides: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
     """Usable samples, and the others: name to reason."""
 
-    entries: list[Entry]
+    entries: Sequence[Entry]
     bad: dict[str, str]
 
 
@@ -143,7 +153,7 @@ def _text(file: Path) -> str:
 # -- shards --------------------------------------------------------------------------------------------------
 
 
-def list_shards(path: Path, captions: bool = True) -> Listing:
+def list_shards(path: Path, captions: bool = True, classes: int | None = None) -> Listing:
     """List the samples in webdataset shards: members with the same name up to the first dot.
 
     A sample is an image with a caption: ``.txt``, or ``.json`` with ``text`` or ``caption``. A shard that is
@@ -151,6 +161,8 @@ def list_shards(path: Path, captions: bool = True) -> Listing:
 
     Args:
         path: a ``.tar``, a folder of them, or a glob pattern.
+        captions: whether a sample needs a caption.
+        classes: samples need a class, ``.cls`` with a number below this; None for those without classes.
 
     Raises:
         InputError: no shard there.
@@ -179,8 +191,12 @@ def list_shards(path: Path, captions: bool = True) -> Listing:
                 bad[name] = _NO_IMAGE
             elif not caption and captions:
                 bad[name] = _NO_CAPTION if caption is None else "empty caption"
-            else:
+            elif classes is None:
                 entries.append(Entry(name, shard, image, caption or ""))
+            elif (label := _member_class(shard, members, classes)) is None:
+                bad[name] = f"no class below {classes}"
+            else:
+                entries.append(Entry(name, shard, image, caption or "", (label,)))
     return Listing(entries, bad)
 
 
@@ -200,6 +216,14 @@ def _samples(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
         if raw.read(512).strip(b"\0"):
             raise tarfile.ReadError("damaged header")
     return found
+
+
+def _member_class(shard: Path, members: dict[str, tuple[int, int]], classes: int) -> int | None:
+    """The number in ``.cls``; None if there is none, or not one of so many classes."""
+    if ".cls" not in members:
+        return None
+    text = _read(Entry("", shard, members[".cls"], "")).decode("ascii", "replace").strip()
+    return int(text) if text.isdecimal() and int(text) < classes else None
 
 
 def _member_caption(shard: Path, members: dict[str, tuple[int, int]]) -> str | None:

@@ -245,3 +245,53 @@ def test_broken_json_lines_are_refused_with_their_line(tmp_path, text, said):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no clips"):
         read_list(tmp_path, batch=True, targets=("x",))
+
+
+LOVEU = """Video name,Our GT caption,Style Change Caption,Object Change Caption,Background Change Caption,\
+Multiple Changes Caption,Source
+DAVIS Videos:,,,,,,
+stunt,A man on a bike,"A man, oil painting",A cat on a bike,A man on the moon,A cat on the moon,x
+youtube Videos:,,,,,,
+pizza,Pizza,Pizza in ink,,Pizza on Mars,Pizza in ink,
+"""
+
+
+def test_the_list_of_loveu_tgve_is_read_with_the_videos_below_it(tmp_path):
+    for name in ("DAVIS_480p/480p_frames/stunt/00000.jpg", "DAVIS_480p/480p_videos/stunt.mp4",
+                 "youtube_480p/480p_frames/pizza/00000.jpg"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "LOVEU-TGVE-2023_Dataset.csv").write_text(LOVEU)
+    stunt, pizza = read_list(tmp_path / "LOVEU-TGVE-2023_Dataset.csv")
+    assert (stunt.name, stunt.prompt) == ("stunt", "A man on a bike")
+    assert stunt.path == tmp_path / "DAVIS_480p/480p_videos/stunt.mp4"
+    assert pizza.path == tmp_path / "youtube_480p/480p_frames/pizza"
+    kinds = [(t.kind, t.prompt) for t in stunt.targets]
+    assert kinds == [
+        ("style", "A man, oil painting"), ("object", "A cat on a bike"), ("background", "A man on the moon"),
+        ("other", "A cat on the moon"),
+    ]  # fmt: skip
+    assert [(t.kind, t.prompt) for t in pizza.targets] == [
+        ("style", "Pizza in ink"), ("background", "Pizza on Mars"),
+    ]  # fmt: skip
+    (tmp_path / "DAVIS_480p/480p_videos/stunt.mp4").unlink()
+    (tmp_path / "DAVIS_480p/480p_frames/stunt/00000.jpg").unlink()
+    with pytest.raises(InputError, match="line 3: there is no video 'stunt'"):
+        read_list(tmp_path / "LOVEU-TGVE-2023_Dataset.csv")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_the_list_of_v2vbench_is_read(tmp_path, suffix):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "hike.mp4").write_bytes(b"x")
+    edits = '[{"prompt": "a superman hikes"}, {"prompt": "pixel art"}]'
+    (tmp_path / f"list{suffix}").write_text('{"data": [{"video_id": "hike", "edit": %s}]}' % edits)  # noqa: UP031
+    (clip,) = read_list(tmp_path / f"list{suffix}", batch=True)
+    assert (clip.name, clip.prompt, clip.path) == ("hike", "", tmp_path / "videos" / "hike.mp4")
+    assert [t.prompt for t in clip.targets] == ["a superman hikes", "pixel art"]
+    with pytest.raises(ConfigError, match="has no prompt"):
+        read_list(tmp_path / f"list{suffix}")
+    for text, said in (("{", "is not"), ("[]", "lists no clips"), ("[3]", "none of V2VBench")):
+        (tmp_path / f"list{suffix}").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            read_list(tmp_path / f"list{suffix}", batch=True)

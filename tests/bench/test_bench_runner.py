@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctxedit import config
-from ctxedit.bench import preview, report, runner, subject, tables
+from ctxedit.bench import external, preview, report, results, runner, study, subject, tables
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.runner import Watcher
 from ctxedit.bench.subject import Bench
@@ -316,3 +316,46 @@ def test_a_metric_that_is_asked_for_is_measured_too_and_missed_before_the_first_
     assert all(row.figures["dino_structure"] >= 0 for row in rows) and len(rows) == 3
     assert log.tasks == [], "nothing is tuned, inverted or edited again"
     assert "DINO structure" in (report.write(asked, rows) and (bench.out / "table.md").read_text())
+
+
+def test_another_methods_videos_are_measured_beside(done, tmp_path):
+    """Of its two targets one is there, as the true edit's pixels; the other is a row with its error."""
+    bench, rows, _ = done
+    out = shutil.copytree(bench.out, tmp_path / "out")
+    (tmp_path / "theirs" / "some" / "one").mkdir(parents=True)
+    shutil.copy(bench.clips[0].targets[0].ideal, tmp_path / "theirs" / "some" / "one" / "0.mp4")
+    theirs = external.parse(f"theirs={tmp_path / 'theirs'}")
+    both, log = replace(bench, out=out, externals=(theirs,)), Log()
+    found = {row.kind: row for row in runner.run(both, log) if row.method == "theirs"}
+    assert log.tasks == [], "nothing is tuned, inverted or edited"
+    ideal = of(rows, "ideal")["background"].figures
+    assert found["background"].figures == ideal and (out / found["background"].video).is_file()
+    assert "no video of theirs" in found["object"].error and "theirs" in found["object"].error
+    whole = report.write(both, runner.rows_of(both, results.Results(out)))
+    assert [t["method"] for t in whole["methods"]] == ["source", "ideal", "theirs", "ddim", "contextdiff"]
+    assert "| theirs | 1 (1 failed) |" in (out / "table.md").read_text()
+    assert "theirs" in (out / "index.html").read_text()
+    text = (out / "table.tex").read_text()
+    assert text.count("\\midrule") == 2 and "\\textbf" in text and text.rstrip().endswith("\\end{tabular}")
+    questions = study.draw_questions(study.rows_in(out), 5, 0, [], "theirs")
+    assert {q.target for q in questions} == {bench.clips[0].targets[0].prompt}
+
+
+@pytest.mark.parametrize(("text", "error"), [("theirs", ConfigError), ("a=/nowhere", InputError)])
+def test_an_external_method_that_is_none_is_refused(text, error):
+    with pytest.raises(error, match="--external"):
+        external.parse(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["one/0.mp4", "one/background.gif", "a/one/a-tiger-walking-in-the-snow.mp4",
+             "one-a-tiger-walking-in-the-snow.webm", "b/one/0/00000.jpg"],
+)  # fmt: skip
+def test_names_that_an_external_video_may_have(clips, tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    (clip,) = clips
+    method = external.External("theirs", tmp_path)
+    wanted = file.parent if file.suffix == ".jpg" else file
+    assert method.find(clip, clip.targets[0]) == wanted and method.find(clip, clip.targets[1]) is None

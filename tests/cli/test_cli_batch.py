@@ -96,12 +96,27 @@ def test_workers_give_what_one_process_gives_bit_for_bit(done, listed, tmp_path)
         ("path,target\ntiger.mp4,a panda\n", ("--workers", "0"), 2, "workers"),
         ("path,target\ntiger.mp4,a panda\n", ("--preset", "nope"), 2, "nope"),
         ("path,target\ntiger.mp4,a panda\n", ("--workers", "100000"), 5, "of memory"),
+        ("path,target\ntiger.mp4,a panda\n", ("--gpus", "1"), 2, "add --ray"),
+        ("path,target\ntiger.mp4,a panda\n", ("--ray", "nonsense"), 2, "is no address"),
+        ("path,target\ntiger.mp4,a panda\n", ("--ray", "127.0.0.1:1"), 5, "no Ray cluster at 127.0.0.1:1"),
     ],
 )
 def test_refusals_come_before_any_weight(listed, ctxedit, no_weights, tmp_path, text, arguments, code, said):
+    if "--ray" in arguments:
+        pytest.importorskip("ray")
     shutil.copy(listed / "tiger.mp4", tmp_path / "tiger.mp4")
     (tmp_path / "list.csv").write_text(text)
     answer = ctxedit("batch", tmp_path / "list.csv", *arguments, "-o", tmp_path / "out")
     assert answer.code == code and said in answer.err, answer.err
     assert answer.err.startswith("error: ") and answer.err.count("\n") == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_it_is_said_how_to_get_it(listed, ctxedit, no_weights, tmp_path, monkeypatch):
+    from ctxedit.executors import cluster
+
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    answer = ctxedit("batch", listed / "list.csv", "--ray", "auto", "-o", tmp_path / "out")
+    assert answer.code == 2 and answer.err.splitlines()[-2:] == [
+        "error: Ray is not installed", "hint: pip install 'ctxedit[ray]', or use --workers N",
+    ]  # fmt: skip

@@ -85,3 +85,10 @@ def test_a_second_target_takes_the_inversion_and_damage_is_repaired(ctxedit, edi
     assert again.code == 0 and "inversion.safetensors is damaged" in again.err
     assert np.array_equal(frames_of(first, FRAMES), before)
     assert not [file for file in run.rglob("*") if ".part" in file.name]
+
+
+def test_all_frames_begin_at_a_frame_that_there_is(ctxedit, long_clip, tmp_path, no_weights):
+    arguments = ("run", long_clip, "--target", TARGET, *SMALL, "--runs", tmp_path, "--dry-run", "--json")
+    assert ctxedit(*arguments, "--start", 5, "--stride", 3).table["plan"]["frames"] == 6
+    answer = ctxedit(*arguments, "--start", FRAMES)
+    assert answer.code == 3 and f"has {FRAMES} frames" in answer.err

@@ -5,12 +5,27 @@ import signal
 import time
 
 
-class Squares:
-    """Squares numbers; kills its own process at some, once each, and says what it was prepared for."""
+def wait_for(notes, jobs):
+    """Return once these jobs have all begun, in whichever process."""
+    file, wanted = notes / "done.txt", {str(job) for job in jobs}
+    while not (file.exists() and wanted <= set(file.read_text().split())):
+        time.sleep(0.1)
 
-    def __init__(self, notes, deadly=(), always=(), fails=(), slow=()):
+
+class Squares:
+    """Squares numbers, and says in what state it was; see the arguments for what else happens.
+
+    Args:
+        notes: a folder; every job that begins is noted in its ``done.txt``.
+        deadly, always: the process is killed, once or every time.
+        fails: exceptions by job.
+        slow: takes a minute.
+        meet: wait for one another to begin, then for ``pause`` seconds.
+    """
+
+    def __init__(self, notes, deadly=(), always=(), fails=(), slow=(), meet=(), pause=0.0):
         self.notes, self.deadly, self.always, self.fails, self.slow = notes, deadly, always, fails, slow
-        self.prepared = 0
+        self.prepared, self.meet, self.pause = 0, meet, pause
 
     def prepare(self):
         self.prepared += 1
@@ -27,6 +42,9 @@ class Squares:
         if job in self.always or (job in self.deadly and not mark.exists()):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if job in self.meet:
+            wait_for(self.notes, self.meet)
+            time.sleep(self.pause)
         if job in self.slow:
             time.sleep(60)
         yield job * job

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny import make_pixel_upscaler
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.clip import ClipScorer
@@ -19,10 +20,12 @@ def test_the_check_measures_every_part(tmp_path):
     what = CheckConfig(count=3, pairs=1, work=tmp_path, settings=few)
     rows = {(r.part, r.figure): r for r in check(what)}
     parts = {"autoencoder", "clip", "captioner", "text-to-image", "editing"}
+    if (BUILTIN_FOLDER / "upscaler").is_dir():
+        parts.add("upscaler")
     assert {part for part, _ in rows} == {*parts, "composition-judge", "compositions"}
     assert rows["autoencoder", "PSNR, dB"].value > 24
     assert rows["clip", "falls when the background is wrong"].value >= 0.5
-    shares = [r for r in rows.values() if "dB" not in r.figure and "less" not in r.figure]
+    shares = [r for r in rows.values() if not any(word in r.figure for word in ("dB", "less", "over"))]
     assert all(0 <= r.value <= 1 for r in shares)
     # The edit keeps what lies outside the object; an edit that redrew the clip would not.
     assert rows["editing", "PSNR outside the object, dB"].value > 12
@@ -42,6 +45,17 @@ def test_another_wording_of_what_is_there_is_right():
     near = (scorer.embed_images(frames) @ scorer.embed_texts(told).T).argmax(1)
     by_words = np.mean([told[int(j)] == told[i] for i, j in enumerate(near)])
     assert found > by_words
+
+
+def test_an_upscaler_that_adds_nothing_is_bicubics_equal(tmp_path):
+    make_pixel_upscaler(tmp_path / "upscaler", scale=0.0)
+    rows = {r.figure: r for r in check(CheckConfig(tmp_path, count=2, pairs=1), ["upscaler"])}
+    for figure in ("PSNR over bicubic's, dB", "PSNR over bicubic's, decoded frames, dB"):
+        assert rows[figure].value == pytest.approx(0, abs=0.2) and not rows[figure].reached
+        low, high = rows[figure].interval
+        assert low <= rows[figure].value <= high
+    warp = rows["warp error over bicubic's"]
+    assert warp.value == pytest.approx(1, abs=0.1) and warp.lower and warp.reached
 
 
 def test_only_the_parts_asked_for_are_checked():

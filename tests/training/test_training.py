@@ -308,9 +308,10 @@ def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
         if part != "clip":
             (weights / folder).symlink_to(BUILTIN_FOLDER / folder)
     torch.manual_seed(1)
-    model = Training(chosen, tmp_path / "state", weights).build_task().model
+    task = Training(chosen, tmp_path / "state", weights).build_task()
+    model = task.model
     before = torch.cat([p.flatten() for p in model.parameters()])
-    tasks.load_weights(model, BUILTIN_FOLDER / tasks.get(part).folder)
+    task.load_weights(BUILTIN_FOLDER / tasks.get(part).folder)
     after = torch.cat([p.flatten() for p in model.parameters()])
     assert (before != after).float().mean() > 0.9
     assert torch.equal(after, after.half().float()), "the shipped weights are half precision"

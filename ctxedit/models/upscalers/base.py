@@ -137,7 +137,9 @@ class Upscaler(ABC):
         """One chunk, whose first frame is the clip's: uint8 (N, 3, 4h, 4w) on the CPU."""
         n, lanes = len(low), how.branches
         level = torch.full((n,), how.noise_level, dtype=torch.long)
-        low = self.low_res_scheduler.add_noise(low, grain, level).to(self.device, self.dtype)
+        if how.noise_level:  # the scheduler's level 0 has some noise already
+            low = self.low_res_scheduler.add_noise(low, grain, level)
+        low = low.to(self.device, self.dtype)
         self.scheduler.set_timesteps(how.steps, device=self.device)
         x = (noise * self.scheduler.init_noise_sigma).to(self.device)
         seen = tuple((0, i) if clip and i else (i,) for i in range(n))

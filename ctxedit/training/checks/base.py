@@ -12,6 +12,7 @@ import torch
 
 from ctxedit.config import BUILTIN
 from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import WeightsError
 from ctxedit.models.backbones import Backbone, load_backbone
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import scenes
@@ -67,6 +68,14 @@ class CheckConfig:
     def find(self, component: str) -> Path:
         """The folder of a component."""
         return find_component(self.weights, component)
+
+    def has(self, component: str) -> bool:
+        """Whether there are weights of a component."""
+        try:
+            self.find(component)
+        except WeightsError:
+            return False
+        return True
 
     def backbone(self) -> Backbone:
         """The denoiser's pipeline on the CPU."""

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ctxedit.config import AdapterConfig, merge
-from ctxedit.diffusion.broadcast import per_sample
-from ctxedit.diffusion.forward import marginal
-from ctxedit.diffusion.parameterization import Weighting, loss_weight, to_x0
+from ctxedit.diffusion.parameterization import Weighting, loss_weight
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
-from ctxedit.training.noise import noise_like
 from ctxedit.training.tasks.base import Task, load_weights, register
 from ctxedit.training.tasks.encoders import Encoders, noise_scheduler, write_layout
+from ctxedit.training.tasks.shifted import denoise
 
 
 @register("adapter")
@@ -81,7 +79,7 @@ class AdapterTask(Task):
         self.adapter.requires_grad_(config.enabled)
         trained: dict[str, nn.Module] = {"adapter": self.adapter}
         if train:
-            _unfreeze(self.unet, train)
+            unfreeze(self.unet, train)
             trained["unet"] = self.unet
         self.model: Any = nn.ModuleDict(trained)
 
@@ -94,20 +92,12 @@ class AdapterTask(Task):
         drop = (torch.rand(n, generator=generator) < self.empty).to(device)
         embeddings = torch.where(drop[:, None, None], empty, context)
         t = torch.randint(0, len(self.scheduler.alphas_cumprod), (n,), generator=generator)
-        alpha_bar = self.scheduler.alphas_cumprod[t].to(device)
-        a, s, t = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), t.to(device)
-        noise = noise_like(x0, generator)
         adapter = model["adapter"]
-        b = torch.zeros_like(x0)
-        if adapter.config.enabled:
-            b = adapter.shift(adapter(x0, context, t, frames=1), x0, a, s)
-        x = marginal(x0, noise, a, s, b)
-        kind = self.scheduler.config.prediction_type
-        predicted = to_x0(self.unet(x, t, embeddings).sample.float(), x, a, s, kind)
-        errors = ((predicted - x0) ** 2).flatten(1).mean(1)
-        loss = (loss_weight(a, s, self.weighting).to(errors) * errors).mean()
-        share = float(b.detach().norm() / (per_sample(a, x0) * x0).norm())
-        return loss, {"loss": loss.item(), "x0_error": errors.mean().item(), "shift": share}
+        shifting = adapter if adapter.config.enabled else None
+        out = denoise(self.unet, shifting, self.scheduler, x0, context, embeddings, t, generator)
+        errors = out.squares.flatten(1).mean(1)
+        loss = (loss_weight(out.signal, out.noise, self.weighting).to(errors) * errors).mean()
+        return loss, {"loss": loss.item(), "x0_error": errors.mean().item(), "shift": out.shift}
 
     def export(self, model: Any, folder: Path) -> None:
         """Write ``adapter.safetensors``, as in a run folder; a trained denoiser as ``unet/`` next to it."""
@@ -121,7 +111,8 @@ class AdapterTask(Task):
         load_weights(self.model["adapter"], folder)
 
 
-def _unfreeze(unet: nn.Module, names: list[str]) -> None:
+def unfreeze(unet: nn.Module, names: list[str]) -> None:
+    """Let the denoiser's modules of these names be trained; raises ConfigError for one that it lacks."""
     for name in names:
         found = [p for key, p in unet.named_parameters() if f".{name}." in f".{key}."]
         if not found:

@@ -42,6 +42,7 @@ class Task(ABC):
         continues: the task whose weights, in the same folder, this one starts from and replaces.
         whole_batch: the samples of a step depend on each other, so that a step cannot be split into passes.
         drawn_only: can only be trained on drawn scenes.
+        reads: sources of data besides drawn scenes.
         recipe: the default recipe as TOML; empty for ``recipes/<name>.toml``.
         model: the network; its parameters that require a gradient are trained.
         data: the samples.
@@ -54,6 +55,7 @@ class Task(ABC):
     continues: ClassVar[str | None] = None
     whole_batch: ClassVar[bool] = False
     drawn_only: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ("folder", "webdataset")
     recipe: ClassVar[str] = ""
 
     model: Any

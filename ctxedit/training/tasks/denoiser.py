@@ -60,20 +60,20 @@ class VelocityLoss:
         t = sample_timesteps(len(latents), generator, self.logit_mean).to(device)
         noise = noise_like(latents, generator)
         noisy = self.scheduler.add_noise(latents, noise, t)
-        with _attention(device):
+        with attention_kernel(device):
             velocity = model(noisy, t, embeddings).sample
         error = (velocity - self.scheduler.get_velocity(latents, noise, t)) ** 2
-        loss = (self._weight(batch.get("mask"), latents) * error).mean()
+        loss = (object_weight(batch.get("mask"), latents, self.focus, self.draws) * error).mean()
         return loss, {"loss": loss.item(), "plain": error.mean().item()}
 
-    def _weight(self, mask: Tensor | None, latents: Tensor) -> Tensor:
-        """Loss weights (N, 1, h, w) of mean 1 for masks (N, H, W)."""
-        if mask is None:
-            return torch.ones_like(latents[:, :1])
-        inside = F.adaptive_avg_pool2d(mask[:, None], (latents.shape[2], latents.shape[3]))
-        inside = inside.repeat(self.draws, 1, 1, 1)
-        weight = 1 + (self.focus - 1) * inside
-        return weight / weight.mean()
+
+def object_weight(mask: Tensor | None, latents: Tensor, focus: float, draws: int) -> Tensor:
+    """Loss weights (N, 1, h, w) of mean 1: ``focus`` inside masks (N / draws, H, W), 1 outside."""
+    if mask is None:
+        return torch.ones_like(latents[:, :1])
+    inside = F.adaptive_avg_pool2d(mask[:, None], (latents.shape[2], latents.shape[3]))
+    weight = 1 + (focus - 1) * inside.repeat(draws, 1, 1, 1)
+    return weight / weight.mean()
 
 
 @register("denoiser")
@@ -156,7 +156,7 @@ class DenoiserTask(Task):
         return text_to_image.CHECK, editing.CHECK, compositions.PICTURES
 
 
-def _attention(device: torch.device) -> AbstractContextManager[None]:
+def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
     """The plain kernel on a CPU: for so few positions flash attention is slower, in bf16 by a fifth."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 

@@ -114,7 +114,8 @@ class UpscalerTask(Task):
         self.encoders.to(device)
         low = self._low(image, batch.get("small"), generator)
         level = (torch.rand(n, generator=generator) ** 3 * (self.augment + 1)).long().to(device)
-        low = self.low_res_scheduler.add_noise(low, noise_like(low, generator), level)
+        noised = self.low_res_scheduler.add_noise(low, noise_like(low, generator), level)
+        low = torch.where(level[:, None, None, None] > 0, noised, low)
         base = pixels.bicubic(low)
         wanted = pixels.fold(image - base) / pixels.RESIDUAL
         drop = torch.rand(n, generator=generator) < self.empty

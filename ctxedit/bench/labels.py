@@ -1,0 +1,250 @@
+"""Class to image and layout to image in figures: images of labels against real images with the same labels.
+
+As the paper's tables 3 and 4: FID, IS, precision and recall for classes; FID and the share of boxes in which
+a judge finds the label for layouts. The features are CLIP's or Inception's, and are named with each figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ctxedit.config import Config
+from ctxedit.editing.label_to_image import open_model, picture
+from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.media.stills import read_image
+from ctxedit.media.temporary import atomic
+from ctxedit.media.write import write_image
+from ctxedit.metrics.images import fidelity
+from ctxedit.metrics.images.scores import Score
+from ctxedit.metrics.intervals import STUDENT, wilson
+from ctxedit.models.condition_encoder import Kind
+from ctxedit.models.label_condition import Box, LabelEncoder, Labels
+from ctxedit.models.weights import BUILTIN_FOLDER, identity
+from ctxedit.synthetic import composition_judge, composition_verdict, judge
+from ctxedit.synthetic.composition_verdict import Look
+from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.data import DataConfig
+from ctxedit.training.labelled import LabelledData
+
+_NOTE = "labels.json"
+#: Share of compositions, with up to four objects, among drawn layouts.
+_COMPOSITIONS = 0.4
+_SPLITS = 10
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture to make and the real one with the same labels: RGB uint8 (H, W, 3)."""
+
+    labels: Labels
+    real: NDArray[np.uint8]
+
+
+def wanted(
+    kind: Kind, encoder: LabelEncoder, data: Path | None, count: int, seed: int, side: int
+) -> list[Wanted]:
+    """So many labels with their real images.
+
+    Args:
+        kind: ``class`` or ``layout``.
+        encoder: whose labels the data's must be.
+        data: a folder of class folders, shards with classes, or COCO's instances; None draws held-out scenes.
+        count, seed: of the choice.
+        side: of the real images, in pixels.
+
+    Raises:
+        InputError: no such data, labels that the encoder does not know, or too few images.
+    """
+    most = encoder.encoder.config.boxes if kind == "layout" else 0
+    if data is None:
+        config, test = DataConfig(size=side, compositions=_COMPOSITIONS if most else 0.0), True
+    else:
+        shards = data.suffix == ".tar" or (data.is_dir() and any(data.glob("*.tar")))
+        source: Any = "coco" if most else "webdataset" if shards else "classes"
+        config, test = DataConfig(source, str(data), side), False
+    found = LabelledData(config, most)
+    if unknown := sorted(set(found.labels) - set(encoder.encoder.labels)):
+        raise InputError(
+            f"{encoder.folder} does not know the data's label {unknown[0]!r}",
+            "give the data that it was trained on, or another --encoder",
+        )
+    if found.listing is not None and len(found.listing.entries) < count:
+        raise InputError(f"{data} has {len(found.listing.entries)} usable images", "choose a smaller --count")
+    samples = found.held_out(seed) if test else found.dataset(seed)
+    return [_of(samples[i], found.labels, encoder) for i in range(count)]
+
+
+def _of(sample: dict[str, Any], names: Sequence[str], encoder: LabelEncoder) -> Wanted:
+    real = ((sample["image"].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    kept = [i for i, label in enumerate(sample["labels"].tolist()) if label >= 0]
+    numbers = tuple(encoder.encoder.number(names[int(sample["labels"][i])]) for i in kept)
+    boxes: list[Box] = [(a, b, c, d) for a, b, c, d in sample["boxes"][kept].tolist()]
+    return Wanted(Labels(numbers, tuple(boxes)), real)
+
+
+def make(
+    asked: Sequence[Wanted],
+    encoder: LabelEncoder,
+    out: Path,
+    config: Config,
+    offline: bool,
+    reporter: Reporter,
+) -> tuple[list[Path], list[Path]]:
+    """Write the generated and the real images; what is there already is kept.
+
+    Returns:
+        The files in ``out/generated`` and ``out/real``.
+
+    Raises:
+        OutputError: ``out`` holds images of other settings, or cannot be written.
+    """
+    check(out, encoder, config)
+    names = [f"{i:06d}.png" for i in range(len(asked))]
+    mine, theirs = [out / "generated" / n for n in names], [out / "real" / n for n in names]
+    due = [i for i, file in enumerate(mine) if not _is_whole(file)]
+    if due:
+        backbone = open_model(config, offline, reporter)
+        encoder.fit(backbone)
+        for folder in (mine[0].parent, theirs[0].parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic(out / _NOTE, True) as temporary:
+            temporary.write_text(json.dumps(_facts(encoder, config), indent=2) + "\n", encoding="utf-8")
+        with reporter.task("generate", len(due)) as step:
+            for done, i in enumerate(due, 1):
+                settings = replace(config, seed=config.seed + i)
+                write_image(
+                    mine[i], picture(backbone, encoder, asked[i].labels, "", settings), overwrite=True
+                )
+                step(done, "")
+    for file, one in zip(theirs, asked, strict=True):
+        if not _is_whole(file):
+            write_image(file, one.real, overwrite=True)
+    return mine, theirs
+
+
+def check(out: Path, encoder: LabelEncoder, config: Config) -> None:
+    """Raise OutputError where ``out`` holds images that were made with other settings."""
+    if not (out / _NOTE).exists():
+        return
+    try:
+        old = json.loads((out / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = {}
+    new = _facts(encoder, config)
+    if changed := sorted(key for key in new if old.get(key) != new[key]):
+        raise OutputError(
+            f"{out} holds images of another {changed[0]}: {old.get(changed[0])}, now {new[changed[0]]}",
+            "choose another --out",
+        )
+
+
+def _facts(encoder: LabelEncoder, config: Config) -> dict[str, Any]:
+    """What the images depend on."""
+    keys = ("steps", "guidance", "eta", "negative_prompt")
+    edit = {key: value for key, value in asdict(config.edit).items() if key in keys}
+    weights = hashlib.sha256()
+    for file in sorted(encoder.folder.glob("*.safetensors")):
+        weights.update(file.read_bytes())
+    known = {"model": identity(config.model), "encoder": weights.hexdigest()[:16], "seed": config.seed}
+    return {**known, "size": config.clip.size, **edit}
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_image(path)
+    except InputError:
+        return False
+    return True
+
+
+# -- what the judges say -------------------------------------------------------------------------------------
+
+
+def judged(
+    kind: Kind, asked: Sequence[Wanted], encoder: LabelEncoder, files: Sequence[Path],
+    warn: Callable[[str], None],
+) -> list[Score]:  # fmt: skip
+    """The drawn world's judges' figures; none, and ``warn`` is told, for labels that they do not know."""
+    labels = encoder.encoder.labels
+    if not set(labels) <= set(composition_judge.NAMES):
+        warn("the judges know the drawn world's objects only: the labels are not looked for")
+        return []
+    if asked[0].real.shape[:2] != (composition_judge.SIDE,) * 2:
+        raise ConfigError(f"the judges take pictures of {composition_judge.SIDE} pixels", "leave out --size")
+    frames = np.stack([read_image(file) for file in files])
+    if kind == "class":
+        return _of_classes(asked, labels, frames)
+    return _of_layouts(asked, labels, frames)
+
+
+@torch.no_grad()
+def _of_classes(asked: Sequence[Wanted], labels: Sequence[str], frames: NDArray[np.uint8]) -> list[Score]:
+    network = judge.load_judge(BUILTIN_FOLDER / "judge")
+    logits = network(torch.stack([to_tensor(frame) for frame in frames]))["object"]
+    classes = judge.ANSWERS["object"]
+    right = sum(
+        classes[int(found)] == labels[one.labels.numbers[0]]
+        for found, one in zip(logits.argmax(1), asked, strict=True)
+    )
+    made = [_share("class right", right, len(asked), "the judge")]
+    if len(asked) >= _SPLITS:
+        mean, spread = fidelity.inception_score(logits, _SPLITS)
+        half = STUDENT * spread / math.sqrt(_SPLITS - 1)
+        made.append(
+            Score("is", "IS", "higher", 3, mean, mean - half, mean + half, len(asked), 0,
+                  f"the judge's {len(classes)} classes", f"{_SPLITS} splits")
+        )  # fmt: skip
+    return made
+
+
+def _of_layouts(asked: Sequence[Wanted], labels: Sequence[str], frames: NDArray[np.uint8]) -> list[Score]:
+    network = composition_judge.load(BUILTIN_FOLDER / "composition-judge")
+    looks = composition_verdict.look(network, frames)
+    real = composition_verdict.look(network, np.stack([one.real for one in asked]))
+    who, boxes = "the composition judge", sum(len(one.labels.numbers) for one in asked)
+    placed, there, ceiling = (
+        sum(counted(one.labels, labels, seen, inside) for one, seen in zip(asked, looks_, strict=True))
+        for looks_, inside in ((looks, True), (looks, False), (real, True))
+    )
+    return [
+        _share("boxes with their label", placed, boxes, who),
+        _share("labels anywhere", there, boxes, who),
+        _share("boxes, real images", ceiling, boxes, who),
+    ]
+
+
+def counted(asked: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
+    """Boxes for which the judge sees an object with the label, each object for one box.
+
+    With ``inside`` the object's middle lies in the box; the boxes nearest to their objects come first.
+    """
+    pairs = []
+    for b, (number, (x0, y0, x1, y1)) in enumerate(zip(asked.numbers, asked.boxes, strict=True)):
+        for o, found in enumerate(seen.objects):
+            within = x0 <= found.x <= x1 and y0 <= found.y <= y1
+            if found.name == labels[number] and (within or not inside):
+                pairs.append((math.hypot(found.x - (x0 + x1) / 2, found.y - (y0 + y1) / 2), b, o))
+    boxes: set[int] = set()
+    objects: set[int] = set()
+    for _, b, o in sorted(pairs):
+        if b not in boxes and o not in objects:
+            boxes.add(b)
+            objects.add(o)
+    return len(boxes)
+
+
+def _share(title: str, right: int, count: int, who: str) -> Score:
+    low, high = wilson(right, count)
+    key = title.replace(",", "").replace(" ", "_")
+    return Score(key, title, "higher", 3, right / count, low, high, count, 0, who, "Wilson")

@@ -1,0 +1,123 @@
+"""``ctxedit eval classes`` and ``ctxedit eval layouts``: class to image and layout to image in figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.cli.eval_images import Features, extractors, show
+from ctxedit.cli.failures import resumable
+from ctxedit.cli.options import Base, Judging, Sampling, Talk
+from ctxedit.cli.output import Screen
+from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.models.condition_encoder import Kind
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="PATH", show_default=False,
+        help="Real images: class folders, or shards with classes; for layouts COCO's instances_*.json. "
+        "[default: held-out drawn scenes]",
+    ),
+]  # fmt: skip
+Encoder = Annotated[
+    Path | None,
+    typer.Option("--encoder", metavar="DIR", show_default=False, help="Encoder. [default: the model's own]"),
+]
+Count = Annotated[int, typer.Option("--count", min=1, help="Images to generate.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="DIR", show_default=False,
+        help="Folder for the images. [default: classes-MODEL or layouts-MODEL]",
+    ),
+]  # fmt: skip
+
+
+def classes(
+    base: Base,
+    judging: Judging,
+    sampling: Sampling,
+    talk: Talk,
+    encoder: Encoder = None,
+    data: Data = None,
+    count: Count = 200,
+    features: Features = "clip",
+    out: Out = None,
+) -> None:
+    """Generate images of classes and compare them with real ones: FID, IS, precision, recall.
+
+    For drawn scenes, a classifier of their objects (the judge) says how often the class is right, and gives
+    the inception score its classes; with --features inception the score is Inception's. Run the same command
+    again to resume.
+    """
+    _evaluate("class", base, judging, sampling, talk, encoder, data, count, features, out)
+
+
+def layouts(
+    base: Base,
+    judging: Judging,
+    sampling: Sampling,
+    talk: Talk,
+    encoder: Encoder = None,
+    data: Data = None,
+    count: Count = 200,
+    features: Features = "clip",
+    out: Out = None,
+) -> None:
+    """Generate images of layouts and compare them with real ones: FID, and the boxes that hold their label.
+
+    For drawn scenes, a detector of their objects (the composition judge) says in which boxes it finds the
+    label, how often the label is anywhere, and in which boxes of the real images it finds it. Run the same
+    command again to resume.
+    """
+    _evaluate("layout", base, judging, sampling, talk, encoder, data, count, features, out)
+
+
+def _evaluate(
+    kind: Kind, base: Base, judging: Judging, sampling: Sampling, talk: Talk, encoder: Path | None,
+    data: Path | None, count: int, features: str, out: Path | None,
+) -> None:  # fmt: skip
+    screen = Screen(talk.quiet, talk.json)
+    config = asked.settings(base, screen, judging, sampling)
+    if data is not None:
+        asked.existing(data)
+
+    from ctxedit.bench import labels
+    from ctxedit.cli.progress import teller
+    from ctxedit.editing import text_to_image
+    from ctxedit.metrics.images import scores
+    from ctxedit.metrics.images.sets import open_set
+    from ctxedit.models.label_condition import open_encoder
+    from ctxedit.runs import slug
+
+    told = teller(screen)
+    plural = "classes" if kind == "class" else "layouts"
+    out = out or Path(f"{plural}-{slug(Path(config.model).name)}")
+    kinds, which = scores.features_from(features)
+    names = ["fid", "precision", "recall"] if kind == "class" else ["fid"]
+    names += ["is"] if kind == "class" and kinds == "inception" else []
+    keys = scores.chosen(names, kinds == "inception", False)
+    scores.check_counts(keys, count, count)
+    opened = open_encoder(kind, config.model, encoder)
+    labels.check(out, opened, config)
+    looked = text_to_image.plan("", config, base.offline, out / "a.png", True)
+    if looked["upscaler"]:
+        raise ConfigError("classes and layouts are not upscaled", "choose a size that the model has itself")
+    networks = extractors(kinds, which, keys, config, base.offline, told.warn)
+    wanted = labels.wanted(kind, opened, data, count, config.seed, looked["size"][0])
+    screen.say(f"seed {config.seed}, {count} images in {out}")
+    with resumable(out):
+        mine, theirs = labels.make(wanted, opened, out, config, base.offline, told)
+        found = labels.judged(kind, wanted, opened, mine, told.warn)
+        if kinds == "inception":  # then IS is Inception's
+            found = [one for one in found if one.key != "is"]
+        sets = (open_set(mine[0].parent, None, tuple(mine)), open_set(theirs[0].parent, None, tuple(theirs)))
+        found += scores.score(*sets, networks, keys, None, told.warn, told.task)
+    about: dict[str, Any] = {"model": config.model, "encoder": opened.folder, "data": data or "drawn scenes"}
+    show(screen, found, {**about, "seed": config.seed, "count": count, "out": out})

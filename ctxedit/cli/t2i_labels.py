@@ -1,0 +1,112 @@
+"""``ctxedit t2i --class`` and ``--layout``: pictures of labels instead of words, or beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctxedit.cli import asked
+from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy import uint8
+    from numpy.typing import NDArray
+
+    from ctxedit.config import Config
+    from ctxedit.editing.label_to_image import Asked
+    from ctxedit.editing.reporter import Reporter
+
+_PANEL = "Labels"
+
+
+def _option(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=_PANEL, show_default=False, **more)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A class or a layout as the condition."""
+
+    class_name: Annotated[
+        str | None, _option("--class", metavar="NAME", help="Show this class, e.g. tiger; TEXT may be added.")
+    ] = None
+    layout: Annotated[
+        Path | None,
+        _option(
+            "--layout", metavar="FILE", help="Show labelled boxes from a JSON file; see presets/README.md."
+        ),
+    ] = None
+    grid: Annotated[
+        bool,
+        _option(
+            "--grid",
+            help="Draw all classes, 8 samples of --class, or 8 samples of --layout with its boxes over them.",
+        ),
+    ] = False
+    encoder: Annotated[
+        Path | None,
+        _option("--encoder", metavar="DIR", help="Class or layout encoder. [default: the model's own]"),
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether labels are asked for."""
+        return self.class_name is not None or self.layout is not None or self.grid
+
+    @property
+    def name(self) -> str:
+        """What the picture is called."""
+        what = self.class_name or (self.layout.stem if self.layout else "classes")
+        return f"{what} grid" if self.grid and what != "classes" else what
+
+    def facts(self) -> dict[str, Any]:
+        """What provenance tells of it."""
+        told: dict[str, Any] = {"class": self.class_name, "layout": self.layout, "encoder": self.encoder}
+        return {**told, "grid": self.grid or None}
+
+    def check(self, text: str | None, adapter: Path | None, no_adapter: bool) -> None:
+        """Raise ConfigError for options that do not go together, InputError for an empty text."""
+        asked.not_empty(text, "text")
+        if not self.given:
+            if text is None:
+                raise ConfigError("no text", "say what the image should show, or give --class or --layout")
+            if self.encoder is not None:
+                raise ConfigError("--encoder needs --class, --layout or --grid", "it encodes their labels")
+            return
+        if self.class_name is not None and self.layout is not None:
+            raise ConfigError("--class and --layout exclude each other", "a layout's boxes have labels")
+        if adapter is not None or no_adapter:
+            raise ConfigError(
+                f"--{'no-' if no_adapter else ''}adapter does not go with --class, --layout and --grid",
+                "an encoder uses the adapter that it was trained with; name one without: --encoder DIR",
+            )
+
+    def asked(self, text: str, config: Config) -> Asked:
+        """What is asked for, checked; errors as of ctxedit.editing.label_to_image."""
+        from ctxedit.editing import label_to_image
+        from ctxedit.media.layouts import read_layout
+
+        if self.layout is not None:
+            return label_to_image.ask_layout(read_layout(self.layout), text, config, self.encoder, self.grid)
+        return label_to_image.ask_class(self.class_name, text, config, self.encoder, self.grid)
+
+
+def add_to_plan(looked: dict[str, Any], wanted: Asked) -> None:
+    """Make text to image's plan that of labels; raises ConfigError for sizes that need an upscaler."""
+    if looked["upscaler"]:
+        raise ConfigError(
+            "classes and layouts are drawn at the model's own size and are not upscaled",
+            "leave out --upscale and larger sizes",
+        )
+    looked["evaluations"] *= len(wanted.pictures)
+
+
+def drawn(wanted: Asked, grid: bool, config: Config, offline: bool, reporter: Reporter) -> NDArray[uint8]:
+    """The picture, or the grid."""
+    from ctxedit.editing import label_to_image
+
+    pictures = label_to_image.generate(wanted, config, offline, reporter)
+    return label_to_image.grid(wanted, pictures) if grid else pictures[0]

@@ -1,0 +1,143 @@
+"""Class to image and layout to image (ContextDiff, section 4.3): what is asked for, and the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxedit.config import SOURCE, Config
+from ctxedit.editing.parts import warn_of_unknown_words
+from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import ConfigError
+from ctxedit.media.layouts import Layout, draw_boxes
+from ctxedit.media.montage import labelled_grid
+from ctxedit.models.backbones import Backbone, check_addons, open_with_addons
+from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.label_condition import LabelEncoder, Labels, open_encoder
+from ctxedit.models.weights import is_half, locate
+from ctxedit.stages import generate as generating
+
+#: Samples in a grid of one class or layout.
+SAMPLES = 8
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that is asked for: what it shows, its seed, and what it is called in a grid."""
+
+    labels: Labels
+    seed: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Pictures of labels.
+
+    Attributes:
+        encoder: the condition encoder.
+        text: what they show besides; may be empty.
+        pictures: one, or those of a grid.
+        layout: whose boxes are drawn over the pictures of a grid, or None.
+    """
+
+    encoder: LabelEncoder
+    text: str
+    pictures: tuple[Picture, ...]
+    layout: Layout | None = None
+
+
+def ask_class(
+    name: str | None, text: str, config: Config, encoder: Path | None = None, grid: bool = False
+) -> Asked:
+    """Ask for a class; with ``grid`` for samples of it, or without a name for one picture of each class.
+
+    Raises:
+        ConfigError, WeightsError: no encoder for the model, or a broken one.
+        InputError: an unknown class.
+    """
+    opened = open_encoder("class", config.model, encoder)
+    names = [name] if name is not None else list(opened.encoder.labels)
+    wanted = [(opened.class_of(one), one) for one in names]
+    if name is not None and grid:
+        wanted *= SAMPLES
+    seeds = [config.seed + (i if name is not None else 0) for i in range(len(wanted))]
+    return Asked(opened, text, tuple(Picture(one, s, n) for (one, n), s in zip(wanted, seeds, strict=True)))
+
+
+def ask_layout(
+    layout: Layout, text: str, config: Config, encoder: Path | None = None, grid: bool = False
+) -> Asked:
+    """Ask for a layout; with ``grid`` for several samples of it. ``text`` goes before the layout's own.
+
+    Raises:
+        ConfigError, WeightsError: no encoder for the model, or a broken one.
+        InputError: as of :meth:`ctxedit.models.label_condition.LabelEncoder.layout_of`.
+    """
+    opened = open_encoder("layout", config.model, encoder)
+    labels = opened.layout_of(layout.boxes)
+    count = SAMPLES if grid else 1
+    pictures = tuple(Picture(labels, config.seed + i, f"seed {config.seed + i}") for i in range(count))
+    return Asked(opened, text or layout.text, pictures, layout)
+
+
+def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
+    """The settings' model; raises ConfigError for settings that labels do not go with."""
+    if config.control.kind != "none":
+        raise ConfigError(
+            "labels have no clip to take a control from", "choose a preset without a ControlNet"
+        )
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    checkpoint = locate(config.model, offline, is_half(dtype))
+    addons = check_addons(config, checkpoint, offline)
+    return open_with_addons(config, checkpoint, addons, device, dtype, reporter.say)
+
+
+def generate(asked: Asked, config: Config, offline: bool, reporter: Reporter) -> NDArray[np.uint8]:
+    """The pictures: RGB uint8 (N, H, W, 3), each a function of its labels, seed, text and the settings.
+
+    Args:
+        asked: from :func:`ask_class` or :func:`ask_layout`.
+        config: model, edit.steps, guidance, negative prompt, ``clip.size``.
+        offline: fetch nothing.
+        reporter: is told of progress.
+    """
+    backbone = open_model(config, offline, reporter)
+    asked.encoder.fit(backbone)
+    if asked.text:
+        warn_of_unknown_words(backbone, asked.text, reporter)
+    made = []
+    with reporter.task("images of labels", len(asked.pictures)) as progress:
+        for done, one in enumerate(asked.pictures, 1):
+            made.append(
+                picture(backbone, asked.encoder, one.labels, asked.text, replace(config, seed=one.seed))
+            )
+            progress(done, one.name)
+    return np.stack(made)
+
+
+def picture(
+    backbone: Backbone, encoder: LabelEncoder, labels: Labels, text: str, config: Config
+) -> NDArray[np.uint8]:
+    """One picture (H, W, 3) of labels, by a model that the encoder was fitted to."""
+    side = config.clip.size
+    negative = config.edit.negative_prompt.replace(SOURCE, "")
+    condition = encoder.condition(backbone, (negative, text), labels)
+    shift = encoder.shift(condition, backbone.device)
+    sides = (side, side) if side else None
+    return generating.generate(backbone, text, config, 1, sides, shift, condition=condition)[0]
+
+
+def grid(asked: Asked, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pictures beside each other under their names, a layout's with its boxes over them."""
+    tiles: Sequence[NDArray[np.uint8]] = list(pictures)
+    if asked.layout is not None:
+        tiles = [draw_boxes(one, asked.layout) for one in tiles]
+    named = [(one.name, tile[None]) for one, tile in zip(asked.pictures, tiles, strict=True)]
+    return labelled_grid(named, 4 if asked.layout is not None else _COLUMNS)[0]
