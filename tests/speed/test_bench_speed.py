@@ -19,7 +19,7 @@ def measured(tmp_path_factory):
     from asking import call
 
     out = tmp_path_factory.mktemp("speed")
-    arguments = ("--presets", "contextdiff", "--tune-steps", 1, "--repeats", 1)
+    arguments = ("--presets", "contextdiff", "--tune-steps", 1, "--repeats", 1, "--dtype", "bfloat16")
     answer = call(*SMALL, *ADAPTER, *arguments, "-o", out, "--json", "-q")
     assert answer.code == 0, answer.err
     return answer, out

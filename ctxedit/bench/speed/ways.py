@@ -141,6 +141,8 @@ def _edit_diffusers(parts: Parts, folder: Path, clock: Clock) -> None:
 
     config, backbone = parts.config, _image_model(parts)
     backbone.unet.set_attn_processor(AttnProcessor2_0())
+    # The pipeline hands one network's output to the next as it is; this session ends with this way.
+    torch.nn.Module.to(backbone.text_encoder, backbone.dtype)
     scheduler = DDIMScheduler.from_pretrained(backbone.path, subfolder="scheduler")
     pipe = StableDiffusionPipeline(
         backbone.vae, backbone.text_encoder, backbone.tokenizer, backbone.unet, scheduler, None, None,
@@ -149,7 +151,7 @@ def _edit_diffusers(parts: Parts, folder: Path, clock: Clock) -> None:
     pipe.set_progress_bar_config(disable=True)
     height, width = (side * backbone.factor for side in parts.view.side)
     generator = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(parts.latents.shape, generator=generator).to(parts.latents)
+    noise = torch.randn(parts.latents.shape, generator=generator).to(parts.device, backbone.dtype)
     for frame in noise.split(1):
         pipe(
             PROMPTS[1], height, width, num_inference_steps=config.edit.steps,
