@@ -143,7 +143,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "table",
         [
-            {"clip": {"frames": 0}},
+            {"clip": {"frames": -1}},
             {"clip": {"stride": 0}},
             {"clip": {"start": -1}},
             {"clip": {"size": -8}},
@@ -269,6 +269,8 @@ def changed_everywhere():
             "invert": {"fixed_point_iterations": 2},
             "fusion": {"word_weights": {"cat": 3.0, "x.y z": 0.5}},
             "edit": {"negative_prompt": 'a "quoted" \\ word'},
+            "window": {"size": 12},
+            "upscale": {"steps": 3},
         },
     )
 

@@ -172,8 +172,8 @@ def _edits(run: Run) -> list[dict[str, Any]]:
     labels = told_apart([f["target"] for f in facts], [f.get("settings", {}) for f in facts])
     return [
         {
-            "target": f["target"], "label": label, "video": f["video"],
-            "settings": f.get("settings", {}), "exists": Path(f["video"]).exists(),
+            "target": f["target"], "label": label, "video": f.get("video"),
+            "settings": f.get("settings", {}), "exists": "video" in f and Path(f["video"]).exists(),
         }
         for f, label in zip(facts, labels, strict=True)
     ]  # fmt: skip
@@ -182,7 +182,9 @@ def _edits(run: Run) -> list[dict[str, Any]]:
 def _changed(run: Run) -> dict[str, Any]:
     """Settings of a run that differ from its preset's."""
     try:
-        return changed_settings(run.config, run.preset)
+        changed = changed_settings(run.config, run.preset)
+        # How the inversion is reported changes no result.
+        return {key: value for key, value in changed.items() if key != "round_trip"}
     except ConfigError:  # the preset is broken
         return {}
 

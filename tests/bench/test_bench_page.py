@@ -100,7 +100,7 @@ def test_the_page_works_from_the_disk(bench, monkeypatch, inline):
             }
             return 0;"""
         assert browser.run(f"return (async () => {{{playing}}})()") >= 4
-        assert browser.run("return document.title") == "ctxedit: comparison"
+        assert browser.run("return document.title") == "ctxedit: results"
         titles = "return [...document.querySelectorAll('article h2')].map(x => x.textContent)"
         assert browser.run(titles) == [ODD, "a cat in snow", "a dog"]
         choose = """const s = document.getElementById(arguments[0]); s.value = arguments[1];

@@ -100,7 +100,7 @@ def test_a_map_of_ones_own_is_shown_to_the_network(ctxedit, arguments, depth, tm
     monkeypatch.chdir(depth.parent)
     answer = ctxedit("run", *arguments, "--target", TARGET, "--control", "depth.mp4", "--json")
     assert answer.code == 0, answer.err
-    assert len(seen) == 2 + 4 + 4, "in tuning, inversion and sampling"
+    assert len(seen) == 2 + 4 + 4 + 4, "in tuning, inversion, round trip and sampling"
     grey = seen[0].mean((1, 2, 3))
     assert seen[0].shape[0] == 4 and seen[0].min() >= 0 and seen[0].max() <= 1
     assert (grey[1:] > grey[:-1]).all(), "each frame its own picture"

@@ -91,7 +91,7 @@ def test_which_frames_of_the_source(ctxedit, files, tmp_path):
         ((), "wide", 3, "different aspect ratios"),
         (("--start", 3), "source", 3, "gives 3"),
         (("--frames", 9), "source", 3, "9 frames to score"),
-        (("--frames", 0), "source", 2, "--frames must be at least 1"),
+        (("--frames", 0), "source", 2, "must be at least 1, or all"),
         (("--stride", 0), "source", 2, "--stride must be at least 1"),
         ((), "nothing", 3, "does not exist"),
         (("--metrics", "clip_txt"), "source", 2, "did you mean clip_text"),

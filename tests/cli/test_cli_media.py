@@ -77,6 +77,6 @@ def test_a_clip_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, m
 
     path = write_clip(tmp_path / "clip.mp4", np.zeros((4, 64, 64, 3), np.uint8), Fraction(8))
     monkeypatch.setattr(plan.machine, "memory_available", lambda device: 10_000)
-    monkeypatch.setattr(plan, "read_working", None)
+    monkeypatch.setattr("ctxedit.stages.prepare.read_working", None)
     answer = call("run", path, *QUICK, "--frames", "4", "--runs", tmp_path)
     assert answer.code == 5 and "reading the clip needs about" in answer.err

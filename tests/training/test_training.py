@@ -270,7 +270,7 @@ def test_scenes_are_a_function_of_seed_and_index():
     assert all(wrong[i]["caption"] != wrong[i]["wrong"] for i in range(40))
 
 
-@pytest.mark.parametrize("part", tasks.names())
+@pytest.mark.parametrize("part", [name for name in tasks.names() if tasks.get(name).recipe_text()])
 def test_a_few_steps_of_every_recipe_lower_its_loss(part, tmp_path):
     chosen = recipe.resolve(part)
     weights = tmp_path / "weights"
