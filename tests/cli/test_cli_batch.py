@@ -71,7 +71,8 @@ def test_workers_give_what_one_process_gives_bit_for_bit(done, listed, tmp_path)
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
     answer = call("batch", tmp_path / "list.jsonl", *SMALL, "--workers", 2, "-o", tmp_path / "out")
     assert answer.code == 0, answer.err
-    assert "worker 1: contextdiff, tiger" in answer.err and "worker 2: contextdiff, again" in answer.err
+    # Whichever worker is up first takes the first clip.
+    assert {"worker 1", "worker 2"} <= {line.split(":")[0] for line in answer.err.splitlines()}
     one, two = videos(listed / "out"), videos(tmp_path / "out")
     assert {name: two[name] for name in one} == one
     figures = [

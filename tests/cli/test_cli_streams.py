@@ -142,8 +142,10 @@ def test_ctrl_c_while_modules_load_is_one_line(module, as_json, clip, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "ctxedit", "run", str(clip), "a cat", "--frames", "4", "--stride", "1"]
     running = subprocess.Popen(
-        [*command, *["--json"] * as_json], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [*command, *["--json"] * as_json], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert running.stderr.readline() == b"loading\n"
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
