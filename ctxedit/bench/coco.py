@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def make(
     teller = reporter or Reporter()
     check(out, config, overwrite, adapter)
     paths = [out / item.name for item in items]
-    due = [(i, p) for i, p in zip(items, paths, strict=True) if overwrite or not _is_whole(p)]
+    due = [(i, p) for i, p in zip(items, paths, strict=True) if overwrite or not is_whole(p)]
     if len(due) < len(items):
         teller.say(f"{len(items) - len(due)} of {len(items)} images are there already")
     if not due:
@@ -146,18 +146,23 @@ def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | No
     """
     if config.control.kind != "none":
         raise ConfigError("images from captions have no clip to take a control from", "choose another preset")
-    note = out / _NOTE
-    if overwrite or not note.exists():
+    if not overwrite:
+        hint = "choose another --out, or -y to generate all of them again"
+        check_note(out / _NOTE, _facts(config, adapter), hint)
+
+
+def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
+    """Raise OutputError where a folder's note says that its images were made with other settings."""
+    if not note.exists():
         return
     try:
         old = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         old = {}
-    new = _facts(config, adapter)
-    if changed := sorted(key for key in new if old.get(key) != new[key]):
+    if changed := sorted(key for key in facts if old.get(key) != facts[key]):
+        key = changed[0]
         raise OutputError(
-            f"{out} holds images of another {changed[0]}: {old.get(changed[0])}, now {new[changed[0]]}",
-            "choose another --out, or -y to generate all of them again",
+            f"{note.parent} holds images of another {key}: {old.get(key)}, now {facts[key]}", hint
         )
 
 
@@ -201,7 +206,8 @@ def _seed(seed: int, image: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {image}".encode()).digest()[:4], "big")
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether an image is there and can be decoded."""
     try:
         read_image(path)
     except InputError:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ctxedit.bench.coco import check_note, is_whole
 from ctxedit.config import Config
 from ctxedit.editing.label_to_image import open_model, picture
 from ctxedit.editing.reporter import Reporter
-from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
@@ -112,7 +113,7 @@ def make(
     check(out, encoder, config)
     names = [f"{i:06d}.png" for i in range(len(asked))]
     mine, theirs = [out / "generated" / n for n in names], [out / "real" / n for n in names]
-    due = [i for i, file in enumerate(mine) if not _is_whole(file)]
+    due = [i for i, file in enumerate(mine) if not is_whole(file)]
     if due:
         backbone = open_model(config, offline, reporter)
         encoder.fit(backbone)
@@ -128,25 +129,14 @@ def make(
                 )
                 step(done, "")
     for file, one in zip(theirs, asked, strict=True):
-        if not _is_whole(file):
+        if not is_whole(file):
             write_image(file, one.real, overwrite=True)
     return mine, theirs
 
 
 def check(out: Path, encoder: LabelEncoder, config: Config) -> None:
     """Raise OutputError where ``out`` holds images that were made with other settings."""
-    if not (out / _NOTE).exists():
-        return
-    try:
-        old = json.loads((out / _NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = {}
-    new = _facts(encoder, config)
-    if changed := sorted(key for key in new if old.get(key) != new[key]):
-        raise OutputError(
-            f"{out} holds images of another {changed[0]}: {old.get(changed[0])}, now {new[changed[0]]}",
-            "choose another --out",
-        )
+    check_note(out / _NOTE, _facts(encoder, config), "choose another --out")
 
 
 def _facts(encoder: LabelEncoder, config: Config) -> dict[str, Any]:
@@ -158,14 +148,6 @@ def _facts(encoder: LabelEncoder, config: Config) -> dict[str, Any]:
         weights.update(file.read_bytes())
     known = {"model": identity(config.model), "encoder": weights.hexdigest()[:16], "seed": config.seed}
     return {**known, "size": config.clip.size, **edit}
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_image(path)
-    except InputError:
-        return False
-    return True
 
 
 # -- what the judges say -------------------------------------------------------------------------------------

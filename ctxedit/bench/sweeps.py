@@ -26,12 +26,14 @@ from ctxedit.media.write import write_image
 from ctxedit.metrics.images.scores import Extractors, Score, score
 from ctxedit.metrics.images.sets import ImageSet, open_set
 from ctxedit.metrics.intervals import wilson
+from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.runs import slug
 from ctxedit.synthetic import compositions
 from ctxedit.synthetic.composition_captions import caption
 from ctxedit.synthetic.composition_judge import load
 from ctxedit.synthetic.composition_verdict import judge, look
-from ctxedit.synthetic.compositions import KINDS, Composed
+from ctxedit.synthetic.compositions import Composed
+from ctxedit.training.checks.compositions import FOLDER, held_out
 
 KEYS = ("fid", "clip_score")
 #: The judge's figure; of drawn compositions alone.
@@ -80,8 +82,7 @@ class Point:
 
 def drawn(count: int, seed: int, folder: Path) -> Captions:
     """Captions of held-out compositions, the kinds in turn, with the drawn images in ``folder``."""
-    rng = np.random.default_rng((seed, 5))
-    composed = [compositions.draw(rng, test=True, kind=KINDS[i % len(KINDS)]) for i in range(count)]
+    composed = held_out(count, seed)
     folder.mkdir(parents=True, exist_ok=True)
     items = []
     for number, one in enumerate(composed):
@@ -159,9 +160,7 @@ def measure(
 
 
 def _judged(files: Sequence[Path], composed: Sequence[Composed]) -> Score:
-    from ctxedit.models.weights import BUILTIN_FOLDER
-
-    network = load(BUILTIN_FOLDER / "composition-judge")
+    network = load(BUILTIN_FOLDER / FOLDER)
     seen = look(network, np.stack([read_image(file) for file in files]))
     right = [judge(c.composition, s.objects).all_right for c, s in zip(composed, seen, strict=True)]
     low, high = wilson(sum(right), len(right))

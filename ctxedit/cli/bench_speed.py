@@ -65,7 +65,7 @@ def speed(
     """
     screen = Screen(talk.quiet, talk.json)
     if random is not None and model != configuration.BUILTIN:
-        raise ConfigError("--random and --model", "one or the other")
+        raise ConfigError("--random and --model exclude each other", "leave out one of them")
     names = [name.strip() for name in presets.split(",") if name.strip()] if presets else preset_names()
     if not names:
         raise ConfigError("no preset is named", "--presets contextdiff,fatezero")

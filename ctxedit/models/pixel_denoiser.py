@@ -57,7 +57,7 @@ class PixelDenoiser(nn.Module):
         """b at levels (B,) for clean images (B, 3, H, W) of classes (B,); zero at level 0."""
         if self.adapter is None:
             return torch.zeros_like(x0)
-        a, s = self._at(level, x0)
+        a, s = self.at(level, x0)
         context = class_tokens(labels, len(self.config.classes)).to(x0)
         b = self.adapter.shift(self.adapter(x0, context, level - 1, 1), x0, a, s)
         return torch.where((level == 0)[:, None, None, None], torch.zeros_like(b), b)
@@ -65,11 +65,12 @@ class PixelDenoiser(nn.Module):
     def predict(self, x: Tensor, level: Tensor, labels: Tensor, clip: bool = True) -> Tensor:
         """x̂_0 (B, 3, H, W), within [−1, 1] where ``clip``; levels (B,) of 1 … T."""
         network: Any = self.unet
-        a, s = self._at(level, x)
+        a, s = self.at(level, x)
         found = to_x0(network(x, level - 1, labels).sample.float(), x, a, s, "v_prediction")
         return found.clamp(-1, 1) if clip else found
 
-    def _at(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise (B,) of levels (B,), in the precision and on the device of ``like``."""
         at = level.cpu()
         return self.levels.signal[at].to(like), self.levels.noise[at].to(like)
 

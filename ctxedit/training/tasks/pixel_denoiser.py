@@ -96,7 +96,7 @@ class PixelDenoiserTask(Task):
         if self.objective == "bound":
             return _bound(model, x0, labels, noise, generator)
         level = torch.randint(1, steps + 1, (len(x0),), generator=generator).to(x0.device)
-        a, s = model._at(level, x0)
+        a, s = model.at(level, x0)
         b = model.shift(x0, level, labels)
         x = marginal(x0, noise, a, s, None if model.adapter is None else b)
         velocity = model.unet(x, level - 1, labels).sample.float()
