@@ -192,7 +192,10 @@ def run(
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
     if not targets or (output is not None and len(targets) > 1):
-        raise ConfigError(f"{len(targets)} targets", "give at least one, and just one where output is given")
+        raise ConfigError(
+            "no target" if not targets else f"output is given, and there are {len(targets)} targets",
+            "give at least one target, and only one if output is given",
+        )
     teller, inputs = reporter or default_reporter(), Path(runs) / _INPUTS
     path = clip_path(clip, inputs)
     request = Request(
@@ -204,17 +207,14 @@ def run(
     plan.make(request).check()
     with Session(request, teller) as session:
         results = session.edit_all(targets)
-        rows = [
-            {
-                "target": one.target,
-                "video": str(one.files.video.resolve()),
-                **plain_figures(one.figures.table()),
-            }
-            for one in results
-            if one.figures is not None
-        ]
-        write_metrics(session.run, rows)
+        write_metrics(session.run, [_row(one, one.figures) for one in results if one.figures is not None])
     return results[0] if isinstance(target, str) else results
+
+
+def _row(result: EditResult, figures: Figures) -> dict[str, Any]:
+    """An edit's row in ``metrics.json``."""
+    video = str(result.files.video.resolve())
+    return {"target": result.target, "video": video, **plain_figures(figures.table())}
 
 
 @quietly

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,7 +73,6 @@ def t2i(
 
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
-    from ctxedit.cli.work import gib
     from ctxedit.editing import text_to_image
     from ctxedit.media.write import write_image
     from ctxedit.provenance import facts, to_text
@@ -96,12 +95,7 @@ def t2i(
     if wanted is not None:
         add_to_plan(looked, wanted)
     if dry.dry_run:
-        width, height = looked["size"]
-        line = (
-            f"{path}: {width}×{height} by {looked['model']}, {looked['evaluations']} evaluations, "
-            f"about {gib(looked['peak_bytes'])} of memory"
-        )
-        screen.result(line, {"plan": looked})
+        screen.result(_planned(path, looked), {"plan": looked})
         return
     screen.say(f"seed {config.seed}")
     with resumable(None):
@@ -117,3 +111,14 @@ def t2i(
             )
         write_image(path, picture, overwrite=overwrite.yes, about=about)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})
+
+
+def _planned(path: Path, plan: dict[str, Any]) -> str:
+    """The plan in one line."""
+    from ctxedit.cli.work import gib
+
+    width, height = plan["size"]
+    return (
+        f"{path}: {width}×{height} by {plan['model']}, {plan['evaluations']} evaluations, "
+        f"about {gib(plan['peak_bytes'])} of memory"
+    )
