@@ -88,20 +88,20 @@ class Costs:
         return self._passing(branches + self._fuses)
 
     def upscaling(self, reused: bool) -> int:
-        """Bytes at the peak of super-resolution, while the denoiser stays loaded; 0 without it."""
+        """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
         if self.upscaler is None:
             return 0
         branches = sampling_of(self.config.upscale, self.upscaler.defaults).branches
         sizes = sizes_of(self.upscaler, self.width == 2)
         return self._weights + footprint.upscaler_bytes(
-            sizes, self.working, self.frames, CHUNK, branches, self.width
+            sizes, self.working, min(self.all_frames, CHUNK), CHUNK, branches, self.width
         )
 
     def upscaling_disk(self) -> int:
         """Bytes of the frames and videos at the upscaled size."""
         if self.upscaler is None:
             return 0
-        return 3 * self.frames * self.working[0] * self.working[1] * SCALE**2 * 3
+        return 3 * self.all_frames * self.working[0] * self.working[1] * SCALE**2 * 3
 
     def evaluating(self, reused: bool) -> int:
         """Bytes while an edit is scored."""

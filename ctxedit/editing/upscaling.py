@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from ctxedit.config import Config
 from ctxedit.editing.stage import Job, Made
 from ctxedit.errors import ConfigError
-from ctxedit.models.tensors import save_tensors
+from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
 from ctxedit.models.upscalers.base import SCALE, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import defaults_of
 from ctxedit.models.weights import own_folder
@@ -22,25 +20,31 @@ _REACH = 2
 
 
 def make(job: Job) -> Made:
-    """The edit's frames at four times their size, kept beside those at working size."""
+    """The edit's frames at four times their size, kept beside those at working size; written as they come."""
     upscaler, config = job.parts.upscaler, job.config
     frames = job.needed["frames"]
-    total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(len(frames))
-    with job.parts.reporter.task(f"upscale “{job.target}”", total) as progress:
-        large = upscaler.upscale(
+    count, height, width, channels = frames.shape
+    shape = (count, height * SCALE, width * SCALE, channels)
+    total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(count)
+    with (
+        tensors_in_parts(job.folder / job.upscaled_file, {"frames": (shape, "uint8")}) as arrays,
+        job.parts.reporter.task(f"upscale “{job.target}”", total) as progress,
+    ):
+        upscaler.upscale(
             frames,
             plain(job.target),
             config.upscale,
             config.seed,
             progress=lambda done, _: progress(done, ""),
+            out=arrays["frames"],
         )
-    save_tensors(job.folder / job.upscaled_file, {"frames": torch.from_numpy(large)})
-    return Made(large, (job.upscaled_file,), {"upscaler": upscaler.name})
+    return Made(read(job), (job.upscaled_file,), {"upscaler": upscaler.name})
 
 
 def read(job: Job) -> NDArray[np.uint8]:
-    """RGB uint8 (F, 4h, 4w, 3)."""
-    frames: NDArray[np.uint8] = load_file(job.folder / job.upscaled_file)["frames"].numpy()
+    """RGB uint8 (F, 4h, 4w, 3), mapped."""
+    frames = mapped_tensor(job.folder / job.upscaled_file, "frames")
+    assert frames is not None  # its hash was checked
     return frames
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ctxedit.config import UpscaleConfig
 from ctxedit.errors import NumericsError
+from ctxedit.media.scratch import release
 from ctxedit.models.attention import FrameView, frame_attention
 
 #: Side of the result over that of the frames.
@@ -88,41 +89,48 @@ class Upscaler(ABC):
         seed: int,
         clip: bool = True,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
-        """Frames at four times their size.
+        """Frames at four times their size, :data:`CHUNK` frames at a time.
 
         Args:
-            frames: RGB uint8 (F, h, w, 3), of any size.
+            frames: RGB uint8 (F, h, w, 3), of any size; may be mapped.
             text: what they show.
             config: steps, noise level and guidance scale, where they are not the model's own.
             seed: of the noise.
             clip: the frames are one clip: they share the noise and see the first. Otherwise they are pictures
                 that have nothing to do with each other.
             progress: told (done, total) chunks × steps.
+            out: where the result goes, uint8 (F, 4h, 4w, 3); may be mapped. A new array where not given. Of
+                mapped arrays one chunk is in memory.
 
         Returns:
-            RGB uint8 (F, 4h, 4w, 3).
+            ``out``: RGB uint8 (F, 4h, 4w, 3).
 
         Raises:
             NumericsError: NaN or infinity appeared.
         """
         how = sampling_of(config, self.defaults)
-        low = self._padded(frames)
-        count, (height, width) = len(frames), low.shape[2:]
+        count, (height, width) = len(frames), frames.shape[1:3]
         generator = torch.Generator().manual_seed(seed)
-        drawn = 1 if clip else count
-        noise = torch.randn(drawn, self.channels, height, width, generator=generator)
-        grain = torch.randn(drawn, 3, height, width, generator=generator)
+        drawn, sides = 1 if clip else count, (self._padded_side(height), self._padded_side(width))
+        noise = torch.randn(drawn, self.channels, *sides, generator=generator)
+        grain = torch.randn(drawn, 3, *sides, generator=generator)
         tokens = self._embed(["", text] if how.branches == 2 else [text])
-        out, chunks = [], _chunks(count, clip)
+        if out is None:
+            out = np.empty((count, height * SCALE, width * SCALE, 3), np.uint8)
+        chunks = _chunks(count, clip)
         with frame_attention(self.unet):
             for number, chunk in enumerate(chunks):
                 pick = torch.tensor([0] * len(chunk) if clip else chunk)
                 told = partial(_tell, progress, number * how.steps, how.steps * len(chunks))
-                pixels = self._denoise(low[chunk], noise[pick], grain[pick], tokens, how, clip, told)
-                new = pixels[1:] if clip and number else pixels
-                out.append(new[:, :, : frames.shape[1] * SCALE, : frames.shape[2] * SCALE])
-        return torch.cat(out).permute(0, 2, 3, 1).numpy()
+                low = self._padded(frames[chunk])
+                pixels = self._denoise(low, noise[pick], grain[pick], tokens, how, clip, told)
+                known = 1 if clip and number else 0  # the first frame is done with the first chunk
+                pixels = pixels[known:, :, : height * SCALE, : width * SCALE]
+                out[chunk[known:]] = pixels.permute(0, 2, 3, 1).numpy()
+                release(frames, out)
+        return out
 
     def _denoise(
         self,
@@ -166,8 +174,11 @@ class Upscaler(ABC):
     def _padded(self, frames: NDArray[np.uint8]) -> Tensor:
         """RGB (F, 3, h, w) in [−1, 1]; the last row and column repeated up to the network's multiples."""
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-        more = [-side % self.multiple for side in frames.shape[1:3]]
+        more = [self._padded_side(side) - side for side in frames.shape[1:3]]
         return F.pad(pixels, (0, more[1], 0, more[0]), mode="replicate")
+
+    def _padded_side(self, side: int) -> int:
+        return side + -side % self.multiple
 
     def _embed(self, texts: list[str]) -> Tensor:
         """(N, L, D); words that are too many for the text encoder are cut."""
