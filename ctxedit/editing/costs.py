@@ -84,8 +84,8 @@ class Costs:
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
-        lanes = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
-        return self._passing(lanes + self._fuses)
+        branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
+        return self._passing(branches + self._fuses)
 
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""

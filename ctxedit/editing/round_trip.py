@@ -102,7 +102,7 @@ def round_trip(
         trajectory: (S + 1, F, C, h, w) of the inversion.
         context: one row, of the prompt that was inverted with.
         levels: S used levels.
-        view: one lane.
+        view: one branch.
         shift: b_t of the same prompt, or None.
         whole: sample the whole way, S passes of the network; otherwise estimate it from a few.
         frames: uint8 (F, H, W, 3), what was encoded.

@@ -61,7 +61,7 @@ def invert(
         latents: (F, C, h, w), clean.
         context: one row, of the prompt that is inverted with.
         levels: S used levels.
-        view: one lane.
+        view: one branch.
         shift: b_t of the same prompt, or None.
         fixed_point_iterations: network evaluations of each step beyond the first.
         progress: told (done, total) network evaluations.

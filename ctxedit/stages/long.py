@@ -39,7 +39,7 @@ class Strip:
 
     Attributes:
         windows: in order.
-        view: of one window, one lane.
+        view: of one window, one branch.
         device: of the network.
         store: makes an array on disk, of a shape.
     """

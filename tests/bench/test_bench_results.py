@@ -69,7 +69,7 @@ def test_the_meter_counts_passes_time_and_memory():
     ):
         with meter.task("tune", 2):
             network(torch.zeros(4, 1))
-            network(torch.zeros(8, 1))  # two lanes of four frames
+            network(torch.zeros(8, 1))  # two branches of four frames
             block = np.ones(60 << 20, np.uint8)
             time.sleep(0.15)
             del block

@@ -117,7 +117,7 @@ def test_windows_see_the_anchors_as_if_the_clip_were_one(backbone):
         seen += [tuple(window.start + i for i in frames) + tuple(anchors) for frames in own]
     results = np.empty((9, 4, 16, 16))
     with backbone.attention(Config().attention):
-        whole = backbone.raw(latents, 500, context, replace(view(9), seen=tuple(seen)))
+        whole = backbone.raw(latents, 500, context, replace(view(9), attended=tuple(seen)))
         strip = Strip(windows, lambda w: view(3), torch.device("cpu"), np.empty)
         strip.walk(latents.numpy(), results, lambda _, here, x: backbone.raw(x, 500, context, here))
         alone = backbone.raw(latents[3:6], 500, context, view(3))
