@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import page, tables
+from ctxedit.bench.delivery import deliver
 from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import REFERENCES, Bench
 from ctxedit.media.temporary import atomic
@@ -56,6 +57,8 @@ def write(batch: Bench, rows: Sequence[ResultRow]) -> dict[str, Any]:
     _put(files.markdown, _markdown(about, done, failed))
     labels = [method.label for method in batch.methods]
     _put(files.page, page.page(batch.out, rows, labels, about, "Batch of edits"))
+    for file in astuple(files):
+        deliver(batch, file.name)
     return whole
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ctxedit.bench.delivery import flaw, note, results_of
 from ctxedit.bench.results import ResultRow, Results
 from ctxedit.bench.serve import Job, Serving, row_for
 from ctxedit.bench.subject import Bench, edits, references
 from ctxedit.executors import Executor, Here, Lost, Overseer
-from ctxedit.runs import fingerprint
 
 
 class Watcher(Overseer):
@@ -35,7 +35,7 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
         executor: where the jobs run; None is this process.
     """
     watcher, executor = watcher or Watcher(), executor or Here()
-    results = Results(bench.out)
+    results = results_of(bench)
     if results.damaged:
         watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     every = list(edits(bench))
@@ -47,6 +47,7 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
             for job, made in executor.run(serving, jobs, watcher):
                 for row in _lost(job, made) if isinstance(made, Lost) else (made,):
                     results.add(row)
+                    note(bench, row)
                     watcher.finished(row)
     return rows_of(bench, results)
 
@@ -77,14 +78,9 @@ def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
     row = results.done(key)
     if row is None:
         return False
-    noted = row.facts.get("video_hash")
-    if row.video is None or noted is None:  # rows of an earlier ctxedit note no hash
-        return True
-    video = bench.out / row.video
-    if video.exists() and fingerprint(video) == noted:
-        return True
-    watcher.warn(f"{video} is {'damaged' if video.exists() else 'missing'}: it is written again")
-    return False
+    if (wrong := flaw(bench, row)) is not None:
+        watcher.warn(f"{wrong}: it is written again")
+    return wrong is None
 
 
 def rows_of(bench: Bench, results: Results) -> list[ResultRow]:

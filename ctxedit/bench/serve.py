@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ctxedit.bench import external
+from ctxedit.bench.delivery import deliver
 from ctxedit.bench.figures import Measure, Truth, Values, prepared
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import CostMeter, Ledger
@@ -40,6 +41,7 @@ from ctxedit.models.device import pick_device
 from ctxedit.models.quiet import hush
 from ctxedit.runs import fingerprint, slug
 from ctxedit.stages.prepare import Prepared, read_working
+from ctxedit.storage import fetch_to
 
 #: In the output folder while workers write to it.
 _MARK = ".workers"
@@ -85,12 +87,17 @@ class Serving:
     @contextmanager
     def marked(self) -> Iterator[Serving]:
         """Mark the output folder while the block lasts, so that workers can tell that it is this one."""
-        token, mark = uuid.uuid4().hex, self.bench.out / _MARK
-        with atomic(mark, True) as temporary:
-            temporary.write_text(token)
+        token, mark, store = uuid.uuid4().hex, self.bench.out / _MARK, self.bench.store
+        if store is not None:
+            store.write(_MARK, token.encode())
+        else:
+            with atomic(mark, True) as temporary:
+                temporary.write_text(token)
         try:
             yield Serving(self.bench, token)
         finally:
+            if store is not None:
+                store.delete(_MARK)
             mark.unlink(missing_ok=True)
 
     def prepare(self) -> None:
@@ -99,17 +106,24 @@ class Serving:
         Raises:
             OutputError: the output folder is not the one that was marked.
         """
-        mark = self.bench.out / _MARK
-        if self._token and not (mark.is_file() and mark.read_text() == self._token):
+        if self._token and self._marked() != self._token.encode():
+            place = self.bench.out if self.bench.store is None else self.bench.store.url
             raise OutputError(
-                f"{platform.node()} does not see {self.bench.out}",
-                "choose --out on storage that all machines share",
+                f"a worker on {platform.node()} does not see {place}",
+                "choose --out on storage that all workers share",
             )
         if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
             warnings.simplefilter("ignore")
             hush()
         device = pick_device(self.bench.methods[0].config.device)
         self._networks = prepared(self.bench.metrics, device, self.bench.offline)
+
+    def _marked(self) -> bytes | None:
+        """The mark that is seen from here."""
+        if self.bench.store is not None:
+            return self.bench.store.read(_MARK)
+        mark = self.bench.out / _MARK
+        return mark.read_bytes() if mark.is_file() else None
 
     def __call__(self, job: Job, reporter: Reporter) -> Iterator[ResultRow]:
         yield from _serve(self.bench, job, reporter, self._networks, self._loaded)
@@ -125,6 +139,8 @@ def _serve(
     failed = False
     with Session(bench.request(clip, method), meter, loaded) as session:
         try:
+            for url, copy in clip.remote:
+                fetch_to(url, copy)
             parts = session.parts
             frames = len(parts.prepared.frames)
             with meter.watch(parts.backbone.networks[0], frames, parts.device):
@@ -197,6 +213,7 @@ def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) 
     copy = bench.out / bench.results / name
     with atomic(copy, True) as temporary:
         shutil.copyfile(video, temporary)
+    deliver(bench, f"{bench.results}/{name}")
     return copy
 
 
@@ -210,12 +227,13 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
         except InputError as error:  # of another method's video
             yield row_for(key, which, clip, target, error=_line(error))
             continue
-        name = f"{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
+        name = f"references/{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
         timed = session.parts.prepared.clip
         video = write_clip(
-            bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
+            bench.out / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
             overwrite=True,
         )  # fmt: skip
+        deliver(bench, f"{name}.mp4")
         figures = measure(frames, clip, target, truth)
         facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
         yield row_for(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
