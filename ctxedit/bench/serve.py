@@ -192,8 +192,8 @@ def _edit(
         if cost := ledger.of(stage, stage_key):
             costs["edit"] = asdict(cost)
         made = session.run.facts(stage)
-        loaded = load_file(session.run.folder / made["frames"])["frames"].numpy()
-        figures = measure(loaded, clip, target, _truth(session, clip, target))
+        frames = load_file(session.run.folder / made["frames"])["frames"].numpy()
+        figures = measure(frames, clip, target, _truth(session, clip, target))
         video = _delivered(bench, clip, target, key, result.files.video)
         facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
         where = os.path.relpath(video, bench.out)
