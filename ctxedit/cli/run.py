@@ -93,10 +93,10 @@ def run(
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
-    told = teller(screen)
+    reporter = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):
         return
-    with Session(request, told) as session:
+    with Session(request, reporter) as session:
         folder = work.folder_of(session)
         with resumable(folder):
             results = session.edit_all(targets)
