@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctxedit.bench.results import NAME, Results, Row
+from ctxedit.bench.results import NAME, ResultRow, Results
 from ctxedit.bench.subject import Bench
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import fingerprint
@@ -33,14 +33,14 @@ def deliver(bench: Bench, name: str) -> None:
         bench.store.put(bench.out / name, name)
 
 
-def note(bench: Bench, row: Row) -> None:
+def note(bench: Bench, row: ResultRow) -> None:
     """After a row: results go into the store, and a video that another machine made comes from it."""
     deliver(bench, NAME)
     if bench.store is not None and row.video is not None and not (bench.out / row.video).is_file():
         bench.store.get(row.video, bench.out / row.video)
 
 
-def flaw(bench: Bench, row: Row) -> str | None:
+def flaw(bench: Bench, row: ResultRow) -> str | None:
     """What is wrong with a row's video, or None: then it is what was measured, here and in the store."""
     noted = row.facts.get("video_hash")
     if row.video is None or noted is None:  # rows of an earlier ctxedit note no hash

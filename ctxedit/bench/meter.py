@@ -45,7 +45,7 @@ class Cost:
         )
 
 
-class Meter(Reporter):
+class CostMeter(Reporter):
     """A reporter that measures every task and hands it on.
 
     Args:

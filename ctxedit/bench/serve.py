@@ -25,10 +25,10 @@ from ctxedit.bench import external
 from ctxedit.bench.delivery import deliver
 from ctxedit.bench.figures import Measure, Truth, Values, prepared
 from ctxedit.bench.listing import Clip, Target
-from ctxedit.bench.meter import Ledger, Meter
-from ctxedit.bench.results import Row
+from ctxedit.bench.meter import CostMeter, Ledger
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import IDEAL, SOURCE, Bench, Method, mask_of
-from ctxedit.editing.kept import Kept
+from ctxedit.editing.loaded import LoadedNetworks
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.session import Session
 from ctxedit.errors import CtxeditError, InputError, OutputError
@@ -79,7 +79,7 @@ class Serving:
     def __init__(self, bench: Bench, token: str = "") -> None:
         self.bench, self._token = bench, token
         self._networks: Networks | None = None
-        self._kept = Kept()
+        self._loaded = LoadedNetworks()
 
     def __reduce__(self) -> tuple[type[Serving], tuple[Bench, str]]:
         return Serving, (self.bench, self._token)
@@ -125,19 +125,19 @@ class Serving:
         mark = self.bench.out / _MARK
         return mark.read_bytes() if mark.is_file() else None
 
-    def __call__(self, job: Job, reporter: Reporter) -> Iterator[Row]:
-        yield from _serve(self.bench, job, reporter, self._networks, self._kept)
+    def __call__(self, job: Job, reporter: Reporter) -> Iterator[ResultRow]:
+        yield from _serve(self.bench, job, reporter, self._networks, self._loaded)
         _tidy()
 
 
 def _serve(
-    bench: Bench, job: Job, reporter: Reporter, networks: Networks | None, kept: Kept
-) -> Iterator[Row]:
+    bench: Bench, job: Job, reporter: Reporter, networks: Networks | None, loaded: LoadedNetworks
+) -> Iterator[ResultRow]:
     """The due edits of one method on one clip: one tuning and one inversion for all of them."""
     clip, method = job.clip, job.method
-    meter, left = Meter(_Named(reporter, clip.name)), list(job.due)
+    meter, left = CostMeter(_Named(reporter, clip.name)), list(job.due)
     failed = False
-    with Session(bench.request(clip, method), meter, kept) as session:
+    with Session(bench.request(clip, method), meter, loaded) as session:
         try:
             for url, copy in clip.remote:
                 fetch_to(url, copy)
@@ -161,10 +161,10 @@ def _serve(
             for target, key in left:
                 yield row_for(key, method.label, clip, target, error=_line(error))
     if failed:
-        kept.drop()
+        loaded.drop()
 
 
-def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]:
+def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, float]]:
     """Tune and invert; what both cost, now or when they were made."""
     costs: dict[str, dict[str, float]] = {}
     for stage in ("tune", "invert"):
@@ -180,9 +180,9 @@ def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]
 
 
 def _edit(
-    bench: Bench, session: Session, meter: Meter, measure: Measure, clip: Clip, method: Method,
+    bench: Bench, session: Session, meter: CostMeter, measure: Measure, clip: Clip, method: Method,
     target: Target, key: str, costs: dict[str, dict[str, float]],
-) -> Row:  # fmt: skip
+) -> ResultRow:  # fmt: skip
     """One edit, measured; an error is a row too, unless the disk refuses."""
     try:
         stage, stage_key = session.key("edit", target.prompt)
@@ -192,8 +192,8 @@ def _edit(
         if cost := ledger.of(stage, stage_key):
             costs["edit"] = asdict(cost)
         made = session.run.facts(stage)
-        kept = load_file(session.run.folder / made["frames"])["frames"].numpy()
-        figures = measure(kept, clip, target, _truth(session, clip, target))
+        frames = load_file(session.run.folder / made["frames"])["frames"].numpy()
+        figures = measure(frames, clip, target, _truth(session, clip, target))
         video = _delivered(bench, clip, target, key, result.files.video)
         facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
         where = os.path.relpath(video, bench.out)
@@ -217,7 +217,7 @@ def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) 
     return copy
 
 
-def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> Iterator[Row]:
+def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> Iterator[ResultRow]:
     """Figures of the unedited clip and of the true edit, once for each target."""
     clip = job.clip
     for target, which, key in job.references:
@@ -296,8 +296,8 @@ def row_for(
     key: str, method: str, clip: Clip, target: Target, figures: Values | None = None,
     costs: dict[str, dict[str, float]] | None = None, facts: dict[str, Any] | None = None,
     video: str | None = None, error: str | None = None,
-) -> Row:  # fmt: skip
-    return Row(
+) -> ResultRow:  # fmt: skip
+    return ResultRow(
         key, method, clip.name, target.prompt, target.kind, clip.prompt,
         dict(figures or {}), costs or {}, facts or {}, video, error,
     )  # fmt: skip

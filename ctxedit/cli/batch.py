@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import Failure, resumable, work_begins
 from ctxedit.cli.options import (
-    Base,
-    Captioning,
-    Dry,
-    Judging,
-    Overwrite,
-    Sampling,
-    Size,
-    Span,
-    Talk,
+    CaptionOptions,
+    ClipModelOptions,
+    DryRunOption,
+    FrameOptions,
+    MessageOptions,
+    OverwriteOption,
+    SamplingOptions,
+    SettingOptions,
+    SizeOptions,
     TargetOption,
-    Tuning,
+    TuningOptions,
 )
 from ctxedit.cli.output import Screen, columns, print_failure
-from ctxedit.cli.where import Where, executor_of
+from ctxedit.cli.where import ExecutorOptions, executor_of
 from ctxedit.config import ClipConfig, Config
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -59,17 +59,17 @@ Limit = Annotated[
 
 def batch(
     clips: List,
-    base: Base,
-    span: Span,
-    size: Size,
-    captioning: Captioning,
-    tuning: Tuning,
-    sampling: Sampling,
-    judging: Judging,
-    where: Where,
-    overwrite: Overwrite,
-    dry: Dry,
-    talk: Talk,
+    base: SettingOptions,
+    span: FrameOptions,
+    size: SizeOptions,
+    captioning: CaptionOptions,
+    tuning: TuningOptions,
+    sampling: SamplingOptions,
+    judging: ClipModelOptions,
+    where: ExecutorOptions,
+    overwrite: OverwriteOption,
+    dry: DryRunOption,
+    messages: MessageOptions,
     text: Texts = None,
     target: TargetOption = None,
     out: Out = "batch",
@@ -86,12 +86,12 @@ def batch(
     JSON Lines: an object with path and target (or targets) on each line.
     Clips without a prompt are captioned.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     targets = [*(text or []), *(target or [])]
     for one in targets:
-        asked.not_empty(one, "target")
-    asked.not_empty(tuning.prompt, "prompt")
-    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, judging)
+        arguments.not_empty(one, "target")
+    arguments.not_empty(tuning.prompt, "prompt")
+    config = arguments.settings(base, screen, span, size, captioning, tuning, sampling, judging)
 
     from ctxedit.batch import report
     from ctxedit.bench import preview, runner
@@ -101,7 +101,7 @@ def batch(
     from ctxedit.cli.bench_progress import watcher
 
     folder, store = _place(out)
-    asked.existing(clips)
+    arguments.existing(clips)
     listed = read_list(clips, batch=True, targets=targets)[:limit]
     listed = tuple(
         dataclasses.replace(
@@ -115,19 +115,19 @@ def batch(
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, models=(config.model,)):
         return
     work_begins()
-    sources = (*([] if clips.is_dir() else [clips]), *asked.sources(base))
+    sources = (*([] if clips.is_dir() else [clips]), *arguments.sources(base))
     offline = base.offline or dry.dry_run
     job = Bench(folder, listed, methods, overwrite.yes, offline, sources, results=report.EDITS, store=store)
-    seen = preview.look(job)
+    plan = preview.look(job)
     if dry.dry_run:
-        with executor_of(where, seen.peak_bytes) as executor:
-            planned = _planned(job, seen, executor.describe())
-        screen.result(planned, {"plan": dataclasses.asdict(seen)})
+        with executor_of(where, plan.peak_bytes) as executor:
+            planned = _planned(job, plan, executor.describe())
+        screen.result(planned, {"plan": dataclasses.asdict(plan)})
         return
-    for clip, why in seen.failing.items():
+    for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
     at_work = watcher(screen, [methods[0].label], listed)
-    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
+    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(job, watching, executor)
         whole = report.write(job, rows)
     _show(screen, job, whole)
@@ -140,28 +140,28 @@ def _place(out: str) -> tuple[Path, Store | None]:
     return (work_folder(out), Store(out)) if is_url(out) else (Path(out), None)
 
 
-def _span(clip: Clip, config: Config, base: Base, span: Span) -> ClipConfig | None:
+def _span(clip: Clip, config: Config, base: SettingOptions, span: FrameOptions) -> ClipConfig | None:
     """The frames of a clip that has fewer than the settings ask for; None where it has enough."""
     from ctxedit.errors import InputError
 
     try:
-        fitted = asked.fitted(config, clip.path, base, Screen(quiet=True), span).clip
+        fitted = arguments.fitted(config, clip.path, base, Screen(quiet=True), span).clip
     except InputError:  # a row of the report says why
         return None
     return None if fitted == config.clip else fitted
 
 
-def _planned(job: Bench, seen: Preview, where: str) -> str:
+def _planned(job: Bench, plan: Preview, where: str) -> str:
     """A batch's plan for people."""
     from ctxedit.cli.work import gib
 
     rows = [
         ("clips", str(len(job.clips))),
-        ("edits", f"{seen.edits}, {seen.done} of them done"),
-        ("passes", f"{sum(seen.evaluations.values())} of the network remaining"),
-        ("memory", f"{gib(seen.peak_bytes)} at most for each worker (estimate)"),
+        ("edits", f"{plan.edits}, {plan.done} of them done"),
+        ("passes", f"{sum(plan.evaluations.values())} of the network remaining"),
+        ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
         ("where", where),
-        *[("fails", f"{clip}: {why}") for clip, why in seen.failing.items()],
+        *[("fails", f"{clip}: {why}") for clip, why in plan.failing.items()],
     ]
     return columns(rows)
 

@@ -78,7 +78,7 @@ def edit(
         NumericsError: NaN or infinity appeared.
     """
     levels = scene.levels
-    with asked(scene, target, config) as (context, source):
+    with edit_conditions(scene, target, config) as (context, source):
         generator = torch.Generator().manual_seed(config.seed)
         if source is None:
             start = max(1, round(levels.steps * config.edit.strength))
@@ -99,8 +99,8 @@ def edit(
 
 
 @contextmanager
-def asked(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
-    """What the network is asked with, and room for it in the conditions as long as the block lasts.
+def edit_conditions(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
+    """The conditions that an edit runs with, and room for their prompts as long as the block lasts.
 
     Returns:
         Two rows, of the negative prompt and of the target; and what the edit takes from the source, None

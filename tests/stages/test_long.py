@@ -14,7 +14,7 @@ from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import invert
-from ctxedit.stages.long import Noise, Strip, edit_long, invert_long, lay
+from ctxedit.stages.long import Noise, Strip, edit_long, invert_long, write_window
 from ctxedit.windows import Window, plan_windows
 
 PROMPT, TARGET, STEPS = "a tiger walking on the beach", "a panda walking on the beach", 3
@@ -35,8 +35,8 @@ def test_windows_cover_the_clip_evenly(size, overlap):
 
 def test_shared_frames_go_over_from_one_window_to_the_next():
     result = np.full((6, 1, 1, 1), np.nan, np.float32)
-    lay(result, Window(0, 4), torch.zeros(4, 1, 1, 1))
-    lay(result, Window(1, 6, 3), torch.ones(5, 1, 1, 1))
+    write_window(result, Window(0, 4), torch.zeros(4, 1, 1, 1))
+    write_window(result, Window(1, 6, 3), torch.ones(5, 1, 1, 1))
     assert result.ravel().tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
 
 

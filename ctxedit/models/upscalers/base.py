@@ -31,7 +31,7 @@ CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Sampling:
+class UpscaleSampling:
     """Few settings of a pass: ``steps``, noise added to the low resolution (a timestep), guidance scale."""
 
     steps: int
@@ -55,7 +55,7 @@ class Upscaler(ABC):
         defaults: used where the settings leave a value to the model.
     """
 
-    defaults: ClassVar[Sampling]
+    defaults: ClassVar[UpscaleSampling]
     #: The network's output times this is the prediction that the scheduler wants.
     unit: ClassVar[float] = 1.0
 
@@ -138,7 +138,7 @@ class Upscaler(ABC):
         noise: Tensor,
         grain: Tensor,
         tokens: Tensor,
-        how: Sampling,
+        how: UpscaleSampling,
         clip: bool,
         step_done: Callable[[int], None],
     ) -> Tensor:
@@ -194,9 +194,9 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: i
     progress(before + done, total)
 
 
-def sampling_of(config: UpscaleConfig, defaults: Sampling) -> Sampling:
+def sampling_of(config: UpscaleConfig, defaults: UpscaleSampling) -> UpscaleSampling:
     """The settings, with the model's own values where they leave them to it."""
-    return Sampling(
+    return UpscaleSampling(
         config.steps or defaults.steps,
         defaults.noise_level if config.noise_level < 0 else config.noise_level,
         config.guidance_scale or defaults.guidance_scale,
