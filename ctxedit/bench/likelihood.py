@@ -104,6 +104,7 @@ def measure(
         )
     labels = _labels(model, pixels)
     order = np.random.default_rng((plan.seed, 1)).permutation(len(pixels))[: plan.count]
+    _check_usable(pixels, order)
     rows = _resume(out, {**key, **vars(plan)})
     with (
         reporter.task("likelihood", plan.count) as progress,
@@ -118,6 +119,17 @@ def measure(
             bits = [sum(r[k] for k in ("prior", "steps", "decoder")) for r in rows]
             progress(done + 1, f"{np.mean(bits):.3f} bits per dimension")
     return _result(rows, model.config.steps)
+
+
+def _check_usable(pixels: PixelSet, order: NDArray[np.int64]) -> None:
+    """Raise InputError where some of the images that were chosen cannot be used."""
+    found = {pixels.name(int(i)): why for i in order if isinstance(why := pixels.load(int(i)), str)}
+    if found:
+        listed = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:2])
+        raise InputError(
+            f"{len(found)} of the {len(order)} images cannot be used ({listed})",
+            "remove them: a likelihood is of all images that were chosen",
+        )
 
 
 def _labels(model: PixelDenoiser, pixels: PixelSet) -> NDArray[np.int64]:

@@ -90,6 +90,9 @@ def likelihood(
     pixels = open_pixels(data, network.config.size, "train" if split == "train" else "test")
     if not pixels.lossless:
         reporter.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+    if pixels.bad:
+        listed = ", ".join(f"{name} ({why})" for name, why in list(pixels.bad.items())[:3])
+        reporter.warn(f"{len(pixels.bad)} left out of the data: {listed}")
     out = out or Path(f"likelihood-{model.name}")
     check_writable(out / ".ctxedit", True)
     kind: bounds.Decoder = "discretised" if decoder == "discretised" else "dequantised"
