@@ -368,7 +368,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise ConfigError(f"{where} is too large a number", "it takes a float") from error
+            raise ConfigError(f"{where} is too large a number", "must be below 1.8e308") from error
     if isinstance(hint, type) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", str(hint))

@@ -10,7 +10,7 @@ from ctxedit.inspection.heatmaps import overlay, watched_edit
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
-from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.edit import InvertedClip, edit
 from ctxedit.stages.invert import invert
 from ctxedit.stages.report import heatmap_files
 from ctxedit.synthetic import scenes
@@ -31,7 +31,7 @@ def inverted(backbone, latents):
     view = FrameView(attended_frames(AttentionConfig(), len(latents)), tuple(latents.shape[-2:]))
     levels = backbone.levels(STEPS)
     trajectory = invert(backbone, latents, backbone.embed([PROMPT]), levels, view)
-    return Scene(backbone, PROMPT, trajectory, levels, view)
+    return InvertedClip(backbone, PROMPT, trajectory, levels, view)
 
 
 @pytest.fixture()
@@ -84,7 +84,7 @@ def test_a_word_said_twice_has_two_maps_and_a_prompt_of_nothing_is_refused(scene
 
 
 def test_the_built_in_words_look_at_their_objects():
-    drawn = scenes.Scene(
+    drawn = scenes.InvertedClip(
         (Actor("tiger", None, 0.5, 0.86, 0.56),), "beach", "plain", "walk", 1, 1.0, (0.5,) * 8
     )
     frames, mask = scenes.render(drawn, 2, 64)
