@@ -84,7 +84,7 @@ def test_a_word_said_twice_has_two_maps_and_a_prompt_of_nothing_is_refused(scene
 
 
 def test_the_built_in_words_look_at_their_objects():
-    drawn = scenes.InvertedClip(
+    drawn = scenes.Scene(
         (Actor("tiger", None, 0.5, 0.86, 0.56),), "beach", "plain", "walk", 1, 1.0, (0.5,) * 8
     )
     frames, mask = scenes.render(drawn, 2, 64)
