@@ -30,6 +30,8 @@ from ctxedit.tables import preset_path as preset_path
 
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
+#: How the levels are walked; see :mod:`ctxedit.diffusion.multistep`.
+Solver = Literal["ddim", "dpm++2m"]
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ class TuneConfig:
 class InvertConfig:
     """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``.
 
-    ``fixed_point_iterations`` are further network evaluations a step, towards the exact inverse.
+    ``solver`` is as that of the edit. ``fixed_point_iterations`` are further network evaluations a step,
+    towards the exact inverse of DDIM's step.
     ``final_alpha`` is ᾱ_0, the level of the clean clip, in inversion and sampling alike: ``one`` (the paper),
     or as the ``checkpoint``'s scheduler says with ``set_alpha_to_one``: where that is false, as for Stable
     Diffusion, the first training level's.
@@ -185,6 +188,7 @@ class InvertConfig:
 
     steps: int = 20
     prompt: Literal["source", "empty"] = "source"
+    solver: Solver = "ddim"
     fixed_point_iterations: int = 0
     final_alpha: Literal["one", "checkpoint"] = "one"
 
@@ -224,8 +228,11 @@ class EditConfig:
     """Sampling.
 
     Attributes:
-        steps: DDIM steps; from an inversion as many as its own.
+        steps: sampling steps; from an inversion as many as its own.
+        solver: ``ddim``, or ``dpm++2m``, of second order at as many network evaluations.
         guidance: classifier-free guidance scale; 1 is none.
+        guidance_interval: the share of the steps, counted from the noisy end, at which guidance begins, and
+            the one at which it ends (Kynkäänniemi et al. 2024); outside, the unconditional branch is not run.
         negative_prompt: what guidance leads away from. ``{source}`` in it stands for the source prompt:
             guidance then follows the difference between target and source alone, and the source prompt as
             target gives the inversion back (negative-prompt inversion, Miyake et al. 2023).
@@ -237,7 +244,9 @@ class EditConfig:
     """
 
     steps: int = 20
+    solver: Solver = "ddim"
     guidance: float = 7.5
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)
     negative_prompt: str = ""
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"
@@ -511,8 +520,19 @@ def validated(config: Config) -> Config:
         (1 <= config.edit.steps <= 1000, "edit.steps", "1 to 1000"),
         (1 <= config.invert.steps <= 1000, "invert.steps", "1 to 1000"),
         (config.invert.fixed_point_iterations >= 0, "invert.fixed_point_iterations", "0 or more"),
+        (
+            config.invert.fixed_point_iterations == 0 or config.invert.solver == "ddim",
+            "invert.fixed_point_iterations",
+            "0 with invert.solver = dpm++2m",
+        ),
         (0 <= config.edit.guidance < math.inf, "edit.guidance", "0 or more"),
+        (
+            _is_interval(config.edit.guidance_interval),
+            "edit.guidance_interval",
+            "two shares in order, e.g. [0.2, 0.8]",
+        ),
         (0 <= config.edit.eta <= 1, "edit.eta", "0 to 1"),
+        (config.edit.eta == 0 or config.edit.solver == "ddim", "edit.eta", "0 with edit.solver = dpm++2m"),
         (0 < config.edit.strength <= 1, "edit.strength", "above 0, up to 1"),
         (0 <= config.fusion.self_replace_steps <= 1, "fusion.self_replace_steps", "0 to 1"),
         (0 <= config.fusion.cross_replace_steps <= 1, "fusion.cross_replace_steps", "0 to 1"),
@@ -548,6 +568,10 @@ def validated(config: Config) -> Config:
             "sampling from the inversion walks the same levels: make them equal",
         )
     return config
+
+
+def _is_interval(shares: tuple[float, ...]) -> bool:
+    return len(shares) == 2 and 0 <= shares[0] <= shares[1] <= 1
 
 
 def to_table(config: Any) -> dict[str, Any]:
