@@ -16,7 +16,8 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from ctxedit import api, config, runs
-from ctxedit.config import read_table
+from ctxedit.config import 
+from ctxedit.tables import read_table
 from ctxedit.editing import plan, stages
 from ctxedit.editing.keys import Keys
 from ctxedit.editing.reporter import Reporter
