@@ -194,7 +194,9 @@ def run(
         bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
         plan = preview.look(bench)
     if dry.dry_run:
-        screen.result(_planned(bench, plan), {"plan": dataclasses.asdict(plan)})
+        with executor_of(where, plan.peak_bytes) as executor:
+            planned = _planned(bench, plan, executor.describe())
+        screen.result(planned, {"plan": dataclasses.asdict(plan)})
         return
     _work(bench, plan, pairs, screen, where)
 
@@ -279,7 +281,7 @@ def _listed(
         yield read_list(drawn.default_list(place, limit, seed, world))
 
 
-def _planned(bench: Bench, plan: Preview) -> str:
+def _planned(bench: Bench, plan: Preview, where: str) -> str:
     """A comparison's plan for people."""
     from ctxedit.cli.work import gib
 
@@ -287,7 +289,8 @@ def _planned(bench: Bench, plan: Preview) -> str:
     facts = [
         ("clips", f"{len(bench.clips)} with {targets} targets"),
         ("edits", f"{plan.edits}, {plan.done} of them done"),
-        ("memory", f"{gib(plan.peak_bytes)} at most (estimate)"),
+        ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
+        ("where", where),
     ]
     lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
     lines += [f"fails   {clip}: {why}" for clip, why in plan.failing.items()]
