@@ -84,7 +84,7 @@ def test_second_order_comes_back_closer_and_its_passes_are_counted(edited):
 
     assert whole(*order) > whole() + 2
     plan = edited("--dry-run", "--json", *order).table["plan"]["stages"]
-    # Each of the four steps that the estimate looks at needs the prediction before it, but the first has none.
+    # The estimate looks at four steps, and at the prediction before each; the first has none before it.
     assert {s["name"]: s["evaluations"] for s in plan}["round trip"] == 8 - 1
     assert edited("--json", *order).table["round_trip"]["kind"] == "estimate"
 
