@@ -261,8 +261,8 @@ class Config:
 
     Attributes:
         dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``fast`` is bfloat16 on a CPU that
-            multiplies in it (AVX512-BF16, AMX), and as ``auto`` elsewhere; ``half`` is bfloat16 where there is
-            some, else float16.
+            multiplies in it (AVX512-BF16, AMX), and as ``auto`` elsewhere; ``half`` is bfloat16 where there
+            is some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.

@@ -52,7 +52,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def settled_dtype(name: str, device: str) -> str:
-    """The name of a precision, in which ``fast``, which differs from machine to machine, is what it is here."""
+    """A precision by its setting, but ``fast``, which differs between machines, by what it is on this one."""
     if name != "fast":
         return name
     return str(pick_dtype(name, pick_device(device))).removeprefix("torch.")
