@@ -32,7 +32,7 @@ _BINS = 50
 
 
 @dataclass(frozen=True)
-class Plan:
+class BoundPlan:
     """What to compute.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Result:
+class BoundResult:
     """Bits per dimension, with the standard error over images, and the parts that it is the sum of.
 
     Attributes:
@@ -77,8 +77,13 @@ class Result:
 
 
 def measure(
-    model: PixelDenoiser, pixels: PixelSet, plan: Plan, key: dict[str, Any], out: Path, reporter: Reporter
-) -> Result:
+    model: PixelDenoiser,
+    pixels: PixelSet,
+    plan: BoundPlan,
+    key: dict[str, Any],
+    out: Path,
+    reporter: Reporter,
+) -> BoundResult:
     """Compute the bound; resumes what ``out`` has.
 
     Args:
@@ -156,7 +161,7 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _image(
-    model: PixelDenoiser, image: NDArray[np.uint8], label: int, plan: Plan, number: int
+    model: PixelDenoiser, image: NDArray[np.uint8], label: int, plan: BoundPlan, number: int
 ) -> dict[str, Any]:
     """The parts of one image's bound in bits per dimension, and its terms by level."""
     generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + number) % 2**63)
@@ -205,7 +210,7 @@ def _terms(
 
 
 def _ends(
-    model: PixelDenoiser, x0: Tensor, label: int, plan: Plan, generator: torch.Generator
+    model: PixelDenoiser, x0: Tensor, label: int, plan: BoundPlan, generator: torch.Generator
 ) -> tuple[float, float]:
     """The prior's KL in nats per dimension, and the last step's bits per dimension."""
     labels = torch.full((1,), label, device=x0.device)
@@ -223,13 +228,13 @@ def _ends(
     return float(prior), float(decoder_nll(x0, mean, s / a)) / math.log(2) + 7
 
 
-def _result(rows: list[dict[str, Any]], steps: int) -> Result:
+def _result(rows: list[dict[str, Any]], steps: int) -> BoundResult:
     parts = {k: np.array([row[k] for row in rows]) for k in ("prior", "steps", "decoder")}
     bits = parts["prior"] + parts["steps"] + parts["decoder"]
     low, high = of_mean(bits) or (math.nan, math.nan)
     error = float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
     prior, between, decoder = (float(part.mean()) for part in parts.values())
-    return Result(
+    return BoundResult(
         float(bits.mean()), error, low, high, prior, between, decoder,
         _curve(rows, steps), len(rows), len(rows[0]["levels"]),
     )  # fmt: skip
@@ -251,7 +256,7 @@ def _curve(rows: list[dict[str, Any]], steps: int) -> tuple[tuple[float, float, 
     )
 
 
-def write(result: Result, out: Path) -> dict[str, Path]:
+def write(result: BoundResult, out: Path) -> dict[str, Path]:
     """Write ``likelihood.csv`` and ``likelihood.png``: the sum's terms by level."""
     from matplotlib.figure import Figure
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Agreed, Base, Captioning, Clip, Dry, Judging, Span, Talk
+from ctxedit.cli.options import (
+    CaptionOptions,
+    Clip,
+    ClipModelOptions,
+    DownloadOption,
+    DryRunOption,
+    FrameOptions,
+    MessageOptions,
+    SettingOptions,
+)
 from ctxedit.cli.output import Screen
 
 
 def caption(
     clip: Clip,
-    base: Base,
-    span: Span,
-    captioning: Captioning,
-    judging: Judging,
-    dry: Dry,
-    talk: Talk,
-    agreed: Agreed,
+    base: SettingOptions,
+    span: FrameOptions,
+    captioning: CaptionOptions,
+    judging: ClipModelOptions,
+    dry: DryRunOption,
+    messages: MessageOptions,
+    agreed: DownloadOption,
 ) -> None:
     """Describe a clip in one sentence and print the caption."""
-    screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, span, captioning, judging)
-    config = asked.fitted(config, asked.existing(clip), base, screen, span)
+    screen = Screen(messages.quiet, messages.json)
+    config = arguments.settings(base, screen, span, captioning, judging)
+    config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
 
     from ctxedit import api
     from ctxedit.cli import fetching

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
-    Base,
-    Captioning,
-    Overwrite,
-    Place,
-    Sampling,
-    Scoring,
-    Size,
-    Span,
-    Talk,
-    Tuning,
+    CaptionOptions,
+    FrameOptions,
+    MessageOptions,
+    OverwriteOption,
+    RunsOptions,
+    SamplingOptions,
+    ScoringOptions,
+    SettingOptions,
+    SizeOptions,
+    TuningOptions,
 )  # fmt: skip
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -63,16 +63,16 @@ NoMetadata = Annotated[
 
 
 def compare(
-    base: Base,
-    span: Span,
-    size: Size,
-    captioning: Captioning,
-    tuning: Tuning,
-    sampling: Sampling,
-    scoring: Scoring,
-    place: Place,
-    overwrite: Overwrite,
-    talk: Talk,
+    base: SettingOptions,
+    span: FrameOptions,
+    size: SizeOptions,
+    captioning: CaptionOptions,
+    tuning: TuningOptions,
+    sampling: SamplingOptions,
+    scoring: ScoringOptions,
+    place: RunsOptions,
+    overwrite: OverwriteOption,
+    messages: MessageOptions,
     words: Words = None,
     presets: Presets = None,
     output: Output = Path("comparison.mp4"),
@@ -84,7 +84,7 @@ def compare(
 
     Settings apply to the edits that --presets makes, each in a run folder of its own.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if not words:
         raise ConfigError("nothing to compare", "ctxedit compare a.mp4 b.mp4 -o both.mp4")
     groups = (span, size, captioning, tuning, sampling, scoring)
@@ -96,7 +96,7 @@ def compare(
 
     paths = [Path(word) for word in (words if presets is None else words[:1])]
     for path in paths:
-        asked.existing(path)
+        arguments.existing(path)
     inputs = tuple(Input(path, "clip", True) for path in paths)
     Paths(inputs, (("output", output),)).check()
     _check_output(output, overwrite.yes)
@@ -116,7 +116,7 @@ def compare(
     screen.result(str(output), {"output": output, "edits": edits})
 
 
-def _no_settings(base: Base, span: Span, *groups: object) -> None:
+def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> None:
     """Raise ConfigError for settings where nothing is edited; ``--frames`` says how much is compared."""
     given = [
         f.name
@@ -151,14 +151,20 @@ def _target(words: list[str], names: list[str]) -> str:
         raise ConfigError(
             "--presets names no preset, or one of them twice", "e.g. --presets contextdiff,fatezero"
         )
-    asked.not_empty(words[1], "target")
+    arguments.not_empty(words[1], "target")
     return words[1]
 
 
 def _edited(
-    clip: Path, target: str, names: list[str], base: Base, groups: tuple[object, ...],
-    options: tuple[Captioning, Tuning, Scoring, Place, Overwrite], screen: Screen, labels: list[str],
-) -> list[Part]:  # fmt: skip
+    clip: Path,
+    target: str,
+    names: list[str],
+    base: SettingOptions,
+    groups: tuple[object, ...],
+    options: tuple[CaptionOptions, TuningOptions, ScoringOptions, RunsOptions, OverwriteOption],
+    screen: Screen,
+    labels: list[str],
+) -> list[Part]:
     """The source and each preset's edit; everything is checked before the first of them begins."""
     from ctxedit import comparison
     from ctxedit.cli import work
@@ -170,11 +176,11 @@ def _edited(
     bases = [dataclasses.replace(base, preset=name) for name in names]
     requests = [
         Request(
-            clip, asked.fitted(asked.settings(one, screen, *groups), clip, one, screen, *groups),
+            clip, arguments.fitted(arguments.settings(one, screen, *groups), clip, one, screen, *groups),
             one.preset or "", tuning.prompt, (target,),
             scoring.mask, overwrite=overwrite.yes, any_footage=overwrite.yes, offline=base.offline,
             runs=place.runs,
-            lavis_python=captioning.lavis_python, sources=asked.sources(one),
+            lavis_python=captioning.lavis_python, sources=arguments.sources(one),
         )
         for one in bases
     ]  # fmt: skip

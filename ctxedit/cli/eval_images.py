@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Judging, Overwrite, Sampling, Talk
+from ctxedit.cli.options import (
+    ClipModelOptions,
+    MessageOptions,
+    OverwriteOption,
+    SamplingOptions,
+    SettingOptions,
+)
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
 
@@ -104,11 +110,11 @@ Metrics = Annotated[
 
 
 def images(
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    overwrite: Overwrite,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    overwrite: OverwriteOption,
+    messages: MessageOptions,
     generated: Generated = None,
     reference: Reference = None,
     captions: Captions = None,
@@ -130,14 +136,14 @@ def images(
     zero-shot FID-30K; run the same command again to resume. Both sets are then scored at 256 pixels, or at
     the model's size where that is smaller.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     keys = None if metrics is None else [k.strip() for k in metrics.split(",") if k.strip()]
     if coco is not None:
         wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
         if generated or reference or captions:
             raise ConfigError("--coco brings its own folders and captions", "leave the others out")
         _from_coco(
-            wanted, features, size, keys, asked.settings(base, screen, judging, sampling), base, screen
+            wanted, features, size, keys, arguments.settings(base, screen, judging, sampling), base, screen
         )
         return
     _only_with_coco(images, count, out, overwrite.yes, sampling)
@@ -145,10 +151,10 @@ def images(
         raise ConfigError(
             "two folders are compared: GENERATED and REFERENCE", "or generate first: --coco FILE --images DIR"
         )
-    config = asked.settings(base, screen, judging)
+    config = arguments.settings(base, screen, judging)
     for path in (generated, reference, captions):
         if path is not None:
-            asked.existing(path)
+            arguments.existing(path)
 
     from ctxedit.cli.progress import teller
 
@@ -170,7 +176,7 @@ class _Coco:
     overwrite: bool
 
 
-def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Sampling) -> None:
+def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: SamplingOptions) -> None:
     given = {"--images": images, "--count": count, "--out": out, "--yes": yes or None}
     given |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(sampling).items()}
     for option, value in given.items():
@@ -179,13 +185,18 @@ def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Samp
 
 
 def _from_coco(
-    wanted: _Coco, features: str, size: int | None, keys: list[str] | None, config: Config, base: Base,
+    wanted: _Coco,
+    features: str,
+    size: int | None,
+    keys: list[str] | None,
+    config: Config,
+    base: SettingOptions,
     screen: Screen,
-) -> None:  # fmt: skip
+) -> None:
     """Check everything, generate what is missing, score."""
     if wanted.images is None:
         raise ConfigError("--coco needs --images", "the folder of COCO's images, e.g. val2014")
-    asked.existing(wanted.captions)
+    arguments.existing(wanted.captions)
 
     from ctxedit.bench import coco
     from ctxedit.cli.progress import teller

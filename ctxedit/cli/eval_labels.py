@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.eval_images import Features, extractors, show
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Judging, Sampling, Talk
+from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
@@ -40,10 +40,10 @@ Out = Annotated[
 
 
 def classes(
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     encoder: Encoder = None,
     data: Data = None,
     count: Count = 200,
@@ -56,14 +56,14 @@ def classes(
     the inception score its classes; with --features inception the score is Inception's. Run the same command
     again to resume.
     """
-    _evaluate("class", base, judging, sampling, talk, encoder, data, count, features, out)
+    _evaluate("class", base, judging, sampling, messages, encoder, data, count, features, out)
 
 
 def layouts(
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     encoder: Encoder = None,
     data: Data = None,
     count: Count = 200,
@@ -76,17 +76,25 @@ def layouts(
     label, how often the label is anywhere, and in which boxes of the real images it finds it. Run the same
     command again to resume.
     """
-    _evaluate("layout", base, judging, sampling, talk, encoder, data, count, features, out)
+    _evaluate("layout", base, judging, sampling, messages, encoder, data, count, features, out)
 
 
 def _evaluate(
-    kind: Kind, base: Base, judging: Judging, sampling: Sampling, talk: Talk, encoder: Path | None,
-    data: Path | None, count: int, features: str, out: Path | None,
-) -> None:  # fmt: skip
-    screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, judging, sampling)
+    kind: Kind,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
+    encoder: Path | None,
+    data: Path | None,
+    count: int,
+    features: str,
+    out: Path | None,
+) -> None:
+    screen = Screen(messages.quiet, messages.json)
+    config = arguments.settings(base, screen, judging, sampling)
     if data is not None:
-        asked.existing(data)
+        arguments.existing(data)
 
     from ctxedit.bench import labels
     from ctxedit.cli.progress import teller

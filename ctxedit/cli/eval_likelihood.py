@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Talk
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
 
@@ -50,7 +50,7 @@ Out = Annotated[
 def likelihood(
     model: Model,
     data: Images,
-    talk: Talk,
+    messages: MessageOptions,
     split: Split = "test",
     count: Count = 200,
     terms: Terms = "50",
@@ -66,7 +66,7 @@ def likelihood(
     the steps is computed for each image, and the standard error says what that costs. likelihood.csv and
     likelihood.png show the terms by noise level. Run the same command again to resume.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if split not in ("train", "test"):
         raise ConfigError(f"--split {split}", "train or test")
     if decoder not in ("discretised", "dequantised"):
@@ -93,7 +93,7 @@ def likelihood(
     out = out or Path(f"likelihood-{model.name}")
     check_writable(out / ".ctxedit", True)
     kind: bounds.Decoder = "discretised" if decoder == "discretised" else "dequantised"
-    plan = bounds.Plan(count, number, kind, batch, seed)
+    plan = bounds.BoundPlan(count, number, kind, batch, seed)
     key = {"model": hashes(folder), "data": f"{data.name}, {split}, {len(pixels)} images"}
     with resumable(out):
         found = bounds.measure(network, pixels, plan, key, out, told)

@@ -13,7 +13,7 @@ from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.device import storage_dtype
-from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, weigh
+from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, folder_weight
 from ctxedit.models.temporal import convolution_rank
 from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
 from ctxedit.models.upscalers.checkpoints import Found, sizes_of
@@ -61,9 +61,9 @@ class Costs:
         """Bytes at the caption's peak, all that is loaded by then included."""
         if reused:
             return self._weights
-        asked = (self.config, self.own, self.offline)
-        seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
-        return self._weights + captioner_weight(*asked, half=self.width == 2).parameters * self.width + seen
+        choice = (self.config, self.own, self.offline)
+        seen = clip_weight(*choice).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
+        return self._weights + captioner_weight(*choice, half=self.width == 2).parameters * self.width + seen
 
     def tuning(self, reused: bool) -> int:
         """Bytes at the tuning's peak: float32 masters, gradient and two moments of what is trained."""
@@ -84,8 +84,8 @@ class Costs:
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
-        lanes = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
-        return self._passing(lanes + self._fuses)
+        branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
+        return self._passing(branches + self._fuses)
 
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
@@ -216,5 +216,5 @@ def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
 
 def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False) -> Weight:
     if found := own_part(name, own, part):
-        return weigh(found[0])
-    return weigh(checkpoint_folder(default if name == "auto" else name, offline, half))
+        return folder_weight(found[0])
+    return folder_weight(checkpoint_folder(default if name == "auto" else name, offline, half))

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
-from ctxedit.editing.kept import Kept, backbone_key
+from ctxedit.editing.loaded import LoadedNetworks, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.errors import did_you_mean
@@ -53,12 +53,12 @@ class Parts:
     Args:
         request: the clip, its settings, mask and tuning seed.
         reporter: receives messages.
-        kept: networks of the session before, lent to this one; None loads them for this one alone.
+        loaded: networks of the session before, lent to this one; None loads them for this one alone.
     """
 
-    def __init__(self, request: Request, reporter: Reporter, kept: Kept | None = None) -> None:
+    def __init__(self, request: Request, reporter: Reporter, loaded: LoadedNetworks | None = None) -> None:
         self.request, self.reporter = request, reporter
-        self._kept = kept
+        self._loaded = loaded
         self._stack = ExitStack()
         self._adapter: ContextAdapter | None = None
 
@@ -86,11 +86,11 @@ class Parts:
     @cached_property
     def backbone(self) -> Backbone:
         dtype = pick_dtype(self.config.dtype, self.device)
-        if self._kept is None:
+        if self._loaded is None:
             backbone = self._load(dtype)
         else:
             key = backbone_key(self.config, self.request.offline, self.device, dtype)
-            lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
+            lent = self._loaded.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
             backbone = self._stack.enter_context(lent)
         texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
         unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
@@ -148,7 +148,7 @@ class Parts:
 
     @cached_property
     def strip(self) -> Strip:
-        """The windows of a long clip, and what the network is asked with in each."""
+        """The windows of a long clip, and what the network gets in each."""
         return Strip(self.windows, lambda window: self.view_of(window.span), self.device, self.store)
 
     @cached_property
@@ -263,8 +263,12 @@ class Parts:
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        asked = (self.config.clip_model, self.own, self.device, self.request.offline)
-        return self._kept.scorer(asked, lambda: make_scorer(*asked)) if self._kept else make_scorer(*asked)
+        arguments = (self.config.clip_model, self.own, self.device, self.request.offline)
+        return (
+            self._loaded.scorer(arguments, lambda: make_scorer(*arguments))
+            if self._loaded
+            else make_scorer(*arguments)
+        )
 
     @property
     def own(self) -> Path | None:

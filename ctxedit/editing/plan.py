@@ -36,7 +36,7 @@ from ctxedit.media.write import check_output, even_note, holds_audio
 from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import name_of, pick_device, pick_dtype
-from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.sizes import Sizes, Weight, folder_weight
 from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.naming import is_own
@@ -307,7 +307,7 @@ def _control(
             checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
             body.context_width, body.factor,
         )  # fmt: skip
-    weight = weigh(locate_control(control, denoiser, offline, half))
+    weight = folder_weight(locate_control(control, denoiser, offline, half))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight

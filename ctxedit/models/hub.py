@@ -81,11 +81,11 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
-def is_offline(asked: bool = False) -> bool:
+def is_offline(requested: bool = False) -> bool:
     """Whether the hub must not be contacted: on request, or by ``HF_HUB_OFFLINE``."""
     from huggingface_hub import constants
 
-    return asked or bool(constants.HF_HUB_OFFLINE)
+    return requested or bool(constants.HF_HUB_OFFLINE)
 
 
 def full_id(name: str) -> str:

@@ -19,12 +19,12 @@ from ctxedit.models.attention import current_view
 
 
 def over_frames(x: Tensor, frames: int) -> Tensor:
-    """(lanes·frames, tokens, channels) to (lanes·tokens, frames, channels)."""
+    """(branches·frames, tokens, channels) to (branches·tokens, frames, channels)."""
     return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
 
 
 def over_tokens(x: Tensor, tokens: int) -> Tensor:
-    """(lanes·tokens, frames, channels) to (lanes·frames, tokens, channels): ``over_frames`` undone."""
+    """(branches·tokens, frames, channels) to (branches·frames, tokens, channels): ``over_frames`` undone."""
     return x.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
 
 
@@ -51,7 +51,7 @@ class TemporalAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(lanes·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
+        """(branches·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
         x = over_frames(self.norm(hidden.to(self.norm.weight.dtype)), frames)
         x = self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads))
         return hidden + over_tokens(x, hidden.shape[1]).to(hidden.dtype)
@@ -77,7 +77,7 @@ class ParallelAttention(nn.Module):
         nn.init.zeros_(self.zero.bias)
 
     def forward(self, normed: Tensor, frames: int) -> Tensor:
-        """What is added: (lanes·frames, tokens, channels) to the same, in its input's precision."""
+        """What is added: (branches·frames, tokens, channels) to the same, in its input's precision."""
         x = over_frames(normed.to(self.zero.weight.dtype), frames)
         x = self.zero(self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads)))
         return over_tokens(x, normed.shape[1]).to(normed.dtype)
@@ -99,11 +99,11 @@ class TemporalConvolution(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(lanes·frames, channels, h, w) to the same, in its own precision whatever the weights'."""
+        """(branches·frames, channels, h, w) to the same, in its own precision whatever the weights'."""
         lines = hidden.unflatten(0, (-1, frames)).permute(0, 3, 4, 2, 1)
-        lanes_h_w = lines.shape[:3]
+        branches_h_w = lines.shape[:3]
         out = self.up(self.down(lines.flatten(0, 2).to(self.down.weight.dtype)))
-        out = out.unflatten(0, lanes_h_w).permute(0, 4, 3, 1, 2).flatten(0, 1)
+        out = out.unflatten(0, branches_h_w).permute(0, 4, 3, 1, 2).flatten(0, 1)
         return hidden + out.to(hidden.dtype)
 
 

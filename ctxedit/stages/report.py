@@ -18,7 +18,7 @@ from ctxedit.stages.prepare import Prepared
 
 
 @dataclass(frozen=True)
-class Files:
+class OutputFiles:
     """Where an edit's results lie."""
 
     video: Path
@@ -42,10 +42,10 @@ def check_image(path: Path, overwrite: bool) -> None:
     check_writable(path, overwrite)
 
 
-def files_for(video: Path) -> Files:
+def files_for(video: Path) -> OutputFiles:
     """The side-by-side (of an image an image) and the sheet lie beside the video, under its name."""
     stem = video.with_suffix("") if video.suffix else video.parent / video.name
-    return Files(
+    return OutputFiles(
         video,
         stem.with_name(f"{stem.name}-side-by-side{'.png' if is_image(video) else '.mp4'}"),
         stem.with_name(f"{stem.name}-sheet.png"),
@@ -73,7 +73,7 @@ def write(
     edited: NDArray[np.uint8],
     target: str,
     source_prompt: str,
-    files: Files,
+    files: OutputFiles,
     *,
     source_size: bool,
     audio: bool,

@@ -110,7 +110,7 @@ def tune(
         backbone: with clip attention installed.
         latents: (F, C, h, w), clean; None where ``draw`` gives them.
         context: one row, of the source prompt.
-        view: one lane.
+        view: one branch.
         config: lengths, rates, what is trained.
         folder: receives ``state.pt`` every ``save_every`` steps and ``log.jsonl``.
         seed: of noise and levels.

@@ -31,7 +31,7 @@ CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Sampling:
+class UpscaleSampling:
     """Few settings of a pass: ``steps``, noise added to the low resolution (a timestep), guidance scale."""
 
     steps: int
@@ -55,7 +55,7 @@ class Upscaler(ABC):
         defaults: used where the settings leave a value to the model.
     """
 
-    defaults: ClassVar[Sampling]
+    defaults: ClassVar[UpscaleSampling]
     #: The network's output times this is the prediction that the scheduler wants.
     unit: ClassVar[float] = 1.0
 
@@ -138,30 +138,30 @@ class Upscaler(ABC):
         noise: Tensor,
         grain: Tensor,
         tokens: Tensor,
-        how: Sampling,
+        how: UpscaleSampling,
         clip: bool,
         step_done: Callable[[int], None],
     ) -> Tensor:
         """One chunk, whose first frame is the clip's: uint8 (N, 3, 4h, 4w) on the CPU."""
-        n, lanes = len(low), how.branches
+        n, branches = len(low), how.branches
         level = torch.full((n,), how.noise_level, dtype=torch.long)
         if how.noise_level:  # the scheduler's level 0 has some noise already
             low = self.low_res_scheduler.add_noise(low, grain, level)
         low = low.to(self.device, self.dtype)
         self.scheduler.set_timesteps(how.steps, device=self.device)
         x = (noise * self.scheduler.init_noise_sigma).to(self.device)
-        seen = tuple((0, i) if clip and i else (i,) for i in range(n))
-        view = FrameView(seen, (low.shape[2], low.shape[3]), lanes)
+        attended = tuple((0, i) if clip and i else (i,) for i in range(n))
+        view = FrameView(attended, (low.shape[2], low.shape[3]), branches)
         rows = tokens.repeat_interleave(n, 0)
-        labels = level.to(self.device).repeat(lanes)
+        labels = level.to(self.device).repeat(branches)
         for done, t in enumerate(self.scheduler.timesteps, 1):
             given = self.network_input(x, t, low)
             with view.in_effect():
                 out = (
-                    self.unet(given.repeat(lanes, 1, 1, 1), t, rows, class_labels=labels).sample.float()
+                    self.unet(given.repeat(branches, 1, 1, 1), t, rows, class_labels=labels).sample.float()
                     * self.unit
                 )
-            if lanes == 2:
+            if branches == 2:
                 without, with_text = out.chunk(2)
                 out = without + how.guidance_scale * (with_text - without)
             x = self.scheduler.step(out, t, x).prev_sample
@@ -194,9 +194,9 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: i
     progress(before + done, total)
 
 
-def sampling_of(config: UpscaleConfig, defaults: Sampling) -> Sampling:
+def sampling_of(config: UpscaleConfig, defaults: UpscaleSampling) -> UpscaleSampling:
     """The settings, with the model's own values where they leave them to it."""
-    return Sampling(
+    return UpscaleSampling(
         config.steps or defaults.steps,
         defaults.noise_level if config.noise_level < 0 else config.noise_level,
         config.guidance_scale or defaults.guidance_scale,
