@@ -7,8 +7,8 @@ Usage::
     python tests/memory.py measure FOLDER/sd14 edit bfloat16 8   # prints one row as JSON
 
 Stages: ``tune``, ``invert`` and ``edit`` make one step at 512² (SDXL: 1024²), ``encode`` and ``decode`` as
-many frames as the autoencoder takes at a time. Each measurement needs a process of its own, because a process does not
-shrink again. What is measured is anonymous memory, beyond what the imports take.
+many frames as the autoencoder takes at a time. Each measurement needs a process of its own, because a
+process does not shrink again. What is measured is anonymous memory, beyond what the imports take.
 """
 
 from __future__ import annotations

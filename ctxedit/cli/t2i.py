@@ -92,8 +92,7 @@ def t2i(
     parts = ("the model", "the LoRA", "the embedding", "the upscaler")
     needs = [one for one in fetching.wanted(config) if one.what in parts]
     check = fetching.checks_model(config)
-    models = (config.model,)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:

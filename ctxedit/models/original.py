@@ -65,9 +65,7 @@ def describe(shapes: Shapes, name: str, prediction: Prediction, zero_snr: bool =
         vae = _vae(_under(shapes, prefixes["vae"]), xl)
         encoders = {p: _text_encoder(_under(shapes, prefixes[p]), p) for p in prefixes if p[:4] == "text"}
     except (KeyError, IndexError) as error:
-        raise WeightsError(
-            f"{name} lacks weights, {error} among them", "fetch or save it again"
-        ) from error
+        raise WeightsError(f"{name} lacks weights, {error} among them", "fetch or save it again") from error
     if xl:
         unet["addition_embed_type"] = "text_time"
         pooled = encoders["text_encoder_2"]["projection_dim"]
@@ -81,9 +79,8 @@ def describe(shapes: Shapes, name: str, prediction: Prediction, zero_snr: bool =
             "use the checkpoint's diffusers folder",
         )
     configs = {"unet": unet, "vae": vae, **encoders, "scheduler": _scheduler(prediction, zero_snr)}
-    return Original(
-        "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline", configs, prefixes, _tokenizers(prefixes)
-    )
+    pipeline = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    return Original(pipeline, configs, prefixes, _tokenizers(prefixes))
 
 
 def is_second(shapes: Shapes) -> bool:
@@ -132,14 +129,14 @@ def _unet(shapes: Shapes, prediction: Prediction) -> dict[str, Any]:
     channels, depth, counts = [0], [0], [0]
     number = 1
     while any(key.startswith(f"input_blocks.{number}.") for key in shapes):
-        block = f"input_blocks.{number}."
+        block, count = f"input_blocks.{number}.", rf"input_blocks\.{number}\.1\.transformer_blocks\.(\d+)\."
         if f"{block}0.op.weight" in shapes:
             channels.append(0)
             depth.append(0)
             counts.append(0)
         else:
             channels[-1] = shapes[f"{block}0.out_layers.3.weight"][0]
-            depth[-1] = max(depth[-1], _numbered(shapes, rf"{re.escape(block)}1\.transformer_blocks\.(\d+)\."))
+            depth[-1] = max(depth[-1], _numbered(shapes, count))
             counts[-1] += 1
         number += 1
     attention = [key for key in shapes if key.endswith("attn2.to_k.weight")]
@@ -149,8 +146,9 @@ def _unet(shapes: Shapes, prediction: Prediction) -> dict[str, Any]:
     up = tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(depth))
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel", "block_out_channels": channels, "down_block_types": down,
-        "up_block_types": up, "layers_per_block": counts[0], "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes["out.2.weight"][0], "cross_attention_dim": shapes[attention[0]][1],
+        "up_block_types": up, "layers_per_block": counts[0],
+        "in_channels": shapes["input_blocks.0.0.weight"][1], "out_channels": shapes["out.2.weight"][0],
+        "cross_attention_dim": shapes[attention[0]][1],
         "transformer_layers_per_block": [each or 1 for each in depth], "use_linear_projection": linear,
         # diffusers' name for the number of heads; with linear projections they are 64 wide.
         "attention_head_dim": [max(1, c // _HEAD) for c in channels] if linear else 8,

@@ -6,12 +6,9 @@ the file, so that nothing is fetched; the tokenizer, CLIP's for all of them, is 
 
 from __future__ import annotations
 
-import atexit
 import gzip
 import json
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ctxedit.errors import WeightsError
+from ctxedit.files import process_folder
 from ctxedit.models import original
 from ctxedit.models.original import Original, Prediction
 from ctxedit.models.sizes import Weight, header, tensor_weight
@@ -101,20 +99,20 @@ def load_networks(file: SingleFile, dtypes: dict[str, torch.dtype]) -> dict[str,
     classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     loaded: dict[str, Any] = {}
     for part, dtype in dtypes.items():
-        tensors, options = load_tensors(file, part), {"subfolder": part, "torch_dtype": dtype}
-        if part in classes:
-            net = create_diffusers_clip_model_from_ldm(
-                classes[part], tensors, config=str(file.folder), local_files_only=True, **options
-            )
-        else:
-            cls = UNet2DConditionModel if part == "unet" else AutoencoderKL
-            net = cls.from_single_file(tensors, config=str(file.folder), local_files_only=True, **options)
-        if missing := [name for name, value in net.named_parameters() if value.is_meta]:
+        tensors = load_tensors(file, part)
+        options = {"config": str(file.folder), "subfolder": part, "local_files_only": True}
+        try:
+            if part in classes:
+                loaded[part] = create_diffusers_clip_model_from_ldm(
+                    classes[part], tensors, torch_dtype=dtype, **options
+                )
+            else:
+                cls = UNet2DConditionModel if part == "unet" else AutoencoderKL
+                loaded[part] = cls.from_single_file(tensors, torch_dtype=dtype, **options)
+        except NotImplementedError as error:  # torch's, for a weight that is still without values
             raise WeightsError(
-                f"{file.path} lacks {len(missing)} weights of its {part}, {missing[0]} among them",
-                "fetch or save it again",
-            )
-        loaded[part] = net
+                f"{file.path} lacks weights of its {part}", "fetch or save it again"
+            ) from error
     return loaded
 
 
@@ -145,18 +143,21 @@ def _prediction(path: Path, shapes: original.Shapes) -> tuple[Prediction, bool, 
     if said:
         return ("v_prediction" if said.startswith("v") else "epsilon"), zero_snr, None
     if original.is_second(shapes):
-        return "v_prediction", zero_snr, (
-            f"{path.name} does not say what it predicts: taken for a velocity, as Stable Diffusion 2.1's "
-            f"at 768 px; if it is of the 512 px models, put {beside.name} with the line "
-            "`parameterization: eps` beside it"
+        return (
+            "v_prediction",
+            zero_snr,
+            (
+                f"{path.name} does not say what it predicts: taken for a velocity, as Stable Diffusion 2.1's "
+                f"at 768 px; if it is of the 512 px models, put {beside.name} with the line "
+                "`parameterization: eps` beside it"
+            ),
         )
     return "epsilon", zero_snr, None
 
 
 def _write(found: Original) -> Path:
-    """The configuration as a folder, for as long as the process lives."""
-    folder = Path(tempfile.mkdtemp(prefix="ctxedit-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """The configuration as a folder."""
+    folder = process_folder()
     index: dict[str, Any] = {"_class_name": found.pipeline}
     for part, config in found.configs.items():
         (folder / part).mkdir()
