@@ -210,13 +210,13 @@ def _of_layouts(
     ]
 
 
-def counted(samples: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
+def counted(wanted: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
     """Boxes for which the judge sees an object with the label, each object for one box.
 
     With ``inside`` the object's middle lies in the box; the boxes nearest to their objects come first.
     """
     pairs = []
-    for b, (number, (x0, y0, x1, y1)) in enumerate(zip(samples.numbers, samples.boxes, strict=True)):
+    for b, (number, (x0, y0, x1, y1)) in enumerate(zip(wanted.numbers, wanted.boxes, strict=True)):
         for o, found in enumerate(seen.objects):
             within = x0 <= found.x <= x1 and y0 <= found.y <= y1
             if found.name == labels[number] and (within or not inside):

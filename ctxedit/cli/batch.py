@@ -118,16 +118,16 @@ def batch(
     sources = (*([] if clips.is_dir() else [clips]), *arguments.sources(base))
     offline = base.offline or dry.dry_run
     job = Bench(folder, listed, methods, overwrite.yes, offline, sources, results=report.EDITS, store=store)
-    seen = preview.look(job)
+    plan = preview.look(job)
     if dry.dry_run:
-        with executor_of(where, seen.peak_bytes) as executor:
-            planned = _planned(job, seen, executor.describe())
-        screen.result(planned, {"plan": dataclasses.asdict(seen)})
+        with executor_of(where, plan.peak_bytes) as executor:
+            planned = _planned(job, plan, executor.describe())
+        screen.result(planned, {"plan": dataclasses.asdict(plan)})
         return
-    for clip, why in seen.failing.items():
+    for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
     at_work = watcher(screen, [methods[0].label], listed)
-    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
+    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(job, watching, executor)
         whole = report.write(job, rows)
     _show(screen, job, whole)
@@ -151,17 +151,17 @@ def _span(clip: Clip, config: Config, base: SettingOptions, span: FrameOptions) 
     return None if fitted == config.clip else fitted
 
 
-def _planned(job: Bench, seen: Preview, where: str) -> str:
+def _planned(job: Bench, plan: Preview, where: str) -> str:
     """A batch's plan for people."""
     from ctxedit.cli.work import gib
 
     rows = [
         ("clips", str(len(job.clips))),
-        ("edits", f"{seen.edits}, {seen.done} of them done"),
-        ("passes", f"{sum(seen.evaluations.values())} of the network remaining"),
-        ("memory", f"{gib(seen.peak_bytes)} at most for each worker (estimate)"),
+        ("edits", f"{plan.edits}, {plan.done} of them done"),
+        ("passes", f"{sum(plan.evaluations.values())} of the network remaining"),
+        ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
         ("where", where),
-        *[("fails", f"{clip}: {why}") for clip, why in seen.failing.items()],
+        *[("fails", f"{clip}: {why}") for clip, why in plan.failing.items()],
     ]
     return columns(rows)
 

@@ -205,21 +205,21 @@ def run(
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
         bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
-        seen = preview.look(bench)
+        plan = preview.look(bench)
     if dry.dry_run:
-        screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
+        screen.result(_planned(bench, plan), {"plan": dataclasses.asdict(plan)})
         return
-    for clip, why in seen.failing.items():
+    for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
 
     from ctxedit.cli.bench_progress import watcher
 
     at_work = watcher(screen, [method.label for method in methods], bench.clips)
-    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
+    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
     _show(screen, whole, report.files_in(out))
-    if len(whole["failed"]) == seen.edits:
+    if len(whole["failed"]) == plan.edits:
         raise CtxeditError("every edit failed", f"see {report.files_in(out).table_markdown}")
 
 
@@ -263,20 +263,20 @@ def _listed(
         yield read_list(drawn.default_list(place, limit, seed, world))
 
 
-def _planned(bench: Bench, seen: Preview) -> str:
+def _planned(bench: Bench, plan: Preview) -> str:
     """A comparison's plan for people."""
     from ctxedit.cli.work import gib
 
     targets = sum(len(clip.targets) for clip in bench.clips)
     facts = [
         ("clips", f"{len(bench.clips)} with {targets} targets"),
-        ("edits", f"{seen.edits}, {seen.done} of them done"),
-        ("memory", f"{gib(seen.peak_bytes)} at most (estimate)"),
+        ("edits", f"{plan.edits}, {plan.done} of them done"),
+        ("memory", f"{gib(plan.peak_bytes)} at most (estimate)"),
     ]
     lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
-    lines += [f"fails   {clip}: {why}" for clip, why in seen.failing.items()]
+    lines += [f"fails   {clip}: {why}" for clip, why in plan.failing.items()]
     rows = [("preset", "network passes remaining")]
-    rows += [(method.label, str(seen.evaluations.get(method.label, 0))) for method in bench.methods]
+    rows += [(method.label, str(plan.evaluations.get(method.label, 0))) for method in bench.methods]
     return "\n".join([*lines, "", columns(rows)])
 
 

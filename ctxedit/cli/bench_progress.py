@@ -20,7 +20,7 @@ from ctxedit.cli.output import Screen, debugging
 from ctxedit.models.quiet import hush
 
 #: What the table shows of the edits so far.
-_SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "judge", 2))
+_SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "edit found", 2))
 
 
 class Lines(Watcher):

@@ -37,22 +37,22 @@ def caption(
     from ctxedit.cli.progress import teller
     from ctxedit.editing import captioning as stage
 
-    told = teller(screen)
+    reporter = teller(screen)
     needs = [one for one in fetching.wanted(config, captions=True) if one.what != "the model"]
     check = fetching.checks_clip(clip, config)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
-    looked = stage.plan(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
+    plan = stage.plan(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:
         screen.result(
-            f"{clip}: {config.clip.frames} frames, captioner {config.captioner} by {looked['caption_by']}, "
-            f"about {looked['peak_bytes'] / 2**30:.2f} GiB of memory",
-            {"plan": looked},
+            f"{clip}: {config.clip.frames} frames, captioner {config.captioner} by {plan['caption_by']}, "
+            f"about {plan['peak_bytes'] / 2**30:.2f} GiB of memory",
+            {"plan": plan},
         )
         return
     with resumable(None):
         text = api.caption(
             clip, config=config, lavis_python=captioning.lavis_python, offline=base.offline,
-            reporter=told,
+            reporter=reporter,
         )  # fmt: skip
     screen.result(text, {"clip": clip, "caption": text})

@@ -29,7 +29,7 @@ from ctxedit.errors import ConfigError
 if TYPE_CHECKING:
     from ctxedit.comparison import Part
 
-Words = Annotated[
+Positional = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="EDIT...",
@@ -73,7 +73,7 @@ def compare(
     place: RunsOptions,
     overwrite: OverwriteOption,
     messages: MessageOptions,
-    words: Words = None,
+    positional: Positional = None,
     presets: Presets = None,
     output: Output = Path("comparison.mp4"),
     label: Labels = None,
@@ -85,7 +85,7 @@ def compare(
     Settings apply to the edits that --presets makes, each in a run folder of its own.
     """
     screen = Screen(messages.quiet, messages.json)
-    if not words:
+    if not positional:
         raise ConfigError("nothing to compare", "ctxedit compare a.mp4 b.mp4 -o both.mp4")
     groups = (span, size, captioning, tuning, sampling, scoring)
     if presets is None:
@@ -94,7 +94,7 @@ def compare(
     from ctxedit import comparison
     from ctxedit.editing.paths import Input, Paths
 
-    paths = [Path(word) for word in (words if presets is None else words[:1])]
+    paths = [Path(word) for word in (positional if presets is None else positional[:1])]
     for path in paths:
         arguments.existing(path)
     inputs = tuple(Input(path, "clip", True) for path in paths)
@@ -104,7 +104,7 @@ def compare(
         parts = comparison.gather(paths, label or (), span.frames or None)
     else:
         names = [name.strip() for name in presets.split(",") if name.strip()]
-        target = _target(words, names)
+        target = _target(positional, names)
         options = (captioning, tuning, scoring, place, overwrite)
         parts = _edited(paths[0], target, names, base, groups, options, screen, label or [])
     with resumable(None):
@@ -141,8 +141,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         check_output(output, None, overwrite)
 
 
-def _target(words: list[str], names: list[str]) -> str:
-    if len(words) != 2:
+def _target(positional: list[str], names: list[str]) -> str:
+    if len(positional) != 2:
         raise ConfigError(
             "--presets takes one clip and one target",
             'ctxedit compare --presets contextdiff,fatezero clip.mp4 "a panda walking on the beach"',
@@ -151,8 +151,8 @@ def _target(words: list[str], names: list[str]) -> str:
         raise ConfigError(
             "--presets names no preset, or one of them twice", "e.g. --presets contextdiff,fatezero"
         )
-    arguments.not_empty(words[1], "target")
-    return words[1]
+    arguments.not_empty(positional[1], "target")
+    return positional[1]
 
 
 def _edited(

@@ -25,7 +25,7 @@ from ctxedit.cli.options import (
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
-Words = Annotated[
+Positional = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CLIP TEXT",
@@ -72,14 +72,14 @@ def edit(
     overwrite: OverwriteOption,
     dry: DryRunOption,
     messages: MessageOptions,
-    words: Words = None,
+    positional: Positional = None,
     target: Target = None,
     run: RunFolder = None,
     heatmaps: Heatmaps = False,
 ) -> None:
     """Edit the clip of a run and print the path of the edited video. Starts from the run's settings."""
     screen = Screen(messages.quiet, messages.json)
-    clip, target = _understood(words or [], target)
+    clip, target = _understood(positional or [], target)
     if clip is not None and run is not None:
         raise ConfigError("--run already names a run", "leave out the clip")
     changes = arguments.for_run(base, screen, sampling, checking, scoring, upscaling)
@@ -93,9 +93,9 @@ def edit(
 
     chosen = work.chosen_run(run, place.runs, screen, clip)
     config = arguments.with_round_trip(api.rebased(chosen, changes))
-    told = teller(screen)
+    reporter = teller(screen)
     request = Request.of_run(
-        chosen, config, told.warn, targets=(target,), mask=scoring.mask, output=result.output,
+        chosen, config, reporter.warn, targets=(target,), mask=scoring.mask, output=result.output,
         source_size=result.output_size == "source", audio=not result.no_audio, chroma=result.chroma,
         overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
         metadata=not result.no_metadata, sources=arguments.sources(base),
@@ -105,7 +105,7 @@ def edit(
         return
     if not work.checked(request, "edit", screen, dry.dry_run):
         return
-    with Session(request, told) as session, resumable(chosen.folder):
+    with Session(request, reporter) as session, resumable(chosen.folder):
         done = session.edit(target)
         maps = draw(session, target) if heatmaps else None
         back = None if done.reused else session.round_trip()
@@ -129,9 +129,9 @@ def edit(
     )
 
 
-def _understood(words: list[str], option: str | None) -> tuple[Path | None, str]:
+def _understood(positional: list[str], option: str | None) -> tuple[Path | None, str]:
     """The clip, if one was named, and the target prompt."""
-    texts = [*words, *([option] if option is not None else [])]
+    texts = [*positional, *([option] if option is not None else [])]
     if not texts or len(texts) > 2:
         found = "no target prompt" if not texts else f"{len(texts)} texts where one clip and one target fit"
         raise ConfigError(found, 'describe the edited clip: ctxedit edit "a panda walking on the beach"')

@@ -158,12 +158,12 @@ def images(
 
     from ctxedit.cli.progress import teller
 
-    told = teller(screen)
+    reporter = teller(screen)
     with resumable(None):
         sets, texts, networks, chosen = _prepared(
-            generated, reference, captions, features, size, keys, config, base.offline, told
+            generated, reference, captions, features, size, keys, config, base.offline, reporter
         )
-        found = _scored(sets, networks, chosen, texts, told)
+        found = _scored(sets, networks, chosen, texts, reporter)
     show(screen, found, {"generated": generated, "reference": reference})
 
 
@@ -205,31 +205,31 @@ def _from_coco(
     from ctxedit.metrics.images.sets import open_set
     from ctxedit.runs import slug
 
-    told = teller(screen)
+    reporter = teller(screen)
     out = wanted.out or Path(f"coco-{slug(Path(config.model).name)}")
     kind, which = scores.features_from(features)
     chosen = scores.chosen(keys, kind == "inception", True)
     scores.check_counts(chosen, wanted.count, wanted.count)
     items = coco.choose(wanted.captions, wanted.images, wanted.count, config.seed)
     coco.check(out, config, wanted.overwrite)
-    looked = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
-    side = size or min(_COCO_SIDE, *looked["size"])
-    networks = extractors(kind, which, chosen, config, base.offline, told.warn)
-    with told.task("check the real images", 1) as step:
+    plan = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
+    side = size or min(_COCO_SIDE, *plan["size"])
+    networks = extractors(kind, which, chosen, config, base.offline, reporter.warn)
+    with reporter.task("check the real images", 1) as step:
         real = open_set(wanted.images, side, tuple(item.image for item in items))
         step(1, f"{len(real)} images")
     screen.say(f"seed {config.seed}, {len(items)} captions, images in {out}, scored at {side} pixels")
     with resumable(out):
-        files = coco.make(items, out, config, base.offline, wanted.overwrite, told)
+        files = coco.make(items, out, config, base.offline, wanted.overwrite, reporter)
         sets = (open_set(out, side, tuple(files)), real)
-        found = _scored(sets, networks, chosen, [item.caption for item in items], told)
+        found = _scored(sets, networks, chosen, [item.caption for item in items], reporter)
     about = {"generated": out, "reference": wanted.images, "captions": wanted.captions, "model": config.model}
     show(screen, found, {**about, "seed": config.seed, "count": len(items), "size": side})
 
 
 def _prepared(
     generated: Path, reference: Path, captions: Path | None, features: str, size: int | None,
-    keys: list[str] | None, config: Config, offline: bool, told: Teller,
+    keys: list[str] | None, config: Config, offline: bool, reporter: Teller,
 ) -> tuple[tuple[ImageSet, ImageSet], list[str] | None, Extractors, tuple[str, ...]]:  # fmt: skip
     """Everything that can be wrong, found before the first feature is computed."""
     from ctxedit.metrics.images import scores
@@ -238,10 +238,10 @@ def _prepared(
 
     kind, which = scores.features_from(features)
     chosen = scores.chosen(keys, kind == "inception", captions is not None)
-    networks = extractors(kind, which, chosen, config, offline, told.warn)
+    networks = extractors(kind, which, chosen, config, offline, reporter.warn)
     sets = []
     for folder in (generated, reference):
-        with told.task(f"check {folder.name}", 1) as step:
+        with reporter.task(f"check {folder.name}", 1) as step:
             sets.append(open_set(folder, size))
             step(1, f"{len(sets[-1])} images")
     mine, theirs = sets
@@ -258,9 +258,9 @@ def extractors(
     from ctxedit.metrics.evaluate import make_scorer
     from ctxedit.metrics.images import fidelity
     from ctxedit.metrics.images.scores import BY_FIDELITY, Extractors
+    from ctxedit.model_names import BUILTIN
     from ctxedit.models.device import pick_device
     from ctxedit.models.weights import own_folder
-    from ctxedit.naming import BUILTIN
 
     device = pick_device(config.device)
     by_fidelity = any(key in BY_FIDELITY for key in chosen)
@@ -284,11 +284,11 @@ def extractors(
 
 def _scored(
     sets: tuple[ImageSet, ImageSet], networks: Extractors, chosen: tuple[str, ...], texts: list[str] | None,
-    told: Teller,
+    reporter: Teller,
 ) -> list[Score]:  # fmt: skip
     from ctxedit.metrics.images import scores
 
-    return scores.score(*sets, networks, chosen, texts, told.warn, told.task)
+    return scores.score(*sets, networks, chosen, texts, reporter.warn, reporter.task)
 
 
 def show(screen: Screen, found: list[Score], about: dict[str, Any]) -> None:

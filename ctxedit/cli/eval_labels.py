@@ -104,7 +104,7 @@ def _evaluate(
     from ctxedit.models.label_condition import open_encoder
     from ctxedit.runs import slug
 
-    told = teller(screen)
+    reporter = teller(screen)
     plural = "classes" if kind == "class" else "layouts"
     out = out or Path(f"{plural}-{slug(Path(config.model).name)}")
     kinds, which = scores.features_from(features)
@@ -114,18 +114,18 @@ def _evaluate(
     scores.check_counts(keys, count, count)
     opened = open_encoder(kind, config.model, encoder)
     labels.check(out, opened, config)
-    looked = text_to_image.plan("", config, base.offline, out / "a.png", True)
-    if looked["upscaler"]:
+    plan = text_to_image.plan("", config, base.offline, out / "a.png", True)
+    if plan["upscaler"]:
         raise ConfigError("classes and layouts are not upscaled", "choose a size that the model has itself")
-    networks = extractors(kinds, which, keys, config, base.offline, told.warn)
-    wanted = labels.wanted(kind, opened, data, count, config.seed, looked["size"][0])
+    networks = extractors(kinds, which, keys, config, base.offline, reporter.warn)
+    wanted = labels.wanted(kind, opened, data, count, config.seed, plan["size"][0])
     screen.say(f"seed {config.seed}, {count} images in {out}")
     with resumable(out):
-        mine, theirs = labels.make(wanted, opened, out, config, base.offline, told)
-        found = labels.judged(kind, wanted, opened, mine, told.warn)
+        mine, theirs = labels.make(wanted, opened, out, config, base.offline, reporter)
+        found = labels.judged(kind, wanted, opened, mine, reporter.warn)
         if kinds == "inception":  # then IS is Inception's
             found = [one for one in found if one.key != "is"]
         sets = (open_set(mine[0].parent, None, tuple(mine)), open_set(theirs[0].parent, None, tuple(theirs)))
-        found += scores.score(*sets, networks, keys, None, told.warn, told.task)
+        found += scores.score(*sets, networks, keys, None, reporter.warn, reporter.task)
     about: dict[str, Any] = {"model": config.model, "encoder": opened.folder, "data": data or "drawn scenes"}
     show(screen, found, {**about, "seed": config.seed, "count": count, "out": out})

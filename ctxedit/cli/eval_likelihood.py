@@ -84,19 +84,22 @@ def likelihood(
     from ctxedit.training.pixel_sources import open_pixels
     from ctxedit.training.tasks.pixel_denoiser import PixelDenoiserTask
 
-    told = teller(screen)
+    reporter = teller(screen)
     folder = model if (model / "pixels.json").is_file() else model / PixelDenoiserTask.folder
     network = load_pixels(folder, pick_device(device))
     pixels = open_pixels(data, network.config.size, "train" if split == "train" else "test")
     if not pixels.lossless:
-        told.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+        reporter.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+    if pixels.bad:
+        listed = ", ".join(f"{name} ({why})" for name, why in list(pixels.bad.items())[:3])
+        reporter.warn(f"{len(pixels.bad)} left out of the data: {listed}")
     out = out or Path(f"likelihood-{model.name}")
     check_writable(out / ".ctxedit", True)
     kind: bounds.Decoder = "discretised" if decoder == "discretised" else "dequantised"
     plan = bounds.BoundPlan(count, number, kind, batch, seed)
     key = {"model": hashes(folder), "data": f"{data.name}, {split}, {len(pixels)} images"}
     with resumable(out):
-        found = bounds.measure(network, pixels, plan, key, out, told)
+        found = bounds.measure(network, pixels, plan, key, out, reporter)
         files = bounds.write(found, out)
     if screen.json:
         screen.result("", {**dataclasses.asdict(found), **files, "lossless": pixels.lossless})

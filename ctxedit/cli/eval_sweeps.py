@@ -178,7 +178,7 @@ def _run(
     from ctxedit.metrics.images.sets import open_set
     from ctxedit.models.weights import locate
 
-    told = teller(screen)
+    reporter = teller(screen)
     captions, images = real
     if (captions is None) != (images is None):
         raise ConfigError("--coco and --images belong together", "captions and the images that they are of")
@@ -193,10 +193,10 @@ def _run(
         else:
             what = sweeps.drawn(count, config.seed, out / "reference")
         networks = extractors(
-            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, told.warn
+            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, reporter.warn
         )
         points = sweeps.measure(
-            models, scales or [config.edit.guidance], what, config, networks, out, told, base.offline
+            models, scales or [config.edit.guidance], what, config, networks, out, reporter, base.offline
         )
         name, along, label = plot
         sweeps.write(points, out, name, along, label)

@@ -16,7 +16,7 @@ import typer
 from ctxedit.cli.failures import Carried
 from ctxedit.cli.output import put
 from ctxedit.errors import ConfigError
-from ctxedit.naming import BUILTIN, SHORT_NAMES
+from ctxedit.model_names import BUILTIN, SHORT_NAMES
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
 Clip = Annotated[

@@ -92,10 +92,10 @@ def run(
     check = fetching.checks_clip(clip, config)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
-    told = teller(screen)
+    reporter = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):
         return
-    with Session(request, told) as session:
+    with Session(request, reporter) as session:
         folder = work.folder_of(session)
         with resumable(folder):
             results = session.edit_all(targets)

@@ -87,7 +87,7 @@ def t2i(
     from ctxedit.provenance import facts, to_text
     from ctxedit.runs import slug
 
-    told = teller(screen)
+    reporter = teller(screen)
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
     parts = ("the model", "the LoRA", "the embedding", "the upscaler")
     needs = [one for one in fetching.wanted(config) if one.what in parts]
@@ -97,20 +97,20 @@ def t2i(
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
         adapter = text_to_image.own_adapter(config)
-    looked = text_to_image.plan(
+    plan = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
     )
     if wanted is not None:
-        add_to_plan(looked, wanted)
+        add_to_plan(plan, wanted)
     if dry.dry_run:
-        screen.result(_planned(path, looked), {"plan": looked})
+        screen.result(_planned(path, plan), {"plan": plan})
         return
     screen.say(f"seed {config.seed}")
     with resumable(None):
         if wanted is None:
-            picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
+            picture = text_to_image.generate(text, config, base.offline, reporter, adapter=adapter)[0]
         else:
-            picture = drawn(wanted, labelled.grid, config, base.offline, told)
+            picture = drawn(wanted, labelled.grid, config, base.offline, reporter)
         about = None
         if not no_metadata:
             preset = base.preset or DEFAULT_PRESET

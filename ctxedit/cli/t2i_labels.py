@@ -96,14 +96,14 @@ class LabelOptions:
         return label_to_image.class_request(self.class_name, text, config, self.encoder, self.grid)
 
 
-def add_to_plan(looked: dict[str, Any], wanted: LabelRequest) -> None:
+def add_to_plan(plan: dict[str, Any], wanted: LabelRequest) -> None:
     """Make text to image's plan that of labels; raises ConfigError for sizes that need an upscaler."""
-    if looked["upscaler"]:
+    if plan["upscaler"]:
         raise ConfigError(
             "classes and layouts are drawn at the model's own size and are not upscaled",
             "leave out --upscale and larger sizes",
         )
-    looked["evaluations"] *= len(wanted.pictures)
+    plan["evaluations"] *= len(wanted.pictures)
 
 
 def drawn(

@@ -99,10 +99,10 @@ def tune(
     check = fetching.checks_clip(clip, config)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
-    told = teller(screen)
+    reporter = teller(screen)
     if not work.checked(request, "tune", screen, dry.dry_run):
         return
-    with Session(request, told) as session:
+    with Session(request, reporter) as session:
         files, folder = {}, work.folder_of(session)
         with resumable(folder):
             if curve_options.curve is not None and curve_options.target is not None:

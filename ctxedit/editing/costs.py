@@ -140,10 +140,10 @@ class Costs:
     def _weights(self) -> int:
         body = self.body
         denoiser = body.unet.parameters + self.control.parameters
-        beside = body.vae.parameters + body.text_encoder.parameters
+        others = body.vae.parameters + body.text_encoder.parameters
         # The adapter is in the denoiser's precision on a CPU.
         adapter = self._adapter * (4 if self.device != "cpu" else self.width)
-        return denoiser * self.width + beside * self.stored + adapter
+        return denoiser * self.width + others * self.stored + adapter
 
     def _passing(self, branches: int) -> int:
         """Bytes of weights and of one pass, or of decoding, whichever takes more."""
@@ -182,13 +182,13 @@ class Costs:
     def _trained(self) -> int:
         """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
         names = [n for n in self.config.tune.trainable_modules if n not in (ADAPTER, TEMPORAL, TEMPORAL_CONV)]
-        beside = [n for n in names if n.startswith(CONTROL)]
-        names = [n for n in names if n not in beside]
+        in_control = [n for n in names if n.startswith(CONTROL)]
+        names = [n for n in names if n not in in_control]
         moved = self._adapter if ADAPTER in self.config.tune.trainable_modules else 0
         temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.trainable_modules else 0
         if TEMPORAL_CONV in self.config.tune.trainable_modules:
             moved += convolution_parameters(self.body, self.config.attention.temporal_conv_rank)
-        moved += min(1, len(beside)) * self.control.parameters // 20
+        moved += min(1, len(in_control)) * self.control.parameters // 20
         return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
 
 

@@ -18,12 +18,13 @@ from ctxedit.editing.loaded import LoadedNetworks, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.errors import did_you_mean
-from ctxedit.media.beside import read_beside
+from ctxedit.media.companions import read_companion
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.media.scratch import release, scratch
 from ctxedit.metrics.evaluate import make_scorer
+from ctxedit.model_names import VOCABULARY
 from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
@@ -35,7 +36,6 @@ from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.upscalers.base import Upscaler
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 from ctxedit.models.weights import is_half, locate, own_folder
-from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.long import Strip
@@ -211,7 +211,7 @@ class Parts:
     def control_map(self) -> NDArray[np.uint8]:
         """The map that a person brought for the ControlNet, RGB (F, h, w, 3) at working size."""
         clip, where = self.config.clip, self.config.control.map
-        return read_beside(
+        return read_companion(
             where, "control map", clip.frames, clip.start, clip.stride, self.prepared.fit, store=self.store
         )
 

@@ -256,7 +256,7 @@ class Session:
         results = []
         for target in targets:
             result = self.edit(target)
-            name, beside = self.key("edit", target)[0], networks.beside(self.parts.scorer)
+            name, beside = self.key("edit", target)[0], networks.with_clip(self.parts.scorer)
             results.append(replace(result, figures=self.evaluate(name, chosen, beside)))
         return results
 

@@ -40,7 +40,7 @@ class Pictures:
         return map(self._make, range(self._count))
 
 
-def beside(a: np.ndarray, b: np.ndarray) -> Pictures:
+def paired(a: np.ndarray, b: np.ndarray) -> Pictures:
     """As :func:`side_by_side`, a frame at a time; of mapped clips one frame is in memory."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} frames cannot stand beside {len(b)}")

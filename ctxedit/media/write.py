@@ -15,7 +15,7 @@ from PIL import Image
 from ctxedit.errors import ConfigError, CtxeditError, OutputError
 from ctxedit.media.embed import comment_gif, ffmpeg_options, pillow_options
 from ctxedit.media.geometry import resize
-from ctxedit.media.montage import Pictures, beside, contact_sheet, side_by_side
+from ctxedit.media.montage import Pictures, contact_sheet, paired, side_by_side
 from ctxedit.media.probe import probe
 from ctxedit.media.retime import retime
 from ctxedit.media.scratch import release
@@ -23,11 +23,11 @@ from ctxedit.media.sound import add_sound, holds_audio
 from ctxedit.media.temporary import as_output_error, atomic, check_writable
 
 __all__ = [
-    "beside",
     "check_output",
     "contact_sheet",
     "even_note",
     "holds_audio",
+    "paired",
     "side_by_side",
     "write_clip",
     "write_image",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
+from ctxedit.model_names import SHORT_NAMES
 from ctxedit.models.layout import Select
 from ctxedit.models.transfer import (
     Broken,
@@ -26,7 +27,6 @@ from ctxedit.models.transfer import (
     fetch_file,
     part_of,
 )
-from ctxedit.naming import SHORT_NAMES
 
 #: Other names that `ctxedit models pull` takes, and what `auto` stands for with a real checkpoint.
 COMPANIONS = {

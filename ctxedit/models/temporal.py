@@ -64,15 +64,15 @@ class ParallelAttention(nn.Module):
     linear layer over tokens) whose weight and bias are zero at the start.
     """
 
-    def __init__(self, beside: Attention) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.heads = beside.heads
+        self.heads = attention.heads
         self.to_q, self.to_k, self.to_v, self.to_out = (
             # Float32 whatever the network's: these are tuned.
             copy.deepcopy(layer).float().requires_grad_(True)
-            for layer in (beside.to_q, beside.to_k, beside.to_v, beside.to_out[0])
+            for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
         )
-        self.zero = nn.Linear(beside.out_dim, beside.out_dim)
+        self.zero = nn.Linear(attention.out_dim, attention.out_dim)
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
 
@@ -176,13 +176,13 @@ class TemporalLayers(nn.ModuleDict):
     def _hook(self, name: str) -> Any:
         layer = self[_key(name)]
 
-        def behind(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        def after_block(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             return layer(out, current_view().frames)
 
-        def beside(attn: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        def in_parallel(attn: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             return out + layer(args[0], current_view().frames)
 
-        return beside if isinstance(layer, ParallelAttention) else behind
+        return in_parallel if isinstance(layer, ParallelAttention) else after_block
 
     def remove(self) -> None:
         """Take the hooks off again."""

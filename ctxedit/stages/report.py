@@ -13,7 +13,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.media.geometry import resize
 from ctxedit.media.montage import MAX_TILE
 from ctxedit.media.temporary import check_writable
-from ctxedit.media.write import beside, contact_sheet, holds_audio, side_by_side, write_clip, write_image
+from ctxedit.media.write import contact_sheet, holds_audio, paired, side_by_side, write_clip, write_image
 from ctxedit.stages.prepare import Prepared
 
 
@@ -124,7 +124,7 @@ def write(
     )
     write_clip(
         files.side_by_side,
-        beside(prepared.frames, edited),
+        paired(prepared.frames, edited),
         clip.fps,
         durations=clip.durations,
         overwrite=overwrite,

@@ -135,9 +135,9 @@ def tune(
         done = _resume(folder, masters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
-            seen, here = (latents, view) if draw is None else draw(step)
-            assert seen is not None
-            loss, share = _loss(backbone, seen, context, here, config, shift, seed, step)
+            batch, here = (latents, view) if draw is None else draw(step)
+            assert batch is not None
+            loss, share = _loss(backbone, batch, context, here, config, shift, seed, step)
             if not bool(torch.isfinite(loss)):
                 raise _broken(f"the loss is {loss.item()} at step {step}")
             _descend(loss, masters, optimizer, scaler, config.max_grad_norm)

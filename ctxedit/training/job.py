@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.locks import held
 from ctxedit.media.temporary import atomic, sweep
+from ctxedit.model_names import VOCABULARY
 from ctxedit.models.device import name_of
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.naming import VOCABULARY
 from ctxedit.training import record
 from ctxedit.training.components import Components, find_component, hashes, link_components
 from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train

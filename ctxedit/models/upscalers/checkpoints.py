@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
+from ctxedit.model_names import expanded
 from ctxedit.models import layout
 from ctxedit.models.backbones.stable_diffusion import check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
@@ -28,7 +29,6 @@ from ctxedit.models.weights import (
     pipeline_folder,
     pipeline_of,
 )
-from ctxedit.naming import expanded
 
 #: Beside real checkpoints, where the settings name none.
 X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
@@ -85,8 +85,8 @@ class Found:
         """The folder that holds its text encoder and tokenizer."""
         if not self.own:
             return self.path
-        beside = self.path.parent
-        return beside if (beside / "text_encoder").is_dir() else BUILTIN_FOLDER
+        parent = self.path.parent
+        return parent if (parent / "text_encoder").is_dir() else BUILTIN_FOLDER
 
 
 def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half: bool = False) -> Found:
