@@ -247,7 +247,7 @@ def _completed(path: Path) -> tuple[str, Path]:
     """
     around = path.parent
     inside = [part for part in ("unet", "text_encoder", "text_encoder_2") if (path / part).is_dir()]
-    if (path / "model_index.json").is_file() or not inside:
+    if (path / "model_index.json").is_file() or (path / "vae").is_dir() or not inside:
         return path.name, path
     if not (around / "model_index.json").is_file():
         raise WeightsError(
