@@ -18,6 +18,8 @@ from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
 from ctxedit.models import single_file
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
+from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of
+from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
@@ -27,17 +29,6 @@ from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
 from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
-
-#: diffusers' names of beta schedules, and ours.
-_BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-#: Schedulers of the discrete, variance-preserving diffusion: their configs hold the levels it was trained at.
-_SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
 
 
 @register("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
@@ -76,7 +67,7 @@ class StableDiffusion(Backbone):
         self.prediction = self._scheduler.prediction_type
         self.alphas_cumprod = alphas_cumprod(self._scheduler)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.resolution = self.factor * _largest(self.unet.config.sample_size)
+        self.resolution = self.factor * largest(self.unet.config.sample_size)
         # Every level of the UNet halves the latent; a side that does not halve evenly would not come back.
         self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.latent_channels = int(self.unet.config.in_channels)
@@ -177,40 +168,7 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> Sizes:
-        path = checkpoint.settings
-        unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
-        tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
-        scheduler = read_json(path / "scheduler/scheduler_config.json")
-        encoder = read_json(path / "text_encoder/config.json")
-        try:
-            kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
-            depth = unet.get("transformer_layers_per_block", 1)
-            depth = depth if isinstance(depth, list) else [depth] * len(kinds)
-            weights = _weights(cls, checkpoint)
-            names = () if checkpoint.form == "file" else header(weight_files(path / "unet"))
-            return Sizes(
-                weights["unet"],
-                weights["vae"],
-                sum((w for part, w in weights.items() if part.startswith("text_encoder")), Weight()),
-                _widths(unet["block_out_channels"]),
-                tuple(int(d) if "Attn" in kind else 0 for kind, d in zip(kinds, depth, strict=True)),
-                _largest(layers),
-                _widths(vae["block_out_channels"]),
-                int(unet["in_channels"]),
-                int(unet["cross_attention_dim"]),
-                min(
-                    int(tokenizer.get("model_max_length", 77)),
-                    int(encoder.get("max_position_embeddings", 77)),
-                ),
-                2 ** (len(vae["block_out_channels"]) - 1) * _largest(unet["sample_size"]),
-                *_attention(unet),
-                frozenset(names),
-                int(scheduler.get("num_train_timesteps", 1000)),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise WeightsError(
-                f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
-            ) from error
+        return sizes_of(checkpoint.settings, *_weights(cls, checkpoint))
 
     # -- frames and words --------------------------------------------------------------------------
 
@@ -334,7 +292,7 @@ class StableDiffusion(Backbone):
             self.name,
             self._own,
             tuple(config.block_out_channels),
-            _largest(config.layers_per_block),
+            largest(config.layers_per_block),
             self.latent_channels,
             self.context_width,
             self.factor,
@@ -376,73 +334,11 @@ def parts(
     return out
 
 
-def _weights(family: type[StableDiffusion], checkpoint: Checkpoint) -> dict[str, Weight]:
-    """Parameters and bytes of each network."""
+def _weights(
+    family: type[StableDiffusion], checkpoint: Checkpoint
+) -> tuple[dict[str, Weight], frozenset[str]]:
+    """Parameters and bytes of each network, and the UNet's tensors, where these have diffusers' names."""
     if checkpoint.form == "file":
-        return single_file.open_single_file(checkpoint.path).weights
-    return {part: folder_weight(checkpoint.path / part) for part in family.networks_in}
-
-
-def check_scheduler(checkpoint: Checkpoint) -> None:
-    """Raise WeightsError for a scheduler whose noise levels or predictions are not known here."""
-    config = read_json(checkpoint.settings / "scheduler" / "scheduler_config.json")
-    named, kind = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
-    refused = None
-    if named.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
-        refused = f"its scheduler, {named}, is for flow matching, which this family does not use"
-    elif named not in _SCHEDULERS:
-        refused = f"its scheduler, {named}, is not one whose noise levels are known"
-    elif kind not in _PREDICTIONS:
-        refused = f"its network predicts {kind!r}, which is not one of {', '.join(_PREDICTIONS)}"
-    elif config.get("beta_schedule", "linear") not in _BETAS and config.get("trained_betas") is None:
-        refused = f"its beta schedule {config.get('beta_schedule')!r} is not one of {', '.join(_BETAS)}"
-    elif config.get("timestep_spacing", "leading") not in ("leading", "trailing", "linspace"):
-        refused = f"its timestep spacing {config.get('timestep_spacing')!r} is not known"
-    elif (
-        kind == "epsilon"
-        and config.get("rescale_betas_zero_snr")
-        and config.get("timestep_spacing", "leading") != "leading"
-    ):
-        # At zero signal the noise says nothing of x_0; such a model needs a velocity or sample head.
-        refused = "it predicts noise but starts at zero signal, where noise determines no image"
-    if refused:
-        raise WeightsError(
-            f"{checkpoint.name}: {refused}", f"see {checkpoint.path}/scheduler/scheduler_config.json"
-        )
-
-
-def alphas_cumprod(config: Any) -> Tensor:
-    """(T,) float64 of a diffusers scheduler's config."""
-    if config.get("trained_betas") is not None:
-        return torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float64), 0)
-    if config.beta_schedule not in _BETAS:
-        raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")
-    return schedule.alphas_cumprod(
-        config.num_train_timesteps,
-        config.beta_start,
-        config.beta_end,
-        _BETAS[config.beta_schedule],  # type: ignore[arg-type]
-        bool(config.rescale_betas_zero_snr),
-    )
-
-
-def _widths(channels: Any) -> tuple[int, ...]:
-    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
-    found = tuple(channels)
-    if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
-        raise ValueError(f"block_out_channels = {channels!r}")
-    return found
-
-
-def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
-    """Levels with cross-attention, and whether some of it is outside the middle block."""
-    down, up = unet["down_block_types"], unet["up_block_types"]
-    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
-    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
-    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
-    lowest = {len(down) - 1} if "CrossAttn" in middle else set()
-    return frozenset(levels | lowest), bool(levels)
-
-
-def _largest(value: int | Sequence[int]) -> int:
-    return value if isinstance(value, int) else max(value)
+        return single_file.open_single_file(checkpoint.path).weights, frozenset()
+    weights = {part: folder_weight(checkpoint.path / part) for part in family.networks_in}
+    return weights, frozenset(header(weight_files(checkpoint.path / "unet")))
