@@ -11,14 +11,9 @@ import typer
 
 from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import (
-    ClipModelOptions,
-    MessageOptions,
-    OverwriteOption,
-    SamplingOptions,
-    SettingOptions,
-)
+from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen, print_table
+from ctxedit.cli.output_options import OverwriteOption
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -14,16 +14,14 @@ from ctxedit.cli.options import (
     CaptionOptions,
     Clip,
     ClipModelOptions,
-    DownloadOrTuneOption,
-    DryRunOption,
     FrameOptions,
     MessageOptions,
-    RunsOptions,
     SettingOptions,
     SizeOptions,
     TuningOptions,
 )
 from ctxedit.cli.output import Screen
+from ctxedit.cli.output_options import DownloadOrTuneOption, DryRunOption, RunsOptions
 from ctxedit.errors import ConfigError
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -97,8 +95,7 @@ def tune(
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
     check = fetching.checks_clip(clip, config)
-    models = (config.model,)
-    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, models):
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)
     if not work.checked(request, "tune", screen, dry.dry_run):

@@ -13,7 +13,7 @@ import torch
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.model_names import expanded
 from ctxedit.models import layout
-from ctxedit.models.backbones.stable_diffusion import check_scheduler
+from ctxedit.models.backbones.scheduler import check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.families import register_layout
 from ctxedit.models.sizes import Sizes, Weight, folder_weight, read_json
@@ -113,7 +113,7 @@ def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half:
         if (path / "model_index.json").is_file() and (kind := pipeline_of(path)) != PIPELINE:
             raise WeightsError(f"{path} is a {kind}, not an upscaler", _KINDS)
     folder = pipeline_folder(name, offline, half)
-    checkpoint = Checkpoint(path.name if path.is_dir() else name, folder, "folder", offline)
+    checkpoint = Checkpoint(path.name if path.is_dir() else name, folder, "folder")
     if (kind := pipeline_of(folder)) != PIPELINE:
         raise WeightsError(f"{name} is a {kind}, not an upscaler", _KINDS)
     X4Layout.check(checkpoint)

@@ -1,0 +1,74 @@
+"""Sizes of a Stable Diffusion checkpoint, from its config files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxedit.errors import WeightsError
+from ctxedit.models.sizes import Sizes, Weight, read_json
+
+
+def sizes_of(path: Path, weights: Mapping[str, Weight], names: frozenset[str]) -> Sizes:
+    """Sizes of a checkpoint in diffusers' format; raises WeightsError for broken config files.
+
+    Args:
+        path: the folder of its config files.
+        weights: of each network; those called ``text_encoder…`` are counted together.
+        names: of the UNet's tensors, as far as they are known by diffusers' names.
+    """
+    unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
+    tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
+    scheduler = read_json(path / "scheduler/scheduler_config.json")
+    encoder = read_json(path / "text_encoder/config.json")
+    try:
+        kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
+        depth = unet.get("transformer_layers_per_block", 1)
+        depth = depth if isinstance(depth, list) else [depth] * len(kinds)
+        return Sizes(
+            weights["unet"],
+            weights["vae"],
+            sum((found for part, found in weights.items() if part.startswith("text_encoder")), Weight()),
+            _widths(unet["block_out_channels"]),
+            tuple(int(d) if "Attn" in kind else 0 for kind, d in zip(kinds, depth, strict=True)),
+            largest(layers),
+            _widths(vae["block_out_channels"]),
+            int(unet["in_channels"]),
+            int(unet["cross_attention_dim"]),
+            min(
+                int(tokenizer.get("model_max_length", 77)),
+                int(encoder.get("max_position_embeddings", 77)),
+            ),
+            2 ** (len(vae["block_out_channels"]) - 1) * largest(unet["sample_size"]),
+            *_attention(unet),
+            names,
+            int(scheduler.get("num_train_timesteps", 1000)),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WeightsError(
+            f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
+        ) from error
+
+
+def largest(value: int | Sequence[int]) -> int:
+    """A setting that is one number, or one for each level: the largest."""
+    return value if isinstance(value, int) else max(value)
+
+
+def _widths(channels: Any) -> tuple[int, ...]:
+    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
+    found = tuple(channels)
+    if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
+        raise ValueError(f"block_out_channels = {channels!r}")
+    return found
+
+
+def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
+    """Levels with cross-attention, and whether some of it is outside the middle block."""
+    down, up = unet["down_block_types"], unet["up_block_types"]
+    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
+    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
+    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
+    lowest = {len(down) - 1} if "CrossAttn" in middle else set()
+    return frozenset(levels | lowest), bool(levels)
