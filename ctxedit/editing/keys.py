@@ -61,13 +61,17 @@ class Keys:
             request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
-            *([config.upscale, self._upscaler()] if config.upscale.scale > 1 else []),
+            *(self._upscaling() if config.upscale.scale > 1 else []),
         )  # fmt: skip
 
-    def _upscaler(self) -> str:
-        """Which upscaler; ctxedit's own by its weights."""
-        config = self.request.config
-        return part_identity(config.upscale.model, own_folder(config.model), "upscaler")
+    def _upscaling(self) -> list[Any]:
+        """Settings of the super-resolution; the model of a folder by what it holds, wherever it lies."""
+        upscale, own = self.request.config.upscale, own_folder(self.request.config.model)
+        folder = Path(upscale.model)
+        if folder.is_absolute() and folder.is_dir():  # as paths in settings are
+            inner = folder / "upscaler"
+            return [replace(upscale, model=""), self._print_of(inner if inner.is_dir() else folder)]
+        return [upscale, part_identity(upscale.model, own, "upscaler")]
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
