@@ -20,7 +20,7 @@ class AttentionSite:
     Attributes:
         name: the layer's path among the network's modules.
         kind: what its queries attend to: positions of the frames (``self``), the condition's tokens
-            (``cross``), or the same position of other frames (``temporal``: such layers keep their processor).
+            (``cross``), or the same position of other frames (``temporal``: these keep their processors).
         halvings: how often the latent's sides have been halved, rounding up, where the layer is.
         channels: of its input.
         middle: whether it is in the network's middle block.
