@@ -20,6 +20,7 @@ def validated(config: Config) -> Config:
         for good, name, expected in part(config):
             if not good:
                 value = functools.reduce(getattr, name.split("."), config)
+                value = list(value) if isinstance(value, tuple) else value
                 raise ConfigError(f"{name} = {value}", f"it must be {expected}")
     if config.control.map and config.control.kind != "video":
         raise ConfigError(
