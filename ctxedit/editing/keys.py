@@ -10,6 +10,7 @@ from ctxedit.editing.request import Request
 from ctxedit.model_names import split_scale
 from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
+from ctxedit.models.device import settled_dtype
 from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
@@ -80,8 +81,8 @@ class Keys:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
         c, own = self.request.config, own_folder(self.request.config.model)
         # A later ctxedit carries other built-in models under the same name.
-        seed = self.request.tuning_seed
-        shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        seed, dtype = self.request.tuning_seed, settled_dtype(c.dtype, c.device)
+        shared = [identity(c.model), seed, dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.clip.frames > c.window.size:
             shared.append(c.window)  # a clip in one piece is what it was before there were windows
         if c.lora:
