@@ -109,6 +109,18 @@ def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
     return network
 
 
+def _weights(text: str | Mapping[str, float], adapter: Path | None) -> dict[str, float]:
+    """The prompts and their weights, checked."""
+    weights = {text: 1.0} if isinstance(text, str) else dict(text)
+    if not weights or not all(one.strip() for one in weights):
+        raise InputError("the text is empty", "describe what the image should show")
+    if not all(map(math.isfinite, weights.values())):
+        raise ConfigError("a prompt's weight is not a finite number", "weights such as 1.0, 0.5 or -0.3")
+    if adapter is not None and len(weights) > 1:
+        raise ConfigError("a context adapter takes one prompt", "leave out the adapter, or the other prompts")
+    return weights
+
+
 def generate(
     text: str | Mapping[str, float],
     config: Config,
@@ -138,13 +150,7 @@ def generate(
         InputError: an empty text, or none.
         ConfigError: weights that are not finite, or an adapter with several prompts.
     """
-    weights = {text: 1.0} if isinstance(text, str) else dict(text)
-    if not weights or not all(one.strip() for one in weights):
-        raise InputError("the text is empty", "describe what the image should show")
-    if not all(map(math.isfinite, weights.values())):
-        raise ConfigError("a prompt's weight is not a finite number", "weights such as 1.0, 0.5 or -0.3")
-    if adapter is not None and len(weights) > 1:
-        raise ConfigError("a context adapter takes one prompt", "leave out the adapter, or the other prompts")
+    weights = _weights(text, adapter)
     title = ", ".join(weights)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
