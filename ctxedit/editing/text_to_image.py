@@ -109,6 +109,12 @@ def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
     return network
 
 
+def _shift(adapter: Path, backbone: Backbone, text: str, count: int) -> ContextShift:
+    """The adapter bound to a prompt; each image is a clip of one frame."""
+    with backbone.room_for([text]):
+        return ContextShift(load_adapter(adapter, backbone), backbone.embed([text] * count), 1)
+
+
 def _weights(text: str | Mapping[str, float], adapter: Path | None) -> dict[str, float]:
     """The prompts and their weights, checked."""
     weights = {text: 1.0} if isinstance(text, str) else dict(text)
@@ -162,13 +168,8 @@ def generate(
     side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
     warn_of_unknown_words(backbone, " ".join(weights), reporter)
     if config.control.kind != "none":
-        reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
-    shift = None
-    if adapter is not None:
-        network = load_adapter(adapter, backbone)
-        # Each picture is a clip of one frame.
-        with backbone.room_for([title]):
-            shift = ContextShift(network, backbone.embed([title] * count), 1)
+        reporter.warn("an image from text has no clip to take a control from: the ControlNet is left out")
+    shift = None if adapter is None else _shift(adapter, backbone, title, count)
     with reporter.task(f"image “{title}”", config.edit.steps) as progress:
         images = generating.generate(
             backbone, weights, config, count, (side, side), shift, lambda done, _: progress(done, "")

@@ -134,11 +134,10 @@ def tune(
     Raises:
         NumericsError: the loss or a weight is not finite; what was saved before stays.
     """
-    parameters = trainable(backbone, config, shift, temporal)
-    underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
-    with _training(backbone, parameters, config) as masters:
+    with _training(backbone, trainable(backbone, config, shift, temporal), config) as masters:
         optimizer = _optimizer(masters.values, config)
-        scaler = torch.amp.GradScaler(backbone.device.type, enabled=underflows)
+        # bfloat16 and float32 need no loss scaling
+        scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
         done = _resume(folder, masters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
