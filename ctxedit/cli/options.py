@@ -103,7 +103,7 @@ class SettingOptions:
         option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
-        Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
+        Literal["auto", "fast", "half", "float32", "float16", "bfloat16"] | None,
         option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
@@ -337,6 +337,7 @@ class ScoringOptions(ClipModelOptions):
             "--mask",
             panel=_METHOD,
             metavar="FILE",
-            help="Mask: an image, video or folder; only white areas may change.",
+            help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
+            "(.json).",
         ),
     ] = None

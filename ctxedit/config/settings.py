@@ -141,9 +141,13 @@ class TuneConfig:
 
     ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
     ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
+
+    ``frames`` is how many consecutive frames a step sees, drawn anew for each step; 0 is all of the clip, or
+    of one window of it.
     """
 
     steps: int = 200
+    frames: int = 0
     lr: float = 1e-5
     adapter_lr: float = 0.0
     adapter_init: Literal["zero", "pretrained"] = "zero"
@@ -260,8 +264,9 @@ class Config:
     """All settings of a run.
 
     Attributes:
-        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``half`` is bfloat16 where there is
-            some, else float16.
+        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``fast`` is bfloat16 on a CPU that
+            multiplies in it (AVX512-BF16, AMX), and as ``auto`` elsewhere; ``half`` is bfloat16 where there
+            is some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.
@@ -277,7 +282,7 @@ class Config:
     embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "fast", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
     low_memory: bool = False
     round_trip: Literal["auto", "estimate", "whole", "off"] = "auto"

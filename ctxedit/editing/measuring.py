@@ -16,7 +16,7 @@ from ctxedit.editing.parts import Parts
 from ctxedit.editing.speed import Work, note, seconds_of
 from ctxedit.models.device import name_of
 from ctxedit.stages.invert import ascend
-from ctxedit.stages.tune import gradient_pass
+from ctxedit.stages.tune import frames_of_step, gradient_pass
 
 #: Seconds after which a first pass is believed; otherwise a second one is timed, since the first does much
 #: that is done once.
@@ -74,10 +74,11 @@ def _pass(parts: Parts, prompt: str) -> None:
 
 
 def _step(parts: Parts, prompt: str) -> None:
-    """A tuning step without the step: the loss and its gradient."""
+    """A tuning step without the step: the loss and its gradient, of the clip's first frames."""
     with parts.backbone.room_for([prompt]):
         condition = parts.backbone.condition([prompt])
+    span = slice(0, frames_of_step(parts.config))
     gradient_pass(
-        parts.backbone, parts.latents, condition, parts.view, parts.config.tune, parts.request.tuning_seed,
-        parts.shift(prompt), parts.temporal,
+        parts.backbone, parts.latents[span], condition, parts.view_of(span), parts.config.tune,
+        parts.request.tuning_seed, parts.shift(prompt), parts.temporal,
     )  # fmt: skip

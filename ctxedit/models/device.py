@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
+from pathlib import Path
 
 import torch
 
@@ -32,8 +34,11 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` is float32 on CPU and MPS and ``half`` on GPUs: bfloat16 where there is some, else float16.
 
+    ``fast`` is ``auto``, but bfloat16 on a CPU that :func:`multiplies_bfloat16`.
     On a CPU bfloat16 is the denoiser's precision alone; see :func:`storage_dtype`.
     """
+    if name == "fast":
+        name = "bfloat16" if device.type == "cpu" and multiplies_bfloat16() else "auto"
     if name not in ("auto", "half"):
         dtype = getattr(torch, name)
         if dtype == torch.float16 and device.type == "cpu":
@@ -44,6 +49,27 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if device.type == "cpu" else torch.float16
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def settled_dtype(name: str, device: str) -> str:
+    """A precision by its setting, but ``fast``, which differs between machines, by what it is on this one."""
+    if name != "fast":
+        return name
+    return str(pick_dtype(name, pick_device(device))).removeprefix("torch.")
+
+
+@functools.lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16 numbers; known on Linux only.
+
+    Without them bfloat16 is emulated, and slower than float32.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

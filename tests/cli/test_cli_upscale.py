@@ -1,5 +1,6 @@
 """Super-resolution from the command line: sizes, keys, resuming, and what is refused before the work."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,23 @@ def test_every_file_of_an_edit_is_larger(ctxedit, run, own, calls, frames_of):
     told = ctxedit("show", video, "--json").table
     assert told["settings"]["upscale.scale"] == 4 and told["settings"]["upscale.steps"] == 2
     assert "upscale.scale=4" in ctxedit("show", video).out
+
+
+def test_an_upscaler_is_known_by_its_weights(ctxedit, run, own, tmp_path):
+    """Moved, it is the same; trained anew in its place, the edit is upscaled again."""
+    moved = tmp_path / "moved" / "upscaler"
+    shutil.copytree(own, moved)
+    asked = ("edit", TARGET, "--run", run, *FEW, "--dry-run", "--json", "--upscaler")
+    first = ctxedit("edit", TARGET, "--run", run, "--upscaler", own, *FEW, "--json")
+    assert first.code == 0, first.err
+
+    def upscaled(folder):
+        stages = ctxedit(*asked, folder).table["plan"]["stages"]
+        return next(stage["reused"] for stage in stages if stage["name"].startswith("upscale"))
+
+    assert upscaled(own) and upscaled(moved) and upscaled(moved.parent)
+    make_pixel_upscaler(moved, scale=0.3)
+    assert not upscaled(moved) and not upscaled(moved.parent)
 
 
 def test_the_small_frames_are_what_is_scored(ctxedit, run, own):
