@@ -29,7 +29,7 @@ def test_adapter_parameters_are_exact(image):
     assert adapter_parameters(config, 4, 24, image) == sum(p.numel() for p in adapter.parameters())
 
 
-def test_anatomy_is_the_backbones(stable_diffusion):
+def test_sizes_are_the_backbones(stable_diffusion):
     import torch
 
     from ctxedit.models.backbones import family_of, load_backbone
