@@ -1,4 +1,4 @@
-"""What the commands that work over a run folder share: checking first, the plan, the run to go on with."""
+"""Shared by commands that use a run folder: checks, the printed plan, and choosing the run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ctxedit.editing.session import Session
 
 
-def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
-    """Check all that can be checked; print the plan of a dry run. Returns whether to go on."""
+def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan | None:
+    """Check everything that can be checked; print the plan of a dry run. Returns the plan to carry out."""
     from ctxedit.editing import plan
 
     made = plan.make(request, last)
@@ -27,17 +27,31 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
     if not dry_run:
         about = f", about {duration(made.seconds)}" if made.seconds else ""
         screen.say(f"seed {request.config.seed}, preset {request.preset}{about}")
-    return not dry_run
+    return None if dry_run else made
+
+
+def foretell(session: Session, plan: Plan, screen: Screen) -> None:
+    """Say how long a plan takes that could not say it; one pass and one tuning step are timed for it."""
+    if plan.seconds is not None:
+        return
+    from ctxedit.editing.speed import seconds_of
+
+    works = plan.works(session.config)
+    session.measure(work.kind for work, _ in works)
+    each = [seconds_of(work, passes) for work, passes in works]
+    if None not in each:  # an upscaler is measured while it works
+        seconds = sum(one for one in each if one is not None)
+        screen.say(f"about {duration(seconds)} of network passes, by a short measurement on this machine")
 
 
 def folder_of(session: Session) -> Path:
-    """The session's run folder; the clip is captioned for it where that is needed."""
+    """The session's run folder; finding it may need a caption of the clip."""
     with resumable(None):
         return session.run.folder
 
 
 def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | None = None) -> Run:
-    """The run that was named, or the newest one, of ``clip`` if given; which one it is, is said."""
+    """The named run, or else the newest one (of ``clip`` if given), which is printed."""
     if folder is not None:
         return Run(folder)
     run = Run.newest(runs, screen.warn, clip)
@@ -46,7 +60,7 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | Non
 
 
 def describe(plan: Plan) -> str:
-    """A plan for people."""
+    """The plan as text."""
     work, padded = _size(plan.working_size), _size(plan.padded_size)
     handling = f"{gib(plan.reading_bytes)} to read the clip"
     if plan.writing_bytes:
@@ -88,7 +102,7 @@ def _windows(plan: Plan) -> str:
 
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
-        return "not known before a first run with this model on this machine"
+        return "not known on this machine yet: measured in the first seconds of a run"
     return f"about {duration(plan.seconds)}" if plan.seconds else "nothing to compute"
 
 
@@ -108,7 +122,7 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, in one or two units."""
+    """Seconds as text, in one or two units."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -116,7 +130,7 @@ def duration(seconds: float) -> str:
 
 
 def gib(count: int) -> str:
-    """Bytes for people."""
+    """Bytes as text."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ctxedit.models.backbones import (
     family_of,
     open_with_addons,
 )
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import pick_device, pick_dtype, storage_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
@@ -64,8 +65,10 @@ def plan(
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
-    decoding = footprint.autoencoder_bytes(body, latent, 1, dtype.itemsize)
-    peak = body.parameters * dtype.itemsize + max(passing, decoding)
+    stored = storage_dtype(dtype, device).itemsize
+    decoding = footprint.decoding_bytes(body, latent, 1, stored, device.type == "cpu")
+    weights = body.unet.parameters * dtype.itemsize + (body.parameters - body.unet.parameters) * stored
+    peak = weights + max(passing, decoding)
     available = machine.memory_available(device)
     machine.check_memory("text to image", peak, available)
     upscaler, large = None, side
@@ -74,8 +77,8 @@ def plan(
         upscaler, large, how = found.name, side * SCALE, sampling_of(config.upscale, found.defaults)
         sizes = sizes_of(found, is_half(dtype))
         more = footprint.upscaler_bytes(sizes, (side, side), 1, CHUNK, how.branches, dtype.itemsize)
-        machine.check_memory("upscaling", body.parameters * dtype.itemsize + more, available)
-        peak = max(peak, body.parameters * dtype.itemsize + more)
+        machine.check_memory("upscaling", weights + more, available)
+        peak = max(peak, weights + more)
     return {
         "image": str(output),
         "model": checkpoint.name,
@@ -108,8 +111,26 @@ def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
     return network
 
 
+def _shift(adapter: Path, backbone: Backbone, text: str, count: int) -> ContextShift:
+    """The adapter bound to a prompt; each image is a clip of one frame."""
+    with backbone.room_for([text]):
+        return ContextShift(load_adapter(adapter, backbone), backbone.embed([text] * count), 1)
+
+
+def _weights(text: str | Mapping[str, float], adapter: Path | None) -> dict[str, float]:
+    """The prompts and their weights, checked."""
+    weights = {text: 1.0} if isinstance(text, str) else dict(text)
+    if not weights or not all(one.strip() for one in weights):
+        raise InputError("the text is empty", "describe what the image should show")
+    if not all(map(math.isfinite, weights.values())):
+        raise ConfigError("a prompt's weight is not a finite number", "weights such as 1.0, 0.5 or -0.3")
+    if adapter is not None and len(weights) > 1:
+        raise ConfigError("a context adapter takes one prompt", "leave out the adapter, or the other prompts")
+    return weights
+
+
 def generate(
-    text: str,
+    text: str | Mapping[str, float],
     config: Config,
     offline: bool,
     reporter: Reporter,
@@ -121,18 +142,24 @@ def generate(
     Larger sizes are reached by a cascade; see :func:`ctxedit.editing.upscaling.image_side`.
 
     Args:
-        text: what the image should show.
+        text: what the image should show; or several prompts with their weights (composable diffusion, Liu et
+            al. 2022). A negative weight leads away from its prompt.
         config: model, seed, edit.steps, guidance.
         offline: touch no hub.
         reporter: receives messages.
         count: images.
-        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None.
+        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None. Its shift is bound to
+            one prompt, so several take none.
 
     Returns:
         RGB uint8 (count, H, W, 3).
+
+    Raises:
+        InputError: an empty text, or none.
+        ConfigError: weights that are not finite, or an adapter with several prompts.
     """
-    if not text.strip():
-        raise InputError("the text is empty", "describe what the image should show")
+    weights = _weights(text, adapter)
+    title = ", ".join(weights)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
@@ -141,18 +168,13 @@ def generate(
     )
     own = checkpoint.own
     side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
-    warn_of_unknown_words(backbone, text, reporter)
+    warn_of_unknown_words(backbone, " ".join(weights), reporter)
     if config.control.kind != "none":
-        reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
-    shift = None
-    if adapter is not None:
-        network = load_adapter(adapter, backbone)
-        # Each picture is a clip of one frame.
-        with backbone.room_for([text]):
-            shift = ContextShift(network, backbone.embed([text] * count), 1)
-    with reporter.task(f"image “{text}”", config.edit.steps) as progress:
+        reporter.warn("an image from text has no clip to take a control from: the ControlNet is left out")
+    shift = None if adapter is None else _shift(adapter, backbone, title, count)
+    with reporter.task(f"image “{title}”", config.edit.steps) as progress:
         images = generating.generate(
-            backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")
+            backbone, weights, config, count, (side, side), shift, lambda done, _: progress(done, "")
         )
     if not upscaled:
         return images
@@ -161,5 +183,5 @@ def generate(
     total = sampling_of(config.upscale, found.defaults).steps * chunk_count(count, False)
     with reporter.task("upscale", total) as progress:
         return upscaler.upscale(
-            images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")
+            images, title, config.upscale, config.seed, False, lambda done, _: progress(done, "")
         )
