@@ -368,8 +368,10 @@ def _material(
         path = clip_path(video, Path(folder), "video")
         if source is None:
             return compare.Material(compare.read_video(path, *span))
-        beside = None if mask is None else mask_path(mask, Path(folder))
-        return compare.read_pair(path, clip_path(source, Path(folder), "source"), beside, *span, teller.say)
+        mask_file = None if mask is None else mask_path(mask, Path(folder))
+        return compare.read_pair(
+            path, clip_path(source, Path(folder), "source"), mask_file, *span, teller.say
+        )
 
 
 @quietly

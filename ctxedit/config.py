@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ctxedit.errors import ConfigError, did_you_mean
-from ctxedit.naming import BUILTIN as BUILTIN
-from ctxedit.naming import is_own, whole, whole_scaled
+from ctxedit.model_names import BUILTIN as BUILTIN
+from ctxedit.model_names import is_own, whole, whole_scaled
 from ctxedit.patterns import pattern_names
 from ctxedit.renames import RENAMED, current_name, variable_of
 from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table

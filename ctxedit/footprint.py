@@ -11,7 +11,7 @@ from ctxedit.models.sizes import Sizes
 
 
 def forward_bytes(a: Sizes, side: tuple[int, int], images: int, window: int, width: int) -> int:
-    """Activations at the peak of one pass of the UNet over ``images`` frames (frames × lanes), no gradient.
+    """Activations at the peak of one UNet pass over ``images`` images (frames × branches), no gradient.
 
     The skips of every level, and at the widest level about 60 maps of its channels (measured): the
     feed-forward's hidden halves, keys and values of ``window`` frames, convolutions' copies.

@@ -48,11 +48,11 @@ def parse(text: str) -> dict[str, Any]:
     return table
 
 
-def lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay a nested table over another, in place."""
+def merge_into(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Merge the nested table ``over`` into ``under``, in place; ``over`` wins."""
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(under.get(key), dict):
-            lay(under[key], value)
+            merge_into(under[key], value)
         else:
             under[key] = dict(value) if isinstance(value, Mapping) else value
 
@@ -125,5 +125,5 @@ def preset_table(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         if above:
             raise
         raise ConfigError(f"{path.name}: its base: {error}", error.hint) from error
-    lay(whole, table)
+    merge_into(whole, table)
     return whole

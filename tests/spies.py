@@ -31,7 +31,7 @@ class AttentionSpy:
     projections gave.
 
     Attributes:
-        met: for each kernel call, since ``clear``, the lanes of (queries, keys, values); None is a mixture.
+        met: for each kernel call since ``clear``, the branches of (queries, keys, values); None: mixed.
         saw: pairs (frame, frame that it took keys from).
     """
 
@@ -68,11 +68,11 @@ class AttentionSpy:
 
     def _look(self, q, k, v):
         tokens = self.last["to_k"].shape[2]
-        lanes: list[int | None] = []
+        branches: list[int | None] = []
         for name, x in (("to_q", q), ("to_k", k), ("to_v", v)):
             at = self._find(name, x[0, :, : self.last[name].shape[2]])
-            lanes.append(None if at is None else at // self.frames)
-        self.met.append(tuple(lanes))
+            branches.append(None if at is None else at // self.frames)
+        self.met.append(tuple(branches))
         if name_of_self(self.layer, self.last):
             for m in range(len(q)):
                 i = self._find("to_q", q[m])
@@ -122,7 +122,7 @@ class Spy:
         self.control: list[tuple[str, int]] = []
         self.shifts: list[tuple[str, float]] = []
         layers = dict(backbone.unet.named_modules())
-        # Not the first: what has not met a word yet is the same in both lanes of guidance.
+        # Not the first: what has not met a word yet is the same in both branches of guidance.
         at = "down_blocks.1.attentions.0.transformer_blocks.0."
         self.self_attention = AttentionSpy(layers[f"{at}attn1"], frames)
         self.cross_attention = AttentionSpy(layers[f"{at}attn2"], frames)

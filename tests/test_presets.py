@@ -81,7 +81,7 @@ def spied(clip, stable_diffusion, controlnet, tmp_path_factory):
                 session.tune()
                 spy.trajectory = session.invert()
                 session.edit(TARGET)
-                spy.seen = attention_map(spy)
+                spy.attended = attention_map(spy)
                 spy.alpha_0 = float(session.parts.backbone.levels(STEPS).at(0)[0] ** 2)
                 spy.norms = clip_norms_of(session)
             runs[preset] = spy
@@ -118,7 +118,7 @@ def base(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_frame_sees_the_frames_of_its_method(spied, preset):
-    assert spied(preset).seen == SEEN[base(preset)]
+    assert spied(preset).attended == SEEN[base(preset)]
 
 
 @pytest.mark.parametrize("preset", ["fatezero", "fatezero-shape", "contextdiff"])
@@ -191,7 +191,7 @@ def test_the_controlnet_runs_beside_every_call_or_not_at_all(spied, preset):
         assert spy.control == [] and set(residuals) == {None}
         return
     assert all(r is not None and r > 0 for r in residuals)
-    assert spy.control == [(c.phase, c.batch) for c in spy.calls], "for every lane"
+    assert spy.control == [(c.phase, c.batch) for c in spy.calls], "for every branch"
     assert {c.phase for c in spy.calls} == {"tune", "invert", "edit"}
 
 
@@ -221,7 +221,7 @@ def test_the_sources_attention_serves_in_its_steps(spied, preset):
     blended = base(preset) == "fatezero-shape"
     # Replacement, where the words stand one for one, maps the target's own values; refinement some of them.
     values = None if base(preset) in ("fatezero", "fatezero-shape") else 2
-    # Lanes: 0 the source, 1 unconditional, 2 conditional.
+    # Branches: 0 the source, 1 unconditional, 2 conditional.
     for number, call in enumerate(steps):
         here = number < fused
         assert call.batch == (3 if here else 2) * F

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import page, tables
-from ctxedit.bench.results import Row
+from ctxedit.bench.delivery import deliver
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import REFERENCES, Bench
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import metrics
@@ -20,7 +21,7 @@ EDITS = "edits"
 
 
 @dataclass(frozen=True)
-class Files:
+class ReportFiles:
     """Where a batch's report lies."""
 
     json: Path
@@ -28,12 +29,12 @@ class Files:
     page: Path
 
 
-def files_in(out: Path) -> Files:
+def files_in(out: Path) -> ReportFiles:
     """Where the report of a batch in ``out`` lies."""
-    return Files(out / "report.json", out / "report.md", out / "index.html")
+    return ReportFiles(out / "report.json", out / "report.md", out / "index.html")
 
 
-def write(batch: Bench, rows: Sequence[Row]) -> dict[str, Any]:
+def write(batch: Bench, rows: Sequence[ResultRow]) -> dict[str, Any]:
     """Write the report from the rows; returns what ``report.json`` holds.
 
     Args:
@@ -56,10 +57,12 @@ def write(batch: Bench, rows: Sequence[Row]) -> dict[str, Any]:
     _put(files.markdown, _markdown(about, done, failed))
     labels = [method.label for method in batch.methods]
     _put(files.page, page.page(batch.out, rows, labels, about, "Batch of edits"))
+    for file in astuple(files):
+        deliver(batch, file.name)
     return whole
 
 
-def _about(batch: Bench, done: Sequence[Row], failed: Sequence[Row]) -> list[str]:
+def _about(batch: Bench, done: Sequence[ResultRow], failed: Sequence[ResultRow]) -> list[str]:
     targets = sum(len(clip.targets) for clip in batch.clips)
     said = [
         f"Clips: {len(batch.clips)}; edits: {len(done)} of {targets}, {len(failed)} failed.",
@@ -71,7 +74,7 @@ def _about(batch: Bench, done: Sequence[Row], failed: Sequence[Row]) -> list[str
     return said + ([f"Model: {'; '.join(places)}."] if places else [])
 
 
-def _edit(row: Row) -> dict[str, Any]:
+def _edit(row: ResultRow) -> dict[str, Any]:
     """One edit for programs; paths are relative to the report."""
     return {
         "clip": row.clip, "prompt": row.prompt, "target": row.target, "video": row.video,
@@ -79,12 +82,12 @@ def _edit(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seconds(row: Row) -> float:
+def _seconds(row: ResultRow) -> float:
     """Of all stages; those of the clip count for each of its targets."""
     return sum(cost["seconds"] for cost in row.costs.values())
 
 
-def _markdown(about: Sequence[str], done: Sequence[Row], failed: Sequence[Row]) -> str:
+def _markdown(about: Sequence[str], done: Sequence[ResultRow], failed: Sequence[ResultRow]) -> str:
     shown = [m for m in metrics() if any(row.figures.get(m.key) is not None for row in done)]
     parts = ["# Batch of edits", "", *about, ""]
     if failed:

@@ -29,7 +29,7 @@ _TEXT = "a cat on the beach"
 
 
 @dataclass
-class Row:
+class CostRow:
     """One way to generate.
 
     Attributes:
@@ -44,7 +44,7 @@ class Row:
     train: list[float] = field(default_factory=list)
     sample: list[float] = field(default_factory=list)
 
-    def table(self, plain: Row) -> dict[str, str | int | float]:
+    def table(self, plain: CostRow) -> dict[str, str | int | float]:
         """The row as a table, with ratios to the plain one."""
         train, sample = statistics.median(self.train), statistics.median(self.sample)
         return {
@@ -54,7 +54,9 @@ class Row:
         }  # fmt: skip
 
 
-def measure(config: Config, batch: int, repeats: int, reporter: Reporter, offline: bool = False) -> list[Row]:
+def measure(
+    config: Config, batch: int, repeats: int, reporter: Reporter, offline: bool = False
+) -> list[CostRow]:
     """Measure both ways in turn, ``repeats`` times each, after one round that is not counted.
 
     Args:
@@ -79,7 +81,7 @@ def measure(config: Config, batch: int, repeats: int, reporter: Reporter, offlin
     )
     size = sum(p.numel() for network in backbone.networks[:1] for p in network.parameters())
     more = sum(p.numel() for p in adapter.parameters())
-    rows = [Row("plain", size), Row("contextual", size + more)]
+    rows = [CostRow("plain", size), CostRow("contextual", size + more)]
     with reporter.task("measure", 2 * (repeats + 1)) as progress:
         for number in range(repeats + 1):
             for i, row in enumerate(rows):

@@ -54,7 +54,7 @@ class Measure:
         self, scorer: ClipScorer, chosen: Sequence[str] = (), networks: Networks | None = None
     ) -> None:
         self.scorer = scorer
-        self.networks = Networks(scorer) if networks is None else networks.beside(scorer)
+        self.networks = Networks(scorer) if networks is None else networks.with_clip(scorer)
         self.metrics = columns(chosen)
 
     def __call__(self, frames: NDArray[np.uint8], clip: Clip, target: Target, truth: Truth) -> Values:

@@ -45,7 +45,7 @@ _SPLITS = 10
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LabelSample:
     """One picture to make and the real one with the same labels: RGB uint8 (H, W, 3)."""
 
     labels: Labels
@@ -54,7 +54,7 @@ class Wanted:
 
 def wanted(
     kind: Kind, encoder: LabelEncoder, data: Path | None, count: int, seed: int, side: int
-) -> list[Wanted]:
+) -> list[LabelSample]:
     """So many labels with their real images.
 
     Args:
@@ -86,16 +86,16 @@ def wanted(
     return [_of(samples[i], found.labels, encoder) for i in range(count)]
 
 
-def _of(sample: dict[str, Any], names: Sequence[str], encoder: LabelEncoder) -> Wanted:
+def _of(sample: dict[str, Any], names: Sequence[str], encoder: LabelEncoder) -> LabelSample:
     real = ((sample["image"].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     kept = [i for i, label in enumerate(sample["labels"].tolist()) if label >= 0]
     numbers = tuple(encoder.encoder.number(names[int(sample["labels"][i])]) for i in kept)
     boxes: list[Box] = [(a, b, c, d) for a, b, c, d in sample["boxes"][kept].tolist()]
-    return Wanted(Labels(numbers, tuple(boxes)), real)
+    return LabelSample(Labels(numbers, tuple(boxes)), real)
 
 
 def make(
-    asked: Sequence[Wanted],
+    samples: Sequence[LabelSample],
     encoder: LabelEncoder,
     out: Path,
     config: Config,
@@ -111,7 +111,7 @@ def make(
         OutputError: ``out`` holds images of other settings, or cannot be written.
     """
     check(out, encoder, config)
-    names = [f"{i:06d}.png" for i in range(len(asked))]
+    names = [f"{i:06d}.png" for i in range(len(samples))]
     mine, theirs = [out / "generated" / n for n in names], [out / "real" / n for n in names]
     due = [i for i, file in enumerate(mine) if not is_whole(file)]
     if due:
@@ -125,10 +125,10 @@ def make(
             for done, i in enumerate(due, 1):
                 settings = replace(config, seed=config.seed + i)
                 write_image(
-                    mine[i], picture(backbone, encoder, asked[i].labels, "", settings), overwrite=True
+                    mine[i], picture(backbone, encoder, samples[i].labels, "", settings), overwrite=True
                 )
                 step(done, "")
-    for file, one in zip(theirs, asked, strict=True):
+    for file, one in zip(theirs, samples, strict=True):
         if not is_whole(file):
             write_image(file, one.real, overwrite=True)
     return mine, theirs
@@ -154,7 +154,7 @@ def _facts(encoder: LabelEncoder, config: Config) -> dict[str, Any]:
 
 
 def judged(
-    kind: Kind, asked: Sequence[Wanted], encoder: LabelEncoder, files: Sequence[Path],
+    kind: Kind, samples: Sequence[LabelSample], encoder: LabelEncoder, files: Sequence[Path],
     warn: Callable[[str], None],
 ) -> list[Score]:  # fmt: skip
     """The drawn world's judges' figures; none, and ``warn`` is told, for labels that they do not know."""
@@ -162,41 +162,45 @@ def judged(
     if not set(labels) <= set(composition_judge.NAMES):
         warn("the judges know the drawn world's objects only: the labels are not looked for")
         return []
-    if asked[0].real.shape[:2] != (composition_judge.SIDE,) * 2:
+    if samples[0].real.shape[:2] != (composition_judge.SIDE,) * 2:
         raise ConfigError(f"the judges take pictures of {composition_judge.SIDE} pixels", "leave out --size")
     frames = np.stack([read_image(file) for file in files])
     if kind == "class":
-        return _of_classes(asked, labels, frames)
-    return _of_layouts(asked, labels, frames)
+        return _of_classes(samples, labels, frames)
+    return _of_layouts(samples, labels, frames)
 
 
 @torch.no_grad()
-def _of_classes(asked: Sequence[Wanted], labels: Sequence[str], frames: NDArray[np.uint8]) -> list[Score]:
+def _of_classes(
+    samples: Sequence[LabelSample], labels: Sequence[str], frames: NDArray[np.uint8]
+) -> list[Score]:
     network = judge.load_judge(BUILTIN_FOLDER / "judge")
     logits = network(torch.stack([to_tensor(frame) for frame in frames]))["object"]
     classes = judge.ANSWERS["object"]
     right = sum(
         classes[int(found)] == labels[one.labels.numbers[0]]
-        for found, one in zip(logits.argmax(1), asked, strict=True)
+        for found, one in zip(logits.argmax(1), samples, strict=True)
     )
-    made = [_share("class right", right, len(asked), "the judge")]
-    if len(asked) >= _SPLITS:
+    made = [_share("class right", right, len(samples), "the judge")]
+    if len(samples) >= _SPLITS:
         mean, spread = fidelity.inception_score(logits, _SPLITS)
         half = STUDENT * spread / math.sqrt(_SPLITS - 1)
         made.append(
-            Score("is", "IS", "higher", 3, mean, mean - half, mean + half, len(asked), 0,
+            Score("is", "IS", "higher", 3, mean, mean - half, mean + half, len(samples), 0,
                   f"the judge's {len(classes)} classes", f"{_SPLITS} splits")
         )  # fmt: skip
     return made
 
 
-def _of_layouts(asked: Sequence[Wanted], labels: Sequence[str], frames: NDArray[np.uint8]) -> list[Score]:
+def _of_layouts(
+    samples: Sequence[LabelSample], labels: Sequence[str], frames: NDArray[np.uint8]
+) -> list[Score]:
     network = composition_judge.load(BUILTIN_FOLDER / "composition-judge")
     looks = composition_verdict.look(network, frames)
-    real = composition_verdict.look(network, np.stack([one.real for one in asked]))
-    who, boxes = "the composition judge", sum(len(one.labels.numbers) for one in asked)
+    real = composition_verdict.look(network, np.stack([one.real for one in samples]))
+    who, boxes = "the composition judge", sum(len(one.labels.numbers) for one in samples)
     placed, there, ceiling = (
-        sum(counted(one.labels, labels, seen, inside) for one, seen in zip(asked, looks_, strict=True))
+        sum(counted(one.labels, labels, seen, inside) for one, seen in zip(samples, looks_, strict=True))
         for looks_, inside in ((looks, True), (looks, False), (real, True))
     )
     return [
@@ -206,13 +210,13 @@ def _of_layouts(asked: Sequence[Wanted], labels: Sequence[str], frames: NDArray[
     ]
 
 
-def counted(asked: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
+def counted(wanted: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
     """Boxes for which the judge sees an object with the label, each object for one box.
 
     With ``inside`` the object's middle lies in the box; the boxes nearest to their objects come first.
     """
     pairs = []
-    for b, (number, (x0, y0, x1, y1)) in enumerate(zip(asked.numbers, asked.boxes, strict=True)):
+    for b, (number, (x0, y0, x1, y1)) in enumerate(zip(wanted.numbers, wanted.boxes, strict=True)):
         for o, found in enumerate(seen.objects):
             within = x0 <= found.x <= x1 and y0 <= found.y <= y1
             if found.name == labels[number] and (within or not inside):

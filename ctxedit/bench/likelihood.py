@@ -32,7 +32,7 @@ _BINS = 50
 
 
 @dataclass(frozen=True)
-class Plan:
+class BoundPlan:
     """What to compute.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Result:
+class BoundResult:
     """Bits per dimension, with the standard error over images, and the parts that it is the sum of.
 
     Attributes:
@@ -77,8 +77,13 @@ class Result:
 
 
 def measure(
-    model: PixelDenoiser, pixels: PixelSet, plan: Plan, key: dict[str, Any], out: Path, reporter: Reporter
-) -> Result:
+    model: PixelDenoiser,
+    pixels: PixelSet,
+    plan: BoundPlan,
+    key: dict[str, Any],
+    out: Path,
+    reporter: Reporter,
+) -> BoundResult:
     """Compute the bound; resumes what ``out`` has.
 
     Args:
@@ -99,6 +104,7 @@ def measure(
         )
     labels = _labels(model, pixels)
     order = np.random.default_rng((plan.seed, 1)).permutation(len(pixels))[: plan.count]
+    _check_usable(pixels, order)
     rows = _resume(out, {**key, **vars(plan)})
     with (
         reporter.task("likelihood", plan.count) as progress,
@@ -113,6 +119,17 @@ def measure(
             bits = [sum(r[k] for k in ("prior", "steps", "decoder")) for r in rows]
             progress(done + 1, f"{np.mean(bits):.3f} bits per dimension")
     return _result(rows, model.config.steps)
+
+
+def _check_usable(pixels: PixelSet, order: NDArray[np.int64]) -> None:
+    """Raise InputError where some of the images that were chosen cannot be used."""
+    found = {pixels.name(int(i)): why for i in order if isinstance(why := pixels.load(int(i)), str)}
+    if found:
+        listed = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:2])
+        raise InputError(
+            f"{len(found)} of the {len(order)} images cannot be used ({listed})",
+            "remove them: a likelihood is of all images that were chosen",
+        )
 
 
 def _labels(model: PixelDenoiser, pixels: PixelSet) -> NDArray[np.int64]:
@@ -156,7 +173,7 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _image(
-    model: PixelDenoiser, image: NDArray[np.uint8], label: int, plan: Plan, number: int
+    model: PixelDenoiser, image: NDArray[np.uint8], label: int, plan: BoundPlan, number: int
 ) -> dict[str, Any]:
     """The parts of one image's bound in bits per dimension, and its terms by level."""
     generator = torch.Generator().manual_seed((plan.seed * 1_000_003 + number) % 2**63)
@@ -205,7 +222,7 @@ def _terms(
 
 
 def _ends(
-    model: PixelDenoiser, x0: Tensor, label: int, plan: Plan, generator: torch.Generator
+    model: PixelDenoiser, x0: Tensor, label: int, plan: BoundPlan, generator: torch.Generator
 ) -> tuple[float, float]:
     """The prior's KL in nats per dimension, and the last step's bits per dimension."""
     labels = torch.full((1,), label, device=x0.device)
@@ -223,13 +240,13 @@ def _ends(
     return float(prior), float(decoder_nll(x0, mean, s / a)) / math.log(2) + 7
 
 
-def _result(rows: list[dict[str, Any]], steps: int) -> Result:
+def _result(rows: list[dict[str, Any]], steps: int) -> BoundResult:
     parts = {k: np.array([row[k] for row in rows]) for k in ("prior", "steps", "decoder")}
     bits = parts["prior"] + parts["steps"] + parts["decoder"]
     low, high = of_mean(bits) or (math.nan, math.nan)
     error = float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
     prior, between, decoder = (float(part.mean()) for part in parts.values())
-    return Result(
+    return BoundResult(
         float(bits.mean()), error, low, high, prior, between, decoder,
         _curve(rows, steps), len(rows), len(rows[0]["levels"]),
     )  # fmt: skip
@@ -251,7 +268,7 @@ def _curve(rows: list[dict[str, Any]], steps: int) -> tuple[tuple[float, float, 
     )
 
 
-def write(result: Result, out: Path) -> dict[str, Path]:
+def write(result: BoundResult, out: Path) -> dict[str, Path]:
     """Write ``likelihood.csv`` and ``likelihood.png``: the sum's terms by level."""
     from matplotlib.figure import Figure
 

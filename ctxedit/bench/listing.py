@@ -5,7 +5,8 @@ keys are refused.
 ``[[clips]]`` has ``path`` and ``prompt``, optionally ``name`` (the file's), ``mask`` (a video or image, white
 where the object is) and ``control`` (a map for presets that take one), and ``[[clips.targets]]`` with
 ``prompt`` and ``kind``, optionally ``mask`` (over the clip's), ``ideal`` (the true edit) and ``expect`` (a
-table of what the built-in judge should see). Relative paths are relative to the list.
+table of what the built-in judge should see). Relative paths are relative to the list; a URL that fsspec opens
+(``s3://bucket/a.mp4``) is fetched into the cache.
 
 For several objects ``composition`` stands beside ``expect``: ``groups``, tables with ``name`` and, where it
 matters, ``colour``, ``count`` and ``size``; of two groups also the ``relation`` of the first to the second.
@@ -19,14 +20,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ctxedit.bench.formats import base_of, entries
 from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.naming import expanded
+from ctxedit.model_names import expanded
+from ctxedit.storage import fetch, is_url
 from ctxedit.synthetic.compositions import Composition
 from ctxedit.synthetic.judge import ANSWERS
 
@@ -50,7 +52,8 @@ class Target:
 class Clip:
     """A clip of the list; ``prompt`` is empty where it is to be captioned.
 
-    ``span`` is which frames to use, where the clip is too short for those of the settings.
+    ``span`` is which frames to use, where the clip is too short for those of the settings. ``remote`` are
+    the URLs of what was fetched, each with the copy that the paths are of.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Clip:
     mask: Path | None = None
     control: Path | None = None
     span: ClipConfig | None = None
+    remote: tuple[tuple[str, Path], ...] = ()
 
 
 def read_list(path: Path, batch: bool = False, targets: Sequence[str] = ()) -> tuple[Clip, ...]:
@@ -90,10 +94,11 @@ class _Reading:
     folder: Path
     batch: bool
     targets: tuple[str, ...]
+    fetched: dict[str, Path] = field(default_factory=dict)
 
 
 def _clip(entry: Any, reading: _Reading, where: str) -> Clip:
-    entry = _as_table(entry, where)
+    entry, reading = _as_table(entry, where), replace(reading, fetched={})
     _known(entry, {"name", "path", "prompt", "mask", "control", "targets"}, where)
     path = _path(entry, "path", reading, where)
     if path is None:
@@ -111,7 +116,8 @@ def _clip(entry: Any, reading: _Reading, where: str) -> Clip:
     read += [Target(text) for text in reading.targets if text not in [t.prompt for t in read]]
     _distinct((target.prompt for target in read), "target", where, "leave one of them out")
     mask, control = (_path(entry, key, reading, where) for key in ("mask", "control"))
-    return Clip(name, path, prompt or "", tuple(read), mask, control)
+    remote = tuple(reading.fetched.items())
+    return Clip(name, path, prompt or "", tuple(read), mask, control, remote=remote)
 
 
 def _target(entry: Any, reading: _Reading, where: str) -> Target:
@@ -185,6 +191,8 @@ def _path(table: Mapping[str, Any], key: str, reading: _Reading, where: str) -> 
     text = _text(table, key, where)
     if text is None:
         return None
+    if is_url(text):
+        return reading.fetched.setdefault(text, fetch(text))
     path = reading.folder / expanded(text)
     if not os.path.exists(path):
         raise InputError(f"{where}: {key} {path} does not exist", "paths are relative to the list's folder")

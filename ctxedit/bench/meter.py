@@ -29,7 +29,7 @@ class Cost:
     Attributes:
         seconds: of the stage's own loop: no loading, decoding or writing.
         peak_bytes: largest resident memory of the process on CPU, largest allocation on CUDA.
-        evaluations: passes of the UNet over the clip, guidance's two lanes counted as two.
+        evaluations: passes of the UNet over the clip, guidance's two branches counted as two.
     """
 
     seconds: float = 0.0
@@ -45,7 +45,7 @@ class Cost:
         )
 
 
-class Meter(Reporter):
+class CostMeter(Reporter):
     """A reporter that measures every task and hands it on.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import REFERENCES
 from ctxedit.metrics import metrics
 
@@ -22,7 +22,7 @@ _MARK = "__DATA__"
 
 def page(
     out: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     methods: Sequence[str],
     about: Sequence[str],
     title: str = "Comparison of editing methods",
@@ -73,7 +73,7 @@ def _address(name: str) -> str:
     return quote(Path(name).as_posix())
 
 
-def _items(rows: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
+def _items(rows: Sequence[ResultRow], order: Sequence[str]) -> list[dict[str, Any]]:
     """One item a clip and target, with a cell for each method that has a row."""
     items: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import sweep
+from ctxedit.bench.delivery import results_of
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.report import files_in
-from ctxedit.bench.results import NAME, Results
+from ctxedit.bench.results import NAME
 from ctxedit.bench.subject import REFERENCES, Bench, Method, settings_for
 from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
@@ -85,7 +86,7 @@ def look(bench: Bench) -> Preview:
     for clip in bench.clips:
         for method in bench.methods:
             _check_control(clip, method)
-    results = Results(bench.out)
+    results = results_of(bench)
     edits = done = peak = 0
     left: dict[str, int] = {}
     failing: dict[str, str] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import latex, page, tables
-from ctxedit.bench.results import Row, row_of
+from ctxedit.bench.results import ResultRow, row_of
 from ctxedit.bench.subject import IDEAL, SOURCE, Bench
 from ctxedit.errors import InputError
 from ctxedit.files import read_json
@@ -20,7 +20,7 @@ from ctxedit.runs import versions
 
 
 @dataclass(frozen=True)
-class Files:
+class ComparisonFiles:
     """What was written."""
 
     table_json: Path
@@ -31,13 +31,13 @@ class Files:
     page: Path
 
 
-def files_in(out: Path) -> Files:
+def files_in(out: Path) -> ComparisonFiles:
     """Where a bench's tables lie."""
     names = ("table.json", "table.csv", "table.md", "table.tex", "costs.md", "index.html")
-    return Files(*(out / name for name in names))
+    return ComparisonFiles(*(out / name for name in names))
 
 
-def write(bench: Bench, rows: Sequence[Row], compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+def write(bench: Bench, rows: Sequence[ResultRow], compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Write the tables and the page from the rows; returns what ``table.json`` holds.
 
     Args:
@@ -82,7 +82,7 @@ def read(out: Path) -> dict[str, Any]:
     return table
 
 
-def edits_of(whole: dict[str, Any]) -> list[Row]:
+def edits_of(whole: dict[str, Any]) -> list[ResultRow]:
     """The rows that ``table.json`` holds; raises InputError for those of another version."""
     try:
         return [row_of(row) for row in whole["edits"]]
@@ -90,7 +90,7 @@ def edits_of(whole: dict[str, Any]) -> list[Row]:
         raise InputError("table.json is of another version", "run the same `ctxedit bench` again") from error
 
 
-def _about(bench: Bench, rows: Sequence[Row]) -> list[str]:
+def _about(bench: Bench, rows: Sequence[ResultRow]) -> list[str]:
     """What was compared, on what, in sentences."""
     own = [method.label for method in bench.methods]
     done = [row for row in rows if row.method in own and row.error is None]

@@ -14,7 +14,7 @@ NAME = "results.jsonl"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One edit.
 
     Attributes:
@@ -45,9 +45,9 @@ class Row:
         return asdict(self)
 
 
-def row_of(table: dict[str, Any]) -> Row:
+def row_of(table: dict[str, Any]) -> ResultRow:
     """A row from JSON; raises TypeError for what is none."""
-    row = Row(**table)
+    row = ResultRow(**table)
     texts = (row.key, row.method, row.clip, row.target, row.kind, row.prompt)
     tables = (row.figures, row.costs, row.facts)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(t, dict) for t in tables):
@@ -73,7 +73,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, ResultRow] = {}
         self.damaged = 0
         lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else []
         for number, line in enumerate(lines, 1):
@@ -93,16 +93,16 @@ class Results:
             raise InputError(f"{self.path} holds no results", "delete it, or choose another --out")
         self._torn = bool(lines) and bool(lines[-1].strip())
 
-    def done(self, key: str) -> Row | None:
+    def done(self, key: str) -> ResultRow | None:
         """The finished edit of this key; one that failed is not finished."""
         row = self._rows.get(key)
         return row if row is not None and row.error is None else None
 
-    def get(self, key: str) -> Row | None:
+    def get(self, key: str) -> ResultRow | None:
         """The last row of this key, failed or not."""
         return self._rows.get(key)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ResultRow) -> None:
         """Append a row; on the disk when this returns. Raises OutputError where it cannot be written."""
         text = json.dumps(row.table(), ensure_ascii=False, allow_nan=False)
         try:
@@ -118,7 +118,7 @@ class Results:
         self._rows[row.key] = row
 
 
-def _row(line: bytes) -> Row | None:
+def _row(line: bytes) -> ResultRow | None:
     """The row that a line holds; None for other JSON. Raises ValueError for what is none."""
     table = json.loads(line)
     kinds: dict[str, Any] = {
@@ -130,7 +130,7 @@ def _row(line: bytes) -> Row | None:
     }
     texts = ("key", "method", "clip", "target", "kind", "prompt")
     try:
-        row = Row(**table)
+        row = ResultRow(**table)
     except TypeError:
         return None
     good = all(isinstance(getattr(row, name), str) for name in texts)

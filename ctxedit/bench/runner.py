@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ctxedit.bench.results import Results, Row
+from ctxedit.bench.delivery import flaw, note, results_of
+from ctxedit.bench.results import ResultRow, Results
 from ctxedit.bench.serve import Job, Serving, row_for
 from ctxedit.bench.subject import Bench, edits, references
 from ctxedit.executors import Executor, Here, Lost, Overseer
-from ctxedit.runs import fingerprint
 
 
 class Watcher(Overseer):
@@ -18,11 +18,11 @@ class Watcher(Overseer):
     def began(self, edits: int, done: int) -> None:
         """So many edits in all, so many of them were done before."""
 
-    def finished(self, row: Row) -> None:
+    def finished(self, row: ResultRow) -> None:
         """An edit is done, or has failed."""
 
 
-def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None = None) -> list[Row]:
+def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None = None) -> list[ResultRow]:
     """Every row of the comparison, references first in each clip: made, or read where it is done.
 
     A clip, a tuning or an edit that fails becomes a row with its error, and the rest go on; only a disk that
@@ -35,7 +35,7 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
         executor: where the jobs run; None is this process.
     """
     watcher, executor = watcher or Watcher(), executor or Here()
-    results = Results(bench.out)
+    results = results_of(bench)
     if results.damaged:
         watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     every = list(edits(bench))
@@ -47,6 +47,7 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
             for job, made in executor.run(serving, jobs, watcher):
                 for row in _lost(job, made) if isinstance(made, Lost) else (made,):
                     results.add(row)
+                    note(bench, row)
                     watcher.finished(row)
     return rows_of(bench, results)
 
@@ -68,7 +69,7 @@ def _jobs(bench: Bench, results: Results, known: set[str], watcher: Watcher) -> 
             yield Job(clip, bench.methods[0], (), wanted)
 
 
-def _lost(job: Job, lost: Lost) -> list[Row]:
+def _lost(job: Job, lost: Lost) -> list[ResultRow]:
     return [row_for(key, job.method.label, job.clip, t, error=lost.reason) for t, key in job.due]
 
 
@@ -77,17 +78,12 @@ def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
     row = results.done(key)
     if row is None:
         return False
-    noted = row.facts.get("video_hash")
-    if row.video is None or noted is None:  # rows of an earlier ctxedit note no hash
-        return True
-    video = bench.out / row.video
-    if video.exists() and fingerprint(video) == noted:
-        return True
-    watcher.warn(f"{video} is {'damaged' if video.exists() else 'missing'}: it is written again")
-    return False
+    if (wrong := flaw(bench, row)) is not None:
+        watcher.warn(f"{wrong}: it is written again")
+    return wrong is None
 
 
-def rows_of(bench: Bench, results: Results) -> list[Row]:
+def rows_of(bench: Bench, results: Results) -> list[ResultRow]:
     """The rows of this comparison that there are, in its order."""
     keys = [key for clip in bench.clips for _, _, key in references(bench, clip)]
     keys += [key for *_, key in edits(bench)]

@@ -22,12 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ctxedit.bench import external
+from ctxedit.bench.delivery import deliver
 from ctxedit.bench.figures import Measure, Truth, Values, prepared
 from ctxedit.bench.listing import Clip, Target
-from ctxedit.bench.meter import Ledger, Meter
-from ctxedit.bench.results import Row
+from ctxedit.bench.meter import CostMeter, Ledger
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import IDEAL, SOURCE, Bench, Method, mask_of
-from ctxedit.editing.kept import Kept
+from ctxedit.editing.loaded import LoadedNetworks
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.session import Session
 from ctxedit.errors import CtxeditError, InputError, OutputError
@@ -40,6 +41,7 @@ from ctxedit.models.device import pick_device
 from ctxedit.models.quiet import hush
 from ctxedit.runs import fingerprint, slug
 from ctxedit.stages.prepare import Prepared, read_working
+from ctxedit.storage import fetch_to
 
 #: In the output folder while workers write to it.
 _MARK = ".workers"
@@ -77,7 +79,7 @@ class Serving:
     def __init__(self, bench: Bench, token: str = "") -> None:
         self.bench, self._token = bench, token
         self._networks: Networks | None = None
-        self._kept = Kept()
+        self._loaded = LoadedNetworks()
 
     def __reduce__(self) -> tuple[type[Serving], tuple[Bench, str]]:
         return Serving, (self.bench, self._token)
@@ -85,12 +87,17 @@ class Serving:
     @contextmanager
     def marked(self) -> Iterator[Serving]:
         """Mark the output folder while the block lasts, so that workers can tell that it is this one."""
-        token, mark = uuid.uuid4().hex, self.bench.out / _MARK
-        with atomic(mark, True) as temporary:
-            temporary.write_text(token)
+        token, mark, store = uuid.uuid4().hex, self.bench.out / _MARK, self.bench.store
+        if store is not None:
+            store.write(_MARK, token.encode())
+        else:
+            with atomic(mark, True) as temporary:
+                temporary.write_text(token)
         try:
             yield Serving(self.bench, token)
         finally:
+            if store is not None:
+                store.delete(_MARK)
             mark.unlink(missing_ok=True)
 
     def prepare(self) -> None:
@@ -99,11 +106,11 @@ class Serving:
         Raises:
             OutputError: the output folder is not the one that was marked.
         """
-        mark = self.bench.out / _MARK
-        if self._token and not (mark.is_file() and mark.read_text() == self._token):
+        if self._token and self._marked() != self._token.encode():
+            place = self.bench.out if self.bench.store is None else self.bench.store.url
             raise OutputError(
-                f"{platform.node()} does not see {self.bench.out}",
-                "choose --out on storage that all machines share",
+                f"a worker on {platform.node()} does not see {place}",
+                "choose --out on storage that all workers share",
             )
         if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
             warnings.simplefilter("ignore")
@@ -111,20 +118,29 @@ class Serving:
         device = pick_device(self.bench.methods[0].config.device)
         self._networks = prepared(self.bench.metrics, device, self.bench.offline)
 
-    def __call__(self, job: Job, reporter: Reporter) -> Iterator[Row]:
-        yield from _serve(self.bench, job, reporter, self._networks, self._kept)
+    def _marked(self) -> bytes | None:
+        """The mark that is seen from here."""
+        if self.bench.store is not None:
+            return self.bench.store.read(_MARK)
+        mark = self.bench.out / _MARK
+        return mark.read_bytes() if mark.is_file() else None
+
+    def __call__(self, job: Job, reporter: Reporter) -> Iterator[ResultRow]:
+        yield from _serve(self.bench, job, reporter, self._networks, self._loaded)
         _tidy()
 
 
 def _serve(
-    bench: Bench, job: Job, reporter: Reporter, networks: Networks | None, kept: Kept
-) -> Iterator[Row]:
+    bench: Bench, job: Job, reporter: Reporter, networks: Networks | None, loaded: LoadedNetworks
+) -> Iterator[ResultRow]:
     """The due edits of one method on one clip: one tuning and one inversion for all of them."""
     clip, method = job.clip, job.method
-    meter, left = Meter(_Named(reporter, clip.name)), list(job.due)
+    meter, left = CostMeter(_Named(reporter, clip.name)), list(job.due)
     failed = False
-    with Session(bench.request(clip, method), meter, kept) as session:
+    with Session(bench.request(clip, method), meter, loaded) as session:
         try:
+            for url, copy in clip.remote:
+                fetch_to(url, copy)
             parts = session.parts
             frames = len(parts.prepared.frames)
             with meter.watch(parts.backbone.networks[0], frames, parts.device):
@@ -145,10 +161,10 @@ def _serve(
             for target, key in left:
                 yield row_for(key, method.label, clip, target, error=_line(error))
     if failed:
-        kept.drop()
+        loaded.drop()
 
 
-def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]:
+def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, float]]:
     """Tune and invert; what both cost, now or when they were made."""
     costs: dict[str, dict[str, float]] = {}
     for stage in ("tune", "invert"):
@@ -164,9 +180,9 @@ def _before_edits(session: Session, meter: Meter) -> dict[str, dict[str, float]]
 
 
 def _edit(
-    bench: Bench, session: Session, meter: Meter, measure: Measure, clip: Clip, method: Method,
+    bench: Bench, session: Session, meter: CostMeter, measure: Measure, clip: Clip, method: Method,
     target: Target, key: str, costs: dict[str, dict[str, float]],
-) -> Row:  # fmt: skip
+) -> ResultRow:  # fmt: skip
     """One edit, measured; an error is a row too, unless the disk refuses."""
     try:
         stage, stage_key = session.key("edit", target.prompt)
@@ -176,8 +192,8 @@ def _edit(
         if cost := ledger.of(stage, stage_key):
             costs["edit"] = asdict(cost)
         made = session.run.facts(stage)
-        kept = load_file(session.run.folder / made["frames"])["frames"].numpy()
-        figures = measure(kept, clip, target, _truth(session, clip, target))
+        frames = load_file(session.run.folder / made["frames"])["frames"].numpy()
+        figures = measure(frames, clip, target, _truth(session, clip, target))
         video = _delivered(bench, clip, target, key, result.files.video)
         facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
         where = os.path.relpath(video, bench.out)
@@ -197,10 +213,11 @@ def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) 
     copy = bench.out / bench.results / name
     with atomic(copy, True) as temporary:
         shutil.copyfile(video, temporary)
+    deliver(bench, f"{bench.results}/{name}")
     return copy
 
 
-def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> Iterator[Row]:
+def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> Iterator[ResultRow]:
     """Figures of the unedited clip and of the true edit, once for each target."""
     clip = job.clip
     for target, which, key in job.references:
@@ -210,12 +227,13 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
         except InputError as error:  # of another method's video
             yield row_for(key, which, clip, target, error=_line(error))
             continue
-        name = f"{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
+        name = f"references/{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
         timed = session.parts.prepared.clip
         video = write_clip(
-            bench.out / "references" / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
+            bench.out / f"{name}.mp4", frames, timed.fps, durations=timed.durations,
             overwrite=True,
         )  # fmt: skip
+        deliver(bench, f"{name}.mp4")
         figures = measure(frames, clip, target, truth)
         facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
         yield row_for(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
@@ -278,8 +296,8 @@ def row_for(
     key: str, method: str, clip: Clip, target: Target, figures: Values | None = None,
     costs: dict[str, dict[str, float]] | None = None, facts: dict[str, Any] | None = None,
     video: str | None = None, error: str | None = None,
-) -> Row:  # fmt: skip
-    return Row(
+) -> ResultRow:  # fmt: skip
+    return ResultRow(
         key, method, clip.name, target.prompt, target.kind, clip.prompt,
         dict(figures or {}), costs or {}, facts or {}, video, error,
     )  # fmt: skip

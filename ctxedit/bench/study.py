@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ctxedit.bench import page, report
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.statistics import wilson
 from ctxedit.bench.subject import REFERENCES, SOURCE
 from ctxedit.bench.tables import markdown
@@ -60,7 +60,7 @@ class Preference:
 
 
 def draw_questions(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     count: int,
     seed: int,
     presets: Sequence[str] = (),
@@ -101,7 +101,9 @@ def draw_questions(
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def write(out: Path, questions: Sequence[Question], rows: Sequence[Row], overwrite: bool = False) -> Path:
+def write(
+    out: Path, questions: Sequence[Question], rows: Sequence[ResultRow], overwrite: bool = False
+) -> Path:
     """Write the study's page and its key into ``out/study``; returns the page.
 
     Raises:
@@ -240,6 +242,6 @@ def write_preferences(out: Path, found: Sequence[Preference], people: int) -> Pa
     return folder / "preferences.md"
 
 
-def rows_in(out: Path) -> list[Row]:
+def rows_in(out: Path) -> list[ResultRow]:
     """The rows of a comparison's folder; raises InputError where there is none."""
     return report.edits_of(report.read(out))

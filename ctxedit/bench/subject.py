@@ -16,6 +16,7 @@ from ctxedit.editing.keys import Keys
 from ctxedit.editing.request import Request
 from ctxedit.models.weights import identity, judge_identity, own_folder, part_identity
 from ctxedit.runs import fingerprint, key_of
+from ctxedit.storage import Store
 
 #: References beside the methods: the clip unedited, and the true edit where there is one.
 SOURCE, IDEAL = "source", "ideal"
@@ -46,6 +47,8 @@ class Bench:
         externals: other methods' videos to measure as well.
         results: folder, relative to ``out``, that receives a copy of each edit with its sound; None leaves
             the edits, silent, in their run folders.
+        store: receives results, videos and report besides; workers on other machines need then not see
+            ``out``, where each keeps run folders of its own.
     """
 
     out: Path
@@ -58,6 +61,7 @@ class Bench:
     references: bool = True
     externals: tuple[External, ...] = ()
     results: str | None = None
+    store: Store | None = None
 
     def request(self, clip: Clip, method: Method, targets: Sequence[str] = ()) -> Request:
         """The request of one method on one clip; its run folder is in the bench's."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ctxedit.config import Config, merge
 from ctxedit.errors import ConfigError
-from ctxedit.tables import lay, nested
+from ctxedit.tables import merge_into, nested
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,7 +75,7 @@ def points(config: Config, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str
     for value, table, here in zip(axis.values, tables, changed, strict=True):
         for suffix, more in points(here, rest):
             whole = copy.deepcopy(table)
-            lay(whole, more)
+            merge_into(whole, more)
             yield f" {axis.key}={_word(value)}{suffix}", whole
 
 

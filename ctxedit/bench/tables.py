@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.statistics import LEVEL, Interval, bootstrap
 from ctxedit.metrics import metrics
 
@@ -33,7 +33,7 @@ def _named(method: str, suffix: str) -> str:
     return f"{preset}{suffix}{space}{point}"
 
 
-def summary(rows: Sequence[Row], methods: Sequence[str]) -> list[Table]:
+def summary(rows: Sequence[ResultRow], methods: Sequence[str]) -> list[Table]:
     """One table a method: counts, errors, costs, and ``figures`` by kind (``all`` and each) and key."""
     out = []
     for method in methods:
@@ -53,7 +53,7 @@ def summary(rows: Sequence[Row], methods: Sequence[str]) -> list[Table]:
     return out
 
 
-def _intervals(rows: Sequence[Row]) -> Table:
+def _intervals(rows: Sequence[ResultRow]) -> Table:
     found: Table = {}
     for figure in metrics():
         having = [(v, row.clip) for row in rows if (v := row.figures.get(figure.key)) is not None]
@@ -63,7 +63,7 @@ def _intervals(rows: Sequence[Row]) -> Table:
     return found
 
 
-def differences(rows: Sequence[Row], pairs: Iterable[tuple[str, str]]) -> list[Table]:
+def differences(rows: Sequence[ResultRow], pairs: Iterable[tuple[str, str]]) -> list[Table]:
     """For each (before, after): the mean of after − before over the same edits, by kind and key."""
     out = []
     for before, after in pairs:
@@ -78,7 +78,7 @@ def differences(rows: Sequence[Row], pairs: Iterable[tuple[str, str]]) -> list[T
     return out
 
 
-def _paired(both: Sequence[tuple[Row, Row]]) -> Table:
+def _paired(both: Sequence[tuple[ResultRow, ResultRow]]) -> Table:
     found: Table = {}
     for figure in metrics():
         having = [
@@ -93,7 +93,7 @@ def _paired(both: Sequence[tuple[Row, Row]]) -> Table:
     return found
 
 
-def costs(rows: Sequence[Row]) -> Table:
+def costs(rows: Sequence[ResultRow]) -> Table:
     """Mean costs: tuning and inversion once a clip, editing once an edit; None where nothing was spent."""
     per_clip = list({row.clip: row for row in rows}.values())
     found: Table = {}

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import Failure, resumable, work_begins
 from ctxedit.cli.options import (
-    Base,
-    Captioning,
-    Dry,
-    Judging,
-    Overwrite,
-    Sampling,
-    Size,
-    Span,
-    Talk,
+    CaptionOptions,
+    ClipModelOptions,
+    DryRunOption,
+    FrameOptions,
+    MessageOptions,
+    OverwriteOption,
+    SamplingOptions,
+    SettingOptions,
+    SizeOptions,
     TargetOption,
-    Tuning,
+    TuningOptions,
 )
 from ctxedit.cli.output import Screen, columns, print_failure
-from ctxedit.cli.where import Where, executor_of
+from ctxedit.cli.where import ExecutorOptions, executor_of
 from ctxedit.config import ClipConfig, Config
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
     from ctxedit.bench.preview import Preview
     from ctxedit.bench.subject import Bench
+    from ctxedit.storage import Store
 
 List = Annotated[
     Path,
@@ -45,9 +46,12 @@ Texts = Annotated[
     typer.Argument(metavar="[TEXT]...", help="Target prompt for every clip.", show_default=False),
 ]
 Out = Annotated[
-    Path,
-    typer.Option("--out", "-o", metavar="DIR", help="Output folder. [default: batch]", show_default=False),
-]
+    str,
+    typer.Option(
+        "--out", "-o", metavar="DIR", show_default=False,
+        help="Output folder, or an fsspec URL such as s3://bucket/folder. [default: batch]",
+    ),
+]  # fmt: skip
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use only the first N clips.", show_default=False)
 ]
@@ -55,25 +59,26 @@ Limit = Annotated[
 
 def batch(
     clips: List,
-    base: Base,
-    span: Span,
-    size: Size,
-    captioning: Captioning,
-    tuning: Tuning,
-    sampling: Sampling,
-    judging: Judging,
-    where: Where,
-    overwrite: Overwrite,
-    dry: Dry,
-    talk: Talk,
+    base: SettingOptions,
+    span: FrameOptions,
+    size: SizeOptions,
+    captioning: CaptionOptions,
+    tuning: TuningOptions,
+    sampling: SamplingOptions,
+    judging: ClipModelOptions,
+    where: ExecutorOptions,
+    overwrite: OverwriteOption,
+    dry: DryRunOption,
+    messages: MessageOptions,
     text: Texts = None,
     target: TargetOption = None,
-    out: Out = Path("batch"),
+    out: Out = "batch",
     limit: Limit = None,
 ) -> None:
     """Edit every clip of a list towards each of its targets, and report.
 
-    Writes the edits into --out/edits, and report.json, report.md and index.html beside them.
+    Writes the edits into --out/edits, and report.json, report.md and index.html beside them. With a URL for
+    --out the run folders stay in the user's cache; a list may name its files by URL, too.
     An edit that fails is listed and the rest go on; the exit code is then 1.
     Run the same command again to resume or retry.
 
@@ -81,12 +86,12 @@ def batch(
     JSON Lines: an object with path and target (or targets) on each line.
     Clips without a prompt are captioned.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     targets = [*(text or []), *(target or [])]
     for one in targets:
-        asked.not_empty(one, "target")
-    asked.not_empty(tuning.prompt, "prompt")
-    config = asked.settings(base, screen, span, size, captioning, tuning, sampling, judging)
+        arguments.not_empty(one, "target")
+    arguments.not_empty(tuning.prompt, "prompt")
+    config = arguments.settings(base, screen, span, size, captioning, tuning, sampling, judging)
 
     from ctxedit.batch import report
     from ctxedit.bench import preview, runner
@@ -95,7 +100,8 @@ def batch(
     from ctxedit.cli import fetching
     from ctxedit.cli.bench_progress import watcher
 
-    asked.existing(clips)
+    folder, store = _place(out)
+    arguments.existing(clips)
     listed = read_list(clips, batch=True, targets=targets)[:limit]
     listed = tuple(
         dataclasses.replace(
@@ -109,65 +115,77 @@ def batch(
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, models=(config.model,)):
         return
     work_begins()
-    sources = (*([] if clips.is_dir() else [clips]), *asked.sources(base))
+    sources = (*([] if clips.is_dir() else [clips]), *arguments.sources(base))
     offline = base.offline or dry.dry_run
-    job = Bench(out, listed, methods, overwrite.yes, offline, sources, results=report.EDITS)
-    seen = preview.look(job)
+    job = Bench(folder, listed, methods, overwrite.yes, offline, sources, results=report.EDITS, store=store)
+    plan = preview.look(job)
     if dry.dry_run:
-        with executor_of(where, seen.peak_bytes) as executor:
-            planned = _planned(job, seen, executor.describe())
-        screen.result(planned, {"plan": dataclasses.asdict(seen)})
+        with executor_of(where, plan.peak_bytes) as executor:
+            planned = _planned(job, plan, executor.describe())
+        screen.result(planned, {"plan": dataclasses.asdict(plan)})
         return
-    for clip, why in seen.failing.items():
+    for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
     at_work = watcher(screen, [methods[0].label], listed)
-    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
+    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(job, watching, executor)
-    _show(screen, out, report.write(job, rows))
+        whole = report.write(job, rows)
+    _show(screen, job, whole)
 
 
-def _span(clip: Clip, config: Config, base: Base, span: Span) -> ClipConfig | None:
+def _place(out: str) -> tuple[Path, Store | None]:
+    """The folder of the work, and what its results are delivered to where ``--out`` is a URL."""
+    from ctxedit.storage import Store, is_url, work_folder
+
+    return (work_folder(out), Store(out)) if is_url(out) else (Path(out), None)
+
+
+def _span(clip: Clip, config: Config, base: SettingOptions, span: FrameOptions) -> ClipConfig | None:
     """The frames of a clip that has fewer than the settings ask for; None where it has enough."""
     from ctxedit.errors import InputError
 
     try:
-        fitted = asked.fitted(config, clip.path, base, Screen(quiet=True), span).clip
+        fitted = arguments.fitted(config, clip.path, base, Screen(quiet=True), span).clip
     except InputError:  # a row of the report says why
         return None
     return None if fitted == config.clip else fitted
 
 
-def _planned(job: Bench, seen: Preview, where: str) -> str:
+def _planned(job: Bench, plan: Preview, where: str) -> str:
     """A batch's plan for people."""
     from ctxedit.cli.work import gib
 
     rows = [
         ("clips", str(len(job.clips))),
-        ("edits", f"{seen.edits}, {seen.done} of them done"),
-        ("passes", f"{sum(seen.evaluations.values())} of the network remaining"),
-        ("memory", f"{gib(seen.peak_bytes)} at most for each worker (estimate)"),
+        ("edits", f"{plan.edits}, {plan.done} of them done"),
+        ("passes", f"{sum(plan.evaluations.values())} of the network remaining"),
+        ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
         ("where", where),
-        *[("fails", f"{clip}: {why}") for clip, why in seen.failing.items()],
+        *[("fails", f"{clip}: {why}") for clip, why in plan.failing.items()],
     ]
     return columns(rows)
 
 
-def _show(screen: Screen, out: Path, whole: dict[str, Any]) -> None:
+def _show(screen: Screen, job: Bench, whole: dict[str, Any]) -> None:
     """The edits' paths on stdout, what failed on stderr; ends with code 1 where something did."""
     from ctxedit.batch import report
 
-    files, failed = report.files_in(out), whole["failed"]
+    def at(name: str) -> str:
+        return str(job.out / name) if job.store is None else job.store.at(name)
+
+    names, failed = dataclasses.asdict(report.files_in(Path())), whole["failed"]
+    files = {key: at(str(name)) for key, name in names.items()}
     for one in failed:
         screen.warn(f"{one['clip']}, “{one['target']}”: {one['error']}")
-    edits = [{**one, "video": str(out / one["video"])} for one in whole["edits"]]
+    edits = [{**one, "video": at(one["video"])} for one in whole["edits"]]
     shown = {"preset": whole["preset"], "edits": edits, "failed": failed}
-    paths = {"report": str(files.json), "markdown": str(files.markdown), "page": str(files.page)}
+    paths = {"report": files["json"], "markdown": files["markdown"], "page": files["page"]}
     if edits or screen.json:
         screen.result("\n".join(one["video"] for one in edits), {**shown, **paths})
-    screen.say(f"report: {files.markdown}; videos side by side: {files.page}")
+    screen.say(f"report: {files['markdown']}; videos side by side: {files['page']}")
     if failed:
         total = len(edits) + len(failed)
-        hint = f"see {files.markdown}; run the same command again to retry"
+        hint = f"see {files['markdown']}; run the same command again to retry"
         # The one JSON object is out already.
         print_failure(Failure(f"{len(failed)} of {total} edits failed", hint, 1), False)
         raise typer.Exit(1)

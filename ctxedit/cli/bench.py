@@ -15,19 +15,26 @@ import typer
 from typer.core import TyperGroup
 
 from ctxedit import config as configuration
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.bench_speed import speed
 from ctxedit.cli.failures import resumable, work_begins
-from ctxedit.cli.options import Base, Dry, Overwrite, Talk, help_unless_called, spread
+from ctxedit.cli.options import (
+    DryRunOption,
+    MessageOptions,
+    OverwriteOption,
+    SettingOptions,
+    help_unless_called,
+    spread,
+)
 from ctxedit.cli.output import Screen, columns, print_table
-from ctxedit.cli.where import Where, executor_of
+from ctxedit.cli.where import ExecutorOptions, executor_of
 from ctxedit.errors import ConfigError, CtxeditError
-from ctxedit.tables import lay, preset_files
+from ctxedit.tables import merge_into, preset_files
 
 if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
     from ctxedit.bench.preview import Preview
-    from ctxedit.bench.report import Files
+    from ctxedit.bench.report import ComparisonFiles
     from ctxedit.bench.subject import Bench
 
 RUN = "run"
@@ -49,15 +56,15 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(help_unless_called)
 
 if TYPE_CHECKING:
-    Settings = Base
+    Settings = SettingOptions
 else:
     #: Settings for all presets alike: the shared options without --preset.
-    _HINTS = typing.get_type_hints(Base, include_extras=True)
+    _HINTS = typing.get_type_hints(SettingOptions, include_extras=True)
     Settings = dataclasses.make_dataclass(
         "Settings",
         [
             (f.name, _HINTS[f.name], dataclasses.field(default=f.default))
-            for f in dataclasses.fields(Base)
+            for f in dataclasses.fields(SettingOptions)
             if f.name != "preset"
         ],
         frozen=True,
@@ -141,10 +148,10 @@ World = Annotated[
 def run(
     presets: Presets,
     settings: Settings,
-    overwrite: Overwrite,
-    dry: Dry,
-    talk: Talk,
-    where: Where,
+    overwrite: OverwriteOption,
+    dry: DryRunOption,
+    messages: MessageOptions,
+    where: ExecutorOptions,
     clips: List = None,
     out: Out = Path("bench"),
     limit: Limit = None,
@@ -161,10 +168,10 @@ def run(
     Run an interrupted comparison again to resume it. A clip that fails is reported; the others continue.
     Settings given here apply to every preset.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     names = [name.strip() for name in presets.split(",") if name.strip()]
-    asked.warn_of_variables(screen)
-    flags = asked.table(settings)
+    arguments.warn_of_variables(screen)
+    flags = arguments.table(settings)
     for name in names:
         configuration.load(name, settings.config, flags)  # before torch is imported
 
@@ -179,7 +186,7 @@ def run(
 
     def load(name: str, point: Mapping[str, Any]) -> configuration.Config:
         table = copy.deepcopy(flags)
-        lay(table, point)
+        merge_into(table, point)
         return configuration.load(name, settings.config, table)
 
     more = tuple(key.strip() for key in (metrics or "").split(",") if key.strip())
@@ -201,21 +208,21 @@ def run(
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
         bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
-        seen = preview.look(bench)
+        plan = preview.look(bench)
     if dry.dry_run:
-        screen.result(_planned(bench, seen), {"plan": dataclasses.asdict(seen)})
+        screen.result(_planned(bench, plan), {"plan": dataclasses.asdict(plan)})
         return
-    for clip, why in seen.failing.items():
+    for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
 
     from ctxedit.cli.bench_progress import watcher
 
     at_work = watcher(screen, [method.label for method in methods], bench.clips)
-    with executor_of(where, seen.peak_bytes) as executor, resumable(out), at_work as watching:
+    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
     _show(screen, whole, report.files_in(out))
-    if len(whole["failed"]) == seen.edits:
+    if len(whole["failed"]) == plan.edits:
         raise CtxeditError("every edit failed", f"see {report.files_in(out).table_markdown}")
 
 
@@ -259,24 +266,24 @@ def _listed(
         yield read_list(drawn.default_list(place, limit, seed, world))
 
 
-def _planned(bench: Bench, seen: Preview) -> str:
+def _planned(bench: Bench, plan: Preview) -> str:
     """A comparison's plan for people."""
     from ctxedit.cli.work import gib
 
     targets = sum(len(clip.targets) for clip in bench.clips)
     facts = [
         ("clips", f"{len(bench.clips)} with {targets} targets"),
-        ("edits", f"{seen.edits}, {seen.done} of them done"),
-        ("memory", f"{gib(seen.peak_bytes)} at most (estimate)"),
+        ("edits", f"{plan.edits}, {plan.done} of them done"),
+        ("memory", f"{gib(plan.peak_bytes)} at most (estimate)"),
     ]
     lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
-    lines += [f"fails   {clip}: {why}" for clip, why in seen.failing.items()]
+    lines += [f"fails   {clip}: {why}" for clip, why in plan.failing.items()]
     rows = [("preset", "network passes remaining")]
-    rows += [(method.label, str(seen.evaluations.get(method.label, 0))) for method in bench.methods]
+    rows += [(method.label, str(plan.evaluations.get(method.label, 0))) for method in bench.methods]
     return "\n".join([*lines, "", columns(rows)])
 
 
-def _show(screen: Screen, whole: dict[str, Any], files: Files) -> None:
+def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None:
     """The table of all edits on stdout, and where everything lies."""
     from ctxedit.metrics import metrics as known
 
@@ -306,8 +313,8 @@ Compared = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a compa
 @spread
 def study(
     out: Compared,
-    overwrite: Overwrite,
-    talk: Talk,
+    overwrite: OverwriteOption,
+    messages: MessageOptions,
     presets: Annotated[
         str | None,
         typer.Option(
@@ -326,7 +333,7 @@ def study(
     The page asks which edit matches the text better and which is steadier, and lets people download their
     answers. Prints the path of the page. key.json beside it says which edit is whose: do not send it along.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     names = [name.strip() for name in (presets or "").split(",") if name.strip()]
 
     from ctxedit.bench import study as studying
@@ -345,10 +352,10 @@ def answers(
     files: Annotated[
         list[Path], typer.Argument(metavar="ANSWERS.json …", help="Downloaded answers.", show_default=False)
     ],
-    talk: Talk,
+    messages: MessageOptions,
 ) -> None:
     """Count the answers of a study: how often each preset was preferred, with 95% intervals."""
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
 
     from ctxedit.bench import study as studying
 

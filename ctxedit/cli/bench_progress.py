@@ -13,14 +13,14 @@ from rich.table import Table
 
 from ctxedit.bench.figures import mean_of
 from ctxedit.bench.listing import Clip
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import ResultRow
 from ctxedit.bench.runner import Watcher
 from ctxedit.bench.serve import Job
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.models.quiet import hush
 
 #: What the table shows of the edits so far.
-_SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "judge", 2))
+_SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "edit found", 2))
 
 
 class Lines(Watcher):
@@ -50,7 +50,7 @@ class Lines(Watcher):
     def ended(self, job: Job, worker: str) -> None:
         self.at.pop(worker, None)
 
-    def finished(self, row: Row) -> None:
+    def finished(self, row: ResultRow) -> None:
         if row.method not in self.methods:
             if row.error:
                 self.screen.warn(f"{row.method}, {row.clip}, “{row.target}”: {row.error}")
@@ -71,7 +71,7 @@ class Board(Lines):
 
     def __init__(self, screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> None:
         super().__init__(screen, methods)
-        self._rows: dict[str, list[Row]] = {method: [] for method in methods}
+        self._rows: dict[str, list[ResultRow]] = {method: [] for method in methods}
         self._each = sum(len(clip.targets) for clip in clips)
         shown = (
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -87,7 +87,7 @@ class Board(Lines):
         super().began(edits, done)
         self._bars.update(self._whole, total=edits, completed=done)
 
-    def finished(self, row: Row) -> None:
+    def finished(self, row: ResultRow) -> None:
         if row.method in self._rows:
             self._rows[row.method].append(row)
             self._bars.advance(self._whole)
@@ -123,7 +123,7 @@ class Board(Lines):
         return Group(table, self._bars)
 
 
-def _figures(row: Row) -> str:
+def _figures(row: ResultRow) -> str:
     said = [
         f"{title} {value:.{digits}f}"
         for key, title, digits in _SHOWN

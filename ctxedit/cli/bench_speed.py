@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ctxedit import config as configuration
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import work_begins
-from ctxedit.cli.options import Talk, spread
+from ctxedit.cli.options import MessageOptions, spread
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
-from ctxedit.tables import lay, preset_names
+from ctxedit.tables import merge_into, preset_names
 
 
 @spread
 def speed(
-    talk: Talk,
+    messages: MessageOptions,
     presets: Annotated[
         str | None,
         typer.Option("--presets", metavar="A,B,C", help="Presets to measure. [default: all]",
@@ -63,7 +63,7 @@ def speed(
     share of what this machine reaches in products and convolutions alone, and memory go to speed.json,
     speed.md and speed.png in --out. Tuning is measured by the step, beside a plain training loop.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if random is not None and model != configuration.BUILTIN:
         raise ConfigError("--random and --model exclude each other", "leave out one of them")
     names = [name.strip() for name in presets.split(",") if name.strip()] if presets else preset_names()
@@ -72,13 +72,13 @@ def speed(
     side = size or (256 if random else 64)
     settings: dict[str, Any] = {}
     for text in set_ or []:
-        lay(settings, asked.assignment(text))
+        merge_into(settings, arguments.assignment(text))
     for name in names:
         configuration.load(name, flags=settings)  # refused before torch is imported
 
     from ctxedit.bench.speed import measure, report
 
-    plan = measure.Plan(
+    plan = measure.SpeedPlan(
         tuple(names), model, random, frames, side, steps, tune_steps, repeats, device, dtype,
         settings,
     )  # fmt: skip

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
-    Base,
-    Captioning,
-    Overwrite,
-    Place,
-    Sampling,
-    Scoring,
-    Size,
-    Span,
-    Talk,
-    Tuning,
+    CaptionOptions,
+    FrameOptions,
+    MessageOptions,
+    OverwriteOption,
+    RunsOptions,
+    SamplingOptions,
+    ScoringOptions,
+    SettingOptions,
+    SizeOptions,
+    TuningOptions,
 )  # fmt: skip
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -29,7 +29,7 @@ from ctxedit.errors import ConfigError
 if TYPE_CHECKING:
     from ctxedit.comparison import Part
 
-Words = Annotated[
+Positional = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="EDIT...",
@@ -63,17 +63,17 @@ NoMetadata = Annotated[
 
 
 def compare(
-    base: Base,
-    span: Span,
-    size: Size,
-    captioning: Captioning,
-    tuning: Tuning,
-    sampling: Sampling,
-    scoring: Scoring,
-    place: Place,
-    overwrite: Overwrite,
-    talk: Talk,
-    words: Words = None,
+    base: SettingOptions,
+    span: FrameOptions,
+    size: SizeOptions,
+    captioning: CaptionOptions,
+    tuning: TuningOptions,
+    sampling: SamplingOptions,
+    scoring: ScoringOptions,
+    place: RunsOptions,
+    overwrite: OverwriteOption,
+    messages: MessageOptions,
+    positional: Positional = None,
     presets: Presets = None,
     output: Output = Path("comparison.mp4"),
     label: Labels = None,
@@ -84,8 +84,8 @@ def compare(
 
     Settings apply to the edits that --presets makes, each in a run folder of its own.
     """
-    screen = Screen(talk.quiet, talk.json)
-    if not words:
+    screen = Screen(messages.quiet, messages.json)
+    if not positional:
         raise ConfigError("nothing to compare", "ctxedit compare a.mp4 b.mp4 -o both.mp4")
     groups = (span, size, captioning, tuning, sampling, scoring)
     if presets is None:
@@ -94,9 +94,9 @@ def compare(
     from ctxedit import comparison
     from ctxedit.editing.paths import Input, Paths
 
-    paths = [Path(word) for word in (words if presets is None else words[:1])]
+    paths = [Path(word) for word in (positional if presets is None else positional[:1])]
     for path in paths:
-        asked.existing(path)
+        arguments.existing(path)
     inputs = tuple(Input(path, "clip", True) for path in paths)
     Paths(inputs, (("output", output),)).check()
     _check_output(output, overwrite.yes)
@@ -104,7 +104,7 @@ def compare(
         parts = comparison.gather(paths, label or (), span.frames or None)
     else:
         names = [name.strip() for name in presets.split(",") if name.strip()]
-        target = _target(words, names)
+        target = _target(positional, names)
         options = (captioning, tuning, scoring, place, overwrite)
         parts = _edited(paths[0], target, names, base, groups, options, screen, label or [])
     with resumable(None):
@@ -116,7 +116,7 @@ def compare(
     screen.result(str(output), {"output": output, "edits": edits})
 
 
-def _no_settings(base: Base, span: Span, *groups: object) -> None:
+def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> None:
     """Raise ConfigError for settings where nothing is edited; ``--frames`` says how much is compared."""
     given = [
         f.name
@@ -141,8 +141,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         check_output(output, None, overwrite)
 
 
-def _target(words: list[str], names: list[str]) -> str:
-    if len(words) != 2:
+def _target(positional: list[str], names: list[str]) -> str:
+    if len(positional) != 2:
         raise ConfigError(
             "--presets takes one clip and one target",
             'ctxedit compare --presets contextdiff,fatezero clip.mp4 "a panda walking on the beach"',
@@ -151,14 +151,20 @@ def _target(words: list[str], names: list[str]) -> str:
         raise ConfigError(
             "--presets names no preset, or one of them twice", "e.g. --presets contextdiff,fatezero"
         )
-    asked.not_empty(words[1], "target")
-    return words[1]
+    arguments.not_empty(positional[1], "target")
+    return positional[1]
 
 
 def _edited(
-    clip: Path, target: str, names: list[str], base: Base, groups: tuple[object, ...],
-    options: tuple[Captioning, Tuning, Scoring, Place, Overwrite], screen: Screen, labels: list[str],
-) -> list[Part]:  # fmt: skip
+    clip: Path,
+    target: str,
+    names: list[str],
+    base: SettingOptions,
+    groups: tuple[object, ...],
+    options: tuple[CaptionOptions, TuningOptions, ScoringOptions, RunsOptions, OverwriteOption],
+    screen: Screen,
+    labels: list[str],
+) -> list[Part]:
     """The source and each preset's edit; everything is checked before the first of them begins."""
     from ctxedit import comparison
     from ctxedit.cli import work
@@ -170,11 +176,11 @@ def _edited(
     bases = [dataclasses.replace(base, preset=name) for name in names]
     requests = [
         Request(
-            clip, asked.fitted(asked.settings(one, screen, *groups), clip, one, screen, *groups),
+            clip, arguments.fitted(arguments.settings(one, screen, *groups), clip, one, screen, *groups),
             one.preset or "", tuning.prompt, (target,),
             scoring.mask, overwrite=overwrite.yes, any_footage=overwrite.yes, offline=base.offline,
             runs=place.runs,
-            lavis_python=captioning.lavis_python, sources=asked.sources(one),
+            lavis_python=captioning.lavis_python, sources=arguments.sources(one),
         )
         for one in bases
     ]  # fmt: skip

@@ -8,24 +8,24 @@ from typing import Annotated
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
-    Base,
-    Checking,
-    Dry,
-    Overwrite,
-    Place,
-    Result,
-    Sampling,
-    Scoring,
-    Talk,
-    Upscaling,
+    DryRunOption,
+    MessageOptions,
+    OutputOptions,
+    OverwriteOption,
+    RoundTripOptions,
+    RunsOptions,
+    SamplingOptions,
+    ScoringOptions,
+    SettingOptions,
+    UpscaleOptions,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
-Words = Annotated[
+Positional = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CLIP TEXT",
@@ -62,27 +62,27 @@ Heatmaps = Annotated[
 
 
 def edit(
-    base: Base,
-    sampling: Sampling,
-    checking: Checking,
-    scoring: Scoring,
-    upscaling: Upscaling,
-    result: Result,
-    place: Place,
-    overwrite: Overwrite,
-    dry: Dry,
-    talk: Talk,
-    words: Words = None,
+    base: SettingOptions,
+    sampling: SamplingOptions,
+    checking: RoundTripOptions,
+    scoring: ScoringOptions,
+    upscaling: UpscaleOptions,
+    result: OutputOptions,
+    place: RunsOptions,
+    overwrite: OverwriteOption,
+    dry: DryRunOption,
+    messages: MessageOptions,
+    positional: Positional = None,
     target: Target = None,
     run: RunFolder = None,
     heatmaps: Heatmaps = False,
 ) -> None:
     """Edit the clip of a run and print the path of the edited video. Starts from the run's settings."""
-    screen = Screen(talk.quiet, talk.json)
-    clip, target = _understood(words or [], target)
+    screen = Screen(messages.quiet, messages.json)
+    clip, target = _understood(positional or [], target)
     if clip is not None and run is not None:
         raise ConfigError("--run already names a run", "leave out the clip")
-    changes = asked.for_run(base, screen, sampling, checking, scoring, upscaling)
+    changes = arguments.for_run(base, screen, sampling, checking, scoring, upscaling)
 
     from ctxedit import api
     from ctxedit.cli import fetching, work
@@ -92,13 +92,13 @@ def edit(
     from ctxedit.inspection.heatmaps import draw
 
     chosen = work.chosen_run(run, place.runs, screen, clip)
-    config = asked.with_round_trip(api.rebased(chosen, changes))
-    told = teller(screen)
+    config = arguments.with_round_trip(api.rebased(chosen, changes))
+    reporter = teller(screen)
     request = Request.of_run(
-        chosen, config, told.warn, targets=(target,), mask=scoring.mask, output=result.output,
+        chosen, config, reporter.warn, targets=(target,), mask=scoring.mask, output=result.output,
         source_size=result.output_size == "source", audio=not result.no_audio, chroma=result.chroma,
         overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
-        metadata=not result.no_metadata, sources=asked.sources(base),
+        metadata=not result.no_metadata, sources=arguments.sources(base),
     )  # fmt: skip
     needs, check = fetching.wanted(config), fetching.checks_model(config)
     models = (config.model,)
@@ -106,7 +106,7 @@ def edit(
         return
     if not work.checked(request, "edit", screen, dry.dry_run):
         return
-    with Session(request, told) as session, resumable(chosen.folder):
+    with Session(request, reporter) as session, resumable(chosen.folder):
         done = session.edit(target)
         maps = draw(session, target) if heatmaps else None
         back = None if done.reused else session.round_trip()
@@ -130,13 +130,13 @@ def edit(
     )
 
 
-def _understood(words: list[str], option: str | None) -> tuple[Path | None, str]:
+def _understood(positional: list[str], option: str | None) -> tuple[Path | None, str]:
     """The clip, if one was named, and the target prompt."""
-    texts = [*words, *([option] if option is not None else [])]
+    texts = [*positional, *([option] if option is not None else [])]
     if not texts or len(texts) > 2:
         found = "no target prompt" if not texts else f"{len(texts)} texts where one clip and one target fit"
         raise ConfigError(found, 'describe the edited clip: ctxedit edit "a panda walking on the beach"')
-    asked.not_empty(texts[-1], "target")
+    arguments.not_empty(texts[-1], "target")
     if len(texts) == 1:
         return None, texts[0]
-    return asked.existing(Path(texts[0])), texts[1]
+    return arguments.existing(Path(texts[0])), texts[1]

@@ -8,13 +8,13 @@ import platform
 import sys
 from typing import Any
 
-from ctxedit.cli.options import Talk
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen
 
 _OPTIONAL = ("decord", "av", "xformers", "lavis", "torch_fidelity", "lpips")
 
 
-def env(talk: Talk) -> None:
+def env(messages: MessageOptions) -> None:
     """Print versions, devices, memory, paths and environment variables (for bug reports)."""
     facts = gather()
     lines = []
@@ -23,7 +23,7 @@ def env(talk: Talk) -> None:
             lines += [f"{name}.{key}: {_text(inner)}" for key, inner in value.items()]
         else:
             lines.append(f"{name}: {_text(value)}")
-    Screen(talk.quiet, talk.json).result("\n".join(lines), facts)
+    Screen(messages.quiet, messages.json).result("\n".join(lines), facts)
 
 
 def gather() -> dict[str, Any]:

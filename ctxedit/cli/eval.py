@@ -8,10 +8,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ctxedit.cli import asked, eval_images, eval_labels, eval_likelihood, eval_sweeps
+from ctxedit.cli import arguments, eval_images, eval_labels, eval_likelihood, eval_sweeps
 from ctxedit.cli.edit import RunFolder
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Place, Scoring, Span, Talk, spread
+from ctxedit.cli.options import (
+    FrameOptions,
+    MessageOptions,
+    RunsOptions,
+    ScoringOptions,
+    SettingOptions,
+    spread,
+)
 from ctxedit.cli.output import Screen, print_table, put, to_json
 from ctxedit.errors import ConfigError
 from ctxedit.provenance import told_apart
@@ -70,11 +77,11 @@ Weights = Annotated[
 @app.command(EDITS, epilog="Sets of images (FID, KID, CMMD, …): see `ctxedit eval images --help`.")
 @spread
 def edits(
-    base: Base,
-    span: Span,
-    scoring: Scoring,
-    place: Place,
-    talk: Talk,
+    base: SettingOptions,
+    span: FrameOptions,
+    scoring: ScoringOptions,
+    place: RunsOptions,
+    messages: MessageOptions,
     run: RunFolder = None,
     video: Video = None,
     prompt: Prompt = None,
@@ -91,7 +98,7 @@ def edits(
     written to its metrics.json. With --source, --video is scored against the clip it was made from, by every
     metric that the inputs allow, whatever program made it. The word `edits` can be left out.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if metrics == "help":
         _list_metrics(screen)
         return
@@ -141,10 +148,10 @@ def _check(
 
 
 def _of_run(
-    run: Path | None, base: Base, span: Span, scoring: Scoring, place: Place,
+    run: Path | None, base: SettingOptions, span: FrameOptions, scoring: ScoringOptions, place: RunsOptions,
     keys: tuple[str, ...] | None, places: dict[str, str], screen: Screen,
 ) -> dict[str, Any]:  # fmt: skip
-    changes = asked.for_run(base, screen, span, scoring)
+    changes = arguments.for_run(base, screen, span, scoring)
     from ctxedit import api
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
@@ -169,15 +176,23 @@ def _of_run(
 
 
 def _of_video(
-    video: Path, prompt: str, source: Path | None, source_prompt: str | None, base: Base, span: Span,
-    scoring: Scoring, keys: tuple[str, ...] | None, places: dict[str, str], screen: Screen,
-) -> dict[str, Any]:  # fmt: skip
-    asked.not_empty(prompt, "prompt")
-    asked.not_empty(source_prompt, "source prompt")
-    config = asked.settings(base, screen, scoring)
+    video: Path,
+    prompt: str,
+    source: Path | None,
+    source_prompt: str | None,
+    base: SettingOptions,
+    span: FrameOptions,
+    scoring: ScoringOptions,
+    keys: tuple[str, ...] | None,
+    places: dict[str, str],
+    screen: Screen,
+) -> dict[str, Any]:
+    arguments.not_empty(prompt, "prompt")
+    arguments.not_empty(source_prompt, "source prompt")
+    config = arguments.settings(base, screen, scoring)
     for path in (video, source, scoring.mask):
         if path is not None:
-            asked.existing(path)
+            arguments.existing(path)
     from ctxedit import api
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Judging, Overwrite, Sampling, Talk
+from ctxedit.cli.options import (
+    ClipModelOptions,
+    MessageOptions,
+    OverwriteOption,
+    SamplingOptions,
+    SettingOptions,
+)
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
 
@@ -104,11 +110,11 @@ Metrics = Annotated[
 
 
 def images(
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    overwrite: Overwrite,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    overwrite: OverwriteOption,
+    messages: MessageOptions,
     generated: Generated = None,
     reference: Reference = None,
     captions: Captions = None,
@@ -130,14 +136,14 @@ def images(
     zero-shot FID-30K; run the same command again to resume. Both sets are then scored at 256 pixels, or at
     the model's size where that is smaller.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     keys = None if metrics is None else [k.strip() for k in metrics.split(",") if k.strip()]
     if coco is not None:
         wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
         if generated or reference or captions:
             raise ConfigError("--coco brings its own folders and captions", "leave the others out")
         _from_coco(
-            wanted, features, size, keys, asked.settings(base, screen, judging, sampling), base, screen
+            wanted, features, size, keys, arguments.settings(base, screen, judging, sampling), base, screen
         )
         return
     _only_with_coco(images, count, out, overwrite.yes, sampling)
@@ -145,19 +151,19 @@ def images(
         raise ConfigError(
             "two folders are compared: GENERATED and REFERENCE", "or generate first: --coco FILE --images DIR"
         )
-    config = asked.settings(base, screen, judging)
+    config = arguments.settings(base, screen, judging)
     for path in (generated, reference, captions):
         if path is not None:
-            asked.existing(path)
+            arguments.existing(path)
 
     from ctxedit.cli.progress import teller
 
-    told = teller(screen)
+    reporter = teller(screen)
     with resumable(None):
         sets, texts, networks, chosen = _prepared(
-            generated, reference, captions, features, size, keys, config, base.offline, told
+            generated, reference, captions, features, size, keys, config, base.offline, reporter
         )
-        found = _scored(sets, networks, chosen, texts, told)
+        found = _scored(sets, networks, chosen, texts, reporter)
     show(screen, found, {"generated": generated, "reference": reference})
 
 
@@ -170,7 +176,7 @@ class _Coco:
     overwrite: bool
 
 
-def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Sampling) -> None:
+def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: SamplingOptions) -> None:
     given = {"--images": images, "--count": count, "--out": out, "--yes": yes or None}
     given |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(sampling).items()}
     for option, value in given.items():
@@ -179,13 +185,18 @@ def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Samp
 
 
 def _from_coco(
-    wanted: _Coco, features: str, size: int | None, keys: list[str] | None, config: Config, base: Base,
+    wanted: _Coco,
+    features: str,
+    size: int | None,
+    keys: list[str] | None,
+    config: Config,
+    base: SettingOptions,
     screen: Screen,
-) -> None:  # fmt: skip
+) -> None:
     """Check everything, generate what is missing, score."""
     if wanted.images is None:
         raise ConfigError("--coco needs --images", "the folder of COCO's images, e.g. val2014")
-    asked.existing(wanted.captions)
+    arguments.existing(wanted.captions)
 
     from ctxedit.bench import coco
     from ctxedit.cli.progress import teller
@@ -194,31 +205,31 @@ def _from_coco(
     from ctxedit.metrics.images.sets import open_set
     from ctxedit.runs import slug
 
-    told = teller(screen)
+    reporter = teller(screen)
     out = wanted.out or Path(f"coco-{slug(Path(config.model).name)}")
     kind, which = scores.features_from(features)
     chosen = scores.chosen(keys, kind == "inception", True)
     scores.check_counts(chosen, wanted.count, wanted.count)
     items = coco.choose(wanted.captions, wanted.images, wanted.count, config.seed)
     coco.check(out, config, wanted.overwrite)
-    looked = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
-    side = size or min(_COCO_SIDE, *looked["size"])
-    networks = extractors(kind, which, chosen, config, base.offline, told.warn)
-    with told.task("check the real images", 1) as step:
+    plan = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
+    side = size or min(_COCO_SIDE, *plan["size"])
+    networks = extractors(kind, which, chosen, config, base.offline, reporter.warn)
+    with reporter.task("check the real images", 1) as step:
         real = open_set(wanted.images, side, tuple(item.image for item in items))
         step(1, f"{len(real)} images")
     screen.say(f"seed {config.seed}, {len(items)} captions, images in {out}, scored at {side} pixels")
     with resumable(out):
-        files = coco.make(items, out, config, base.offline, wanted.overwrite, told)
+        files = coco.make(items, out, config, base.offline, wanted.overwrite, reporter)
         sets = (open_set(out, side, tuple(files)), real)
-        found = _scored(sets, networks, chosen, [item.caption for item in items], told)
+        found = _scored(sets, networks, chosen, [item.caption for item in items], reporter)
     about = {"generated": out, "reference": wanted.images, "captions": wanted.captions, "model": config.model}
     show(screen, found, {**about, "seed": config.seed, "count": len(items), "size": side})
 
 
 def _prepared(
     generated: Path, reference: Path, captions: Path | None, features: str, size: int | None,
-    keys: list[str] | None, config: Config, offline: bool, told: Teller,
+    keys: list[str] | None, config: Config, offline: bool, reporter: Teller,
 ) -> tuple[tuple[ImageSet, ImageSet], list[str] | None, Extractors, tuple[str, ...]]:  # fmt: skip
     """Everything that can be wrong, found before the first feature is computed."""
     from ctxedit.metrics.images import scores
@@ -227,10 +238,10 @@ def _prepared(
 
     kind, which = scores.features_from(features)
     chosen = scores.chosen(keys, kind == "inception", captions is not None)
-    networks = extractors(kind, which, chosen, config, offline, told.warn)
+    networks = extractors(kind, which, chosen, config, offline, reporter.warn)
     sets = []
     for folder in (generated, reference):
-        with told.task(f"check {folder.name}", 1) as step:
+        with reporter.task(f"check {folder.name}", 1) as step:
             sets.append(open_set(folder, size))
             step(1, f"{len(sets[-1])} images")
     mine, theirs = sets
@@ -247,9 +258,9 @@ def extractors(
     from ctxedit.metrics.evaluate import make_scorer
     from ctxedit.metrics.images import fidelity
     from ctxedit.metrics.images.scores import BY_FIDELITY, Extractors
+    from ctxedit.model_names import BUILTIN
     from ctxedit.models.device import pick_device
     from ctxedit.models.weights import own_folder
-    from ctxedit.naming import BUILTIN
 
     device = pick_device(config.device)
     by_fidelity = any(key in BY_FIDELITY for key in chosen)
@@ -273,11 +284,11 @@ def extractors(
 
 def _scored(
     sets: tuple[ImageSet, ImageSet], networks: Extractors, chosen: tuple[str, ...], texts: list[str] | None,
-    told: Teller,
+    reporter: Teller,
 ) -> list[Score]:  # fmt: skip
     from ctxedit.metrics.images import scores
 
-    return scores.score(*sets, networks, chosen, texts, told.warn, told.task)
+    return scores.score(*sets, networks, chosen, texts, reporter.warn, reporter.task)
 
 
 def show(screen: Screen, found: list[Score], about: dict[str, Any]) -> None:

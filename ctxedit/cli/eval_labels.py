@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.eval_images import Features, extractors, show
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Judging, Sampling, Talk
+from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
 
@@ -40,10 +40,10 @@ Out = Annotated[
 
 
 def classes(
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     encoder: Encoder = None,
     data: Data = None,
     count: Count = 200,
@@ -56,14 +56,14 @@ def classes(
     the inception score its classes; with --features inception the score is Inception's. Run the same command
     again to resume.
     """
-    _evaluate("class", base, judging, sampling, talk, encoder, data, count, features, out)
+    _evaluate("class", base, judging, sampling, messages, encoder, data, count, features, out)
 
 
 def layouts(
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     encoder: Encoder = None,
     data: Data = None,
     count: Count = 200,
@@ -76,17 +76,25 @@ def layouts(
     label, how often the label is anywhere, and in which boxes of the real images it finds it. Run the same
     command again to resume.
     """
-    _evaluate("layout", base, judging, sampling, talk, encoder, data, count, features, out)
+    _evaluate("layout", base, judging, sampling, messages, encoder, data, count, features, out)
 
 
 def _evaluate(
-    kind: Kind, base: Base, judging: Judging, sampling: Sampling, talk: Talk, encoder: Path | None,
-    data: Path | None, count: int, features: str, out: Path | None,
-) -> None:  # fmt: skip
-    screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, judging, sampling)
+    kind: Kind,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
+    encoder: Path | None,
+    data: Path | None,
+    count: int,
+    features: str,
+    out: Path | None,
+) -> None:
+    screen = Screen(messages.quiet, messages.json)
+    config = arguments.settings(base, screen, judging, sampling)
     if data is not None:
-        asked.existing(data)
+        arguments.existing(data)
 
     from ctxedit.bench import labels
     from ctxedit.cli.progress import teller
@@ -96,7 +104,7 @@ def _evaluate(
     from ctxedit.models.label_condition import open_encoder
     from ctxedit.runs import slug
 
-    told = teller(screen)
+    reporter = teller(screen)
     plural = "classes" if kind == "class" else "layouts"
     out = out or Path(f"{plural}-{slug(Path(config.model).name)}")
     kinds, which = scores.features_from(features)
@@ -106,18 +114,18 @@ def _evaluate(
     scores.check_counts(keys, count, count)
     opened = open_encoder(kind, config.model, encoder)
     labels.check(out, opened, config)
-    looked = text_to_image.plan("", config, base.offline, out / "a.png", True)
-    if looked["upscaler"]:
+    plan = text_to_image.plan("", config, base.offline, out / "a.png", True)
+    if plan["upscaler"]:
         raise ConfigError("classes and layouts are not upscaled", "choose a size that the model has itself")
-    networks = extractors(kinds, which, keys, config, base.offline, told.warn)
-    wanted = labels.wanted(kind, opened, data, count, config.seed, looked["size"][0])
+    networks = extractors(kinds, which, keys, config, base.offline, reporter.warn)
+    wanted = labels.wanted(kind, opened, data, count, config.seed, plan["size"][0])
     screen.say(f"seed {config.seed}, {count} images in {out}")
     with resumable(out):
-        mine, theirs = labels.make(wanted, opened, out, config, base.offline, told)
-        found = labels.judged(kind, wanted, opened, mine, told.warn)
+        mine, theirs = labels.make(wanted, opened, out, config, base.offline, reporter)
+        found = labels.judged(kind, wanted, opened, mine, reporter.warn)
         if kinds == "inception":  # then IS is Inception's
             found = [one for one in found if one.key != "is"]
         sets = (open_set(mine[0].parent, None, tuple(mine)), open_set(theirs[0].parent, None, tuple(theirs)))
-        found += scores.score(*sets, networks, keys, None, told.warn, told.task)
+        found += scores.score(*sets, networks, keys, None, reporter.warn, reporter.task)
     about: dict[str, Any] = {"model": config.model, "encoder": opened.folder, "data": data or "drawn scenes"}
     show(screen, found, {**about, "seed": config.seed, "count": count, "out": out})

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Talk
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
 
@@ -50,7 +50,7 @@ Out = Annotated[
 def likelihood(
     model: Model,
     data: Images,
-    talk: Talk,
+    messages: MessageOptions,
     split: Split = "test",
     count: Count = 200,
     terms: Terms = "50",
@@ -66,7 +66,7 @@ def likelihood(
     the steps is computed for each image, and the standard error says what that costs. likelihood.csv and
     likelihood.png show the terms by noise level. Run the same command again to resume.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if split not in ("train", "test"):
         raise ConfigError(f"--split {split}", "train or test")
     if decoder not in ("discretised", "dequantised"):
@@ -84,19 +84,22 @@ def likelihood(
     from ctxedit.training.pixel_sources import open_pixels
     from ctxedit.training.tasks.pixel_denoiser import PixelDenoiserTask
 
-    told = teller(screen)
+    reporter = teller(screen)
     folder = model if (model / "pixels.json").is_file() else model / PixelDenoiserTask.folder
     network = load_pixels(folder, pick_device(device))
     pixels = open_pixels(data, network.config.size, "train" if split == "train" else "test")
     if not pixels.lossless:
-        told.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+        reporter.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+    if pixels.bad:
+        listed = ", ".join(f"{name} ({why})" for name, why in list(pixels.bad.items())[:3])
+        reporter.warn(f"{len(pixels.bad)} left out of the data: {listed}")
     out = out or Path(f"likelihood-{model.name}")
     check_writable(out / ".ctxedit", True)
     kind: bounds.Decoder = "discretised" if decoder == "discretised" else "dequantised"
-    plan = bounds.Plan(count, number, kind, batch, seed)
+    plan = bounds.BoundPlan(count, number, kind, batch, seed)
     key = {"model": hashes(folder), "data": f"{data.name}, {split}, {len(pixels)} images"}
     with resumable(out):
-        found = bounds.measure(network, pixels, plan, key, out, told)
+        found = bounds.measure(network, pixels, plan, key, out, reporter)
         files = bounds.write(found, out)
     if screen.json:
         screen.result("", {**dataclasses.asdict(found), **files, "lossless": pixels.lossless})

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Base, Judging, Sampling, Talk
+from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
 
@@ -54,10 +54,10 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder fo
 
 def guidance(
     models: Models,
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     values: Values = "1.5,3,5,7,9",
     count: Count = 200,
     coco: Coco = None,
@@ -75,17 +75,17 @@ def guidance(
     scales = _numbers(values)
     chosen = [Model(_label(name, models), name) for name in models]
     _run(
-        chosen, scales, count, (coco, images), out, (base, judging, sampling), talk,
+        chosen, scales, count, (coco, images), out, (base, judging, sampling), messages,
         ("guidance", lambda point: point.guidance, "guidance scale"),
     )  # fmt: skip
 
 
 def convergence(
     models: Trained,
-    base: Base,
-    judging: Judging,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    judging: ClipModelOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     count: Count = 200,
     coco: Coco = None,
     images: Images = None,
@@ -100,7 +100,7 @@ def convergence(
 
     chosen = [one for name in models for one in sweeps.snapshots(name)]
     _run(
-        chosen, None, count, (coco, images), out, (base, judging, sampling), talk,
+        chosen, None, count, (coco, images), out, (base, judging, sampling), messages,
         ("convergence", lambda point: float(point.model.steps or 0), "training steps"),
     )  # fmt: skip
 
@@ -110,9 +110,9 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.
 
 
 def cost(
-    base: Base,
-    sampling: Sampling,
-    talk: Talk,
+    base: SettingOptions,
+    sampling: SamplingOptions,
+    messages: MessageOptions,
     batch: Batch = 4,
     repeats: Repeats = 5,
 ) -> None:
@@ -121,8 +121,8 @@ def cost(
     The plain denoiser and the same one with the adapter (the model's own, or one of the preset's sizes) take
     turns on this machine, so that the ratios hold where the seconds do not.
     """
-    screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, sampling)
+    screen = Screen(messages.quiet, messages.json)
+    config = arguments.settings(base, screen, sampling)
 
     from ctxedit.bench import cost as costs
     from ctxedit.cli.progress import teller
@@ -161,12 +161,12 @@ def _label(name: str, names: Sequence[str]) -> str:
 
 def _run(
     models: list[Model], scales: list[float] | None, count: int, real: tuple[Path | None, Path | None],
-    out: Path, options: tuple[Base, Judging, Sampling], talk: Talk,
+    out: Path, options: tuple[SettingOptions, ClipModelOptions, SamplingOptions], messages: MessageOptions,
     plot: tuple[str, Callable[[Point], float], str],
 ) -> None:  # fmt: skip
     base, judging, sampling = options
-    screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, judging, sampling)
+    screen = Screen(messages.quiet, messages.json)
+    config = arguments.settings(base, screen, judging, sampling)
     if len({model.path for model in models}) < len(models):
         raise ConfigError("a model is named twice", "name each once")
 
@@ -178,7 +178,7 @@ def _run(
     from ctxedit.metrics.images.sets import open_set
     from ctxedit.models.weights import locate
 
-    told = teller(screen)
+    reporter = teller(screen)
     captions, images = real
     if (captions is None) != (images is None):
         raise ConfigError("--coco and --images belong together", "captions and the images that they are of")
@@ -193,10 +193,10 @@ def _run(
         else:
             what = sweeps.drawn(count, config.seed, out / "reference")
         networks = extractors(
-            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, told.warn
+            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, reporter.warn
         )
         points = sweeps.measure(
-            models, scales or [config.edit.guidance], what, config, networks, out, told, base.offline
+            models, scales or [config.edit.guidance], what, config, networks, out, reporter, base.offline
         )
         name, along, label = plot
         sweeps.write(points, out, name, along, label)

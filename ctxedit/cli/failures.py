@@ -77,7 +77,7 @@ def work_begins() -> None:
 
 
 @contextmanager
-def resumable(folder: Path | None) -> Iterator[None]:
+def resumable(folder: Path | str | None) -> Iterator[None]:
     """On Ctrl-C say that the work in ``folder`` can be resumed; None is work that leaves nothing."""
     work_begins()
     try:

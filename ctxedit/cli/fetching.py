@@ -90,11 +90,11 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
         scores: whether edits are scored with CLIP.
     """
     from ctxedit.metrics.evaluate import CLIP
+    from ctxedit.model_names import SHORT_NAMES
     from ctxedit.models.control import CANNY_SD1
     from ctxedit.models.device import pick_device, pick_dtype
     from ctxedit.models.upscalers.checkpoints import X4_UPSCALER
     from ctxedit.models.weights import is_half, is_hub_id, own_folder, own_part
-    from ctxedit.naming import SHORT_NAMES
     from ctxedit.stages.caption import BLIP2, asks_clip
 
     half = is_half(pick_dtype(config.dtype, pick_device(config.device)))
@@ -124,9 +124,9 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
 
 def _addons(config: Config) -> list[Wanted]:
     """The repositories of LoRA files and embeddings."""
+    from ctxedit.model_names import split_scale
     from ctxedit.models import embedding, layout, lora
     from ctxedit.models.addons import hub_file
-    from ctxedit.naming import split_scale
 
     named: list[tuple[str, tuple[str, str | None] | None, tuple[str, ...]]]
     named = [("the LoRA", hub_file(split_scale(setting)[0]), lora.NAMES) for setting in config.lora]
@@ -139,8 +139,8 @@ def _addons(config: Config) -> list[Wanted]:
 
 def _settle_single_file(model: str, offline: bool) -> None:
     """Fetch the configuration of a single-file checkpoint: kilobytes, for a dry run as well."""
+    from ctxedit.model_names import expanded
     from ctxedit.models.backbones.stable_diffusion import configuration
-    from ctxedit.naming import expanded
 
     if model.endswith(".safetensors") and os.path.isfile(expanded(model)):  # False where it cannot be reached
         configuration(expanded(model), offline)
@@ -149,10 +149,10 @@ def _settle_single_file(model: str, offline: bool) -> None:
 def _takes_canny_sd1(model: str) -> bool:
     """Whether the ControlNet for Stable Diffusion 1.x fits a model; yes while its config is not there."""
     from ctxedit.files import read_json
+    from ctxedit.model_names import expanded
     from ctxedit.models import hub
     from ctxedit.models.control import SD1_WIDTH
     from ctxedit.models.weights import is_hub_id
-    from ctxedit.naming import expanded
 
     folder = hub.snapshot(hub.full_id(model)) if is_hub_id(model) else expanded(model)
     file = None if folder is None else folder / "unet" / "config.json"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Agreed, Base, Talk, help_unless_called, spread
+from ctxedit.cli.options import DownloadOption, MessageOptions, SettingOptions, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app.callback(invoke_without_command=True)(help_unless_called)
 @app.command("ls")
 @spread
 def ls(
-    talk: Talk,
+    messages: MessageOptions,
     model: Annotated[
         str | None,
         typer.Option(
@@ -64,20 +64,20 @@ def ls(
     if model is not None:
         from ctxedit.cli import fetching
 
-        config = asked.settings(Base(model=model, offline=offline), Screen(True))
+        config = arguments.settings(SettingOptions(model=model, offline=offline), Screen(True))
         fetched = fetching.planned(fetching.wanted(config, captions=True, scores=True), offline)
         lines += ["", f"`ctxedit run --model {model}` would still fetch:"]
         lines += [fetching.line(one) for one in fetched] or ["nothing"]
     table = {"builtin": parts, "knows": words, "checked": checked, "cached": cache, "named": known}
     table |= {"missing": [one.table() for one in fetched]} if model is not None else {}
-    Screen(talk.quiet, talk.json).result("\n".join(lines), table | {"short_names": SHORT_NAMES})
+    Screen(messages.quiet, messages.json).result("\n".join(lines), table | {"short_names": SHORT_NAMES})
 
 
 @app.command("pull")
 @spread
 def pull(
-    talk: Talk,
-    agreed: Agreed,
+    messages: MessageOptions,
+    agreed: DownloadOption,
     name: Annotated[
         str,
         typer.Argument(
@@ -99,7 +99,7 @@ def pull(
     from ctxedit.models import hub
 
     fetching.hush()
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     hub_id = hub.full_id(name)
     if hub_id.count("/") != 1:
         raise WeightsError(
@@ -122,7 +122,7 @@ def pull(
 @app.command("check")
 @spread
 def check(
-    talk: Talk,
+    messages: MessageOptions,
     part: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,7 +159,7 @@ def check(
     from ctxedit.training.check import check as measure
     from ctxedit.training.checks.base import CheckConfig
 
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if weights is not None and not weights.is_dir():
         raise WeightsError(f"no folder {weights}", "--weights is a folder that `ctxedit train --out` wrote")
     if weights is not None and not any(weights.glob("*/*.safetensors")):
@@ -203,14 +203,14 @@ def check_results() -> list[dict[str, Any]]:
 def builtin() -> list[dict[str, Any]]:
     """The built-in parts with sizes and origin; raises WeightsError when they are not there or are broken."""
     from ctxedit.config import BUILTIN
-    from ctxedit.models.sizes import weigh
+    from ctxedit.models.sizes import folder_weight
     from ctxedit.models.weights import locate
     from ctxedit.training import record
 
     folder = locate(BUILTIN).path
     found = []
     for part in sorted({file.parent.name for file in folder.glob("*/*.safetensors")}):
-        weight, made = weigh(folder / part), record.history(folder / part)
+        weight, made = folder_weight(folder / part), record.history(folder / part)
         known = made[0] if made else {}
         found.append(
             {

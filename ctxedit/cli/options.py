@@ -16,7 +16,7 @@ import typer
 from ctxedit.cli.failures import Carried
 from ctxedit.cli.output import put
 from ctxedit.errors import ConfigError
-from ctxedit.naming import BUILTIN, SHORT_NAMES
+from ctxedit.model_names import BUILTIN, SHORT_NAMES
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
 Clip = Annotated[
@@ -58,7 +58,7 @@ _SETTINGS, _CLIP, _METHOD, _OUTPUT, _TALK = "Settings", "Clip", "Method", "Outpu
 
 
 @dataclass(frozen=True)
-class Talk:
+class MessageOptions:
     """Messages and output format."""
 
     json: Annotated[bool, _option("--json", panel=_TALK, help="Print one JSON object.")] = False
@@ -66,7 +66,7 @@ class Talk:
 
 
 @dataclass(frozen=True)
-class Base:
+class SettingOptions:
     """Sources of settings, and the model to use."""
 
     preset: Annotated[
@@ -136,7 +136,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Span:
+class FrameOptions:
     """Which frames of the clip."""
 
     frames: Annotated[
@@ -158,7 +158,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeOptions:
     """The working size."""
 
     size: Annotated[
@@ -170,7 +170,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Judging:
+class ClipModelOptions:
     """The CLIP model for scoring."""
 
     clip_model: Annotated[
@@ -184,7 +184,7 @@ class Judging:
 
 
 @dataclass(frozen=True)
-class Captioning:
+class CaptionOptions:
     """The captioner, and how one caption is chosen."""
 
     captioner: Annotated[
@@ -215,7 +215,7 @@ class Captioning:
 
 
 @dataclass(frozen=True)
-class Addons:
+class AddonOptions:
     """Files laid over the model."""
 
     lora: Annotated[
@@ -241,7 +241,7 @@ class Addons:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TuningOptions:
     """One-shot tuning."""
 
     prompt: Annotated[
@@ -274,7 +274,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """Sampling."""
 
     steps: Annotated[
@@ -295,7 +295,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Upscaling:
+class UpscaleOptions:
     """Super-resolution of the result."""
 
     upscale: Annotated[
@@ -319,7 +319,7 @@ class Upscaling:
 
 
 @dataclass(frozen=True)
-class Checking:
+class RoundTripOptions:
     """The round trip."""
 
     round_trip: Annotated[
@@ -334,7 +334,7 @@ class Checking:
 
 
 @dataclass(frozen=True)
-class Scoring(Judging):
+class ScoringOptions(ClipModelOptions):
     """The CLIP model for scoring, and where the edit may change the frames."""
 
     mask: Annotated[
@@ -349,7 +349,7 @@ class Scoring(Judging):
 
 
 @dataclass(frozen=True)
-class Result:
+class OutputOptions:
     """The edited video."""
 
     output: Annotated[
@@ -388,7 +388,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunsOptions:
     """The folder for runs."""
 
     runs: Annotated[
@@ -404,7 +404,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Overwrite:
+class OverwriteOption:
     """Permission to replace files."""
 
     yes: Annotated[
@@ -420,7 +420,7 @@ class Overwrite:
 
 
 @dataclass(frozen=True)
-class Agreed:
+class DownloadOption:
     """Permission to download."""
 
     yes: Annotated[
@@ -429,7 +429,7 @@ class Agreed:
 
 
 @dataclass(frozen=True)
-class Anyway:
+class DownloadOrTuneOption:
     """Permission to download, and to tune on any footage."""
 
     yes: Annotated[
@@ -443,14 +443,14 @@ class Anyway:
 
 
 @dataclass(frozen=True)
-class Removal:
+class RemoveOption:
     """Permission to remove."""
 
     yes: Annotated[bool, _option("--yes", "-y", panel=_OUTPUT, help="Remove without asking.")] = False
 
 
 @dataclass(frozen=True)
-class Dry:
+class DryRunOption:
     """Check without running."""
 
     dry_run: Annotated[

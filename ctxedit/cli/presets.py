@@ -11,7 +11,7 @@ import typer
 
 from ctxedit import config
 from ctxedit.cli.failures import work_begins
-from ctxedit.cli.options import Overwrite, Talk, help_unless_called, spread
+from ctxedit.cli.options import MessageOptions, OverwriteOption, help_unless_called, spread
 from ctxedit.cli.output import Screen, columns
 from ctxedit.tables import BASE, preset_table, read_table
 
@@ -28,11 +28,11 @@ app.callback(invoke_without_command=True)(help_unless_called)
 
 @app.command("ls")
 @spread
-def ls(talk: Talk) -> None:
+def ls(messages: MessageOptions) -> None:
     """List the presets."""
     tables = {name: preset_table(name) for name in config.preset_names()}
     about = {name: str(table.get("about", "")) for name, table in tables.items()}
-    Screen(talk.quiet, talk.json).result(
+    Screen(messages.quiet, messages.json).result(
         columns([(name, text) for name, text in about.items()]),
         {"presets": [{"name": name, "about": text} for name, text in about.items()]},
     )
@@ -40,21 +40,21 @@ def ls(talk: Talk) -> None:
 
 @app.command("show")
 @spread
-def show(name: Name, talk: Talk) -> None:
+def show(name: Name, messages: MessageOptions) -> None:
     """Print a preset as TOML, including what it inherits from another preset."""
     path, whole = config.preset_path(name), preset_table(name)
     text, own = path.read_text(encoding="utf-8"), read_table(path)
     if BASE in own:
         said = f"# {path.name} changes the preset {own[BASE]}; both together:\n"
         text = said + tomli_w.dumps(whole)
-    Screen(talk.quiet, talk.json).result(
+    Screen(messages.quiet, messages.json).result(
         text.rstrip("\n"), {"name": name, "path": path, "toml": text, "table": whole}
     )
 
 
 @app.command("cp")
 @spread
-def cp(name: Name, overwrite: Overwrite, talk: Talk, path: Destination = None) -> None:
+def cp(name: Name, overwrite: OverwriteOption, messages: MessageOptions, path: Destination = None) -> None:
     """Copy a preset for editing and print the path of the copy. Use it with --preset FILE.toml."""
     from ctxedit.editing.paths import Input, Paths
     from ctxedit.media.temporary import atomic
@@ -67,4 +67,4 @@ def cp(name: Name, overwrite: Overwrite, talk: Talk, path: Destination = None) -
     work_begins()
     with atomic(target, overwrite.yes) as temporary:
         temporary.write_bytes(source.read_bytes())
-    Screen(talk.quiet, talk.json).result(str(target), {"name": name, "path": target})
+    Screen(messages.quiet, messages.json).result(str(target), {"name": name, "path": target})

@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
-    Addons,
-    Base,
-    Captioning,
-    Checking,
+    AddonOptions,
+    CaptionOptions,
     Clip,
-    Dry,
-    Overwrite,
-    Place,
-    Result,
-    Sampling,
-    Scoring,
-    Size,
-    Span,
-    Talk,
+    DryRunOption,
+    FrameOptions,
+    MessageOptions,
+    OutputOptions,
+    OverwriteOption,
+    RoundTripOptions,
+    RunsOptions,
+    SamplingOptions,
+    ScoringOptions,
+    SettingOptions,
+    SizeOptions,
     TargetOption,
-    Tuning,
-    Upscaling,
+    TuningOptions,
+    UpscaleOptions,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -44,36 +44,36 @@ Texts = Annotated[
 
 def run(
     clip: Clip,
-    base: Base,
-    addons: Addons,
-    span: Span,
-    size: Size,
-    captioning: Captioning,
-    tuning: Tuning,
-    sampling: Sampling,
-    checking: Checking,
-    scoring: Scoring,
-    upscaling: Upscaling,
-    result: Result,
-    place: Place,
-    overwrite: Overwrite,
-    dry: Dry,
-    talk: Talk,
+    base: SettingOptions,
+    addons: AddonOptions,
+    span: FrameOptions,
+    size: SizeOptions,
+    captioning: CaptionOptions,
+    tuning: TuningOptions,
+    sampling: SamplingOptions,
+    checking: RoundTripOptions,
+    scoring: ScoringOptions,
+    upscaling: UpscaleOptions,
+    result: OutputOptions,
+    place: RunsOptions,
+    overwrite: OverwriteOption,
+    dry: DryRunOption,
+    messages: MessageOptions,
     text: Texts = None,
     target: TargetOption = None,
 ) -> None:
     """Caption, tune, invert, edit and score a clip, and print the path of each edited video."""
-    screen = Screen(talk.quiet, talk.json)
-    targets = asked.targets(text, target)
+    screen = Screen(messages.quiet, messages.json)
+    targets = arguments.targets(text, target)
     if result.output is not None and len(targets) > 1:
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
-    config = asked.settings(
+    config = arguments.settings(
         base, screen, addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling
     )
-    config = asked.with_round_trip(config)
-    config = asked.fitted(config, asked.existing(clip), base, screen, span)
+    config = arguments.with_round_trip(config)
+    config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
 
     from ctxedit import api
     from ctxedit.cli import fetching, work
@@ -86,17 +86,17 @@ def run(
         result.output, result.output_size == "source", not result.no_audio, result.chroma,
         not result.no_metadata, overwrite.yes, overwrite.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
-        sources=asked.sources(base),
+        sources=arguments.sources(base),
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config)
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
-    told = teller(screen)
+    reporter = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):
         return
-    with Session(request, told) as session:
+    with Session(request, reporter) as session:
         folder = work.folder_of(session)
         with resumable(folder):
             results = session.edit_all(targets)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctxedit.cli.options import Place, Removal, Talk, help_unless_called, spread
+from ctxedit.cli.options import MessageOptions, RemoveOption, RunsOptions, help_unless_called, spread
 from ctxedit.cli.output import Screen, human_size, print_table
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
 from ctxedit.provenance import changed_settings, told_apart
@@ -58,9 +58,9 @@ class Summary:
 
 @app.command("ls")
 @spread
-def ls(place: Place, talk: Talk) -> None:
+def ls(place: RunsOptions, messages: MessageOptions) -> None:
     """List the runs, the most recently used first."""
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     rows = _summaries(place.runs, screen)
     if screen.json:
         screen.result("", {"runs": [row.table() for row in rows]})
@@ -74,9 +74,9 @@ def ls(place: Place, talk: Talk) -> None:
 
 @app.command("show")
 @spread
-def show(run: Folder, place: Place, talk: Talk) -> None:
+def show(run: Folder, place: RunsOptions, messages: MessageOptions) -> None:
     """Show one run: its clip, prompt, settings that differ from the preset, and edits."""
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     opened = Run(_located(run, place.runs))
     summary = _summary(opened)
     edits = _edits(opened)
@@ -94,9 +94,9 @@ def show(run: Folder, place: Place, talk: Talk) -> None:
 
 @app.command("rm")
 @spread
-def rm(names: Folders, place: Place, talk: Talk, removal: Removal) -> None:
+def rm(names: Folders, place: RunsOptions, messages: MessageOptions, removal: RemoveOption) -> None:
     """Remove runs with all their edits. Edits written elsewhere with -o stay."""
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     folders = [_located(run, place.runs) for run in names]
     _confirm(screen, folders, removal.yes)
     _remove(screen, folders)
@@ -105,7 +105,7 @@ def rm(names: Folders, place: Place, talk: Talk, removal: Removal) -> None:
 @app.command("prune")
 @spread
 def prune(
-    place: Place, talk: Talk, removal: Removal,
+    place: RunsOptions, messages: MessageOptions, removal: RemoveOption,
     older: Annotated[
         str | None, typer.Option("--older", metavar="AGE", help="Runs not used for this long: 12h, 30d, 8w."),
     ] = None,
@@ -116,7 +116,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed.")] = False,
 ) -> None:  # fmt: skip
     """Remove old runs. With several conditions, a run must meet all of them."""
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if older is None and keep is None and not no_edits:
         raise ConfigError("prune needs a condition", "--older 30d, --keep 10 or --no-edits")
     rows = _summaries(place.runs, screen)

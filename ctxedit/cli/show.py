@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
-from ctxedit.cli.options import Talk
+from ctxedit.cli import arguments
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen
 from ctxedit.errors import CtxeditError, InputError
 
@@ -24,10 +24,10 @@ _LABELS = {
 }  # fmt: skip
 
 
-def show(file: File, talk: Talk) -> None:
+def show(file: File, messages: MessageOptions) -> None:
     """Show how a file was made, and the command that makes it again."""
-    screen = Screen(talk.quiet, talk.json)
-    asked.existing(file)
+    screen = Screen(messages.quiet, messages.json)
+    arguments.existing(file)
 
     from ctxedit.provenance import commands
 

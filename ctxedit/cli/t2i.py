@@ -8,11 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from ctxedit import __version__
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Addons, Base, Dry, Overwrite, Sampling, Size, Talk, Upscaling
+from ctxedit.cli.options import (
+    AddonOptions,
+    DryRunOption,
+    MessageOptions,
+    OverwriteOption,
+    SamplingOptions,
+    SettingOptions,
+    SizeOptions,
+    UpscaleOptions,
+)
 from ctxedit.cli.output import Screen
-from ctxedit.cli.t2i_labels import Labelled, add_to_plan, drawn
+from ctxedit.cli.t2i_labels import LabelOptions, add_to_plan, drawn
 from ctxedit.errors import ConfigError
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
@@ -46,15 +55,15 @@ NoMetadata = Annotated[
 
 
 def t2i(
-    labelled: Labelled,
-    base: Base,
-    addons: Addons,
-    size: Size,
-    sampling: Sampling,
-    upscaling: Upscaling,
-    overwrite: Overwrite,
-    dry: Dry,
-    talk: Talk,
+    labelled: LabelOptions,
+    base: SettingOptions,
+    addons: AddonOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    upscaling: UpscaleOptions,
+    overwrite: OverwriteOption,
+    dry: DryRunOption,
+    messages: MessageOptions,
     text: Text = None,
     output: Image = None,
     adapter: Adapter = None,
@@ -62,14 +71,14 @@ def t2i(
     no_metadata: NoMetadata = False,
 ) -> None:
     """Generate an image from text, a class or a layout, and print its path."""
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     labelled.check(text, adapter, no_adapter)
     text = text or ""
     if adapter is not None and no_adapter:
         raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
     if adapter is not None:
         check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
-    config = asked.settings(base, screen, addons, size, sampling, upscaling)
+    config = arguments.settings(base, screen, addons, size, sampling, upscaling)
 
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
@@ -78,7 +87,7 @@ def t2i(
     from ctxedit.provenance import facts, to_text
     from ctxedit.runs import slug
 
-    told = teller(screen)
+    reporter = teller(screen)
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
     parts = ("the model", "the LoRA", "the embedding", "the upscaler")
     needs = [one for one in fetching.wanted(config) if one.what in parts]
@@ -86,23 +95,23 @@ def t2i(
     models = (config.model,)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
         return
-    wanted = labelled.asked(text, config) if labelled.given else None
+    wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
         adapter = text_to_image.own_adapter(config)
-    looked = text_to_image.plan(
-        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, asked.sources(base)
+    plan = text_to_image.plan(
+        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
     )
     if wanted is not None:
-        add_to_plan(looked, wanted)
+        add_to_plan(plan, wanted)
     if dry.dry_run:
-        screen.result(_planned(path, looked), {"plan": looked})
+        screen.result(_planned(path, plan), {"plan": plan})
         return
     screen.say(f"seed {config.seed}")
     with resumable(None):
         if wanted is None:
-            picture = text_to_image.generate(text, config, base.offline, told, adapter=adapter)[0]
+            picture = text_to_image.generate(text, config, base.offline, reporter, adapter=adapter)[0]
         else:
-            picture = drawn(wanted, labelled.grid, config, base.offline, told)
+            picture = drawn(wanted, labelled.grid, config, base.offline, reporter)
         about = None
         if not no_metadata:
             preset = base.preset or DEFAULT_PRESET

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ctxedit.config import Config
-    from ctxedit.editing.label_to_image import Asked
+    from ctxedit.editing.label_to_image import LabelRequest
     from ctxedit.editing.reporter import Reporter
 
 _PANEL = "Labels"
@@ -27,7 +27,7 @@ def _option(*names: str, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelOptions:
     """A class or a layout as the condition."""
 
     class_name: Annotated[
@@ -69,7 +69,7 @@ class Labelled:
 
     def check(self, text: str | None, adapter: Path | None, no_adapter: bool) -> None:
         """Raise ConfigError for options that do not go together, InputError for an empty text."""
-        asked.not_empty(text, "text")
+        arguments.not_empty(text, "text")
         if not self.given:
             if text is None:
                 raise ConfigError("no text", "say what the image should show, or give --class or --layout")
@@ -84,27 +84,31 @@ class Labelled:
                 "an encoder uses the adapter that it was trained with; name one without: --encoder DIR",
             )
 
-    def asked(self, text: str, config: Config) -> Asked:
-        """What is asked for, checked; errors as of ctxedit.editing.label_to_image."""
+    def request(self, text: str, config: Config) -> LabelRequest:
+        """The checked request; errors as of ctxedit.editing.label_to_image."""
         from ctxedit.editing import label_to_image
         from ctxedit.media.layouts import read_layout
 
         if self.layout is not None:
-            return label_to_image.ask_layout(read_layout(self.layout), text, config, self.encoder, self.grid)
-        return label_to_image.ask_class(self.class_name, text, config, self.encoder, self.grid)
+            return label_to_image.layout_request(
+                read_layout(self.layout), text, config, self.encoder, self.grid
+            )
+        return label_to_image.class_request(self.class_name, text, config, self.encoder, self.grid)
 
 
-def add_to_plan(looked: dict[str, Any], wanted: Asked) -> None:
+def add_to_plan(plan: dict[str, Any], wanted: LabelRequest) -> None:
     """Make text to image's plan that of labels; raises ConfigError for sizes that need an upscaler."""
-    if looked["upscaler"]:
+    if plan["upscaler"]:
         raise ConfigError(
             "classes and layouts are drawn at the model's own size and are not upscaled",
             "leave out --upscale and larger sizes",
         )
-    looked["evaluations"] *= len(wanted.pictures)
+    plan["evaluations"] *= len(wanted.pictures)
 
 
-def drawn(wanted: Asked, grid: bool, config: Config, offline: bool, reporter: Reporter) -> NDArray[uint8]:
+def drawn(
+    wanted: LabelRequest, grid: bool, config: Config, offline: bool, reporter: Reporter
+) -> NDArray[uint8]:
     """The picture, or the grid."""
     from ctxedit.editing import label_to_image
 

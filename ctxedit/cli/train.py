@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import Dry, Overwrite, Talk
+from ctxedit.cli.options import DryRunOption, MessageOptions, OverwriteOption
 from ctxedit.cli.output import Screen, columns
 from ctxedit.editing.paths import Input, Paths
 from ctxedit.errors import ConfigError
@@ -18,7 +18,7 @@ from ctxedit.files import TEXT_LIMIT, check_file
 from ctxedit.media.temporary import check_writable
 
 if TYPE_CHECKING:
-    from ctxedit.training.job import Options, Training
+    from ctxedit.training.job import Training, TrainOptions
     from ctxedit.training.loop import Done
 
 _TRAINING = "Training"
@@ -70,9 +70,9 @@ Record = Annotated[
 
 
 def train(
-    dry: Dry,
-    overwrite: Overwrite,
-    talk: Talk,
+    dry: DryRunOption,
+    overwrite: OverwriteOption,
+    messages: MessageOptions,
     name: Name = None,
     list_: List = False,
     out: Out = None,
@@ -91,7 +91,7 @@ def train(
     An interrupted training resumes. With several GPUs or processes:
     `torchrun --nproc_per_node N -m ctxedit train RECIPE`.
     """
-    screen = Screen(talk.quiet, talk.json)
+    screen = Screen(messages.quiet, messages.json)
     if list_:
         show_recipes(screen)
         return
@@ -99,7 +99,7 @@ def train(
         raise ConfigError("no recipe", "choose one of `ctxedit train --list`, or a TOML file")
 
     from ctxedit.training import policy
-    from ctxedit.training.job import Options, Training
+    from ctxedit.training.job import Training, TrainOptions
 
     if name.endswith(".toml"):
         check_file(Path(name), "recipe", TEXT_LIMIT, ConfigError)
@@ -128,7 +128,7 @@ def train(
     with resumable(state):
         for one in trainings:
             restart, again = policy.restarts(one, yes, chosen), yes and len(chosen) == 1
-            done = _train(one, Options(warm, restart, again, device, tensorboard), screen)
+            done = _train(one, TrainOptions(warm, restart, again, device, tensorboard), screen)
             tables.append(_table(one, done))
             _warn_of_bad_samples(done, screen)
     if not _silent():
@@ -158,7 +158,7 @@ def _result(screen: Screen, several: bool, tables: list[dict[str, Any]], texts: 
     screen.result("\n".join(texts), {"parts": tables} if several else tables[0])
 
 
-def _train(training: Training, options: Options, screen: Screen) -> Done:
+def _train(training: Training, options: TrainOptions, screen: Screen) -> Done:
     from ctxedit.cli.progress import teller
     from ctxedit.models.quiet import hush
 

@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
-    Addons,
-    Anyway,
-    Base,
-    Captioning,
+    AddonOptions,
+    CaptionOptions,
     Clip,
-    Dry,
-    Judging,
-    Place,
-    Size,
-    Span,
-    Talk,
-    Tuning,
+    ClipModelOptions,
+    DownloadOrTuneOption,
+    DryRunOption,
+    FrameOptions,
+    MessageOptions,
+    RunsOptions,
+    SettingOptions,
+    SizeOptions,
+    TuningOptions,
 )
 from ctxedit.cli.output import Screen
 from ctxedit.errors import ConfigError
@@ -29,7 +29,7 @@ from ctxedit.tables import DEFAULT_PRESET
 
 
 @dataclass(frozen=True)
-class Looking:
+class CurveOptions:
     """Edits sampled while tuning."""
 
     curve: Annotated[
@@ -56,7 +56,7 @@ class Looking:
 
     def check(self) -> None:
         """Raise ConfigError for options that mean something only together."""
-        asked.not_empty(self.target, "target")
+        arguments.not_empty(self.target, "target")
         if self.curve is None and (self.target is not None or self.compare):
             raise ConfigError("--target and --compare belong to --curve", "add --curve 20, or leave them out")
         if self.curve is not None and self.target is None:
@@ -65,24 +65,24 @@ class Looking:
 
 def tune(
     clip: Clip,
-    base: Base,
-    addons: Addons,
-    span: Span,
-    size: Size,
-    captioning: Captioning,
-    judging: Judging,
-    tuning: Tuning,
-    place: Place,
-    dry: Dry,
-    talk: Talk,
-    looking: Looking,
-    agreed: Anyway,
+    base: SettingOptions,
+    addons: AddonOptions,
+    span: FrameOptions,
+    size: SizeOptions,
+    captioning: CaptionOptions,
+    judging: ClipModelOptions,
+    tuning: TuningOptions,
+    place: RunsOptions,
+    dry: DryRunOption,
+    messages: MessageOptions,
+    curve_options: CurveOptions,
+    agreed: DownloadOrTuneOption,
 ) -> None:
     """Tune on one clip, for any number of edits, and print the run folder."""
-    screen = Screen(talk.quiet, talk.json)
-    config = asked.settings(base, screen, addons, span, size, captioning, judging, tuning)
-    config = asked.fitted(config, asked.existing(clip), base, screen, span)
-    looking.check()
+    screen = Screen(messages.quiet, messages.json)
+    config = arguments.settings(base, screen, addons, span, size, captioning, judging, tuning)
+    config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
+    curve_options.check()
 
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
@@ -93,21 +93,23 @@ def tune(
     request = Request(
         clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, any_footage=agreed.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
-        sources=asked.sources(base),
+        sources=arguments.sources(base),
     )  # fmt: skip
-    needs = fetching.wanted(config, tuning.prompt is None, scores=looking.curve is not None)
+    needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
     check = fetching.checks_clip(clip, config)
     models = (config.model,)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, models):
         return
-    told = teller(screen)
+    reporter = teller(screen)
     if not work.checked(request, "tune", screen, dry.dry_run):
         return
-    with Session(request, told) as session:
+    with Session(request, reporter) as session:
         files, folder = {}, work.folder_of(session)
         with resumable(folder):
-            if looking.curve is not None and looking.target is not None:
-                drawn = tune_with_curve(session, looking.target, looking.curve, looking.compare)
+            if curve_options.curve is not None and curve_options.target is not None:
+                drawn = tune_with_curve(
+                    session, curve_options.target, curve_options.curve, curve_options.compare
+                )
                 files = {"curve": drawn.picture, "curve_table": drawn.table}
                 screen.say(f"curve: {drawn.picture}")
             else:

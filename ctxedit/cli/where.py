@@ -16,7 +16,7 @@ _PANEL = "Workers"
 
 
 @dataclass(frozen=True)
-class Where:
+class ExecutorOptions:
     """How many processes do the work, and on which machines."""
 
     workers: Annotated[
@@ -58,7 +58,7 @@ class Where:
     ] = None  # fmt: skip
 
 
-def executor_of(where: Where, peak_bytes: int = 0) -> Executor:
+def executor_of(where: ExecutorOptions, peak_bytes: int = 0) -> Executor:
     """The executor that the options name, checked to be possible; use it in a ``with`` block.
 
     Args:
@@ -92,7 +92,7 @@ def executor_of(where: Where, peak_bytes: int = 0) -> Executor:
     return Processes(workers, threads)
 
 
-def _on_ray(address: str, where: Where, peak_bytes: int) -> Executor:
+def _on_ray(address: str, where: ExecutorOptions, peak_bytes: int) -> Executor:
     from ctxedit.executors.cluster import Cluster, Needs
 
     # What is estimated for work on a GPU is the GPU's memory, which Ray does not count.

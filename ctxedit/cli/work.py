@@ -96,6 +96,12 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
     if stage.reused or not stage.evaluations:
         return "-"
     beside = ", and the ControlNet as many" if stage.control_evaluations else ""
+    if stage.name.startswith("upscale "):
+        from ctxedit.models.upscalers.base import CHUNK, chunk_count
+
+        chunks = chunk_count(plan.frames)
+        clip = f"{chunks} chunks × {CHUNK} frames" if chunks > 1 else f"{plan.frames} frames"
+        return f"{stage.evaluations} × {clip}"
     # Each tuning step sees one window; all else goes through all of them.
     windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name != "tune" else ""
     return f"{stage.evaluations} × {windows}{plan.window_frames} frames{beside}"

@@ -11,7 +11,7 @@ from ctxedit.editing.costs import captioner_weight, clip_weight
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
-from ctxedit.editing.stage import Job
+from ctxedit.editing.stage import StageJob
 from ctxedit.editing.stages import stage_named
 from ctxedit.errors import ConfigError
 from ctxedit.media.memory import reading_bytes
@@ -62,4 +62,4 @@ def caption(request: Request, reporter: Reporter) -> str:
     for note in read_for_caption(request.clip, request.config.clip).notes:
         reporter.warn(note)
     stage = stage_named("caption")
-    return str(stage.make(Job(Parts(request, reporter), stage.name)).value)
+    return str(stage.make(StageJob(Parts(request, reporter), stage.name)).value)

@@ -13,7 +13,7 @@ from ctxedit.metrics.evaluate import CLIP
 from ctxedit.models.adapter import adapter_parameters
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.device import storage_dtype
-from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, weigh
+from ctxedit.models.sizes import AT_ONCE, Sizes, Weight, folder_weight
 from ctxedit.models.temporal import convolution_rank
 from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
 from ctxedit.models.upscalers.checkpoints import Found, sizes_of
@@ -61,9 +61,9 @@ class Costs:
         """Bytes at the caption's peak, all that is loaded by then included."""
         if reused:
             return self._weights
-        asked = (self.config, self.own, self.offline)
-        seen = clip_weight(*asked).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
-        return self._weights + captioner_weight(*asked, half=self.width == 2).parameters * self.width + seen
+        choice = (self.config, self.own, self.offline)
+        seen = clip_weight(*choice).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
+        return self._weights + captioner_weight(*choice, half=self.width == 2).parameters * self.width + seen
 
     def tuning(self, reused: bool) -> int:
         """Bytes at the tuning's peak: float32 masters, gradient and two moments of what is trained."""
@@ -84,24 +84,24 @@ class Costs:
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
-        lanes = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
-        return self._passing(lanes + self._fuses)
+        branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
+        return self._passing(branches + self._fuses)
 
     def upscaling(self, reused: bool) -> int:
-        """Bytes at the peak of super-resolution, while the denoiser stays loaded; 0 without it."""
+        """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
         if self.upscaler is None:
             return 0
         branches = sampling_of(self.config.upscale, self.upscaler.defaults).branches
         sizes = sizes_of(self.upscaler, self.width == 2)
         return self._weights + footprint.upscaler_bytes(
-            sizes, self.working, self.frames, CHUNK, branches, self.width
+            sizes, self.working, min(self.all_frames, CHUNK), CHUNK, branches, self.width
         )
 
     def upscaling_disk(self) -> int:
         """Bytes of the frames and videos at the upscaled size."""
         if self.upscaler is None:
             return 0
-        return 3 * self.frames * self.working[0] * self.working[1] * SCALE**2 * 3
+        return 3 * self.all_frames * self.working[0] * self.working[1] * SCALE**2 * 3
 
     def evaluating(self, reused: bool) -> int:
         """Bytes while an edit is scored."""
@@ -140,10 +140,10 @@ class Costs:
     def _weights(self) -> int:
         body = self.body
         denoiser = body.unet.parameters + self.control.parameters
-        beside = body.vae.parameters + body.text_encoder.parameters
+        others = body.vae.parameters + body.text_encoder.parameters
         # The adapter is in the denoiser's precision on a CPU.
         adapter = self._adapter * (4 if self.device != "cpu" else self.width)
-        return denoiser * self.width + beside * self.stored + adapter
+        return denoiser * self.width + others * self.stored + adapter
 
     def _passing(self, branches: int) -> int:
         """Bytes of weights and of one pass, or of decoding, whichever takes more."""
@@ -182,13 +182,13 @@ class Costs:
     def _trained(self) -> int:
         """Parameters that tuning moves, about: queries are a twentieth of the UNet."""
         names = [n for n in self.config.tune.trainable_modules if n not in (ADAPTER, TEMPORAL, TEMPORAL_CONV)]
-        beside = [n for n in names if n.startswith(CONTROL)]
-        names = [n for n in names if n not in beside]
+        in_control = [n for n in names if n.startswith(CONTROL)]
+        names = [n for n in names if n not in in_control]
         moved = self._adapter if ADAPTER in self.config.tune.trainable_modules else 0
         temporal = self.body.unet.parameters // 10 if TEMPORAL in self.config.tune.trainable_modules else 0
         if TEMPORAL_CONV in self.config.tune.trainable_modules:
             moved += convolution_parameters(self.body, self.config.attention.temporal_conv_rank)
-        moved += min(1, len(beside)) * self.control.parameters // 20
+        moved += min(1, len(in_control)) * self.control.parameters // 20
         return moved + temporal + min(1, len(names)) * self.body.unet.parameters // 20
 
 
@@ -216,5 +216,5 @@ def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
 
 def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False) -> Weight:
     if found := own_part(name, own, part):
-        return weigh(found[0])
-    return weigh(checkpoint_folder(default if name == "auto" else name, offline, half))
+        return folder_weight(found[0])
+    return folder_weight(checkpoint_folder(default if name == "auto" else name, offline, half))

@@ -11,11 +11,11 @@ from ctxedit.editing.costs import Costs
 from ctxedit.editing.parts import Parts
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.geometry import plan_fit
+from ctxedit.model_names import BUILTIN, SHORT_NAMES
 from ctxedit.models.device import pick_dtype
 from ctxedit.models.hub import size_of
 from ctxedit.models.sizes import Sizes, Weight
 from ctxedit.models.weights import is_half, own_part
-from ctxedit.naming import BUILTIN, SHORT_NAMES
 from ctxedit.stages.caption import caption, make_captioner
 from ctxedit.tables import DEFAULT_PRESET
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.editing.request import Request
+from ctxedit.model_names import split_scale
 from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
 from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
-from ctxedit.naming import split_scale
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 

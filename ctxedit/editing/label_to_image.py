@@ -1,4 +1,4 @@
-"""Class to image and layout to image (ContextDiff, section 4.3): what is asked for, and the images."""
+"""Class to image and layout to image (ContextDiff, section 4.3): the request, and the images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COLUMNS = 8
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture that is asked for: what it shows, its seed, and what it is called in a grid."""
+    """One requested picture: what it shows, its seed, and what it is called in a grid."""
 
     labels: Labels
     seed: int
@@ -36,7 +36,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelRequest:
     """Pictures of labels.
 
     Attributes:
@@ -52,10 +52,10 @@ class Asked:
     layout: Layout | None = None
 
 
-def ask_class(
+def class_request(
     name: str | None, text: str, config: Config, encoder: Path | None = None, grid: bool = False
-) -> Asked:
-    """Ask for a class; with ``grid`` for samples of it, or without a name for one picture of each class.
+) -> LabelRequest:
+    """Request a class; with ``grid`` for samples of it, or without a name for one picture of each class.
 
     Raises:
         ConfigError, WeightsError: no encoder for the model, or a broken one.
@@ -67,13 +67,15 @@ def ask_class(
     if name is not None and grid:
         wanted *= SAMPLES
     seeds = [config.seed + (i if name is not None else 0) for i in range(len(wanted))]
-    return Asked(opened, text, tuple(Picture(one, s, n) for (one, n), s in zip(wanted, seeds, strict=True)))
+    return LabelRequest(
+        opened, text, tuple(Picture(one, s, n) for (one, n), s in zip(wanted, seeds, strict=True))
+    )
 
 
-def ask_layout(
+def layout_request(
     layout: Layout, text: str, config: Config, encoder: Path | None = None, grid: bool = False
-) -> Asked:
-    """Ask for a layout; with ``grid`` for several samples of it. ``text`` goes before the layout's own.
+) -> LabelRequest:
+    """Request a layout; with ``grid`` for several samples of it. ``text`` goes before the layout's own.
 
     Raises:
         ConfigError, WeightsError: no encoder for the model, or a broken one.
@@ -83,7 +85,7 @@ def ask_layout(
     labels = opened.layout_of(layout.boxes)
     count = SAMPLES if grid else 1
     pictures = tuple(Picture(labels, config.seed + i, f"seed {config.seed + i}") for i in range(count))
-    return Asked(opened, text or layout.text, pictures, layout)
+    return LabelRequest(opened, text or layout.text, pictures, layout)
 
 
 def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
@@ -99,24 +101,24 @@ def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
     return open_with_addons(config, checkpoint, addons, device, dtype, reporter.say)
 
 
-def generate(asked: Asked, config: Config, offline: bool, reporter: Reporter) -> NDArray[np.uint8]:
+def generate(request: LabelRequest, config: Config, offline: bool, reporter: Reporter) -> NDArray[np.uint8]:
     """The pictures: RGB uint8 (N, H, W, 3), each a function of its labels, seed, text and the settings.
 
     Args:
-        asked: from :func:`ask_class` or :func:`ask_layout`.
+        request: from :func:`class_request` or :func:`layout_request`.
         config: model, edit.steps, guidance, negative prompt, ``clip.size``.
         offline: fetch nothing.
         reporter: is told of progress.
     """
     backbone = open_model(config, offline, reporter)
-    asked.encoder.fit(backbone)
-    if asked.text:
-        warn_of_unknown_words(backbone, asked.text, reporter)
+    request.encoder.fit(backbone)
+    if request.text:
+        warn_of_unknown_words(backbone, request.text, reporter)
     made = []
-    with reporter.task("images of labels", len(asked.pictures)) as progress:
-        for done, one in enumerate(asked.pictures, 1):
+    with reporter.task("images of labels", len(request.pictures)) as progress:
+        for done, one in enumerate(request.pictures, 1):
             made.append(
-                picture(backbone, asked.encoder, one.labels, asked.text, replace(config, seed=one.seed))
+                picture(backbone, request.encoder, one.labels, request.text, replace(config, seed=one.seed))
             )
             progress(done, one.name)
     return np.stack(made)
@@ -134,10 +136,10 @@ def picture(
     return generating.generate(backbone, text, config, 1, sides, shift, condition=condition)[0]
 
 
-def grid(asked: Asked, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def grid(request: LabelRequest, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The pictures beside each other under their names, a layout's with its boxes over them."""
     tiles: Sequence[NDArray[np.uint8]] = list(pictures)
-    if asked.layout is not None:
-        tiles = [draw_boxes(one, asked.layout) for one in tiles]
-    named = [(one.name, tile[None]) for one, tile in zip(asked.pictures, tiles, strict=True)]
-    return labelled_grid(named, 4 if asked.layout is not None else _COLUMNS)[0]
+    if request.layout is not None:
+        tiles = [draw_boxes(one, request.layout) for one in tiles]
+    named = [(one.name, tile[None]) for one, tile in zip(request.pictures, tiles, strict=True)]
+    return labelled_grid(named, 4 if request.layout is not None else _COLUMNS)[0]

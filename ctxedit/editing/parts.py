@@ -14,16 +14,17 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
-from ctxedit.editing.kept import Kept, backbone_key
+from ctxedit.editing.loaded import LoadedNetworks, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.errors import did_you_mean
-from ctxedit.media.beside import read_beside
+from ctxedit.media.companions import read_companion
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
 from ctxedit.media.mask import read_mask
 from ctxedit.media.scratch import release, scratch
 from ctxedit.metrics.evaluate import make_scorer
+from ctxedit.model_names import VOCABULARY
 from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
@@ -35,7 +36,6 @@ from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.upscalers.base import Upscaler
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 from ctxedit.models.weights import is_half, locate, own_folder
-from ctxedit.naming import VOCABULARY
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.long import Strip
@@ -53,12 +53,12 @@ class Parts:
     Args:
         request: the clip, its settings, mask and tuning seed.
         reporter: receives messages.
-        kept: networks of the session before, lent to this one; None loads them for this one alone.
+        loaded: networks of the session before, lent to this one; None loads them for this one alone.
     """
 
-    def __init__(self, request: Request, reporter: Reporter, kept: Kept | None = None) -> None:
+    def __init__(self, request: Request, reporter: Reporter, loaded: LoadedNetworks | None = None) -> None:
         self.request, self.reporter = request, reporter
-        self._kept = kept
+        self._loaded = loaded
         self._stack = ExitStack()
         self._adapter: ContextAdapter | None = None
 
@@ -86,11 +86,11 @@ class Parts:
     @cached_property
     def backbone(self) -> Backbone:
         dtype = pick_dtype(self.config.dtype, self.device)
-        if self._kept is None:
+        if self._loaded is None:
             backbone = self._load(dtype)
         else:
             key = backbone_key(self.config, self.request.offline, self.device, dtype)
-            lent = self._kept.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
+            lent = self._loaded.backbone(key, self.config.tune.trainable_modules, lambda: self._load(dtype))
             backbone = self._stack.enter_context(lent)
         texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
         unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
@@ -148,7 +148,7 @@ class Parts:
 
     @cached_property
     def strip(self) -> Strip:
-        """The windows of a long clip, and what the network is asked with in each."""
+        """The windows of a long clip, and what the network gets in each."""
         return Strip(self.windows, lambda window: self.view_of(window.span), self.device, self.store)
 
     @cached_property
@@ -211,7 +211,7 @@ class Parts:
     def control_map(self) -> NDArray[np.uint8]:
         """The map that a person brought for the ControlNet, RGB (F, h, w, 3) at working size."""
         clip, where = self.config.clip, self.config.control.map
-        return read_beside(
+        return read_companion(
             where, "control map", clip.frames, clip.start, clip.stride, self.prepared.fit, store=self.store
         )
 
@@ -263,8 +263,12 @@ class Parts:
 
     @cached_property
     def scorer(self) -> ClipScorer:
-        asked = (self.config.clip_model, self.own, self.device, self.request.offline)
-        return self._kept.scorer(asked, lambda: make_scorer(*asked)) if self._kept else make_scorer(*asked)
+        arguments = (self.config.clip_model, self.own, self.device, self.request.offline)
+        return (
+            self._loaded.scorer(arguments, lambda: make_scorer(*arguments))
+            if self._loaded
+            else make_scorer(*arguments)
+        )
 
     @property
     def own(self) -> Path | None:

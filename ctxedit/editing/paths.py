@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, OutputError
 from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
-from ctxedit.naming import split_scale
+from ctxedit.model_names import split_scale
 
 if TYPE_CHECKING:
     from ctxedit.editing.request import Request

@@ -24,7 +24,7 @@ from ctxedit.editing.speed import Work, seconds_of, speed_kind
 from ctxedit.editing.stage import Stage
 from ctxedit.editing.stages import stage_named, up_to
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.media.beside import read_beside
+from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.memory import reading_bytes, writing_bytes
@@ -33,13 +33,13 @@ from ctxedit.media.read import Clip, Store, span_of
 from ctxedit.media.scratch import scratch
 from ctxedit.media.temporary import check_writable
 from ctxedit.media.write import check_output, even_note, holds_audio
+from ctxedit.model_names import is_own
 from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
 from ctxedit.models.device import name_of, pick_device, pick_dtype
-from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.sizes import Sizes, Weight, folder_weight
 from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
-from ctxedit.naming import is_own
 from ctxedit.prompts import check_syntax, plain
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import check_readable
@@ -300,14 +300,14 @@ def _control(
         return None, Weight()
     span = config.clip
     if control.kind == "video":
-        read_beside(control.map, "control map", span.frames, span.start, span.stride, fit, store=store)
+        read_companion(control.map, "control map", span.frames, span.start, span.stride, fit, store=store)
     denoiser = None
     if body.takes_control:
         denoiser = Denoiser(
             checkpoint.name, checkpoint.own, body.channels, body.layers, body.latent_channels,
             body.context_width, body.factor,
         )  # fmt: skip
-    weight = weigh(locate_control(control, denoiser, offline, half))
+    weight = folder_weight(locate_control(control, denoiser, offline, half))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctxedit.config import BUILTIN, Config, absolute, lean, merge, validated
 from ctxedit.errors import ConfigError
-from ctxedit.naming import is_own
+from ctxedit.model_names import is_own
 from ctxedit.runs import Run
 
 #: What tuning depends on: an edit cannot change it.

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from ctxedit.display import media_html
 from ctxedit.metrics.evaluate import Figures
-from ctxedit.stages.report import Files
+from ctxedit.stages.report import OutputFiles
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EditResult:
     """
 
     target: str
-    files: Files
+    files: OutputFiles
     reused: bool
     kept: Path
     figures: Figures | None = None

@@ -74,10 +74,10 @@ def network_passes(config: Config) -> int:
     if long or config.edit.start == "noise" or config.round_trip in ("auto", "off"):
         return 0
     steps = config.invert.steps
-    return steps if config.round_trip == "whole" else len(_asked(steps))
+    return steps if config.round_trip == "whole" else len(_estimated_levels(steps))
 
 
-def _asked(steps: int) -> list[int]:
+def _estimated_levels(steps: int) -> list[int]:
     """Levels that steps down are taken from, evenly spread over 1 … ``steps``."""
     count = min(_ASKED, steps)
     return [1 + int((i + 0.5) * steps / count) for i in range(count)]
@@ -102,7 +102,7 @@ def round_trip(
         trajectory: (S + 1, F, C, h, w) of the inversion.
         context: one row, of the prompt that was inverted with.
         levels: S used levels.
-        view: one lane.
+        view: one branch.
         shift: b_t of the same prompt, or None.
         whole: sample the whole way, S passes of the network; otherwise estimate it from a few.
         frames: uint8 (F, H, W, 3), what was encoded.
@@ -113,11 +113,11 @@ def round_trip(
         both = Condition.stack([context, context])
         back = sample(backbone, trajectory[-1], both, levels, view, Sampling(1.0), shift, None, progress)
     else:
-        missed, asked = torch.zeros_like(clean), _asked(levels.steps)
-        for done, high in enumerate(asked, 1):
+        missed, chosen = torch.zeros_like(clean), _estimated_levels(levels.steps)
+        for done, high in enumerate(chosen, 1):
             missed += _error(backbone, trajectory, context, levels, view, shift, high)
-            progress(done, len(asked))
-        back = clean + missed * (levels.steps / len(asked))
+            progress(done, len(chosen))
+        back = clean + missed * (levels.steps / len(chosen))
     count = min(_DECODED, len(clean))
     some = [round(i * (len(clean) - 1) / max(1, count - 1)) for i in range(count)]
     own, returned = backbone.decode(clean[some]), backbone.decode(back[some])

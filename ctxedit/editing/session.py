@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ctxedit.config import Config
 from ctxedit.editing.footage import check_footage
-from ctxedit.editing.kept import Kept
 from ctxedit.editing.keys import Caption, Keys, find_run, known_caption
+from ctxedit.editing.loaded import LoadedNetworks
 from ctxedit.editing.parts import Parts, warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.result import EditResult as EditResult
 from ctxedit.editing.round_trip import RoundTrip
 from ctxedit.editing.speed import Stopwatch, Work, note, speed_kind
-from ctxedit.editing.stage import Job, Stage
+from ctxedit.editing.stage import Stage, StageJob
 from ctxedit.editing.stages import edit_files, edited_frames, figures, stage_named
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import sweep
@@ -43,7 +43,7 @@ class Session:
     Args:
         request: the clip, its settings, where results go.
         reporter: receives messages and progress.
-        kept: networks that stay loaded from session to session; None loads this one's own.
+        loaded: networks that stay loaded from session to session; None loads this one's own.
 
     Attributes:
         parts: networks, frames, masks.
@@ -51,9 +51,11 @@ class Session:
         probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
     """
 
-    def __init__(self, request: Request, reporter: Reporter | None = None, kept: Kept | None = None) -> None:
+    def __init__(
+        self, request: Request, reporter: Reporter | None = None, loaded: LoadedNetworks | None = None
+    ) -> None:
         self.request = request
-        self.parts, self.keys = Parts(request, reporter or Reporter(), kept), Keys(request)
+        self.parts, self.keys = Parts(request, reporter or Reporter(), loaded), Keys(request)
         self.probe: Callable[[int], float | None] = lambda step: None
         self._tuned = False
         self._round_trip: RoundTrip | None = None
@@ -88,7 +90,7 @@ class Session:
         if known := known_caption(self.request, self.keys):
             return known
         stage = stage_named("caption")
-        made = stage.make(Job(self.parts, stage.name))
+        made = stage.make(StageJob(self.parts, stage.name))
         return Caption(made.value, self.keys.caption(), dict(made.facts))
 
     @property
@@ -145,14 +147,14 @@ class Session:
         needed = {name: self._bring(name, target) for name in stage.needs}
         return self._make(stage, replace(job, needed=needed))
 
-    def _job(self, stage: Stage, target: str) -> Job:
+    def _job(self, stage: Stage, target: str) -> StageJob:
         name, key = self.key(stage.name, target)
         edit_name = name.partition("/")[2] if stage.each_target else ""
-        return Job(
+        return StageJob(
             self.parts, name, key, self.run.folder, self.prompt, target, edit_name, probe=self.probe
         )  # fmt: skip
 
-    def _done(self, stage: Stage, job: Job) -> bool:
+    def _done(self, stage: Stage, job: StageJob) -> bool:
         """Whether a stage need not be done; where damaged files are the reason that it must, it is said."""
         if not stage.keeps:
             return False
@@ -161,7 +163,7 @@ class Session:
             self.reporter.warn(f"{standing.flaw}: {stage.again} again")
         return standing.done and not (stage.each_target and self.request.overwrite)
 
-    def _make(self, stage: Stage, job: Job) -> Any:
+    def _make(self, stage: Stage, job: StageJob) -> Any:
         with self._measuring(stage, job):
             made = stage.make(job)
         if made.outputs:
@@ -172,7 +174,7 @@ class Session:
         return made.value
 
     @contextmanager
-    def _measuring(self, stage: Stage, job: Job) -> Iterator[None]:
+    def _measuring(self, stage: Stage, job: StageJob) -> Iterator[None]:
         """Keep how long a stage's passes of the network took, for the plans to come."""
         passes = stage.passes(self.config, self.prompt, job.target)
         if not passes or stage.name == "edit":  # its passes are those of the frames that it writes
@@ -254,7 +256,7 @@ class Session:
         results = []
         for target in targets:
             result = self.edit(target)
-            name, beside = self.key("edit", target)[0], networks.beside(self.parts.scorer)
+            name, beside = self.key("edit", target)[0], networks.with_clip(self.parts.scorer)
             results.append(replace(result, figures=self.evaluate(name, chosen, beside)))
         return results
 
@@ -262,7 +264,7 @@ class Session:
         """RGB uint8 (F, h, w, 3) of an edit at working size, not written."""
         return edited_frames(self.parts, self.prompt, target, trajectory)
 
-    def edit_files(self, target: str) -> reporting.Files:
+    def edit_files(self, target: str) -> reporting.OutputFiles:
         """Where the edit towards a target leaves its results."""
         return edit_files(self.request, self.run.folder, self.keys.edit_name(self.prompt, target))
 
@@ -271,8 +273,8 @@ class Session:
     ) -> evaluating.Figures:
         """Scores of a finished edit, by its name in the run folder; the usual ones unless ``chosen``."""
         facts = self.run.facts(name)
-        kept = self.run.folder / facts["frames"]
-        return figures(self.parts, kept, facts["target"], self.prompt, chosen, networks)
+        frames = self.run.folder / facts["frames"]
+        return figures(self.parts, frames, facts["target"], self.prompt, chosen, networks)
 
     def evaluate_run(
         self, chosen: Sequence[Metric] | None = None, weights: Mapping[str, str] | None = None

@@ -15,7 +15,7 @@ from ctxedit.editing.request import Request
 
 
 @dataclass(frozen=True)
-class Job:
+class StageJob:
     """What a stage works on.
 
     Attributes:
@@ -104,12 +104,12 @@ class Stage:
 
     name: str
     key: Callable[[Keys, str, str], str]
-    make: Callable[[Job], Made]
-    read: Callable[[Job], Any]
+    make: Callable[[StageJob], Made]
+    read: Callable[[StageJob], Any]
     needs: tuple[str, ...] = ()
     again: str = ""
     applies: Callable[[Config], bool] = lambda config: True
-    absent: Callable[[Job], Any] = lambda job: None
+    absent: Callable[[StageJob], Any] = lambda job: None
     each_target: bool = False
     keeps: bool = True
     listed: bool = True

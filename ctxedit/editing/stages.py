@@ -21,7 +21,7 @@ from ctxedit.editing import round_trip as returning
 from ctxedit.editing.costs import Costs
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
-from ctxedit.editing.stage import Job, Made, Stage
+from ctxedit.editing.stage import Made, Stage, StageJob
 from ctxedit.media.probe import probe
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import Metric, Networks
@@ -43,7 +43,7 @@ from ctxedit.stages.tune import TuneStep
 # -- caption -----------------------------------------------------------------------------------------------
 
 
-def _make_caption(job: Job) -> Made:
+def _make_caption(job: StageJob) -> Made:
     parts, config, request = job.parts, job.config, job.request
     dtype = pick_dtype(config.dtype, parts.device)
     model = captioning.make_captioner(
@@ -65,7 +65,7 @@ def _make_caption(job: Job) -> Made:
 # -- tune --------------------------------------------------------------------------------------------------
 
 
-def _make_tuning(job: Job) -> Made:
+def _make_tuning(job: StageJob) -> Made:
     parts, config = job.parts, job.config.tune
     facts = {"prompt": job.prompt, "steps": config.steps}
     if not config.steps:
@@ -88,7 +88,7 @@ def _make_tuning(job: Job) -> Made:
     return Made(files=("tune/tuned.safetensors",), facts=facts)
 
 
-def _read_tuning(job: Job) -> None:
+def _read_tuning(job: StageJob) -> None:
     """Put the tuned tensors into the networks."""
     parts, config = job.parts, job.config.tune
     if config.steps:
@@ -108,7 +108,7 @@ def _tuning_folder(folder: Path, key: str) -> Path:
     return folder
 
 
-def _make_adapter(job: Job) -> Made:
+def _make_adapter(job: StageJob) -> Made:
     """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
@@ -139,7 +139,7 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     )  # fmt: skip
 
 
-def _make_inversion(job: Job) -> Made:
+def _make_inversion(job: StageJob) -> Made:
     facts = {"steps": job.config.invert.steps}
     if job.parts.long:
         long.invert_to(job.folder / _TRAJECTORY, job.parts, job.prompt)
@@ -151,12 +151,12 @@ def _make_inversion(job: Job) -> Made:
     return Made(trajectory, (_TRAJECTORY,), facts)
 
 
-def _clean(job: Job) -> Tensor | Stored:
+def _clean(job: StageJob) -> Tensor | Stored:
     """Level 0 alone, where nothing is inverted."""
     return job.parts.stored_latents[None] if job.parts.long else job.parts.latents[None]
 
 
-def _read_inversion(job: Job) -> Tensor | Stored:
+def _read_inversion(job: StageJob) -> Tensor | Stored:
     if job.parts.long:
         return long.mapped(job.folder / _TRAJECTORY, "trajectory")
     return load_file(job.folder / _TRAJECTORY)["trajectory"].to(job.parts.device)
@@ -170,7 +170,7 @@ _BAD = (
 )
 
 
-def _make_round_trip(job: Job) -> Made:
+def _make_round_trip(job: StageJob) -> Made:
     """Measure how well the clip comes back, and say so; nothing is done with it."""
     parts, config = job.parts, job.config
     text = job.prompt if config.invert.prompt == "source" else ""
@@ -185,11 +185,11 @@ def _make_round_trip(job: Job) -> Made:
     return Made(_tell_round_trip(job, found), facts=found.facts())
 
 
-def _read_round_trip(job: Job) -> returning.RoundTrip:
+def _read_round_trip(job: StageJob) -> returning.RoundTrip:
     return _tell_round_trip(job, returning.RoundTrip.of_facts(Run(job.folder).facts(job.name)))
 
 
-def _tell_round_trip(job: Job, found: returning.RoundTrip) -> returning.RoundTrip:
+def _tell_round_trip(job: StageJob, found: returning.RoundTrip) -> returning.RoundTrip:
     if found.low:
         job.parts.reporter.warn(f"{found.told()}: {_BAD}")
     else:
@@ -216,7 +216,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
     return frames
 
 
-def _make_frames(job: Job) -> Made:
+def _make_frames(job: StageJob) -> Made:
     if job.parts.long:
         kept, trajectory = job.folder / job.frames_file, job.needed["invert"]
         return Made(long.edit_to(kept, job.parts, job.prompt, job.target, trajectory), (job.frames_file,))
@@ -228,17 +228,17 @@ def _make_frames(job: Job) -> Made:
     return Made(frames, (job.frames_file,))
 
 
-def _read_frames(job: Job) -> NDArray[np.uint8]:
+def _read_frames(job: StageJob) -> NDArray[np.uint8]:
     return long.mapped(job.folder / job.frames_file, "frames")
 
 
-def edit_files(request: Request, folder: Path, edit_name: str) -> reporting.Files:
+def edit_files(request: Request, folder: Path, edit_name: str) -> reporting.OutputFiles:
     """Where an edit's results go; the edit of a photo is a photo."""
     suffix = ".png" if probe(request.clip).kind == "image" else ".mp4"
     return reporting.files_for(request.output or folder / "edits" / f"{edit_name}{suffix}")
 
 
-def provenance_of(job: Job) -> dict[str, Any]:
+def provenance_of(job: StageJob) -> dict[str, Any]:
     """How an edit is made, as it is embedded in its files; see :mod:`ctxedit.provenance`."""
     request, config = job.request, job.config
     return provenance.facts(
@@ -249,7 +249,7 @@ def provenance_of(job: Job) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _make_edit(job: Job) -> Made:
+def _make_edit(job: StageJob) -> Made:
     parts, request = job.parts, job.request
     files = edit_files(request, job.folder, job.edit_name)
     about, upscaled = provenance_of(job), job.needed["upscale"]
@@ -259,7 +259,7 @@ def _make_edit(job: Job) -> Made:
         if files.video.is_dir():
             staged[0].mkdir()  # a folder's name need not tell that it is one
         reporting.write(
-            parts.prepared, frames, job.target, job.prompt, reporting.Files(*staged),
+            parts.prepared, frames, job.target, job.prompt, reporting.OutputFiles(*staged),
             source_size=request.source_size, audio=request.audio, overwrite=True,
             chroma=request.chroma, about=to_text(about) if request.metadata else None,
             warn=parts.reporter.warn,
@@ -274,7 +274,7 @@ def _make_edit(job: Job) -> Made:
     return Made(files, (job.frames_file,), facts, (files.video, files.side_by_side, files.sheet), write)
 
 
-def _make_figures(job: Job) -> Made:
+def _make_figures(job: StageJob) -> Made:
     return Made(figures(job.parts, job.folder / job.frames_file, job.target, job.prompt))
 
 
@@ -293,7 +293,7 @@ def figures(
     )  # fmt: skip
 
 
-def _nothing(job: Job) -> None:
+def _nothing(job: StageJob) -> None:
     """There is nothing to read."""
 
 

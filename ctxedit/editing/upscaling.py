@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from ctxedit.config import Config
-from ctxedit.editing.stage import Job, Made
+from ctxedit.editing.stage import Made, StageJob
 from ctxedit.errors import ConfigError
-from ctxedit.models.tensors import save_tensors
+from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
 from ctxedit.models.upscalers.base import SCALE, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import defaults_of
 from ctxedit.models.weights import own_folder
@@ -21,26 +19,32 @@ from ctxedit.prompts import plain
 _REACH = 2
 
 
-def make(job: Job) -> Made:
-    """The edit's frames at four times their size, kept beside those at working size."""
+def make(job: StageJob) -> Made:
+    """The edit's frames at four times their size, kept beside those at working size; written as they come."""
     upscaler, config = job.parts.upscaler, job.config
     frames = job.needed["frames"]
-    total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(len(frames))
-    with job.parts.reporter.task(f"upscale “{job.target}”", total) as progress:
-        large = upscaler.upscale(
+    count, height, width, channels = frames.shape
+    shape = (count, height * SCALE, width * SCALE, channels)
+    total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(count)
+    with (
+        tensors_in_parts(job.folder / job.upscaled_file, {"frames": (shape, "uint8")}) as arrays,
+        job.parts.reporter.task(f"upscale “{job.target}”", total) as progress,
+    ):
+        upscaler.upscale(
             frames,
             plain(job.target),
             config.upscale,
             config.seed,
             progress=lambda done, _: progress(done, ""),
+            out=arrays["frames"],
         )
-    save_tensors(job.folder / job.upscaled_file, {"frames": torch.from_numpy(large)})
-    return Made(large, (job.upscaled_file,), {"upscaler": upscaler.name})
+    return Made(read(job), (job.upscaled_file,), {"upscaler": upscaler.name})
 
 
-def read(job: Job) -> NDArray[np.uint8]:
-    """RGB uint8 (F, 4h, 4w, 3)."""
-    frames: NDArray[np.uint8] = load_file(job.folder / job.upscaled_file)["frames"].numpy()
+def read(job: StageJob) -> NDArray[np.uint8]:
+    """RGB uint8 (F, 4h, 4w, 3), mapped."""
+    frames = mapped_tensor(job.folder / job.upscaled_file, "frames")
+    assert frames is not None  # its hash was checked
     return frames
 
 
@@ -64,22 +68,22 @@ def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tup
     Raises:
         ConfigError: a size that cannot be reached.
     """
-    asked = config.clip.size
+    side = config.clip.size
     upscaled = config.upscale.scale > 1
     if upscaled:
-        asked = asked or resolution * SCALE
-    elif own and asked > _REACH * resolution:
+        side = side or resolution * SCALE
+    elif own and side > _REACH * resolution:
         upscaled = True
     unit = multiple * (SCALE if upscaled else 1)
-    if asked % unit:
-        near = max(unit, round(asked / unit) * unit)
-        raise ConfigError(f"--size {asked} is no multiple of {unit}", f"take {near}")
+    if side % unit:
+        near = max(unit, round(side / unit) * unit)
+        raise ConfigError(f"--size {side} is no multiple of {unit}", f"take {near}")
     if not upscaled:
-        return asked or resolution, False
-    if own and asked > _REACH * resolution * SCALE:
+        return side or resolution, False
+    if own and side > _REACH * resolution * SCALE:
         raise ConfigError(
-            f"--size {asked} cannot be reached: these models generate up to {_REACH * resolution} pixels, "
+            f"--size {side} cannot be reached: these models generate up to {_REACH * resolution} pixels, "
             f"upscaled to {_REACH * resolution * SCALE}",
             f"take {resolution * SCALE}, or a real checkpoint: --model sd15",
         )
-    return asked // SCALE, True
+    return side // SCALE, True

@@ -28,14 +28,14 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Files:
+class CurveFiles:
     """Where a curve lies."""
 
     table: Path
     picture: Path
 
 
-def tune_with_curve(session: Session, target: str, every: int, compare: bool = False) -> Files:
+def tune_with_curve(session: Session, target: str, every: int, compare: bool = False) -> CurveFiles:
     """Tune, and see what comes of it on the way: loss, shift and CLIP-text of an edit over the steps.
 
     The edits are sampled with the weights as they are then, and change nothing of the tuning. One that is
@@ -114,14 +114,14 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write(logs: Mapping[str, Sequence[Row]], folder: Path) -> Files:
+def write(logs: Mapping[str, Sequence[Row]], folder: Path) -> CurveFiles:
     """Write ``curve.csv`` and ``curve.png``.
 
     Args:
         logs: a name (``with adapter``) and the rows of each tuning: step, loss, shift, clip_text or None.
         folder: where to.
     """
-    files = Files(folder / "curve.csv", folder / "curve.png")
+    files = CurveFiles(folder / "curve.csv", folder / "curve.png")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["tuning", "step", *_FIGURES])

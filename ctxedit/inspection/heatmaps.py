@@ -18,7 +18,7 @@ from ctxedit.media.montage import contact_sheet, labelled_row
 from ctxedit.media.read import Clip
 from ctxedit.media.write import write_clip, write_image
 from ctxedit.models.alignment import columns, content
-from ctxedit.models.attention import HeatMap
+from ctxedit.models.attention import AttentionRecorder
 from ctxedit.models.shift import ContextShift
 from ctxedit.prompts import plain
 from ctxedit.stages.edit import Scene, edit
@@ -89,7 +89,7 @@ def watched_edit(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Edit, and note where each content word of the target attends to.
 
-    A map is the mean over the conditional lane's heads, all steps, and the layers that also make masks
+    A map is the mean over the conditional branch's heads, all steps, and the layers that also make masks
     (``fusion.mask_resolution``): others place words less exactly. In a fused step it is what the target's own
     queries and keys say, not the map of the source that serves in its place.
 
@@ -121,14 +121,14 @@ def _watched(
         raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
     tokens = scene.view.tokens_at(config.fusion.mask_resolution)
     table = columns(words, scene.backbone.context_length)
-    watch = HeatMap(table, 0, scene.view.side, finest=tokens, coarsest=tokens)
-    latents = edit(scene, target, config, shift, mask, progress, watch)
+    recorder = AttentionRecorder(table, 0, scene.view.side, max_tokens=tokens, min_tokens=tokens)
+    latents = edit(scene, target, config, shift, mask, progress, recorder)
     maps: dict[str, Tensor] = {}
     for i, word in enumerate(words):
         name, n = word.text, 2
         while name in maps:
             name, n = f"{word.text} ({n})", n + 1
-        maps[name] = watch.mean()[:, i].cpu()
+        maps[name] = recorder.mean()[:, i].cpu()
     return latents, maps
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import InputError
-from ctxedit.media.beside import read_beside
+from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit
 from ctxedit.media.read import Store
 
@@ -31,7 +31,7 @@ def read_mask(
     Raises:
         InputError: not readable, of another shape than the source, too short, or black all over.
     """
-    mask = read_beside(
+    mask = read_companion(
         path, "mask", frames, start, stride, size, lambda picture: _working(picture, size), store
     )
     if not any(frame.any() for frame in mask):

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ctxedit.media.geometry import resize
+from ctxedit.media.scratch import release
 
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
@@ -39,11 +40,17 @@ class Pictures:
         return map(self._make, range(self._count))
 
 
-def beside(a: np.ndarray, b: np.ndarray) -> Pictures:
-    """As :func:`side_by_side`, a frame at a time."""
+def paired(a: np.ndarray, b: np.ndarray) -> Pictures:
+    """As :func:`side_by_side`, a frame at a time; of mapped clips one frame is in memory."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} frames cannot stand beside {len(b)}")
-    return Pictures(len(a), lambda i: side_by_side(a[i : i + 1], b[i : i + 1])[0])
+
+    def make(index: int) -> np.ndarray:
+        picture = side_by_side(a[index : index + 1], b[index : index + 1])[0]
+        release(a, b)
+        return picture
+
+    return Pictures(len(a), make)
 
 
 def side_by_side(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -212,7 +212,7 @@ def _check(frames: int, start: int, stride: int, backend: str) -> None:
 
 
 def _too_few(info: ClipInfo, frames: int, start: int, stride: int) -> InputError:
-    asked = f"--frames {frames} --stride {stride} --start {start}"
+    given = f"--frames {frames} --stride {stride} --start {start}"
     fits = []
     if start < info.frames:
         fits.append(f"--frames {(info.frames - 1 - start) // stride + 1}")
@@ -224,6 +224,6 @@ def _too_few(info: ClipInfo, frames: int, start: int, stride: int) -> InputError
         fits.append(f"--start 0 --stride 1 --frames {info.frames}")
     noun = "frame" if info.frames == 1 else "frames"
     return InputError(
-        f"{info.path} has {info.frames} {noun}; {asked} needs {start + (frames - 1) * stride + 1}",
+        f"{info.path} has {info.frames} {noun}; {given} needs {start + (frames - 1) * stride + 1}",
         f"it has {info.frames} {noun}: {' or '.join(fits)} would fit",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,18 +15,19 @@ from PIL import Image
 from ctxedit.errors import ConfigError, CtxeditError, OutputError
 from ctxedit.media.embed import comment_gif, ffmpeg_options, pillow_options
 from ctxedit.media.geometry import resize
-from ctxedit.media.montage import Pictures, beside, contact_sheet, side_by_side
+from ctxedit.media.montage import Pictures, contact_sheet, paired, side_by_side
 from ctxedit.media.probe import probe
 from ctxedit.media.retime import retime
+from ctxedit.media.scratch import release
 from ctxedit.media.sound import add_sound, holds_audio
 from ctxedit.media.temporary import as_output_error, atomic, check_writable
 
 __all__ = [
-    "beside",
     "check_output",
     "contact_sheet",
     "even_note",
     "holds_audio",
+    "paired",
     "side_by_side",
     "write_clip",
     "write_image",
@@ -134,7 +135,7 @@ def write_clip(
         warn(note)
     length = float(sum(durations) if durations is not None else len(frames) / fps)
     with atomic(path, overwrite) as temporary:
-        pictures = (resize(frame[None], *size)[0] for frame in frames)
+        pictures = _scaled(frames, size)
         if suffix == "":
             _write_folder(temporary, pictures, about)
         else:
@@ -166,6 +167,14 @@ def write_image(
     with atomic(path, overwrite) as temporary:
         Image.fromarray(image).save(temporary, quality=95, **pillow_options(path.suffix.lower(), about))
     return path
+
+
+def _scaled(frames: np.ndarray | Pictures, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Each frame at a size (width, height); of a mapped clip one frame is in memory."""
+    for frame in frames:
+        yield resize(frame[None], *size)[0]
+        if isinstance(frames, np.ndarray):
+            release(frames)
 
 
 def _suffix(path: str | Path) -> str:

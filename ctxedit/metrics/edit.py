@@ -45,7 +45,7 @@ class Networks:
         self.device = device or (clip.device if clip else "cpu")
         self._loaded: dict[str, Any] = {}
 
-    def beside(self, clip: ClipScorer) -> Networks:
+    def with_clip(self, clip: ClipScorer) -> Networks:
         """The same networks with this CLIP; what one of both loads, the other has."""
         made = Networks(clip, self.device, self.offline, self._weights)
         made._loaded = self._loaded

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ctxedit.errors import WeightsError
 from ctxedit.files import check_file
+from ctxedit.model_names import expanded
 from ctxedit.models import hub, layout
-from ctxedit.naming import expanded
 
 
 def locate_file(name: str, what: str, known: Sequence[str], offline: bool = False) -> Path:

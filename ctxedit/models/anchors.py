@@ -31,32 +31,35 @@ class Anchors:
         self._window += 1
         self._calls = {}
 
-    def extend(self, layer: object, k: Tensor, v: Tensor, seen: Attended) -> tuple[Tensor, Tensor, Attended]:
+    def extend(
+        self, layer: object, k: Tensor, v: Tensor, attended: Attended
+    ) -> tuple[Tensor, Tensor, Attended]:
         """Put the anchors' keys and values behind the window's own, for all frames to see.
 
         Args:
             layer: whose keys and values these are.
-            k, v: (lanes·frames, heads, tokens, dim).
-            seen: the frames that each of the window's frames attends to within the window.
+            k, v: (branches·frames, heads, tokens, dim).
+            attended: the frames that each of the window's frames attends to within the window.
 
         Returns:
-            k and v (lanes·(frames + anchors), heads, tokens, dim), and ``seen`` with the anchors. All as they
-            were in the first window, and where every frame attends to itself alone.
+            k and v (branches·(frames + anchors), heads, tokens, dim), and ``attended`` with the anchors. All
+            as they were in the first window, and where every frame attends to itself alone.
         """
-        frames = len(seen)
-        if all(own == (i,) for i, own in enumerate(seen)):
-            return k, v, seen
+        frames = len(attended)
+        if all(own == (i,) for i, own in enumerate(attended)):
+            return k, v, attended
         call = self._calls[id(layer)] = self._calls.get(id(layer), -1) + 1
         kept = self._kept[id(layer), call]
-        lanes = [x.unflatten(0, (-1, frames)) for x in (k, v)]
-        first_k, first_v = (x[:, :1].clone() for x in lanes)
+        branches = [x.unflatten(0, (-1, frames)) for x in (k, v)]
+        first_k, first_v = (x[:, :1].clone() for x in branches)
         # Of the second window, the clip's first frame is the first of the window before as well.
         anchors = kept[: min(2, self._window)]
         kept[:] = [*kept[:1], (first_k, first_v)]
         if not anchors:
-            return k, v, seen
+            return k, v, attended
         long_k, long_v = (
-            torch.cat([own, *(pair[i] for pair in anchors)], 1).flatten(0, 1) for i, own in enumerate(lanes)
+            torch.cat([own, *(pair[i] for pair in anchors)], 1).flatten(0, 1)
+            for i, own in enumerate(branches)
         )
         places = tuple(range(frames, frames + len(anchors)))
-        return long_k, long_v, tuple((*own, *places) for own in seen)
+        return long_k, long_v, tuple((*own, *places) for own in attended)

@@ -1,11 +1,11 @@
 """What frames see of each other, and fusion: one attention processor, without state and without maps.
 
 A processor learns all it needs from the :class:`FrameView` in effect around the network's forward pass:
-which frames, which lanes and, in a fused step, its :class:`Fusion`. :meth:`FrameView.in_effect` sets it, in a
-context variable, because networks differ in what keyword arguments they hand to their attention.
+which frames, which branches and, in a fused step, its :class:`Fusion`. :meth:`FrameView.in_effect` sets it,
+in a context variable, because networks differ in which keyword arguments they pass to their attention.
 
-Lanes: the batch is ``lanes × frames``. A plain call has one lane; guidance has two (unconditional,
-conditional); a fused step puts the source's lane before them.
+Branches: the batch is ``branches × frames``. A plain call has one branch; guidance has two (unconditional,
+conditional); a fused step puts the source's branch before them.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ class WordAlignment:
 
 
 @dataclass
-class HeatMap:
+class AttentionRecorder:
     """Collects cross-attention of chosen words over layers, as sums of maps brought to one size.
 
     Attributes:
         columns: (tokens, words) one-hot sums of each word's tokens.
-        lane: whose attention.
+        branch: whose attention.
         side: (h, w) of the maps kept; layers of another size are resized to it, bilinearly.
-        finest, coarsest: only layers with at most / at least this many positions.
+        min_tokens, max_tokens: only layers whose number of positions is in this range.
     """
 
     columns: Tensor
-    lane: int
+    branch: int
     side: tuple[int, int]
-    finest: int
-    coarsest: int = 0
+    max_tokens: int
+    min_tokens: int = 0
     total: Tensor | None = None
     layers: int = 0
 
     def add(self, q: Tensor, k: Tensor, side: tuple[int, int], kernel: Kernel) -> None:
-        """Add one layer's map: ``A(q, k, one-hot columns)``, mean over heads. q, k of one lane."""
+        """Add one layer's map: ``A(q, k, one-hot columns)``, mean over heads. q, k of one branch."""
         columns = self.columns.to(q).expand(*k.shape[:2], -1, -1)
         heat = kernel(q, k, _pad(columns, q.shape[-1]))[..., : columns.shape[-1]].float().mean(1)
         heat = heat.transpose(1, 2).reshape(heat.shape[0], -1, *side)
@@ -75,7 +75,7 @@ class HeatMap:
     def mean(self) -> Tensor:
         """(frames, words, h, w): mean over layers and heads."""
         if self.total is None:
-            raise ConfigError("no attention layer is of a size that the heat map takes")
+            raise ConfigError("no attention layer is of a size that the recorder takes")
         return self.total / self.layers
 
 
@@ -86,37 +86,37 @@ def _pad(v: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What one fused step mixes of lane 0 (source) into lane ``target``.
+    """What one fused step mixes of branch 0 (source) into branch ``target``.
 
     Attributes:
         self_attention: take the source's self-attention.
         cross: take the source's cross-attention by this alignment, or None.
         mask: (frames, 1, h, w) in {0, 1}, of any size: where self-attention stays the target's own; None is
             nowhere. Layers of another size take it by nearest neighbour.
-        finest: only layers with at most this many positions.
+        max_tokens: only layers with at most this many positions.
     """
 
     self_attention: bool
     cross: WordAlignment | None
-    finest: int
+    max_tokens: int
     target: int = 2
     mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class FrameView:
-    """One call's batch: ``lanes × frames``, and (height, width) of the latent.
+    """One call's batch: ``branches × frames``, and (height, width) of the latent.
 
-    ``control`` is what a ControlNet is shown, (frames, 3, H, W) in [0, 1], the same for every lane.
+    ``control`` is what a ControlNet is shown, (frames, 3, H, W) in [0, 1], the same for every branch.
     In layers of fewer than ``min_channels`` channels each frame attends to itself alone. ``anchors`` are
     frames outside of this window of a long clip that all of its frames attend to as well.
     """
 
-    seen: tuple[tuple[int, ...], ...]
+    attended: tuple[tuple[int, ...], ...]
     side: tuple[int, int]
-    lanes: int = 1
+    branches: int = 1
     fusion: Fusion | None = None
-    heats: tuple[HeatMap, ...] = ()
+    recorders: tuple[AttentionRecorder, ...] = ()
     weight: Tensor | None = None
     control: Tensor | None = None
     min_channels: int = 0
@@ -124,11 +124,11 @@ class FrameView:
 
     @property
     def frames(self) -> int:
-        return len(self.seen)
+        return len(self.attended)
 
-    def seen_at(self, channels: int) -> tuple[tuple[int, ...], ...]:
+    def attended_at(self, channels: int) -> tuple[tuple[int, ...], ...]:
         """For each frame the frames that it attends to in a layer of that many channels."""
-        return self.seen if channels >= self.min_channels else tuple((i,) for i in range(self.frames))
+        return self.attended if channels >= self.min_channels else tuple((i,) for i in range(self.frames))
 
     @contextmanager
     def in_effect(self) -> Iterator[None]:
@@ -238,33 +238,33 @@ def make_kernel(backend: str) -> Kernel:
 
 
 def across_frames(
-    q: Tensor, k: Tensor, v: Tensor, seen: tuple[tuple[int, ...], ...], kernel: Kernel
+    q: Tensor, k: Tensor, v: Tensor, attended: tuple[tuple[int, ...], ...], kernel: Kernel
 ) -> Tensor:
-    """Attention in which frame i's keys and values are those of the frames ``seen[i]``.
+    """Attention in which frame i's keys and values are those of the frames ``attended[i]``.
 
     Frames that see equally many are one kernel call, so no mask is needed and no key counts twice.
 
     Args:
-        q: (lanes·frames, heads, tokens, dim).
-        k, v: the same, or of more frames: those behind the queries' own are seen, but do not ask.
-        seen: for each frame the frames it attends to.
+        q: (branches·frames, heads, tokens, dim).
+        k, v: the same, or of more frames: frames beyond the queries' are attended to only.
+        attended: for each frame the frames it attends to.
         kernel: fused attention.
     """
-    n = len(seen)
-    if all(s == (i,) for i, s in enumerate(seen)):
+    n = len(attended)
+    if all(s == (i,) for i, s in enumerate(attended)):
         return kernel(q, k, v)
-    lanes = q.shape[0] // n
-    q, k, v = (x.unflatten(0, (lanes, -1)) for x in (q, k, v))
+    branches = q.shape[0] // n
+    q, k, v = (x.unflatten(0, (branches, -1)) for x in (q, k, v))
     groups: dict[int, list[int]] = defaultdict(list)
-    for i, s in enumerate(seen):
+    for i, s in enumerate(attended):
         groups[len(s)].append(i)
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
     for members in groups.values():
-        index = torch.tensor([seen[i] for i in members], device=q.device)
-        # (lanes, members, seen, heads, tokens, dim) → seen·tokens side by side
+        index = torch.tensor([attended[i] for i in members], device=q.device)
+        # (branches, members, attended, heads, tokens, dim) → attended·tokens in one axis
         ks, vs = (x[:, index].transpose(2, 3).flatten(3, 4).flatten(0, 1) for x in (k, v))
         part = kernel(q[:, members].flatten(0, 1), ks, vs)
-        out[:, members] = part.unflatten(0, (lanes, len(members)))
+        out[:, members] = part.unflatten(0, (branches, len(members)))
     return out.flatten(0, 1)
 
 
@@ -297,7 +297,7 @@ class FrameAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """(lanes·frames, tokens, channels) to the same."""
+        """(branches·frames, tokens, channels) to the same."""
         view = current_view()
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.norm_cross and encoder_hidden_states is not None:
@@ -306,21 +306,21 @@ class FrameAttention:
             layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        seen = view.seen_at(hidden_states.shape[-1])
-        out = self._cross(q, k, v, view) if self.is_cross else self._self(q, k, v, view, seen)
+        attended = view.attended_at(hidden_states.shape[-1])
+        out = self._cross(q, k, v, view) if self.is_cross else self._self(q, k, v, view, attended)
         out = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return attn.to_out[1](out)
 
     def _cross(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
         n, tokens, fusion = view.frames, q.shape[2], view.fusion
-        for heat in view.heats:
-            if heat.coarsest <= tokens <= heat.finest:
-                lane = slice(heat.lane * n, (heat.lane + 1) * n)
-                heat.add(q[lane], k[lane], view.layer_side(tokens), self.kernel)
-        fused = fusion is not None and fusion.cross is not None and tokens <= fusion.finest
+        for recorder in view.recorders:
+            if recorder.min_tokens <= tokens <= recorder.max_tokens:
+                branch = slice(recorder.branch * n, (recorder.branch + 1) * n)
+                recorder.add(q[branch], k[branch], view.layer_side(tokens), self.kernel)
+        fused = fusion is not None and fusion.cross is not None and tokens <= fusion.max_tokens
         if not fused:
             if view.weight is not None:
-                # The equaliser, asked for everywhere, acts on the last lane (conditional).
+                # The equaliser, asked for everywhere, acts on the last branch (conditional).
                 last = slice(v.shape[0] - n, None)
                 v = torch.cat([v[: v.shape[0] - n], v[last] * view.weight.to(v)[:, None]])
             return self.kernel(q, k, v)
@@ -330,27 +330,27 @@ class FrameAttention:
         return torch.cat([own, fuse_cross(q, k, v, slice(0, n), target, fusion.cross, self.kernel)])
 
     def _self(
-        self, q: Tensor, k: Tensor, v: Tensor, view: FrameView, seen: tuple[tuple[int, ...], ...]
+        self, q: Tensor, k: Tensor, v: Tensor, view: FrameView, attended: tuple[tuple[int, ...], ...]
     ) -> Tensor:
         n, tokens, fusion = view.frames, q.shape[2], view.fusion
-        lanes = q.shape[0] // n
+        branches = q.shape[0] // n
         if view.anchors is not None:
-            k, v, seen = view.anchors.extend(self, k, v, seen)
-        if fusion is None or not fusion.self_attention or tokens > fusion.finest:
-            return across_frames(q, k, v, seen, self.kernel)
-        source, target, rest = _lanes(n, fusion.target)
-        source_k, target_k, rest_k = _lanes(k.shape[0] // lanes, fusion.target)
-        fused = across_frames(q[source], k[source_k], v[target_k], seen, self.kernel)
+            k, v, attended = view.anchors.extend(self, k, v, attended)
+        if fusion is None or not fusion.self_attention or tokens > fusion.max_tokens:
+            return across_frames(q, k, v, attended, self.kernel)
+        source, target, rest = _branch_slices(n, fusion.target)
+        source_k, target_k, rest_k = _branch_slices(k.shape[0] // branches, fusion.target)
+        fused = across_frames(q[source], k[source_k], v[target_k], attended, self.kernel)
         if fusion.mask is not None:
-            own = across_frames(q[target], k[target_k], v[target_k], seen, self.kernel)
+            own = across_frames(q[target], k[target_k], v[target_k], attended, self.kernel)
             mask = F.interpolate(fusion.mask.to(q), view.layer_side(tokens), mode="nearest")
             mask = mask.flatten(2).transpose(1, 2)[:, None]
             fused = mask * own + (1 - mask) * fused
-        return torch.cat([across_frames(q[rest], k[rest_k], v[rest_k], seen, self.kernel), fused])
+        return torch.cat([across_frames(q[rest], k[rest_k], v[rest_k], attended, self.kernel), fused])
 
 
-def _lanes(frames: int, target: int) -> tuple[slice, slice, slice]:
-    """Where a batch of lanes of so many frames has the source, the target, and all before the target."""
+def _branch_slices(frames: int, target: int) -> tuple[slice, slice, slice]:
+    """Where a batch of branches of so many frames has the source, the target, and all before the target."""
     return slice(0, frames), slice(target * frames, (target + 1) * frames), slice(0, target * frames)
 
 

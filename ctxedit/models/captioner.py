@@ -137,18 +137,22 @@ class Blip2Captioner:
         """
         model, there = self._model, rows >= 0
         pixels = self._prepare([image]).to(self.device, self.dtype)
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state
-        queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
+        image_features = model.vision_model(pixel_values=pixels).last_hidden_state
+        queries = model.qformer(
+            query_embeds=model.query_tokens, encoder_hidden_states=image_features
+        ).last_hidden_state
         embed = model.language_model.get_input_embeddings()
         start = self._prompt[0, -1:].to(self.device).expand(len(rows), 1)
-        words = embed(torch.cat([start, rows.clamp(min=0)], 1))
-        image_words = model.language_projection(queries.to(seen.dtype)).expand(len(rows), -1, -1)
-        line = torch.cat([image_words, words], 1)
+        text_embeddings = embed(torch.cat([start, rows.clamp(min=0)], 1))
+        image_embeddings = model.language_projection(queries.to(image_features.dtype)).expand(
+            len(rows), -1, -1
+        )
+        line = torch.cat([image_embeddings, text_embeddings], 1)
         mask = torch.nn.functional.pad(there.long(), (line.shape[1] - there.shape[1], 0), value=1)
         logits = model.language_model(inputs_embeds=line, attention_mask=mask).logits
-        # OPT predicts the next token: the start's place says the first word.
-        said = logits[:, queries.shape[1] : -1].float().log_softmax(-1)
-        return (said.gather(2, rows.clamp(min=0)[..., None])[..., 0] * there).sum(1).cpu()
+        # OPT predicts the next token: the position of the start token predicts the first.
+        log_probabilities = logits[:, queries.shape[1] : -1].float().log_softmax(-1)
+        return (log_probabilities.gather(2, rows.clamp(min=0)[..., None])[..., 0] * there).sum(1).cpu()
 
     def _start_tokens(self) -> Tensor:
         """``(1, Q + 1)``: one place for each query token of the image, then the beginning of the text."""

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 
 from ctxedit.errors import ResourceError, WeightsError
 from ctxedit.files import check_model_files, read_json
+from ctxedit.model_names import expanded
 from ctxedit.models import hub, layout
 from ctxedit.models.weights import is_half, variant_of
-from ctxedit.naming import expanded
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's

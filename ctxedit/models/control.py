@@ -1,8 +1,8 @@
-"""A ControlNet beside the denoiser (Zhang et al. 2023): found, checked, loaded, asked.
+"""A ControlNet beside the denoiser (Zhang et al. 2023): found, checked, loaded, run.
 
-ControlVideo (Zhao et al. 2023) asks it in tuning, inversion and sampling alike, for the unconditional lane of
-guidance as for the conditional one; here also for the source's lane of a fused step. Its attention sees the
-frames that the denoiser's sees; fusion, heat maps and word weights are the denoiser's alone.
+ControlVideo (Zhao et al. 2023) runs it in tuning, inversion and sampling alike, for the unconditional branch
+of guidance as for the conditional one; here also for the source's branch of a fused step. Its frames attend
+to the same frames as the denoiser's; fusion, heat maps and word weights are the denoiser's alone.
 """
 
 from __future__ import annotations
@@ -175,14 +175,14 @@ class Control:
         """What the denoiser is to add, as its own keyword arguments.
 
         Args:
-            x: noisy latents (lanes·frames, C, h, w).
+            x: noisy latents (branches·frames, C, h, w).
             timestep: as the denoiser is told.
-            tokens: (lanes·frames, L, D).
-            view: the denoiser's; its ``control`` is shown to every lane.
+            tokens: (branches·frames, L, D).
+            view: the denoiser's; its ``control`` is shown to every branch.
             added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.
         """
         assert view.control is not None
-        plain = replace(view, fusion=None, heats=(), weight=None)
+        plain = replace(view, fusion=None, recorders=(), weight=None)
         shown = view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1)
         with plain.in_effect():
             down, middle = self.net(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
+from ctxedit.model_names import SHORT_NAMES
 from ctxedit.models.layout import Select
 from ctxedit.models.transfer import (
     Broken,
@@ -26,7 +27,6 @@ from ctxedit.models.transfer import (
     fetch_file,
     part_of,
 )
-from ctxedit.naming import SHORT_NAMES
 
 #: Other names that `ctxedit models pull` takes, and what `auto` stands for with a real checkpoint.
 COMPANIONS = {
@@ -81,11 +81,11 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
-def is_offline(asked: bool = False) -> bool:
+def is_offline(requested: bool = False) -> bool:
     """Whether the hub must not be contacted: on request, or by ``HF_HUB_OFFLINE``."""
     from huggingface_hub import constants
 
-    return asked or bool(constants.HF_HUB_OFFLINE)
+    return requested or bool(constants.HF_HUB_OFFLINE)
 
 
 def full_id(name: str) -> str:

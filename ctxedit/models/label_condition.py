@@ -91,11 +91,11 @@ class LabelEncoder:
                 raise WeightsError(f"{file} does not fit {backbone.name}: {missing[0]}", "name its --model")
 
     @torch.no_grad()
-    def condition(self, backbone: Backbone, texts: tuple[str, str], asked: Labels) -> Condition:
+    def condition(self, backbone: Backbone, texts: tuple[str, str], labels: Labels) -> Condition:
         """Two rows, without and with the labels, each behind its text: (negative, positive)."""
         rows = backbone.condition(texts)
-        numbers = torch.tensor([[-1] * len(asked.numbers), asked.numbers])
-        boxes = torch.tensor(asked.boxes)[None].expand(2, -1, -1)
+        numbers = torch.tensor([[-1] * len(labels.numbers), labels.numbers])
+        boxes = torch.tensor(labels.boxes)[None].expand(2, -1, -1)
         tokens = self.encoder(numbers, boxes).to(rows.tokens)
         return Condition(torch.cat([rows.tokens, tokens], 1), rows.pooled)
 

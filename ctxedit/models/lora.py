@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctxedit.errors import WeightsError
+from ctxedit.model_names import split_scale
 from ctxedit.models.addons import locate_file
 from ctxedit.models.sizes import header, weight_files
 from ctxedit.models.weights import Checkpoint
-from ctxedit.naming import split_scale
 
 #: What diffusers and peft call the file of a LoRA in a folder or repository.
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")

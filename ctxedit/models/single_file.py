@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctxedit.errors import WeightsError
+from ctxedit.model_names import SHORT_NAMES
 from ctxedit.models import hub, layout
-from ctxedit.naming import SHORT_NAMES
 
 #: Whose configuration fits, by the width of the text encoder.
 _CONFIGURATIONS = {768: "sd15", 1024: "sd21"}

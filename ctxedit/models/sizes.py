@@ -85,7 +85,7 @@ class Sizes:
         return self.factor * int(2 ** (len(self.channels) - 1))
 
 
-def weigh(folder: Path, half: bool = False) -> Weight:
+def folder_weight(folder: Path, half: bool = False) -> Weight:
     """The network of a folder: what is loaded, and no other copy of it."""
     return weight_of(header(weight_files(folder, half)))
 

@@ -19,12 +19,12 @@ from ctxedit.models.attention import current_view
 
 
 def over_frames(x: Tensor, frames: int) -> Tensor:
-    """(lanes·frames, tokens, channels) to (lanes·tokens, frames, channels)."""
+    """(branches·frames, tokens, channels) to (branches·tokens, frames, channels)."""
     return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
 
 
 def over_tokens(x: Tensor, tokens: int) -> Tensor:
-    """(lanes·tokens, frames, channels) to (lanes·frames, tokens, channels): ``over_frames`` undone."""
+    """(branches·tokens, frames, channels) to (branches·frames, tokens, channels): ``over_frames`` undone."""
     return x.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
 
 
@@ -51,7 +51,7 @@ class TemporalAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(lanes·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
+        """(branches·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
         x = over_frames(self.norm(hidden.to(self.norm.weight.dtype)), frames)
         x = self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads))
         return hidden + over_tokens(x, hidden.shape[1]).to(hidden.dtype)
@@ -64,20 +64,20 @@ class ParallelAttention(nn.Module):
     linear layer over tokens) whose weight and bias are zero at the start.
     """
 
-    def __init__(self, beside: Attention) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.heads = beside.heads
+        self.heads = attention.heads
         self.to_q, self.to_k, self.to_v, self.to_out = (
             # Float32 whatever the network's: these are tuned.
             copy.deepcopy(layer).float().requires_grad_(True)
-            for layer in (beside.to_q, beside.to_k, beside.to_v, beside.to_out[0])
+            for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
         )
-        self.zero = nn.Linear(beside.out_dim, beside.out_dim)
+        self.zero = nn.Linear(attention.out_dim, attention.out_dim)
         nn.init.zeros_(self.zero.weight)
         nn.init.zeros_(self.zero.bias)
 
     def forward(self, normed: Tensor, frames: int) -> Tensor:
-        """What is added: (lanes·frames, tokens, channels) to the same, in its input's precision."""
+        """What is added: (branches·frames, tokens, channels) to the same, in its input's precision."""
         x = over_frames(normed.to(self.zero.weight.dtype), frames)
         x = self.zero(self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads)))
         return over_tokens(x, normed.shape[1]).to(normed.dtype)
@@ -99,11 +99,11 @@ class TemporalConvolution(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(lanes·frames, channels, h, w) to the same, in its own precision whatever the weights'."""
+        """(branches·frames, channels, h, w) to the same, in its own precision whatever the weights'."""
         lines = hidden.unflatten(0, (-1, frames)).permute(0, 3, 4, 2, 1)
-        lanes_h_w = lines.shape[:3]
+        branches_h_w = lines.shape[:3]
         out = self.up(self.down(lines.flatten(0, 2).to(self.down.weight.dtype)))
-        out = out.unflatten(0, lanes_h_w).permute(0, 4, 3, 1, 2).flatten(0, 1)
+        out = out.unflatten(0, branches_h_w).permute(0, 4, 3, 1, 2).flatten(0, 1)
         return hidden + out.to(hidden.dtype)
 
 
@@ -176,13 +176,13 @@ class TemporalLayers(nn.ModuleDict):
     def _hook(self, name: str) -> Any:
         layer = self[_key(name)]
 
-        def behind(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        def after_block(block: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             return layer(out, current_view().frames)
 
-        def beside(attn: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        def in_parallel(attn: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             return out + layer(args[0], current_view().frames)
 
-        return beside if isinstance(layer, ParallelAttention) else behind
+        return in_parallel if isinstance(layer, ParallelAttention) else after_block
 
     def remove(self) -> None:
         """Take the hooks off again."""

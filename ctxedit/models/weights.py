@@ -15,11 +15,11 @@ from torch import nn
 
 from ctxedit.errors import WeightsError, did_you_mean
 from ctxedit.files import check_file, check_model_files
+from ctxedit.model_names import BUILTIN, VOCABULARY, expanded, is_own
+from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
 from ctxedit.models import hub, layout
 from ctxedit.models.families import family_named, layout_named
 from ctxedit.models.sizes import read_json
-from ctxedit.naming import BUILTIN, VOCABULARY, expanded, is_own
-from ctxedit.naming import SHORT_NAMES as SHORT_NAMES
 
 #: From a pipeline's class and a model's name to what its folders are.
 _Named = Callable[[str, str], type[Any]]

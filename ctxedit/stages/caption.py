@@ -34,13 +34,13 @@ def caption(frames: NDArray[np.uint8], captioner: Captioner, scorer: ClipScorer 
     Raises:
         InputError: no frame got a caption.
     """
-    seen = [frames[i] for i in pick_frames(len(frames))]
+    chosen = [frames[i] for i in pick_frames(len(frames))]
     if scorer is None:
-        return choose_caption(captioner.caption(seen))
-    proposed = captioner.propose(seen)
+        return choose_caption(captioner.caption(chosen))
+    proposed = captioner.propose(chosen)
     if not proposed:
         raise speechless()
-    near = scorer.embed_images(np.stack(seen)).mean(0) @ scorer.embed_texts(list(proposed)).T
+    near = scorer.embed_images(np.stack(chosen)).mean(0) @ scorer.embed_texts(list(proposed)).T
     likely = torch.tensor(list(proposed.values())) + scorer.scale * near
     return list(proposed)[int(likely.argmax())]
 

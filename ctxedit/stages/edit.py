@@ -14,7 +14,7 @@ from ctxedit.config import SOURCE, Config
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.models.alignment import align, changed
-from ctxedit.models.attention import FrameView, HeatMap
+from ctxedit.models.attention import AttentionRecorder, FrameView
 from ctxedit.models.backbones import Backbone, Word, split_words
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
@@ -33,7 +33,7 @@ class Scene:
         prompt: the source prompt.
         trajectory: (S + 1, F, C, h, w); level 0 alone where nothing was inverted.
         levels: S used levels.
-        view: one lane.
+        view: one branch.
     """
 
     backbone: Backbone
@@ -60,7 +60,7 @@ def edit(
     shift: ContextShift | None = None,
     mask: Tensor | None = None,
     progress: Progress = no_progress,
-    watch: HeatMap | None = None,
+    recorder: AttentionRecorder | None = None,
 ) -> Tensor:
     """Latents (F, C, h, w) of the edited clip.
 
@@ -71,14 +71,14 @@ def edit(
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
         progress: told (done, total) steps.
-        watch: collects the target prompt's cross-attention; or None.
+        recorder: collects the target prompt's cross-attention; or None.
 
     Raises:
         InputError: the target or the negative prompt is longer than the text encoder takes.
         NumericsError: NaN or infinity appeared.
     """
     levels = scene.levels
-    with asked(scene, target, config) as (context, source):
+    with edit_conditions(scene, target, config) as (context, source):
         generator = torch.Generator().manual_seed(config.seed)
         if source is None:
             start = max(1, round(levels.steps * config.edit.strength))
@@ -88,17 +88,19 @@ def edit(
             b = None if shift is None else shift.at(clean, levels, start)
             x = marginal(clean, noise, a, s, b)
             # Without an inversion there is no source at the levels between: a mask then acts on the result.
-            how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, watch=watch)
+            how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, recorder=recorder)
             how = replace(how, one_by_one=config.low_memory)
             return sample(scene.backbone, x, context, levels, scene.view, how, shift, start, progress)
-        how = Sampling(config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, watch)
+        how = Sampling(
+            config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, recorder
+        )
         how, x = replace(how, one_by_one=config.low_memory), scene.trajectory[-1]
         return sample(scene.backbone, x, context, levels, scene.view, how, shift, None, progress)
 
 
 @contextmanager
-def asked(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
-    """What the network is asked with, and room for it in the conditions as long as the block lasts.
+def edit_conditions(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
+    """The conditions that an edit runs with, and room for their prompts as long as the block lasts.
 
     Returns:
         Two rows, of the negative prompt and of the target; and what the edit takes from the source, None

@@ -61,7 +61,7 @@ def invert(
         latents: (F, C, h, w), clean.
         context: one row, of the prompt that is inverted with.
         levels: S used levels.
-        view: one lane.
+        view: one branch.
         shift: b_t of the same prompt, or None.
         fixed_point_iterations: network evaluations of each step beyond the first.
         progress: told (done, total) network evaluations.
@@ -107,13 +107,13 @@ def ascend(
     """
     high = low + 1
     t = levels.timestep(high)
-    up, asked = x, low
+    up, level = x, low
     for i in range(1 + fixed_point_iterations):
         raw = backbone.raw(up, t, context, view)
-        x0 = to_x0(raw, up, *levels.at(asked), backbone.prediction)
-        eps = _noise(raw, up, x0, levels, asked, high, backbone.prediction)
+        x0 = to_x0(raw, up, *levels.at(level), backbone.prediction)
+        eps = _noise(raw, up, x0, levels, level, high, backbone.prediction)
         up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
-        asked = high
+        level = high
         passed(i)
     if not bool(torch.isfinite(up).all()):
         raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
@@ -121,15 +121,15 @@ def ascend(
 
 
 def _noise(
-    raw: Tensor, x: Tensor, x0: Tensor, levels: Levels, asked: int, high: int, kind: Prediction
+    raw: Tensor, x: Tensor, x0: Tensor, levels: Levels, level: int, high: int, kind: Prediction
 ) -> Tensor:
     """The effective noise of ``x``. Clean data holds none to read: there the head says it.
 
     A head for x_0 says it only as what is left at the upper level, whose timestep the network was told.
     """
-    if asked:
-        return effective_noise(x, x0, *levels.at(asked))
-    return to_noise(raw, x, *levels.at(high if kind == "sample" else asked), kind)
+    if level:
+        return effective_noise(x, x0, *levels.at(level))
+    return to_noise(raw, x, *levels.at(high if kind == "sample" else level), kind)
 
 
 def _step_up(

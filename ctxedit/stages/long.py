@@ -24,7 +24,7 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
-from ctxedit.stages.edit import Scene, asked
+from ctxedit.stages.edit import Scene, edit_conditions
 from ctxedit.stages.invert import Progress, ascend, no_progress
 from ctxedit.stages.sample import Blend, Sampling, descend
 from ctxedit.windows import Window
@@ -35,11 +35,11 @@ Stored = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Strip:
-    """A clip's windows, and what the network is asked with in each.
+    """A clip's windows, and what the network gets in each.
 
     Attributes:
         windows: in order.
-        view: of one window, one lane.
+        view: of one window, one branch.
         device: of the network.
         store: makes an array on disk, of a shape.
     """
@@ -59,11 +59,11 @@ class Strip:
             anchors.enter()
             part = torch.from_numpy(np.array(source[window.span])).to(self.device)
             out = step(number, replace(self.view(window), anchors=anchors), part)
-            lay(result, window, out.float().cpu())
+            write_window(result, window, out.float().cpu())
             release(source, result)
 
 
-def lay(result: Stored, window: Window, part: Tensor) -> None:
+def write_window(result: Stored, window: Window, part: Tensor) -> None:
     """Put a window's latents into the clip's: the shared frames averaged with those of the window before."""
     values = part.numpy()
     for i, weight in enumerate(window.weights):
@@ -148,7 +148,7 @@ def edit_long(
     Returns:
         Latents (F, C, h, w) on disk.
     """
-    with asked(scene, target, config) as (condition, source):
+    with edit_conditions(scene, target, config) as (condition, source):
         how = Sampling(
             config.edit.guidance, config.edit.eta, one_by_one=config.low_memory,
             generator=torch.Generator().manual_seed(config.seed),

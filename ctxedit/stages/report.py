@@ -13,12 +13,12 @@ from ctxedit.errors import ConfigError
 from ctxedit.media.geometry import resize
 from ctxedit.media.montage import MAX_TILE
 from ctxedit.media.temporary import check_writable
-from ctxedit.media.write import beside, contact_sheet, holds_audio, side_by_side, write_clip, write_image
+from ctxedit.media.write import contact_sheet, holds_audio, paired, side_by_side, write_clip, write_image
 from ctxedit.stages.prepare import Prepared
 
 
 @dataclass(frozen=True)
-class Files:
+class OutputFiles:
     """Where an edit's results lie."""
 
     video: Path
@@ -42,10 +42,10 @@ def check_image(path: Path, overwrite: bool) -> None:
     check_writable(path, overwrite)
 
 
-def files_for(video: Path) -> Files:
+def files_for(video: Path) -> OutputFiles:
     """The side-by-side (of an image an image) and the sheet lie beside the video, under its name."""
     stem = video.with_suffix("") if video.suffix else video.parent / video.name
-    return Files(
+    return OutputFiles(
         video,
         stem.with_name(f"{stem.name}-side-by-side{'.png' if is_image(video) else '.mp4'}"),
         stem.with_name(f"{stem.name}-sheet.png"),
@@ -73,7 +73,7 @@ def write(
     edited: NDArray[np.uint8],
     target: str,
     source_prompt: str,
-    files: Files,
+    files: OutputFiles,
     *,
     source_size: bool,
     audio: bool,
@@ -124,7 +124,7 @@ def write(
     )
     write_clip(
         files.side_by_side,
-        beside(prepared.frames, edited),
+        paired(prepared.frames, edited),
         clip.fps,
         durations=clip.durations,
         overwrite=overwrite,

@@ -15,7 +15,7 @@ from ctxedit.diffusion.guidance import guide
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.alignment import columns
-from ctxedit.models.attention import FrameView, Fusion, HeatMap, WordAlignment
+from ctxedit.models.attention import AttentionRecorder, FrameView, Fusion, WordAlignment
 from ctxedit.models.backbones import Backbone, Word
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
@@ -54,9 +54,9 @@ class Blend:
     total: list[Tensor] = field(default_factory=list)
     steps: int = 0
 
-    def add(self, heats: Sequence[HeatMap]) -> None:
+    def add(self, recorders: Sequence[AttentionRecorder]) -> None:
         """Take one step's heat maps."""
-        maps = [heat.mean() for heat in heats]
+        maps = [recorder.mean() for recorder in recorders]
         self.total = [a + b for a, b in zip(self.total, maps, strict=True)] if self.total else maps
         self.steps += 1
 
@@ -111,14 +111,14 @@ class Sampling:
     """One sampling run.
 
     Attributes:
-        guidance: 1 asks the conditional lane alone.
+        guidance: 1 runs the conditional branch alone.
         eta: 0 deterministic, 1 ancestral.
         fusion: shares and blending; needs ``source``.
         source: the inverted clip, or None.
         mask: (F, 1, h, w) in [0, 1], where latents may differ from the source's; or None.
         generator: draws the noise of eta > 0.
-        one_by_one: ask the network for the unconditional lane by itself: less memory, the same result.
-        watch: collects the conditional lane's cross-attention over all steps, for figures; or None.
+        one_by_one: run the unconditional branch in a pass of its own: less memory, the same result.
+        recorder: collects the conditional branch's cross-attention over all steps, for figures; or None.
     """
 
     guidance: float
@@ -127,7 +127,7 @@ class Sampling:
     source: Source | None = None
     mask: Tensor | None = None
     generator: torch.Generator | None = None
-    watch: HeatMap | None = None
+    recorder: AttentionRecorder | None = None
     one_by_one: bool = False
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
@@ -137,12 +137,12 @@ class Sampling:
         fuses_self, fuses_cross = fused_counts(self.fusion, steps)
         return step < fuses_self, step < fuses_cross
 
-    def watching(self, lane: int) -> tuple[HeatMap, ...]:
-        """The heat map to collect, if any, from the lane that is conditional in this step."""
-        if self.watch is None:
+    def recorders(self, branch: int) -> tuple[AttentionRecorder, ...]:
+        """The recorder, if any, set to the branch that is conditional in this step."""
+        if self.recorder is None:
             return ()
-        self.watch.lane = lane
-        return (self.watch,)
+        self.recorder.branch = branch
+        return (self.recorder,)
 
     @property
     def blends(self) -> str:
@@ -170,7 +170,7 @@ def sample(
         x: (F, C, h, w) at level ``start``.
         context: two rows: the unconditional (or negative) prompt's and the conditional one's.
         levels: S used levels.
-        view: one lane.
+        view: one branch.
         how: guidance, fusion, masks.
         shift: b_t of the target prompt, or None.
         start: the level of ``x``; None is S.
@@ -242,10 +242,10 @@ def _predict(
     step: int,
     blend: Blend,
 ) -> Tensor:
-    """Guided x̂_0 at a level, with the source's lane beside it in a fused step."""
+    """Guided x̂_0 at a level, with the source's branch beside it in a fused step."""
     guided = how.guidance != 1
     together = guided and not how.one_by_one
-    words = condition if together else condition[1:]
+    rows = condition if together else condition[1:]
     fuse_self, fuse_cross = how.fused(step, levels.steps)
     a, s = levels.at(level)
     t = levels.timestep(level)
@@ -258,48 +258,50 @@ def _predict(
     if source is not None and how.fusion.word_weights_where == "everywhere":
         weight = source.alignment.weight
     if not with_source:
-        lanes = replace(view, lanes=len(words), weight=weight, heats=how.watching(len(words) - 1))
-        parts = backbone.predict_x0(x.repeat(len(words), 1, 1, 1), t, words, a, s, lanes).chunk(len(words))
+        batched = replace(view, branches=len(rows), weight=weight, recorders=how.recorders(len(rows) - 1))
+        parts = backbone.predict_x0(x.repeat(len(rows), 1, 1, 1), t, rows, a, s, batched).chunk(len(rows))
         return _guided(parts, alone, how.guidance)
     assert source is not None
-    finest = view.tokens_at(how.fusion.max_resolution)
-    target = len(words)
+    max_tokens = view.tokens_at(how.fusion.max_resolution)
+    target = len(rows)
     mask = None
     if fuse_self and how.blends == "self":
         mask = _mask_of_step(backbone, source, levels, level, view, how.fusion)
-    heats: tuple[HeatMap, ...] = ()
+    word_recorders: tuple[AttentionRecorder, ...] = ()
     if how.blends == "latent":
-        heats = _heat_maps(source, backbone.context_length, view, how.fusion, target)
-    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
-    watched = (*heats, *how.watching(target))
-    lanes = replace(view, lanes=1 + len(words), fusion=fusion, heats=watched, weight=weight)
-    batch = torch.cat([source.latent(level).to(x), *[x] * len(words)])
-    both = Condition.stack([Condition.of(source.context), words])
-    parts = backbone.predict_x0(batch, t, both, a, s, lanes).chunk(1 + len(words))
-    if heats:
-        blend.add(heats)
+        word_recorders = _recorders(source, backbone.context_length, view, how.fusion, target)
+    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, max_tokens, target, mask)
+    recorders = (*word_recorders, *how.recorders(target))
+    batched = replace(view, branches=1 + len(rows), fusion=fusion, recorders=recorders, weight=weight)
+    batch = torch.cat([source.latent(level).to(x), *[x] * len(rows)])
+    both = Condition.stack([Condition.of(source.context), rows])
+    parts = backbone.predict_x0(batch, t, both, a, s, batched).chunk(1 + len(rows))
+    if word_recorders:
+        blend.add(word_recorders)
     return _guided(parts, alone, how.guidance)
 
 
 def _guided(parts: Sequence[Tensor], alone: Tensor | None, guidance: float) -> Tensor:
-    """The conditional lane, which is the last; guided by the unconditional one, before it or by itself."""
+    """The conditional branch, which is the last; guided by the unconditional one, before it or by itself."""
     if guidance == 1:
         return parts[-1]
     return guide(parts[-2] if alone is None else alone, parts[-1], guidance)
 
 
-def _heat_maps(
+def _recorders(
     source: Source, length: int, view: FrameView, fusion: FusionConfig, target: int
-) -> tuple[HeatMap, ...]:
-    """Heat of the words that changed: the source's in its lane, the target's in its."""
-    lanes = ((source.changed[0], 0), (source.changed[1], target))
-    return tuple(_heat(words, length, lane, view, fusion) for words, lane in lanes if words)
+) -> tuple[AttentionRecorder, ...]:
+    """Recorders of the words that changed: the source's in its branch, the target's in its own."""
+    branches = ((source.changed[0], 0), (source.changed[1], target))
+    return tuple(_recorder(words, length, branch, view, fusion) for words, branch in branches if words)
 
 
-def _heat(words: Sequence[Word], length: int, lane: int, view: FrameView, fusion: FusionConfig) -> HeatMap:
+def _recorder(
+    words: Sequence[Word], length: int, branch: int, view: FrameView, fusion: FusionConfig
+) -> AttentionRecorder:
     tokens = view.tokens_at(fusion.mask_resolution)
     side = view.layer_side(tokens)  # pooled and normalised there, as published
-    return HeatMap(columns(words, length), lane, side, finest=tokens, coarsest=tokens)
+    return AttentionRecorder(columns(words, length), branch, side, max_tokens=tokens, min_tokens=tokens)
 
 
 def _mask_of_step(
@@ -312,13 +314,15 @@ def _mask_of_step(
 ) -> Tensor:
     """FateZero's mask of one step, from the source's cross-attention at that very step.
 
-    The layers that make it come after layers that use it, so the source's lane runs once by itself first:
-    exact, at the price of one lane more, instead of a store of every map. Where words were only added, the
+    The layers that make it come after layers that use it, so the source's branch runs once by itself first:
+    exact, at the price of one more branch, instead of a store of every map. Where words were only added, the
     source has nothing to look for and its self-attention serves everywhere.
     """
     words = source.changed[0]
     if not words:
         return torch.zeros(view.frames, 1, *view.side)
-    heat = _heat(words, backbone.context_length, 0, view, fusion)
-    backbone.raw(source.latent(level), levels.timestep(level), source.context, replace(view, heats=(heat,)))
-    return word_mask(heat.mean(), fusion.mask_threshold)
+    recorder = _recorder(words, backbone.context_length, 0, view, fusion)
+    backbone.raw(
+        source.latent(level), levels.timestep(level), source.context, replace(view, recorders=(recorder,))
+    )
+    return word_mask(recorder.mean(), fusion.mask_threshold)

@@ -110,7 +110,7 @@ def tune(
         backbone: with clip attention installed.
         latents: (F, C, h, w), clean; None where ``draw`` gives them.
         context: one row, of the source prompt.
-        view: one lane.
+        view: one branch.
         config: lengths, rates, what is trained.
         folder: receives ``state.pt`` every ``save_every`` steps and ``log.jsonl``.
         seed: of noise and levels.
@@ -135,9 +135,9 @@ def tune(
         done = _resume(folder, masters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
-            seen, here = (latents, view) if draw is None else draw(step)
-            assert seen is not None
-            loss, share = _loss(backbone, seen, context, here, config, shift, seed, step)
+            batch, here = (latents, view) if draw is None else draw(step)
+            assert batch is not None
+            loss, share = _loss(backbone, batch, context, here, config, shift, seed, step)
             if not bool(torch.isfinite(loss)):
                 raise _broken(f"the loss is {loss.item()} at step {step}")
             _descend(loss, masters, optimizer, scaler, config.max_grad_norm)

@@ -34,7 +34,7 @@ _APART, _DEEPER = 0.12, 0.04
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedObject:
     """One object that the judge sees.
 
     Attributes:
@@ -64,7 +64,7 @@ class Found:
 class Look:
     """What the judge sees in a frame: objects, the surest first, and the background."""
 
-    objects: tuple[Found, ...]
+    objects: tuple[DetectedObject, ...]
     background: str
 
 
@@ -84,16 +84,23 @@ def look(judge: CompositionJudge, frames: NDArray[np.uint8]) -> list[Look]:
             hue = HUES[int(colour[at].argmax())]
             seen = hue if hue != "none" and BY_NAME[NAMES[name]].colourable else None
             found.append(
-                Found(NAMES[name], seen, float(middle[0]), float(middle[1]), float(side_of(side[at])),
-                      bool(hidden[at] > 0), float(heat[i, name, row, column]))
-            )  # fmt: skip
+                DetectedObject(
+                    NAMES[name],
+                    seen,
+                    float(middle[0]),
+                    float(middle[1]),
+                    float(side_of(side[at])),
+                    bool(hidden[at] > 0),
+                    float(heat[i, name, row, column]),
+                )
+            )
         looks.append(Look(_distinct(found), PLACES[int(background[i].argmax())]))
     return looks
 
 
-def _distinct(found: list[Found]) -> tuple[Found, ...]:
+def _distinct(found: list[DetectedObject]) -> tuple[DetectedObject, ...]:
     """The surest first; what lies on a surer one is left out."""
-    kept: list[Found] = []
+    kept: list[DetectedObject] = []
     for one in sorted(found, key=lambda f: -f.heat):
         if all(math.hypot(one.x - k.x, one.y - k.y) >= max(_SAME, _SAME_SHARE * k.side) for k in kept):
             kept.append(one)
@@ -124,28 +131,28 @@ class Verdict:
         return self.objects and self.relation
 
 
-def judge(composition: Composition, objects: Sequence[Found]) -> Verdict:
-    """Hold what is seen against what is asked for."""
+def judge(composition: Composition, objects: Sequence[DetectedObject]) -> Verdict:
+    """Compare the detected objects with what the composition wants."""
     counted = Counter((f.name, f.colour) for f in objects)
-    asked = Counter((g.name, g.colour) for g in composition.members)
+    wanted = Counter((g.name, g.colour) for g in composition.members)
     groups = tuple(
-        counted[g.name, g.colour] == asked[g.name, g.colour] and _sized(g, _of(g, objects))
+        counted[g.name, g.colour] == wanted[g.name, g.colour] and _sized(g, _of(g, objects))
         for g in composition.groups
     )
-    return Verdict(groups, bool(counted.keys() - asked.keys()), _related(composition, objects))
+    return Verdict(groups, bool(counted.keys() - wanted.keys()), _related(composition, objects))
 
 
-def _of(group: Group, objects: Sequence[Found]) -> list[Found]:
+def _of(group: Group, objects: Sequence[DetectedObject]) -> list[DetectedObject]:
     return [f for f in objects if (f.name, f.colour) == (group.name, group.colour)]
 
 
-def _sized(group: Group, found: Sequence[Found]) -> bool:
+def _sized(group: Group, found: Sequence[DetectedObject]) -> bool:
     if group.size == "tiny":
         return all(f.side < TINY for f in found)
     return group.size != "huge" or all(f.side > HUGE for f in found)
 
 
-def _related(composition: Composition, objects: Sequence[Found]) -> bool:
+def _related(composition: Composition, objects: Sequence[DetectedObject]) -> bool:
     if composition.relation is None:
         return True
     first, second = (_of(g, objects) for g in composition.groups)
@@ -154,7 +161,7 @@ def _related(composition: Composition, objects: Sequence[Found]) -> bool:
     return all(holds(composition.relation, a, b) for a in first for b in second)
 
 
-def holds(relation: str, a: Found, b: Found) -> bool:
+def holds(relation: str, a: DetectedObject, b: DetectedObject) -> bool:
     """Whether ``a`` stands in a relation of ``RELATIONS`` to ``b``.
 
     Left and right: more beside each other than above. Above and below: the other way round, not overlapping

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError
-from ctxedit.training.checks.base import CheckConfig, Row
+from ctxedit.training.checks.base import CheckConfig, CheckRow
 from ctxedit.training.tasks import base as tasks
 
 
 def check(
     config: CheckConfig, parts: Sequence[str] | None = None, reporter: Reporter | None = None
-) -> Iterator[Row]:
+) -> Iterator[CheckRow]:
     """Measure parts, or all whose weights there are; raises ConfigError for a part that has no check."""
     known = tasks.all_checks()
     if unknown := sorted(set(parts or ()) - set(known)):

@@ -108,17 +108,20 @@ def open_listing(config: DataConfig, captions: bool) -> Listing:
             "it is for class-encoder and layout-encoder; other parts take folder, webdataset or scenes",
         )
     listing = openers[config.source](Path(config.path).expanduser(), captions)
-    check_usable(listing, config, Images(listing, 0, config))
+    check_usable(listing, config, Images(listing, 0, config).read)
     return listing
 
 
-def check_usable(listing: Listing, config: DataConfig, dataset: Images) -> None:
-    """Raise InputError if no listed image can be used, or for bad input where ``on_error`` is ``stop``."""
+def check_usable(listing: Listing, config: DataConfig, read: Callable[[int], object]) -> None:
+    """Raise InputError if no listed image can be used, or for bad input where ``on_error`` is ``stop``.
+
+    ``read`` gives the image of a number, or the reason why it cannot be used as a text.
+    """
     if config.on_error == "stop":
         raise_if_bad(listing.bad)
     for at in range(len(listing.entries)):
         # With one readable image, skipping unreadable ones always ends.
-        if not isinstance(dataset.read(at), str):
+        if not isinstance(read(at), str):
             return
     raise InputError(
         f"{config.path} has no usable images ({len(listing.bad) + len(listing.entries)} bad)",

@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.locks import held
 from ctxedit.media.temporary import atomic, sweep
+from ctxedit.model_names import VOCABULARY
 from ctxedit.models.device import name_of
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.naming import VOCABULARY
 from ctxedit.training import record
 from ctxedit.training.components import Components, find_component, hashes, link_components
 from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train
@@ -31,7 +31,7 @@ from ctxedit.training.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """How a training is run.
 
     Attributes:
@@ -253,7 +253,7 @@ class Training:
     def run(
         self,
         report: Callable[[dict[str, float]], None],
-        options: Options | None = None,
+        options: TrainOptions | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> Done:
         """Train, resuming from the state if there is one; export the weights with their record.
@@ -267,7 +267,7 @@ class Training:
         Raises:
             ConfigError: the state cannot be resumed; and as :func:`ctxedit.training.loop.train`.
         """
-        options = options or Options()
+        options = options or TrainOptions()
         accelerator = make_accelerator(self.recipe.schedule, options.device)
         with self._alone(say) if accelerator.is_main_process else nullcontext():
             return self._run(report, options, accelerator)
@@ -293,7 +293,7 @@ class Training:
             raise
 
     def _run(
-        self, report: Callable[[dict[str, float]], None], options: Options, accelerator: Accelerator
+        self, report: Callable[[dict[str, float]], None], options: TrainOptions, accelerator: Accelerator
     ) -> Done:
         recipe = self.recipe
         with accelerator.main_process_first():

@@ -75,7 +75,7 @@ class LabelledData(Data):
         else:
             self.labels = shard_classes(path)
             listing = list_shards(path, captions=False, classes=len(self.labels))
-        check_usable(listing, config, self.images(listing, 0))
+        check_usable(listing, config, self.images(listing, 0).read)
         return listing
 
     def images(self, listing: Listing, seed: int) -> Images:

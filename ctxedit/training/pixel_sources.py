@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.errors import InputError
-from ctxedit.training.sources import SUFFIXES
+from ctxedit.training.sources import SUFFIXES, Entry, list_shards, read_bytes
 
 #: Of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
 _SIDE, _RECORD, _BATCH = 32, 1 + 3 * 32 * 32, 10_000
@@ -37,19 +37,28 @@ class PixelSet:
     Attributes:
         names: of the classes.
         labels: (N,) int64.
-        read: an image's number to RGB uint8 (size, size, 3).
+        load: an image's number to RGB uint8 (size, size, 3), or the reason why it cannot be used.
+        name: an image's number to what messages call it.
         lossless: whether the files hold the pixels exactly; JPEG does not.
         bad: left out: name to reason.
     """
 
     names: tuple[str, ...]
     labels: NDArray[np.int64]
-    read: Callable[[int], NDArray[np.uint8]]
+    load: Callable[[int], NDArray[np.uint8] | str]
+    name: Callable[[int], str]
     lossless: bool
     bad: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def read(self, number: int) -> NDArray[np.uint8]:
+        """RGB uint8 (size, size, 3); raises InputError for an image that cannot be used."""
+        found = self.load(number)
+        if isinstance(found, str):
+            raise InputError(f"{self.name(number)}: {found}", "likelihoods are of exact pixels")
+        return found
 
 
 def open_pixels(path: Path, size: int, split: Split = "train") -> PixelSet:
@@ -71,7 +80,10 @@ def open_pixels(path: Path, size: int, split: Split = "train") -> PixelSet:
     if path.is_file() and path.suffix != ".tar":
         return _of_archive(path, size, split)
     if path.is_dir() and (path / _PARTS[split][0]).is_file():
-        return _of_batches({n: (path / n).read_bytes() for n in (*_PARTS[split], _META)}, size, path)
+        wanted = (*_PARTS[split], _META)
+        if missing := [name for name in wanted if not (path / name).is_file()]:
+            raise InputError(f"{path} has no {missing[0]}", "unpack cifar-10-binary.tar.gz again, whole")
+        return _of_batches({name: (path / name).read_bytes() for name in wanted}, size, path)
     found = list(_shards(path, split))
     if found:
         return _of_shards(found, size)
@@ -121,7 +133,11 @@ def _of_batches(files: dict[str, bytes], size: int, path: Path) -> PixelSet:
             f"{path} has class {labels.max()}, and {_META} names {len(names)}", "download it again"
         )
     pixels = table[:, 1:].reshape(-1, 3, _SIDE, _SIDE)
-    return PixelSet(names, labels, lambda i: np.ascontiguousarray(pixels[i].transpose(1, 2, 0)), True)
+
+    def load(number: int) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(pixels[number].transpose(1, 2, 0))
+
+    return PixelSet(names, labels, load, lambda number: f"{path.name}, image {number}", True)
 
 
 # -- shards ------------------------------------------------------------------------------------------------
@@ -142,50 +158,19 @@ def _of_shards(shards: list[Path], size: int) -> PixelSet:
     if not table.is_file():
         raise InputError(f"no {table}", "it names the classes, one a line, in the order of .cls")
     names = tuple(line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
-    places: list[tuple[Path, int, int]] = []
-    labels: list[int] = []
+    entries: list[Entry] = []
     bad: dict[str, str] = {}
-    lossless = True
     for shard in shards:
-        for key, (suffix, at, length, label) in _samples(shard, bad).items():
-            if label >= len(names):
-                raise InputError(
-                    f"{shard.name}/{key} has class {label}", f"{table} names {len(names)} classes"
-                )
-            lossless &= suffix not in (".jpg", ".jpeg", ".webp")
-            places.append((shard, at, length))
-            labels.append(label)
-    if not places:
-        raise InputError(f"{shards[0].parent} has no image with a class", "members NAME.png and NAME.cls")
-
-    def read(number: int) -> NDArray[np.uint8]:
-        shard, at, length = places[number]
-        with shard.open("rb") as file:
-            file.seek(at)
-            return _pixels(file.read(length), size, f"{shard.name}, image {number}")
-
-    return PixelSet(names, np.array(labels, np.int64), read, lossless, bad)
-
-
-def _samples(shard: Path, bad: dict[str, str]) -> dict[str, tuple[str, int, int, int]]:
-    """Key to (suffix, offset, bytes, class)."""
-    images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if suffix == "cls" and (file := tar.extractfile(member)) is not None:
-                    labels[key] = int(file.read())
-                elif f".{suffix.lower()}" in SUFFIXES:
-                    images[key] = (f".{suffix.lower()}", member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        listing = list_shards(shard, captions=False, classes=len(names))
+        entries += listing.entries
+        bad |= listing.bad
+    if not entries:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:2])
         raise InputError(
-            f"{shard} is broken or cut off: {' '.join(str(error).split())[:100]}", "download it again"
-        ) from error
-    for key in images.keys() - labels.keys():
-        bad[f"{shard.name}/{key}"] = "no .cls"
-    return {key: (*image, labels[key]) for key, image in images.items() if key in labels}
+            f"{shards[0].parent} has no image with a class ({why})", "members NAME.png and NAME.cls"
+        )
+    labels = np.array([entry.labels[0] for entry in entries], np.int64)
+    return _of_entries(entries, names, labels, size, bad)
 
 
 # -- folders -----------------------------------------------------------------------------------------------
@@ -196,31 +181,36 @@ def _of_folder(folder: Path, size: int) -> PixelSet:
     names = tuple(classes) or UNLABELLED
     files: list[Path] = []
     labels: list[int] = []
+    bad: dict[str, str] = {}
     for number, name in enumerate(names):
         place = folder / name if classes else folder
         own = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
         files += own
         labels += [number] * len(own)
+        if not own:
+            bad[name] = "a class without images"
     if not files:
         raise InputError(f"{folder} has no images", "PNG files, or a folder of them for each class")
-    lossless = all(p.suffix.lower() not in (".jpg", ".jpeg", ".webp") for p in files)
-
-    def read(number: int) -> NDArray[np.uint8]:
-        return _pixels(files[number].read_bytes(), size, str(files[number]))
-
-    read(0)
-    return PixelSet(names, np.array(labels, np.int64), read, lossless)
+    entries = [Entry(file.relative_to(folder).as_posix(), file, None, "") for file in files]
+    return _of_entries(entries, names, np.array(labels, np.int64), size, bad)
 
 
-def _pixels(data: bytes, size: int, name: str) -> NDArray[np.uint8]:
+def _of_entries(
+    entries: list[Entry], names: tuple[str, ...], labels: NDArray[np.int64], size: int, bad: dict[str, str]
+) -> PixelSet:
+    suffixes = {(entry.suffix or entry.file.suffix).lower() for entry in entries}
+    lossless = not suffixes & {".jpg", ".jpeg", ".webp"}
+    return PixelSet(
+        names, labels, lambda i: _pixels(entries[i], size), lambda i: entries[i].name, lossless, bad
+    )
+
+
+def _pixels(entry: Entry, size: int) -> NDArray[np.uint8] | str:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(read_bytes(entry))) as image:
             pixels = np.array(image.convert("RGB"))
     except Exception as error:  # Pillow raises whatever a format's parser raises
-        raise InputError(f"{name} cannot be read: {' '.join(str(error).split())[:100]}") from error
+        return " ".join(str(error).split())[:100] or type(error).__name__
     if pixels.shape[:2] != (size, size):
-        raise InputError(
-            f"{name} is {pixels.shape[1]}×{pixels.shape[0]}, and the model takes {size}×{size}",
-            "likelihoods are of exact pixels: images are not resized",
-        )
+        return f"{pixels.shape[1]}×{pixels.shape[0]} pixels, not {size}×{size}: images are not resized"
     return pixels

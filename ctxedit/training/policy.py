@@ -21,7 +21,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked to train.
+    """What the user wants trained.
 
     Attributes:
         name: a recipe's name or path, or ``all``.
@@ -48,8 +48,8 @@ class Request:
             chosen = [n for n in recipes.names() if recipes.resolve(n).part == n]
             if self.data is not None:
                 chosen = [n for n in chosen if _trains_on(recipes.resolve(n).task_type, self.data)]
-        asked = {"steps": self.steps, "precision": self.precision}
-        schedule = {key: value for key, value in asked.items() if value is not None}
+        changes = {"steps": self.steps, "precision": self.precision}
+        schedule = {key: value for key, value in changes.items() if value is not None}
         found = []
         for recipe in map(recipes.resolve, chosen):
             data = _data_table(self.data, recipe.task_type)

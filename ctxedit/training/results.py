@@ -14,12 +14,12 @@ from ctxedit.training.components import find_component, hashes
 from ctxedit.training.tasks import base as tasks
 
 if TYPE_CHECKING:
-    from ctxedit.training.checks.base import CheckConfig, Row
+    from ctxedit.training.checks.base import CheckConfig, CheckRow
 
 FILE = "check.json"
 
 
-def save(rows: Sequence[Row], config: CheckConfig) -> Path:
+def save(rows: Sequence[CheckRow], config: CheckConfig) -> Path:
     """Write the rows with the hashes of the weights that they were measured on; returns the file.
 
     Rows of parts that were not checked this time are kept.

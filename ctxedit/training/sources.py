@@ -37,6 +37,7 @@ class Entry:
         labels: numbers of its labels, where the source has some.
         boxes: of each label: left, top, right, bottom in pixels of the image as it is stored.
         sides: width and height that ``boxes`` were annotated at.
+        suffix: of the image inside a shard.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     labels: tuple[int, ...] = ()
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     sides: tuple[int, int] | None = None
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def load_image(entry: Entry, size: int) -> NDArray[np.uint8]:
     Raises:
         OSError, ValueError and others, as Pillow's decoders do.
     """
-    with Image.open(io.BytesIO(_read(entry))) as opened:
+    with Image.open(io.BytesIO(read_bytes(entry))) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.has_transparency_data:
             clear = image.convert("RGBA")
@@ -71,7 +73,8 @@ def load_image(entry: Entry, size: int) -> NDArray[np.uint8]:
     return np.array(fitted)
 
 
-def _read(entry: Entry) -> bytes:
+def read_bytes(entry: Entry) -> bytes:
+    """The sample's image file; raises OSError."""
     if entry.span is None:
         return entry.file.read_bytes()
     with entry.file.open("rb") as file:
@@ -185,18 +188,19 @@ def list_shards(path: Path, captions: bool = True, classes: int | None = None) -
             continue
         for key, members in samples.items():
             name = f"{shard.name}/{key}"
-            image = next((members[end] for end in SUFFIXES if end in members), None)
+            end = next((end for end in SUFFIXES if end in members), "")
+            image = members.get(end)
             caption = _member_caption(shard, members)
             if image is None:
                 bad[name] = _NO_IMAGE
             elif not caption and captions:
                 bad[name] = _NO_CAPTION if caption is None else "empty caption"
             elif classes is None:
-                entries.append(Entry(name, shard, image, caption or ""))
+                entries.append(Entry(name, shard, image, caption or "", suffix=end))
             elif (label := _member_class(shard, members, classes)) is None:
                 bad[name] = f"no class below {classes}"
             else:
-                entries.append(Entry(name, shard, image, caption or "", (label,)))
+                entries.append(Entry(name, shard, image, caption or "", (label,), suffix=end))
     return Listing(entries, bad)
 
 
@@ -222,7 +226,7 @@ def _member_class(shard: Path, members: dict[str, tuple[int, int]], classes: int
     """The number in ``.cls``; None if there is none, or not one of so many classes."""
     if ".cls" not in members:
         return None
-    text = _read(Entry("", shard, members[".cls"], "")).decode("ascii", "replace").strip()
+    text = read_bytes(Entry("", shard, members[".cls"], "")).decode("ascii", "replace").strip()
     return int(text) if text.isdecimal() and int(text) < classes else None
 
 
@@ -231,7 +235,7 @@ def _member_caption(shard: Path, members: dict[str, tuple[int, int]]) -> str | N
     for end in (".txt", ".json"):
         if end not in members:
             continue
-        data = _read(Entry("", shard, members[end], "")).decode("utf-8", "replace")
+        data = read_bytes(Entry("", shard, members[end], "")).decode("utf-8", "replace")
         if end == ".json":
             try:
                 data = _caption(json.loads(data))

@@ -11,7 +11,7 @@ import pytest
 from browser import AVAILABLE, Browser
 
 from ctxedit.bench import page, study
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import ResultRow
 from ctxedit.errors import ConfigError, InputError, OutputError
 from ctxedit.media.write import write_clip
 
@@ -39,9 +39,20 @@ def made(tmp_path_factory):
             figures = {} if failed else {"clip_text": 0.25 * (number + 1), "psnr": 20.0, "judge_asked": None}
             costs = {"edit": {"seconds": 1.5, "peak_bytes": 1, "evaluations": 2}}
             rows.append(
-                Row(f"{number}{method}", method, clip, target, kind, f"a {clip}", figures, costs, {}, video,
-                    "clip is broken" if failed else None)
-            )  # fmt: skip
+                ResultRow(
+                    f"{number}{method}",
+                    method,
+                    clip,
+                    target,
+                    kind,
+                    f"a {clip}",
+                    figures,
+                    costs,
+                    {},
+                    video,
+                    "clip is broken" if failed else None,
+                )
+            )
     return folder, rows
 
 
@@ -151,7 +162,7 @@ def test_large_videos_of_a_study_are_copied_without_names(bench, monkeypatch):
 
 def test_methods_may_be_chosen(bench):
     _, rows = bench
-    third = [Row(**{**r.table(), "method": "third"}) for r in rows if r.method == "ddim"]
+    third = [ResultRow(**{**r.table(), "method": "third"}) for r in rows if r.method == "ddim"]
     pairs = {frozenset((q.a, q.b)) for q in study.draw_questions([*rows, *third], 1, 0)}
     assert len(pairs) == 3
     against = study.draw_questions([*rows, *third], 1, 0, against="third")

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ctxedit.bench.meter import Cost, Ledger, Meter
-from ctxedit.bench.results import Results, Row
+from ctxedit.bench.meter import Cost, CostMeter, Ledger
+from ctxedit.bench.results import ResultRow, Results
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import InputError
 
 
 def row(key, error=None):
-    return Row(key, "ddim", "a", "a panda", "object", "a tiger", {"psnr": 1.5, "ssim": None}, error=error)
+    return ResultRow(
+        key, "ddim", "a", "a panda", "object", "a tiger", {"psnr": 1.5, "ssim": None}, error=error
+    )
 
 
 def test_rows_come_back_and_a_failed_one_is_not_done(tmp_path):
@@ -59,7 +61,7 @@ def test_another_files_lines_are_refused(tmp_path):
 
 
 def test_the_meter_counts_passes_time_and_memory():
-    network, meter = torch.nn.Identity(), Meter(Reporter())
+    network, meter = torch.nn.Identity(), CostMeter(Reporter())
     tunings, edits, inversions = [], [], []
     with (
         meter.watch(network, 4, torch.device("cpu")),
@@ -69,7 +71,7 @@ def test_the_meter_counts_passes_time_and_memory():
     ):
         with meter.task("tune", 2):
             network(torch.zeros(4, 1))
-            network(torch.zeros(8, 1))  # two lanes of four frames
+            network(torch.zeros(8, 1))  # two branches of four frames
             block = np.ones(60 << 20, np.uint8)
             time.sleep(0.15)
             del block
@@ -86,7 +88,7 @@ def test_the_meter_counts_passes_time_and_memory():
 
 
 def test_an_interrupted_task_is_accounted_for():
-    network, meter, costs = torch.nn.Identity(), Meter(Reporter()), []
+    network, meter, costs = torch.nn.Identity(), CostMeter(Reporter()), []
     with (
         meter.watch(network, 1, torch.device("cpu")),
         meter.noting("tune", costs.append),

@@ -112,7 +112,7 @@ def test_every_method_on_every_target_with_one_tuning_and_one_inversion(done):
     ours = of(rows, "contextdiff")
     assert ours["object"].costs["tune"] == ours["background"].costs["tune"]
     assert ours["object"].costs["tune"]["evaluations"] == 2 == ours["object"].costs["invert"]["evaluations"]
-    # Two lanes a step; in a fused step the source's beside them, which blending keeps to the end.
+    # Two branches a step; in a fused step the source's beside them, which blending keeps to the end.
     assert of(rows, "ddim")["object"].costs["edit"]["evaluations"] == 4
     assert ours["object"].costs["edit"]["evaluations"] > 4
     assert of(rows, "ddim")["object"].facts["trained"] == 0 < ours["object"].facts["trained"]

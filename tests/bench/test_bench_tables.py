@@ -3,7 +3,7 @@
 import pytest
 
 from ctxedit.bench import tables
-from ctxedit.bench.results import Row
+from ctxedit.bench.results import ResultRow
 
 
 def row(method, clip, target, kind, text, psnr=None, error=None, tune=(), trained=0):
@@ -12,7 +12,9 @@ def row(method, clip, target, kind, text, psnr=None, error=None, tune=(), traine
         costs["tune"] = {"seconds": tune[0], "peak_bytes": 5 << 20, "evaluations": tune[1]}
     figures = {} if error else {"clip_text": text, "psnr_kept": psnr}
     facts = {} if error else {"trained": trained}
-    return Row(f"{method}{clip}{target}", method, clip, target, kind, "p", figures, costs, facts, None, error)
+    return ResultRow(
+        f"{method}{clip}{target}", method, clip, target, kind, "p", figures, costs, facts, None, error
+    )
 
 
 ROWS = [

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -157,6 +158,18 @@ def test_unknown_classes_and_bad_options_are_refused(ctxedit, models, folder, tm
     assert (
         ctxedit("eval", "likelihood", models["plain"], folder, "--count", 7, "-o", tmp_path / "p").code == 3
     )
+
+
+def test_images_that_cannot_be_used_are_named_before_the_work(ctxedit, models, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "cat" / "1.png").write_bytes(b"no image")
+    Image.fromarray(pictures(1, 30)[0][0]).save(tmp_path / "data" / "cat" / "3.png")
+    answer = ctxedit(
+        "eval", "likelihood", models["plain"], tmp_path / "data", "--count", 6, "-o", tmp_path / "o"
+    )
+    assert answer.code == 3 and "2 of the 6 images cannot be used" in answer.err
+    assert "cat/1.png: " in answer.err and "cat/3.png: 30×30 pixels, not 32×32" in answer.err
+    assert not (tmp_path / "o").exists()
 
 
 def test_figures_of_jpegs_are_marked(ctxedit, models, tmp_path):

@@ -7,7 +7,13 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 from asking import TARGET, call
+from safetensors.numpy import load_file
+from tiny import make_pixel_upscaler
+
+from ctxedit.config import UpscaleConfig
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 
 FRAMES = 21
 SMALL = (
@@ -85,6 +91,30 @@ def test_a_second_target_takes_the_inversion_and_damage_is_repaired(ctxedit, edi
     assert again.code == 0 and "inversion.safetensors is damaged" in again.err
     assert np.array_equal(frames_of(first, FRAMES), before)
     assert not [file for file in run.rglob("*") if ".part" in file.name]
+
+
+def test_upscaling_takes_a_chunk_at_a_time(ctxedit, edited, long_clip, tmp_path, frames_of):
+    """What a long clip gives in chunks is what all of its frames give in memory; the plan counts chunks."""
+    folder = make_pixel_upscaler(tmp_path / "upscaler")
+    asked = ("edit", TARGET, "--run", edited["run"], "--upscaler", folder, "--set", "upscale.steps=2")
+    plan = ctxedit(*asked, "--dry-run", "--json").table["plan"]
+    peak = {stage["name"]: stage["peak_bytes"] for stage in plan["stages"]}[f"upscale “{TARGET}”"]
+    assert "2 × 3 chunks × 8 frames" in ctxedit(*asked, "--dry-run").out
+    fewer = ctxedit("run", long_clip, "--target", TARGET, *SMALL, "--frames", 8, "--upscaler", folder,
+                    "--runs", tmp_path, "--set", "upscale.steps=2", "--dry-run", "--json")  # fmt: skip
+    short = fewer.table["plan"]
+    assert peak == {s["name"]: s["peak_bytes"] for s in short["stages"]}[f"upscale “{TARGET}”"]
+    assert plan["disk_needed"] > 3 * FRAMES * 256 * 256 * 3  # frames and two videos of the whole clip
+
+    answer = ctxedit(*asked, "--json")
+    assert answer.code == 0, answer.err
+    video = Path(answer.table["video"])
+    assert frames_of(video, FRAMES).shape == (FRAMES, 256, 256, 3)
+    small = load_file(video.with_suffix(".safetensors"))["frames"]
+    upscaler = open_upscaler(locate_upscaler(str(folder), None), torch.device("cpu"), torch.float32)
+    whole = upscaler.upscale(small, TARGET, UpscaleConfig(4, steps=2), plan["seed"])
+    kept = load_file(video.with_name(f"{video.stem}-upscaled.safetensors"))["frames"]
+    assert np.array_equal(kept, whole)
 
 
 def test_all_frames_begin_at_a_frame_that_there_is(ctxedit, long_clip, tmp_path, no_weights):

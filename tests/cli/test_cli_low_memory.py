@@ -28,7 +28,7 @@ def test_the_edit_is_the_same_in_the_same_precision(arguments, tmp_path, monkeyp
     predict = Backbone.predict_x0
 
     def spy(self, x, timestep, condition, alpha, sigma, view):
-        seen.append(view.lanes)
+        seen.append(view.branches)
         return predict(self, x, timestep, condition, alpha, sigma, view)
 
     monkeypatch.setattr(Backbone, "predict_x0", spy)

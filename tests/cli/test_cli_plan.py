@@ -47,7 +47,7 @@ def test_a_broken_header_is_refused(tmp_path):
     for content in (b"", b"\x00" * 8, b"\xff" * 64, b"\x05" + b"\0" * 7 + b"[1,2]"):
         file.write_bytes(content)
         with pytest.raises(WeightsError, match="safetensors"):
-            sizes.weigh(tmp_path)
+            sizes.folder_weight(tmp_path)
 
 
 class Passes(Reporter):

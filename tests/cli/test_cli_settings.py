@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ctxedit import config
-from ctxedit.cli import asked
+from ctxedit.cli import arguments
 from ctxedit.errors import ConfigError
 
 
@@ -74,13 +74,13 @@ def test_a_misspelt_variable_is_said(ctxedit, clip, tmp_path, monkeypatch):
     ],
 )
 def test_set_takes_toml_values_and_bare_words(text, table):
-    assert asked.assignment(text) == table
+    assert arguments.assignment(text) == table
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "a b=3"])
 def test_set_refuses_what_is_no_assignment(text):
     with pytest.raises(ConfigError, match="--set"):
-        asked.assignment(text)
+        arguments.assignment(text)
 
 
 def test_presets_ls_names_all_and_says_what_they_are(ctxedit):

@@ -17,14 +17,14 @@ TOY = '''
 import torch
 from safetensors.torch import load_file, save_file
 
-from ctxedit.training.checks.base import Check, Row
+from ctxedit.training.checks.base import Check, CheckRow
 from ctxedit.training.data import Data, Scenes
 from ctxedit.training.tasks.base import Task, register
 
 
 def measure(config, reporter):
     mean = load_file(config.find("palette") / "palette.safetensors")["mean"]
-    yield Row("palette", "channels learned", float((mean.abs() <= 1).sum()), 3.0, config.count)
+    yield CheckRow("palette", "channels learned", float((mean.abs() <= 1).sum()), 3.0, config.count)
 
 
 @register("palette")

@@ -253,14 +253,14 @@ class TestLayouts:
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
 
-        from ctxedit.models.sizes import weigh
+        from ctxedit.models.sizes import folder_weight
 
         for part, cls in (("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
             shutil.rmtree(copy / part)
             model = cls.from_pretrained(stable_diffusion / part)
             model.save_pretrained(copy / part, max_shard_size="100KB")
             assert len(list((copy / part).glob("*.safetensors"))) > 1
-            assert weigh(copy / part).parameters == weigh(stable_diffusion / part).parameters
+            assert folder_weight(copy / part).parameters == folder_weight(stable_diffusion / part).parameters
         assert self.drawn(copy, tmp_path) == self.drawn(stable_diffusion, tmp_path)
         sorted((copy / "unet").glob("*.safetensors"))[1].unlink()
         refused(self.draw(copy, tmp_path, "--dry-run"), "shards")

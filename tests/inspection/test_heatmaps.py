@@ -53,7 +53,7 @@ def test_watching_changes_nothing(scene, fusion):
 
 
 def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
-    """Against plain softmax maps, caught in the layers: conditional lane, every step, finest layers."""
+    """Against plain softmax maps, caught in the layers: conditional branch, every step, finest layers."""
     from ctxedit.models import attention
 
     caught = []
@@ -65,7 +65,7 @@ def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
                 for f, x in ((attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states))
             )
             probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1).mean(1)
-            caught.append(probabilities[-2:])  # the last lane is the conditional one
+            caught.append(probabilities[-2:])  # the last branch is the conditional one
         return real(self, attn, hidden_states, encoder_hidden_states, **_)
 
     real = attention.FrameAttention.__call__

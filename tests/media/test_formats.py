@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from ctxedit.errors import InputError
-from ctxedit.media.beside import read_beside
+from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import plan_fit, resize
 from ctxedit.media.mask import read_mask
 from ctxedit.media.probe import probe
@@ -117,7 +117,7 @@ def test_no_more_than_a_frame_is_held_at_the_size_of_the_source(tmp_path: Path, 
     del whole
     assert _peak(lambda: read_frames(path, frames=count, each=small)) < 5 * one
     assert _peak(lambda: read_mask(path, count, 0, 1, fit)) < 5 * one
-    assert _peak(lambda: read_beside(path, "control map", count, 0, 1, fit)) < 5 * one
+    assert _peak(lambda: read_companion(path, "control map", count, 0, 1, fit)) < 5 * one
 
 
 def test_one_large_mask_for_many_frames(tmp_path: Path) -> None:

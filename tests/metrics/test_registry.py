@@ -108,7 +108,7 @@ def test_a_plugin_is_in_bench_tables_page_and_json(install):
     from ctxedit.bench import page, tables
     from ctxedit.bench.figures import Measure, Truth, identity
     from ctxedit.bench.listing import Clip, Target
-    from ctxedit.bench.results import Row
+    from ctxedit.bench.results import ResultRow
     from ctxedit.metrics.evaluate import evaluate
     from ctxedit.models.clip import ClipScorer
     from ctxedit.models.weights import BUILTIN_FOLDER
@@ -121,7 +121,7 @@ def test_a_plugin_is_in_bench_tables_page_and_json(install):
     scorer = ClipScorer(BUILTIN_FOLDER / "clip", name="builtin")
     found = Measure(scorer)(light, clip, target, Truth(dark))
     assert found["brightness"] == 30 and found["judge_asked"] is None and found["structure"] is not None
-    row = Row("k", "ddim", "one", "a dog", "other", "a cat", dict(found), {}, {}, None, None)
+    row = ResultRow("k", "ddim", "one", "a dog", "other", "a cat", dict(found), {}, {}, None, None)
     (table,) = tables.summary([row], ["ddim"])
     assert table["figures"]["all"]["brightness"]["mean"] == 30
     text = tables.to_markdown([table], [], [])

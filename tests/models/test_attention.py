@@ -9,9 +9,9 @@ from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
 from ctxedit.models.alignment import align, columns
 from ctxedit.models.attention import (
+    AttentionRecorder,
     FrameView,
     Fusion,
-    HeatMap,
     across_frames,
     frame_attention,
     sdpa,
@@ -59,25 +59,25 @@ class TestSeenFrames:
 
 @pytest.mark.parametrize("rule", ["causal", "sparse-causal", "key-frame", "none"])
 def test_across_frames_equals_masked_attention_over_all_frames(rule):
-    seen = attended_frames(AttentionConfig(frames=rule), 5)
+    attended = attended_frames(AttentionConfig(frames=rule), 5)
     q, k, v = (draw(2 * 5, 2, 7, 4, seed=s) for s in range(3))
-    out = across_frames(q, k, v, seen, sdpa)
-    for lane in range(2):
-        for i, frames in enumerate(seen):
+    out = across_frames(q, k, v, attended, sdpa)
+    for branch in range(2):
+        for i, frames in enumerate(attended):
             # One query frame against every frame's keys, those not seen masked out.
-            keys, values = (x[lane * 5 : lane * 5 + 5].transpose(0, 1).flatten(1, 2) for x in (k, v))
+            keys, values = (x[branch * 5 : branch * 5 + 5].transpose(0, 1).flatten(1, 2) for x in (k, v))
             allowed = torch.tensor([f in frames for f in range(5)]).repeat_interleave(7)
-            scores = q[lane * 5 + i] @ keys.transpose(-1, -2) / 2
+            scores = q[branch * 5 + i] @ keys.transpose(-1, -2) / 2
             maps = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
-            torch.testing.assert_close(out[lane * 5 + i], maps @ values, rtol=0, atol=1e-12)
+            torch.testing.assert_close(out[branch * 5 + i], maps @ values, rtol=0, atol=1e-12)
 
 
 class Explicit:
     """An oracle: materialises every map, stores the source's, edits the target's as the papers write it."""
 
-    def __init__(self, name, store, mode, alignment=None, mask=None, seen=None):
+    def __init__(self, name, store, mode, alignment=None, mask=None, attended=None):
         self.name, self.store, self.mode = name, store, mode
-        self.alignment, self.mask, self.seen = alignment, mask, seen
+        self.alignment, self.mask, self.attended = alignment, mask, attended
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, view=None, **_):
         cross = encoder_hidden_states is not None
@@ -88,7 +88,7 @@ class Explicit:
         )
         outs = []
         for i in range(q.shape[0]):
-            frames = [i] if cross else list(self.seen[i])
+            frames = [i] if cross else list(self.attended[i])
             keys, values = (torch.cat([x[f] for f in frames], 1) for x in (k, v))
             maps = softmax_map(q[i], keys)
             slot = (self.name, i)
@@ -113,12 +113,12 @@ class Explicit:
         return m * own + (1 - m) * source
 
 
-def explicit_target(backbone, x_s, x_t, words, t, alignment, mask, seen):
+def explicit_target(backbone, x_s, x_t, words, t, alignment, mask, attended):
     """The target's output with the source's maps, stored first, put into it."""
     store, unet = {}, backbone.unet
     names = list(unet.attn_processors)
     for mode, x, context in (("store", x_s, words[:1]), ("edit", x_t, words[1:])):
-        unet.set_attn_processor({n: Explicit(n, store, mode, alignment, mask, seen) for n in names})
+        unet.set_attn_processor({n: Explicit(n, store, mode, alignment, mask, attended) for n in names})
         out = unet(x, t, context.expand(F, -1, -1)).sample
     return out
 
@@ -146,18 +146,18 @@ def test_fusion_equals_stored_maps(backbone, case, masked, rule):
     words = backbone.embed([source, "", target])
     x_s, x_t = draw(F, 4, *SIDE, seed=1), draw(F, 4, *SIDE, seed=2)
     mask = (draw(F, 1, *SIDE, seed=3) > 0).double() if masked else None
-    seen = view(rule).seen
-    fusion = Fusion(True, alignment, finest=256, mask=mask)
+    attended = view(rule).attended
+    fusion = Fusion(True, alignment, max_tokens=256, mask=mask)
     with torch.no_grad(), frame_attention(backbone.unet):
-        lanes = view(rule, lanes=3, fusion=fusion)
-        got = backbone.raw(torch.cat([x_s, x_t, x_t]), 500, words, lanes).chunk(3)
+        branches = view(rule, branches=3, fusion=fusion)
+        got = backbone.raw(torch.cat([x_s, x_t, x_t]), 500, words, branches).chunk(3)
         plain = backbone.raw(x_s, 500, words[:1], view(rule))
         uncond = backbone.raw(x_t, 500, words[1:2], view(rule))
         unfused = backbone.raw(x_t, 500, words[2:], view(rule))
     with torch.no_grad():
-        want = explicit_target(backbone, x_s, x_t, words[[0, 2]], 500, alignment, mask, seen)
+        want = explicit_target(backbone, x_s, x_t, words[[0, 2]], 500, alignment, mask, attended)
     torch.testing.assert_close(got[2], want, rtol=0, atol=1e-10)
-    # The other lanes are as if they ran alone, and fusion did change the target's.
+    # The other branches are as if they ran alone, and fusion did change the target's.
     torch.testing.assert_close(got[0], plain, rtol=0, atol=1e-10)
     torch.testing.assert_close(got[1], uncond, rtol=0, atol=1e-10)
     assert (got[2] - unfused).abs().max() > 1e-4
@@ -166,23 +166,25 @@ def test_fusion_equals_stored_maps(backbone, case, masked, rule):
 def test_fusing_the_source_with_itself_changes_nothing(backbone):
     prompt = "a tiger walking on the beach"
     words = backbone.words(prompt)
-    fusion = Fusion(True, align(words, words, backbone.context_length), finest=256)
+    fusion = Fusion(True, align(words, words, backbone.context_length), max_tokens=256)
     context = backbone.embed([prompt, "", prompt])
     x = draw(F, 4, *SIDE)
     with torch.no_grad(), frame_attention(backbone.unet):
-        out = backbone.raw(x.repeat(3, 1, 1, 1), 300, context, view(lanes=3, fusion=fusion)).chunk(3)
+        out = backbone.raw(x.repeat(3, 1, 1, 1), 300, context, view(branches=3, fusion=fusion)).chunk(3)
     torch.testing.assert_close(out[2], out[0], rtol=0, atol=1e-12)
 
 
-def test_finest_leaves_large_layers_alone(backbone):
+def test_max_tokens_leaves_large_layers_alone(backbone):
     source, target = "a tiger on the beach", "a panda on the beach"
     alignment = align(backbone.words(source), backbone.words(target), backbone.context_length)
     context = backbone.embed([source, "", target])
     x = torch.cat([draw(F, 4, *SIDE, seed=s) for s in (1, 2, 2)])
     with torch.no_grad(), frame_attention(backbone.unet):
         outs = [
-            backbone.raw(x, 500, context, view(lanes=3, fusion=Fusion(True, alignment, finest))).chunk(3)[2]
-            for finest in (256, 64, 1)
+            backbone.raw(x, 500, context, view(branches=3, fusion=Fusion(True, alignment, max_tokens))).chunk(
+                3
+            )[2]
+            for max_tokens in (256, 64, 1)
         ]
         plain = backbone.raw(x[F : 2 * F], 500, context[2:], view())
     torch.testing.assert_close(outs[2], plain, rtol=0, atol=1e-12)
@@ -194,26 +196,30 @@ def test_heat_map_is_the_mean_of_the_words_columns(backbone):
     prompt = "a tiger walking on the beach"
     words = [w for w in backbone.words(prompt) if w.text in ("tiger", "beach")]
     x, context = draw(F, 4, *SIDE), backbone.embed([prompt])
-    heat = HeatMap(columns(words, backbone.context_length), 0, SIDE, finest=256, coarsest=256)
+    recorder = AttentionRecorder(
+        columns(words, backbone.context_length), 0, SIDE, max_tokens=256, min_tokens=256
+    )
     with torch.no_grad(), frame_attention(backbone.unet):
-        backbone.raw(x, 500, context, view(heats=(heat,)))
+        backbone.raw(x, 500, context, view(recorders=(recorder,)))
     store = {}
     names = list(backbone.unet.attn_processors)
-    backbone.unet.set_attn_processor({n: Explicit(n, store, "store", seen=view().seen) for n in names})
+    backbone.unet.set_attn_processor(
+        {n: Explicit(n, store, "store", attended=view().attended) for n in names}
+    )
     with torch.no_grad():
         backbone.unet(x, 500, context.expand(F, -1, -1))
     layers = [n for n in names if "attn2" in n and store[n, 0].shape[-2] == 256]
     maps = torch.stack([torch.stack([store[n, f] for f in range(F)]) for n in layers]).mean((0, 2))
     want = torch.stack([maps[..., list(w.tokens)].sum(-1) for w in words], 1).unflatten(-1, SIDE)
-    torch.testing.assert_close(heat.mean().double(), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(recorder.mean().double(), want, rtol=0, atol=1e-6)
 
 
 def test_tokens_at_a_share_of_the_latents_side():
-    seen = ((0,),)
-    square = FrameView(seen, (64, 64))
+    attended = ((0,),)
+    square = FrameView(attended, (64, 64))
     assert [square.tokens_at(s) for s in (1.0, 0.5, 0.25, 0.3, 0.125)] == [64**2, 32**2, 16**2, 16**2, 8**2]
     # A side that is no power of two halves as the UNet halves it, rounding up.
-    assert FrameView(seen, (9, 16)).tokens_at(0.5) == 5 * 8
+    assert FrameView(attended, (9, 16)).tokens_at(0.5) == 5 * 8
 
 
 def test_attention_is_put_back(backbone):

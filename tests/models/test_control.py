@@ -26,14 +26,14 @@ def attach(backbone, folder, scale=1.0):
     backbone.control = Control.load(folder, scale, CPU, torch.float64)
 
 
-def view_of(kind="causal", lanes=1, **more):
+def view_of(kind="causal", branches=1, **more):
     maps = draw(F, 3, 32, 32, seed=3).sigmoid()
-    return FrameView(attended_frames(AttentionConfig(frames=kind), F), SIDE, lanes, control=maps, **more)
+    return FrameView(attended_frames(AttentionConfig(frames=kind), F), SIDE, branches, control=maps, **more)
 
 
 def raw(backbone, view, x=None, config=None):
-    context = backbone.embed(["", "a tiger", "a panda"])[-view.lanes :]
-    x = draw(F * view.lanes, 4, *SIDE) if x is None else x
+    context = backbone.embed(["", "a tiger", "a panda"])[-view.branches :]
+    x = draw(F * view.branches, 4, *SIDE) if x is None else x
     with backbone.attention(config or AttentionConfig()), torch.no_grad():
         return backbone.raw(x, 500, context, view)
 
@@ -66,13 +66,13 @@ def test_twice_the_scale_is_twice_the_residual(backbone, controlnet):
     assert added[1.0].abs().max() > 0 and torch.allclose(2 * added[1.0], added[2.0])
 
 
-def test_every_lane_is_shown_the_same_map(backbone, controlnet):
+def test_every_branch_is_shown_the_same_map(backbone, controlnet):
     attach(backbone, controlnet)
-    alone = [raw(backbone, view_of(lanes=1), draw(F, 4, *SIDE, seed=s)) for s in (1, 2)]
+    alone = [raw(backbone, view_of(branches=1), draw(F, 4, *SIDE, seed=s)) for s in (1, 2)]
     both = torch.cat([draw(F, 4, *SIDE, seed=s) for s in (1, 2)])
     context = backbone.embed(["a panda"]).repeat(2, 1, 1)
     with backbone.attention(AttentionConfig()), torch.no_grad():
-        together = backbone.raw(both, 500, context, view_of(lanes=2))
+        together = backbone.raw(both, 500, context, view_of(branches=2))
     assert torch.allclose(together, torch.cat(alone), atol=1e-10)
 
 
@@ -100,11 +100,11 @@ def test_its_attention_sees_what_the_denoisers_sees(backbone, controlnet, kind, 
 
 
 def test_fusion_is_the_denoisers_alone(backbone, controlnet):
-    """The ControlNet is told nothing of a fused step: its target lane keeps its own attention."""
+    """The ControlNet is told nothing of a fused step: its target branch keeps its own attention."""
     attach(backbone, controlnet)
     x, words = draw(3 * F, 4, *SIDE), backbone.embed(["a", "b", "c"]).repeat_interleave(F, 0)
-    plain = view_of(lanes=3)
-    fused = replace(plain, fusion=Fusion(True, None, finest=64))
+    plain = view_of(branches=3)
+    fused = replace(plain, fusion=Fusion(True, None, max_tokens=64))
     with backbone.attention(AttentionConfig()), torch.no_grad():
         a, b = (backbone.control(x, 500, words, v)["mid_block_additional_residual"] for v in (plain, fused))
     assert torch.equal(a, b)

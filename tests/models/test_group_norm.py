@@ -32,7 +32,7 @@ class InflatedNorm(torch.nn.Module):
         self.norm = norm
 
     def forward(self, x):
-        clips = [lane.transpose(0, 1) for lane in x.split(F)]  # (C, F, H, W) each
+        clips = [branch.transpose(0, 1) for branch in x.split(F)]  # (C, F, H, W) each
         out = []
         for clip in clips:
             groups = clip.reshape(self.norm.num_groups, -1)
@@ -52,10 +52,10 @@ def inflate(net):
             setattr(net.get_submodule(parent), name, InflatedNorm(module))
 
 
-def call(backbone, x, lanes=1, grad=False):
-    context = backbone.embed(["a tiger", "a panda"][:lanes]).double()
+def call(backbone, x, branches=1, grad=False):
+    context = backbone.embed(["a tiger", "a panda"][:branches]).double()
     with torch.set_grad_enabled(grad):
-        return backbone.raw(x, 500, context, replace(VIEW, lanes=lanes))
+        return backbone.raw(x, 500, context, replace(VIEW, branches=branches))
 
 
 def test_it_equals_the_inflated_network(backbone, stable_diffusion):

@@ -105,7 +105,7 @@ def test_each_branch_has_its_own_pooled_text_and_every_call_its_size(backbone):
     hook = backbone.unet.register_forward_pre_hook(
         lambda _, args, kwargs: told.append(kwargs["added_cond_kwargs"]), with_kwargs=True
     )
-    view = FrameView(attended_frames(AttentionConfig(frames="none"), 3), (8, 12), lanes=2)
+    view = FrameView(attended_frames(AttentionConfig(frames="none"), 3), (8, 12), branches=2)
     condition = backbone.condition(["a", "a panda"])
     with backbone.attention(AttentionConfig()), torch.no_grad():
         backbone.raw(torch.zeros(6, 4, 8, 12), 500, condition, view)

@@ -36,7 +36,7 @@ def ready(backbone):
 
 
 def call(backbone, x, view=ALONE, grad=False):
-    context = backbone.embed(["a tiger"] * view.lanes).to(x.dtype)
+    context = backbone.embed(["a tiger"] * view.branches).to(x.dtype)
     with torch.set_grad_enabled(grad):
         return backbone.raw(x, 500, context, view)
 
@@ -75,12 +75,12 @@ def test_perturbed_they_let_frames_see_each_other(ready):
     assert not any(m._forward_hooks for m in ready.unet.modules())
 
 
-def test_lanes_do_not_see_each_other(ready):
+def test_branches_do_not_see_each_other(ready):
     layers = ready.temporal_layers()
     perturb(layers)
     a, b = draw(F, 4, *SIDE, seed=1), draw(F, 4, *SIDE, seed=2)
-    lanes = FrameView(ALONE.seen, SIDE, lanes=2)
-    both = call(ready, torch.cat([a, b]), lanes).chunk(2)
+    branches = FrameView(ALONE.attended, SIDE, branches=2)
+    both = call(ready, torch.cat([a, b]), branches).chunk(2)
     torch.testing.assert_close(both[0], call(ready, a), rtol=0, atol=1e-5)
     torch.testing.assert_close(both[1], call(ready, b), rtol=0, atol=1e-5)
 
@@ -91,14 +91,14 @@ def test_one_layer_is_attention_over_frames_at_each_position():
     hidden = draw(2 * F, 5, 8)
     want = hidden.clone()
     x = layer.norm(hidden)
-    for lane in range(2):
+    for branch in range(2):
         for position in range(5):
-            line = x[lane * F : (lane + 1) * F, position]
+            line = x[branch * F : (branch + 1) * F, position]
             heads = []
             for h in (slice(0, 4), slice(4, 8)):
                 q, k, v = (f(line)[:, h] for f in (layer.to_q, layer.to_k, layer.to_v))
                 heads.append(torch.softmax(q @ k.T / 2, -1) @ v)
-            want[lane * F : (lane + 1) * F, position] += layer.to_out(torch.cat(heads, -1))
+            want[branch * F : (branch + 1) * F, position] += layer.to_out(torch.cat(heads, -1))
     torch.testing.assert_close(layer(hidden, F), want, rtol=0, atol=1e-12)
 
 
@@ -207,16 +207,16 @@ def test_a_convolution_over_frames_at_each_position():
     assert torch.equal(layer(x, F), x), "nothing at the start"
     perturb(layer)
     want = x.clone()
-    for lane in range(2):
+    for branch in range(2):
         clip = torch.zeros(F + 2, 8, 2, 3, dtype=torch.float64)  # a frame of zeros before and after
-        clip[1:-1] = x[lane * F : (lane + 1) * F]
+        clip[1:-1] = x[branch * F : (branch + 1) * F]
         low = torch.zeros(F + 2, RANK, 2, 3, dtype=torch.float64)
         for i in range(F):
             low[i + 1] = sum(
                 torch.einsum("rc,chw->rhw", layer.down.weight[:, :, j], clip[i + j]) for j in range(3)
             )
         for i in range(F):
-            want[lane * F + i] += sum(
+            want[branch * F + i] += sum(
                 torch.einsum("cr,rhw->chw", layer.up.weight[:, :, j], low[i + j]) for j in range(3)
             )
     torch.testing.assert_close(layer(x, F), want, rtol=0, atol=1e-12)
@@ -248,8 +248,8 @@ def test_convolutions_stand_behind_every_spatial_convolution(ready):
     other[2] += 1
     mixed = call(ready, x)
     assert ((call(ready, other) - mixed)[:2].abs().amax((1, 2, 3)) > 1e-6).all()
-    lanes = FrameView(ALONE.seen, SIDE, lanes=2)
-    torch.testing.assert_close(call(ready, torch.cat([x, other]), lanes)[:F], mixed, rtol=0, atol=1e-5)
+    branches = FrameView(ALONE.attended, SIDE, branches=2)
+    torch.testing.assert_close(call(ready, torch.cat([x, other]), branches)[:F], mixed, rtol=0, atol=1e-5)
     alone.remove()
     assert torch.equal(call(ready, x), plain)
 

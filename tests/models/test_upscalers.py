@@ -1,5 +1,6 @@
 """Upscalers of both kinds through one interface: sizes, shared noise, attention to the first frame."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny import make_pixel_upscaler, make_x4_upscaler
 from ctxedit.config import UpscaleConfig
 from ctxedit.errors import WeightsError
 from ctxedit.media.geometry import resize
+from ctxedit.media.scratch import scratch
 from ctxedit.models.upscalers import pixels
 from ctxedit.models.upscalers.base import CHUNK, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import X4_UPSCALER, locate_upscaler, open_upscaler, sizes_of
@@ -37,6 +39,16 @@ def upscaler(request: pytest.FixtureRequest):
 
 def clip(frames: int, height: int = 12, width: int = 10) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3)).astype(np.uint8)
+
+
+def mapped_bytes(array: np.ndarray) -> int:
+    """Bytes of a mapped array that are in memory."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    start = f"{array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE:x}-"
+    lines = Path("/proc/self/smaps").read_text().split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith(start))
+    return 1024 * int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1])
 
 
 def test_folding_is_undone():
@@ -94,6 +106,35 @@ def test_chunks_give_what_one_pass_gives(upscaler):
     pair = upscaler.upscale(frames[[0, -1]], "a cat", CONFIG, 0).astype(int)
     assert len(out) == len(frames)
     assert np.abs(out[[0, -1]] - pair).max() <= 1
+
+
+def test_a_mapped_clip_gives_what_one_in_memory_gives(upscaler, tmp_path):
+    frames = clip(CHUNK + 2, 6, 7)
+    mapped = scratch(tmp_path, frames.shape, np.uint8)
+    mapped[:] = frames
+    out = scratch(tmp_path, (len(frames), 24, 28, 3), np.uint8)
+    assert upscaler.upscale(mapped, "a cat", CONFIG, 0, out=out) is out
+    assert np.array_equal(out, upscaler.upscale(frames, "a cat", CONFIG, 0))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").is_file(), reason="the memory of a mapping is asked of Linux"
+)
+def test_of_a_mapped_clip_one_chunk_is_in_memory(upscaler, tmp_path, monkeypatch):
+    frames = scratch(tmp_path, (3 * CHUNK, 128, 128, 3), np.uint8)
+    out = scratch(tmp_path, (3 * CHUNK, 512, 512, 3), np.uint8)
+    resident, sizes = [], []
+
+    def denoise(low, noise, grain, tokens, how, clip, told):
+        resident.append(sum(mapped_bytes(array) for array in (frames, out)))
+        sizes.append(len(low))
+        return torch.zeros(len(low), 3, 512, 512, dtype=torch.uint8)
+
+    monkeypatch.setattr(upscaler, "_denoise", denoise)
+    upscaler.upscale(frames, "a cat", CONFIG, 0, out=out)
+    assert sizes == [CHUNK, CHUNK, CHUNK, 3]
+    chunk = CHUNK * 128 * 128 * 3
+    assert max(resident) < 2 * chunk < out.nbytes / 16
 
 
 def test_words_matter(upscaler):

@@ -16,7 +16,7 @@ from ctxedit.errors import WeightsError
 from ctxedit.models.backbones.base import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.families import register
-from ctxedit.models.sizes import Sizes, Weight, weigh
+from ctxedit.models.sizes import Sizes, Weight, folder_weight
 
 WIDTH, LENGTH = 16, 12
 
@@ -75,7 +75,7 @@ class ToyFlow(Backbone):
 
     @classmethod
     def sizes(cls, checkpoint):
-        net = weigh(checkpoint.path / "net")
+        net = folder_weight(checkpoint.path / "net")
         return Sizes(net, Weight(), Weight(), (WIDTH,), (1,), 1, (3,), 3, WIDTH, LENGTH, 16, frozenset({0}))
 
     @classmethod

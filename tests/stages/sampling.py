@@ -53,14 +53,16 @@ def psnr(a, b):
 
 
 class Calls:
-    """Counts the lanes of every call of the network."""
+    """Counts the branches of every call of the network."""
 
     def __init__(self, net):
-        self.lanes = []
-        self._hook = net.unet.register_forward_pre_hook(lambda _, args: self.lanes.append(len(args[0]) // F))
+        self.branches = []
+        self._hook = net.unet.register_forward_pre_hook(
+            lambda _, args: self.branches.append(len(args[0]) // F)
+        )
 
     def __enter__(self):
-        return self.lanes
+        return self.branches
 
     def __exit__(self, *_):
         self._hook.remove()

@@ -27,7 +27,7 @@ def scene(backbone):
 
 
 def settings(**changes):
-    """Nothing fused: only the conditional lane takes the source's maps, and here lanes are compared."""
+    """Nothing fused: only the conditional branch takes the source's maps, and here branches are compared."""
     unfused = FusionConfig(self_replace_steps=0.0, cross_replace_steps=0.0)
     return Config(edit=EditConfig(steps=STEPS, **changes), invert=InvertConfig(steps=STEPS), fusion=unfused)
 

@@ -26,7 +26,7 @@ class TestEdit:
         want = run(net, trajectory[-1], how=Sampling(5.0, source=source(net, trajectory)))
         assert torch.equal(got, want)
 
-    def test_the_negative_prompt_is_the_unconditional_lane(self, net, trajectory):
+    def test_the_negative_prompt_is_the_unconditional_branch(self, net, trajectory):
         scene = self.scene(net, trajectory)
         negative = self.config(edit={"negative_prompt": "a panda"})
         assert not torch.equal(edit(scene, NEW, negative), edit(scene, NEW, self.config()))
@@ -35,9 +35,9 @@ class TestEdit:
         scene, distances = self.scene(net, trajectory), []
         for strength in (0.17, 0.5, 1.0):
             config = self.config(edit={"start": "noise", "strength": strength})
-            with Calls(net) as lanes:
+            with Calls(net) as branches:
                 out = edit(scene, NEW, config)
-            assert len(lanes) == round(STEPS * strength)
+            assert len(branches) == round(STEPS * strength)
             distances.append(float((out - trajectory[0]).norm()))
         assert distances == sorted(distances)
 
@@ -59,7 +59,7 @@ class TestEdit:
             with pytest.raises(InputError, match="tokens"):
                 edit(self.scene(net, trajectory), target, config)
 
-    def test_inverted_with_the_empty_prompt_the_source_lane_has_it(self, net, trajectory):
+    def test_inverted_with_the_empty_prompt_the_source_branch_has_it(self, net, trajectory):
         seen = []
         hook = net.unet.register_forward_pre_hook(
             lambda _, args: seen.append(args[2][0]) if len(args[0]) == 3 * F else None

@@ -14,7 +14,7 @@ from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import Scene, edit
 from ctxedit.stages.invert import invert
-from ctxedit.stages.long import Noise, Strip, edit_long, invert_long, lay
+from ctxedit.stages.long import Noise, Strip, edit_long, invert_long, write_window
 from ctxedit.windows import Window, plan_windows
 
 PROMPT, TARGET, STEPS = "a tiger walking on the beach", "a panda walking on the beach", 3
@@ -35,8 +35,8 @@ def test_windows_cover_the_clip_evenly(size, overlap):
 
 def test_shared_frames_go_over_from_one_window_to_the_next():
     result = np.full((6, 1, 1, 1), np.nan, np.float32)
-    lay(result, Window(0, 4), torch.zeros(4, 1, 1, 1))
-    lay(result, Window(1, 6, 3), torch.ones(5, 1, 1, 1))
+    write_window(result, Window(0, 4), torch.zeros(4, 1, 1, 1))
+    write_window(result, Window(1, 6, 3), torch.ones(5, 1, 1, 1))
     assert result.ravel().tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
@@ -117,7 +117,7 @@ def test_windows_see_the_anchors_as_if_the_clip_were_one(backbone):
         seen += [tuple(window.start + i for i in frames) + tuple(anchors) for frames in own]
     results = np.empty((9, 4, 16, 16))
     with backbone.attention(Config().attention):
-        whole = backbone.raw(latents, 500, context, replace(view(9), seen=tuple(seen)))
+        whole = backbone.raw(latents, 500, context, replace(view(9), attended=tuple(seen)))
         strip = Strip(windows, lambda w: view(3), torch.device("cpu"), np.empty)
         strip.walk(latents.numpy(), results, lambda _, here, x: backbone.raw(x, 500, context, here))
         alone = backbone.raw(latents[3:6], 500, context, view(3))

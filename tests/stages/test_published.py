@@ -78,7 +78,7 @@ def test_self_blending_takes_the_mask_of_the_maps_size(net, maps, monkeypatch, l
 
     def raw(x, timestep, condition, view):
         out = asked(x, timestep, condition, view)
-        if view.fusion is None and view.lanes == 1 and view.heats:  # the source by itself
+        if view.fusion is None and view.branches == 1 and view.recorders:  # the source by itself
             want = maps.word_mask(tokens_of(net, OLD, "tiger"), positions, threshold, slice(None))
             masks.append([want])
         elif view.fusion is not None:
@@ -102,9 +102,9 @@ def test_latent_blending_enlarges_the_mask_by_nearest_neighbour(net, maps, monke
 
     def raw(x, timestep, condition, view):
         out = asked(x, timestep, condition, view)
-        if view.heats:
-            for lane, prompt, word in ((0, OLD, "tiger"), (2, NEW, "panda")):
-                layers = [m[lane * F : lane * F + F] for m in maps.found.values() if m.shape[2] == 16]
+        if view.recorders:
+            for branch, prompt, word in ((0, OLD, "tiger"), (2, NEW, "panda")):
+                layers = [m[branch * F : branch * F + F] for m in maps.found.values() if m.shape[2] == 16]
                 heat = torch.stack([m[..., tokens_of(net, prompt, word)].sum(-1).mean(1) for m in layers])
                 total.setdefault(word, []).append(heat.mean(0).reshape(F, 1, 4, 4))
             kept.append(None)
@@ -133,9 +133,9 @@ def test_layers_take_a_mask_of_any_size_by_nearest_neighbour(net, size):
     context, x = net.embed([OLD, NEW]), torch.cat([draw(F, 4, *SIDE, seed=s) for s in (1, 2)])
     outs = []
     for mask in (small, by_hand):
-        fusion = Fusion(True, None, finest=64, target=1, mask=mask)
+        fusion = Fusion(True, None, max_tokens=64, target=1, mask=mask)
         with torch.no_grad():
-            outs.append(net.raw(x, 500, context, FrameView(VIEW.seen, SIDE, 2, fusion)))
+            outs.append(net.raw(x, 500, context, FrameView(VIEW.attended, SIDE, 2, fusion)))
     torch.testing.assert_close(*outs, rtol=0, atol=1e-12)
 
 
@@ -201,8 +201,8 @@ def test_keys_by_the_width_of_the_layer(backbone, least, narrow, wide):
     torch.testing.assert_close(ours, want, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("where, finest", [("fused", 64), ("everywhere", 64), ("fused", 16)])
-def test_the_equaliser_acts_where_maps_are_replaced(net, monkeypatch, where, finest):
+@pytest.mark.parametrize("where, max_tokens", [("fused", 64), ("everywhere", 64), ("fused", 16)])
+def test_the_equaliser_acts_where_maps_are_replaced(net, monkeypatch, where, max_tokens):
     """In the steps and layers of the fused cross-attention; its place is read off the kernel's values."""
     trajectory, heavy = inverted(net, 4), tokens_of(net, NEW, "panda")
     base = source(net, trajectory, NEW, exact=False, how="refine")
@@ -216,7 +216,7 @@ def test_the_equaliser_acts_where_maps_are_replaced(net, monkeypatch, where, fin
         def spy(q, k, v, kernel=kernel):
             own = gave["v"][-F:].unflatten(-1, (k.shape[1], -1)).transpose(1, 2)
             five = 5 * own[0, :, heavy]
-            # The last lane's, whole or in the part that keeps its own maps.
+            # The last branch's, whole or in the part that keeps its own maps.
             met.append((q.shape[2], bool(torch.isclose(v[-F, :, heavy], five, rtol=1e-9).all())))
             return kernel(q, k, v)
 
@@ -225,7 +225,7 @@ def test_the_equaliser_acts_where_maps_are_replaced(net, monkeypatch, where, fin
         self_replace_steps=0.5,
         cross_replace_steps=0.5,
         cross="refine",
-        max_resolution=math.sqrt(finest) / 8,
+        max_resolution=math.sqrt(max_tokens) / 8,
         word_weights_where=where,
     )
     steps = []
@@ -237,6 +237,6 @@ def test_the_equaliser_acts_where_maps_are_replaced(net, monkeypatch, where, fin
         hook.remove()
     weighed = [{tokens for tokens, acts in step if acts} for step in steps]
     everywhere = {16, 64}
-    fused = {tokens for tokens in everywhere if tokens <= finest}
+    fused = {tokens for tokens in everywhere if tokens <= max_tokens}
     later = everywhere if where == "everywhere" else set()
     assert weighed == [fused if where == "fused" else everywhere] * 2 + [later] * 2

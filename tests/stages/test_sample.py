@@ -54,10 +54,10 @@ class TestPlain:
 
     def test_start_takes_only_the_levels_below(self, net):
         told = []
-        with Calls(net) as lanes:
+        with Calls(net) as branches:
             run(net, draw(F, 4, *SIDE), start=2, progress=lambda *row: told.append(row))
         assert told == [(1, 2), (2, 2)]
-        assert lanes == [1, 1]
+        assert branches == [1, 1]
 
     def test_nan_is_said(self, net):
         x = draw(F, 4, *SIDE)
@@ -99,26 +99,26 @@ class TestWhichStepsAreFused:
         assert Sampling(1.0).fused(0, 10) == (False, False)
 
     @pytest.mark.parametrize(
-        "guidance, fusion, lanes",
+        "guidance, fusion, branches",
         [
             (1.0, {}, [2, 2, 2, 1, 1, 1]),
             (5.0, {}, [3, 3, 3, 2, 2, 2]),
             (5.0, {"self_replace_steps": 0.0, "cross_replace_steps": 0.0}, [2] * 6),
             (5.0, {"self_replace_steps": 0.0}, [3, 3, 3, 2, 2, 2]),
             (5.0, {"self_replace_steps": 0.34, "cross_replace_steps": 0.67}, [3, 3, 3, 3, 2, 2]),
-            # FateZero's mask wants the source's lane once by itself, prompt-to-prompt's wants it always.
+            # FateZero's mask wants the source's branch once by itself, prompt-to-prompt's wants it always.
             (5.0, {"blend": "self", "mask_resolution": 1.0}, [1, 3, 1, 3, 1, 3, 2, 2, 2]),
             (5.0, {"blend": "latent", "mask_resolution": 1.0}, [3] * 6),
         ],
     )
-    def test_lanes(self, net, trajectory, guidance, fusion, lanes):
+    def test_branches(self, net, trajectory, guidance, fusion, branches):
         how = Sampling(guidance, fusion=FusionConfig(**fusion), source=source(net, trajectory))
         with Calls(net) as got:
             run(net, trajectory[-1], how=how)
-        assert got == lanes
+        assert got == branches
 
-    def test_the_source_lane_is_what_the_inversion_showed_the_network(self, net):
-        shown, lanes = defaultdict(list), defaultdict(list)
+    def test_the_source_branch_is_what_the_inversion_showed_the_network(self, net):
+        shown, branches = defaultdict(list), defaultdict(list)
 
         def watch(store, take):
             return net.unet.register_forward_pre_hook(
@@ -128,12 +128,12 @@ class TestWhichStepsAreFused:
         hook = watch(shown, F)
         trajectory = inverted(net, STEPS)
         hook.remove()
-        hook = watch(lanes, F)
+        hook = watch(branches, F)
         run(net, trajectory[-1], how=Sampling(1.0, source=source(net, trajectory, exact=False)))
         hook.remove()
         for level in (4, 5, 6):
             t = net.levels(STEPS).timestep(level)
-            assert torch.equal(lanes[t][0], shown[t][0])
+            assert torch.equal(branches[t][0], shown[t][0])
 
     def test_after_an_exact_inversion_it_is_the_level_itself(self, net, trajectory):
         assert torch.equal(source(net, trajectory).latent(4), trajectory[4])

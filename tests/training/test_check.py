@@ -11,7 +11,7 @@ from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS, ask, load_judge, truth
 from ctxedit.training import results
 from ctxedit.training.check import check
-from ctxedit.training.checks.base import CheckConfig, Row
+from ctxedit.training.checks.base import CheckConfig, CheckRow
 from ctxedit.training.data import Scenes
 
 
@@ -66,8 +66,8 @@ def test_only_the_parts_asked_for_are_checked():
 
 def test_results_are_kept_by_part(tmp_path):
     what = CheckConfig(weights=tmp_path)
-    results.save([Row("clip", "a", 0.5, 0.9, 10), Row("autoencoder", "b", 31.0, 30.0, 10)], what)
-    results.save([Row("clip", "c", 0.7, 0.9, 20)], what)
+    results.save([CheckRow("clip", "a", 0.5, 0.9, 10), CheckRow("autoencoder", "b", 31.0, 30.0, 10)], what)
+    results.save([CheckRow("clip", "c", 0.7, 0.9, 20)], what)
     rows = [(r["part"], r["figure"], r["value"]) for r in results.load(tmp_path)]
     assert rows == [("autoencoder", "b", 31.0), ("clip", "c", 0.7)]
     assert results.load(tmp_path)[1]["files"].keys() == {"clip/model.safetensors"}

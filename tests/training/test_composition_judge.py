@@ -10,7 +10,7 @@ from ctxedit.errors import ConfigError, WeightsError
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import compositions
 from ctxedit.synthetic.composition_judge import GRID, HUES, NAMES, CompositionJudge, load, side_of, split
-from ctxedit.synthetic.composition_verdict import Found, holds, judge, look
+from ctxedit.synthetic.composition_verdict import DetectedObject, holds, judge, look
 from ctxedit.synthetic.compositions import Composition, Group
 from ctxedit.training import recipe
 from ctxedit.training.check import check
@@ -28,7 +28,7 @@ def a_task(width):
 
 
 def found(name, x, y, colour=None, side=0.4, hidden=False):
-    return Found(name, colour, x, y, side, hidden, 0.9)
+    return DetectedObject(name, colour, x, y, side, hidden, 0.9)
 
 
 CAT, DOG = found("cat", 0.27, 0.7), found("dog", 0.73, 0.7)

@@ -30,7 +30,7 @@ from ctxedit.tables import DEFAULT_PRESET
 
 
 @dataclass(frozen=True)
-class Plan:
+class SpeedPlan:
     """What to measure.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
 
 
 @dataclass
-class Row:
+class SpeedRow:
     """One way's result. Of a tuning everything is per step, of an edit per clip.
 
     Attributes:
@@ -114,13 +114,13 @@ class Measured:
         device, dtype: that the default preset ran on.
     """
 
-    rows: list[Row]
+    rows: list[SpeedRow]
     limits: limits.Limits
     device: torch.device
     dtype: torch.dtype
 
 
-def run(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Measured:
+def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Measured:
     """Measure all ways of a plan.
 
     Raises:
@@ -145,7 +145,7 @@ def run(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Measured:
                 parts.backbone.networks[0], lambda: _pass(parts), parts.device, parts.backbone.dtype
             )
             device, dtype = parts.device, parts.backbone.dtype
-        rows = [Row(way.name, way.task) for way in found]
+        rows = [SpeedRow(way.name, way.task) for way in found]
         for number in range(plan.repeats + 1):
             what = "counting" if number == 0 else f"run {number} of {plan.repeats}"
             for way, row in zip(found, rows, strict=True):
@@ -155,7 +155,7 @@ def run(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Measured:
         return Measured(rows, most, device, dtype)
 
 
-def _ways(plan: Plan, model: str | None) -> list[Way]:
+def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
     presets = [(name, plan.load(name, model)) for name in plan.presets]
     if plan.random is not None:  # there is no ControlNet of random weights
         presets = [(name, config) for name, config in presets if config.control.kind == "none"]
@@ -164,7 +164,7 @@ def _ways(plan: Plan, model: str | None) -> list[Way]:
     return [*rivals, *ways.edits(presets), *ways.tunings(presets, default)]
 
 
-def _draw(folder: Path, plan: Plan) -> Path:
+def _draw(folder: Path, plan: SpeedPlan) -> Path:
     tiger = Actor("tiger", None, 0.5, 0.86, 0.56)
     scene = Scene((tiger,), "beach", "plain", "walk", -1, 1.0, (0.5,) * 8)
     frames, _ = scenes.render(scene, plan.frames, plan.size)
@@ -207,7 +207,7 @@ def _pass(parts: Parts) -> None:
     parts.backbone.raw(parts.latents, 500, context, parts.view)
 
 
-def _once(way: Way, row: Row, clip: Path, folder: Path, count: bool, tune_steps: int) -> None:
+def _once(way: Way, row: SpeedRow, clip: Path, folder: Path, count: bool, tune_steps: int) -> None:
     """Run a way once, to count or to time."""
     with _opened(way.config, clip, folder) as parts, tempfile.TemporaryDirectory(dir=folder) as work:
         row.precision = str(parts.backbone.dtype).removeprefix("torch.")

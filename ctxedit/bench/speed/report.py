@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ctxedit.bench.speed import ways
-from ctxedit.bench.speed.measure import Measured, Plan, Row
+from ctxedit.bench.speed.measure import Measured, SpeedPlan, SpeedRow
 from ctxedit.media.temporary import atomic
 from ctxedit.models.device import name_of
 from ctxedit.runs import versions
@@ -23,7 +23,7 @@ _TITLES = {"edit": "Edit: inversion and sampling of one clip", "tune": "Tuning: 
 
 
 @dataclass(frozen=True)
-class Files:
+class SpeedFiles:
     """Where the results lie."""
 
     json: Path
@@ -31,12 +31,12 @@ class Files:
     plot: Path
 
 
-def files_in(folder: Path) -> Files:
+def files_in(folder: Path) -> SpeedFiles:
     """The files of a measurement in a folder."""
-    return Files(folder / "speed.json", folder / "speed.md", folder / "speed.png")
+    return SpeedFiles(folder / "speed.json", folder / "speed.md", folder / "speed.png")
 
 
-def table(plan: Plan, measured: Measured) -> dict[str, Any]:
+def table(plan: SpeedPlan, measured: Measured) -> dict[str, Any]:
     """Everything as one JSON object; rates in operations a second, memory in bytes."""
     rows = [_row(row, measured) for row in measured.rows]
     return {
@@ -51,7 +51,7 @@ def table(plan: Plan, measured: Measured) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(row: Row, measured: Measured) -> dict[str, Any]:
+def _row(row: SpeedRow, measured: Measured) -> dict[str, Any]:
     if row.error:
         return {"task": row.task, "way": row.way, "error": row.error}
     times = row.totals
@@ -93,7 +93,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def write(folder: Path, found: dict[str, Any]) -> Files:
+def write(folder: Path, found: dict[str, Any]) -> SpeedFiles:
     """Write the three files; those of an earlier measurement are replaced.
 
     Raises:

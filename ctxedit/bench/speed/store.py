@@ -30,7 +30,7 @@ class MapStore:
         backbone: its UNet's processors are replaced; whoever calls puts others back.
         view: frames that each frame attends to.
         alignment: words of the target to words of the source.
-        finest: layers with more positions are neither stored nor fused.
+        max_tokens: layers with more positions are neither stored nor fused.
         lowest: the least noisy level whose self-attention, and whose cross-attention, is fused.
 
     Attributes:
@@ -43,10 +43,10 @@ class MapStore:
         backbone: StableDiffusion,
         view: FrameView,
         alignment: WordAlignment,
-        finest: int,
+        max_tokens: int,
         lowest: tuple[int, int],
     ) -> None:
-        self.view, self.alignment, self.finest, self.lowest = view, alignment, finest, lowest
+        self.view, self.alignment, self.max_tokens, self.lowest = view, alignment, max_tokens, lowest
         self.level, self.recording = 0, True
         self.maps: dict[tuple[int, str], Tensor] = {}
         names = list(backbone.unet.attn_processors)
@@ -75,7 +75,7 @@ class MapStore:
             maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
             out = maps @ v
             if self.recording:
-                if self.level >= self.lowest[cross] and q.shape[2] <= self.finest:
+                if self.level >= self.lowest[cross] and q.shape[2] <= self.max_tokens:
                     self.maps[self.level, name] = maps
             elif (stored := self.maps.get((self.level, name))) is not None:
                 frames = self.view.frames
@@ -89,10 +89,10 @@ class MapStore:
 
         Frames that attend to one or two frames: one key twice is each key once to a softmax.
         """
-        lanes, seen = x.unflatten(0, (-1, self.view.frames)), self.view.seen_at(channels)
-        longest = max(len(s) for s in seen)
-        index = torch.tensor([list(s) + [s[-1]] * (longest - len(s)) for s in seen])
-        return lanes[:, index.to(x.device)].transpose(2, 3).flatten(3, 4).flatten(0, 1)
+        branches, attended = x.unflatten(0, (-1, self.view.frames)), self.view.attended_at(channels)
+        longest = max(len(s) for s in attended)
+        index = torch.tensor([list(s) + [s[-1]] * (longest - len(s)) for s in attended])
+        return branches[:, index.to(x.device)].transpose(2, 3).flatten(3, 4).flatten(0, 1)
 
     def _fused(self, stored: Tensor, own: Tensor, v: Tensor, cross: bool) -> Tensor:
         if not cross:
@@ -121,7 +121,7 @@ def edit_with_store(
         latents: (F, C, h, w), clean.
         prompts: the source prompt and the target prompt.
         steps: of inversion and sampling.
-        view: one lane.
+        view: one branch.
         fusion: shares, finest layer, words.
         guidance: scale.
         inverted: called with the store between inversion and sampling.
@@ -146,11 +146,11 @@ def edit_with_store(
     store.recording = False
     inverted(store)
     x, context = trajectory[-1], backbone.embed(["", prompts[1]])
-    lanes = FrameView(view.seen, view.side, 2)
+    guided = FrameView(view.attended, view.side, 2)
     for high in range(steps, 0, -1):
         store.level = high
         a, s = levels.at(high)
-        parts = backbone.predict_x0(x.repeat(2, 1, 1, 1), levels.timestep(high), context, a, s, lanes)
+        parts = backbone.predict_x0(x.repeat(2, 1, 1, 1), levels.timestep(high), context, a, s, guided)
         uncond, cond = parts.chunk(2)
         x = ddim(x, guide(uncond, cond, guidance), a, s, *levels.at(high - 1))
     return x

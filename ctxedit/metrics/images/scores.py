@@ -187,9 +187,11 @@ def _features(part: ImageSet, networks: Extractors, keys: Sequence[str], name: s
                 logits.append(unbiased.float().cpu())
             done += len(batch)
             step(done, "")
-    seen = torch.cat(clip) if clip else torch.empty(len(part), 0)
+    clip_features = torch.cat(clip) if clip else torch.empty(len(part), 0)
     made = _Set(
-        torch.cat(main) if main else seen, normalize(seen, dim=-1), torch.cat(logits) if logits else None
+        torch.cat(main) if main else clip_features,
+        normalize(clip_features, dim=-1),
+        torch.cat(logits) if logits else None,
     )
     if not all(bool(t.isfinite().all()) for t in (made.main, made.clip)):
         raise NumericsError(f"NaN or infinity in the features of {part.folder}", "try --dtype float32")

@@ -22,14 +22,14 @@ _SIDE = 64  # what the judge takes
 
 @metric("balance", title="balance", needs="", better="higher", decimals=3, where="bench", order=0)
 def balance(edit: Edit) -> float | None:
-    """mean of judge: asked, judge: kept and SSIM kept, of those there are"""
+    """mean of edit found, rest kept and SSIM kept, of those there are"""
     shares = [v for key in _SHARES if (v := edit.value(key)) is not None]
     return float(np.mean(shares)) if shares else None
 
 
 @metric(
     "judge_asked",
-    title="judge: asked",
+    title="edit found",
     needs="expected",
     better="higher",
     decimals=2,
@@ -37,7 +37,7 @@ def balance(edit: Edit) -> float | None:
     order=50,
 )
 def judge_asked(edit: Edit) -> float | None:
-    """share of frames that show what was asked"""
+    """share of frames that show the edit, by the judge"""
     if edit.composition is not None:
         # The relation to a group that changes is left to judge_all: it cannot hold before the group is there.
         changed = edit.changed
@@ -51,10 +51,10 @@ def judge_asked(edit: Edit) -> float | None:
 
 
 @metric(
-    "judge_kept", title="judge: kept", needs="expected", better="higher", decimals=2, where="bench", order=60
+    "judge_kept", title="rest kept", needs="expected", better="higher", decimals=2, where="bench", order=60
 )
 def judge_kept(edit: Edit) -> float | None:
-    """share of answers right about what should stay"""
+    """share of the rest that is as it should be, by the judge"""
     if edit.composition is not None:
         return _composition_kept(edit)
     part = _is_one_part(edit.kind)
@@ -64,7 +64,7 @@ def judge_kept(edit: Edit) -> float | None:
 
 @metric(
     "judge_all",
-    title="judge: all",
+    title="all right",
     needs="composition",
     better="higher",
     decimals=2,
@@ -72,7 +72,7 @@ def judge_kept(edit: Edit) -> float | None:
     order=65,
 )
 def judge_all(edit: Edit) -> float | None:
-    """share of frames with every object, colour, number, size and place right (compositions)"""
+    """share of frames with every object, colour, number, size and place right, by the judge (compositions)"""
     return float(np.mean([verdict.all_right for verdict, _ in verdicts(edit)]))
 
 

@@ -29,6 +29,7 @@ from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import InputError, WeightsError
 from ctxedit.files import read_json
+from ctxedit.model_names import VOCABULARY
 from ctxedit.models.attention import FrameView, current_view, frame_attention
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
@@ -39,7 +40,6 @@ from ctxedit.models.lora import Lora
 from ctxedit.models.sizes import AT_ONCE, Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
-from ctxedit.naming import VOCABULARY
 
 #: The pipeline class that a checkpoint without ``model_index.json``, a single file, is taken for.
 SINGLE_FILE = "StableDiffusionPipeline"

@@ -26,7 +26,7 @@ from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
-from ctxedit.models.sizes import Sizes, Weight, header, read_json, tensor_weight, weigh, weight_files
+from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, tensor_weight, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
 #: diffusers' names of beta schedules, and ours.
@@ -191,10 +191,10 @@ class StableDiffusion(Backbone):
             depth = depth if isinstance(depth, list) else [depth] * len(kinds)
             text = Weight()
             for part in cls.networks_in:
-                text = text + weigh(path / part) if part.startswith("text_encoder") else text
+                text = text + folder_weight(path / part) if part.startswith("text_encoder") else text
             return Sizes(
-                weigh(path / "unet"),
-                weigh(path / "vae"),
+                folder_weight(path / "unet"),
+                folder_weight(path / "vae"),
                 text,
                 _widths(unet["block_out_channels"]),
                 tuple(int(d) if "Attn" in kind else 0 for kind, d in zip(kinds, depth, strict=True)),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ctxedit.config import UpscaleConfig
 from ctxedit.errors import NumericsError
+from ctxedit.media.scratch import release
 from ctxedit.models.attention import FrameView, frame_attention
 
 #: Side of the result over that of the frames.
@@ -30,7 +31,7 @@ CHUNK = 8
 
 
 @dataclass(frozen=True)
-class Sampling:
+class UpscaleSampling:
     """Few settings of a pass: ``steps``, noise added to the low resolution (a timestep), guidance scale."""
 
     steps: int
@@ -54,7 +55,7 @@ class Upscaler(ABC):
         defaults: used where the settings leave a value to the model.
     """
 
-    defaults: ClassVar[Sampling]
+    defaults: ClassVar[UpscaleSampling]
     #: The network's output times this is the prediction that the scheduler wants.
     unit: ClassVar[float] = 1.0
 
@@ -88,41 +89,48 @@ class Upscaler(ABC):
         seed: int,
         clip: bool = True,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
-        """Frames at four times their size.
+        """Frames at four times their size, :data:`CHUNK` frames at a time.
 
         Args:
-            frames: RGB uint8 (F, h, w, 3), of any size.
+            frames: RGB uint8 (F, h, w, 3), of any size; may be mapped.
             text: what they show.
             config: steps, noise level and guidance scale, where they are not the model's own.
             seed: of the noise.
             clip: the frames are one clip: they share the noise and see the first. Otherwise they are pictures
                 that have nothing to do with each other.
             progress: told (done, total) chunks × steps.
+            out: where the result goes, uint8 (F, 4h, 4w, 3); may be mapped. A new array where not given. Of
+                mapped arrays one chunk is in memory.
 
         Returns:
-            RGB uint8 (F, 4h, 4w, 3).
+            ``out``: RGB uint8 (F, 4h, 4w, 3).
 
         Raises:
             NumericsError: NaN or infinity appeared.
         """
         how = sampling_of(config, self.defaults)
-        low = self._padded(frames)
-        count, (height, width) = len(frames), low.shape[2:]
+        count, (height, width) = len(frames), frames.shape[1:3]
         generator = torch.Generator().manual_seed(seed)
-        drawn = 1 if clip else count
-        noise = torch.randn(drawn, self.channels, height, width, generator=generator)
-        grain = torch.randn(drawn, 3, height, width, generator=generator)
+        drawn, sides = 1 if clip else count, (self._padded_side(height), self._padded_side(width))
+        noise = torch.randn(drawn, self.channels, *sides, generator=generator)
+        grain = torch.randn(drawn, 3, *sides, generator=generator)
         tokens = self._embed(["", text] if how.branches == 2 else [text])
-        out, chunks = [], _chunks(count, clip)
+        if out is None:
+            out = np.empty((count, height * SCALE, width * SCALE, 3), np.uint8)
+        chunks = _chunks(count, clip)
         with frame_attention(self.unet):
             for number, chunk in enumerate(chunks):
                 pick = torch.tensor([0] * len(chunk) if clip else chunk)
                 told = partial(_tell, progress, number * how.steps, how.steps * len(chunks))
-                pixels = self._denoise(low[chunk], noise[pick], grain[pick], tokens, how, clip, told)
-                new = pixels[1:] if clip and number else pixels
-                out.append(new[:, :, : frames.shape[1] * SCALE, : frames.shape[2] * SCALE])
-        return torch.cat(out).permute(0, 2, 3, 1).numpy()
+                low = self._padded(frames[chunk])
+                pixels = self._denoise(low, noise[pick], grain[pick], tokens, how, clip, told)
+                known = 1 if clip and number else 0  # the first frame is done with the first chunk
+                pixels = pixels[known:, :, : height * SCALE, : width * SCALE]
+                out[chunk[known:]] = pixels.permute(0, 2, 3, 1).numpy()
+                release(frames, out)
+        return out
 
     def _denoise(
         self,
@@ -130,30 +138,30 @@ class Upscaler(ABC):
         noise: Tensor,
         grain: Tensor,
         tokens: Tensor,
-        how: Sampling,
+        how: UpscaleSampling,
         clip: bool,
         step_done: Callable[[int], None],
     ) -> Tensor:
         """One chunk, whose first frame is the clip's: uint8 (N, 3, 4h, 4w) on the CPU."""
-        n, lanes = len(low), how.branches
+        n, branches = len(low), how.branches
         level = torch.full((n,), how.noise_level, dtype=torch.long)
         if how.noise_level:  # the scheduler's level 0 has some noise already
             low = self.low_res_scheduler.add_noise(low, grain, level)
         low = low.to(self.device, self.dtype)
         self.scheduler.set_timesteps(how.steps, device=self.device)
         x = (noise * self.scheduler.init_noise_sigma).to(self.device)
-        seen = tuple((0, i) if clip and i else (i,) for i in range(n))
-        view = FrameView(seen, (low.shape[2], low.shape[3]), lanes)
+        attended = tuple((0, i) if clip and i else (i,) for i in range(n))
+        view = FrameView(attended, (low.shape[2], low.shape[3]), branches)
         rows = tokens.repeat_interleave(n, 0)
-        labels = level.to(self.device).repeat(lanes)
+        labels = level.to(self.device).repeat(branches)
         for done, t in enumerate(self.scheduler.timesteps, 1):
             given = self.network_input(x, t, low)
             with view.in_effect():
                 out = (
-                    self.unet(given.repeat(lanes, 1, 1, 1), t, rows, class_labels=labels).sample.float()
+                    self.unet(given.repeat(branches, 1, 1, 1), t, rows, class_labels=labels).sample.float()
                     * self.unit
                 )
-            if lanes == 2:
+            if branches == 2:
                 without, with_text = out.chunk(2)
                 out = without + how.guidance_scale * (with_text - without)
             x = self.scheduler.step(out, t, x).prev_sample
@@ -166,8 +174,11 @@ class Upscaler(ABC):
     def _padded(self, frames: NDArray[np.uint8]) -> Tensor:
         """RGB (F, 3, h, w) in [−1, 1]; the last row and column repeated up to the network's multiples."""
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-        more = [-side % self.multiple for side in frames.shape[1:3]]
+        more = [self._padded_side(side) - side for side in frames.shape[1:3]]
         return F.pad(pixels, (0, more[1], 0, more[0]), mode="replicate")
+
+    def _padded_side(self, side: int) -> int:
+        return side + -side % self.multiple
 
     def _embed(self, texts: list[str]) -> Tensor:
         """(N, L, D); words that are too many for the text encoder are cut."""
@@ -183,9 +194,9 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: i
     progress(before + done, total)
 
 
-def sampling_of(config: UpscaleConfig, defaults: Sampling) -> Sampling:
+def sampling_of(config: UpscaleConfig, defaults: UpscaleSampling) -> UpscaleSampling:
     """The settings, with the model's own values where they leave them to it."""
-    return Sampling(
+    return UpscaleSampling(
         config.steps or defaults.steps,
         defaults.noise_level if config.noise_level < 0 else config.noise_level,
         config.guidance_scale or defaults.guidance_scale,

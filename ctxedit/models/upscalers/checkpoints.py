@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import torch
 
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
+from ctxedit.model_names import expanded
 from ctxedit.models import layout
 from ctxedit.models.backbones.stable_diffusion import check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.families import register_layout
-from ctxedit.models.sizes import Sizes, Weight, read_json, weigh
+from ctxedit.models.sizes import Sizes, Weight, folder_weight, read_json
 from ctxedit.models.upscalers import pixels
-from ctxedit.models.upscalers.base import SCALE, Sampling, Upscaler
+from ctxedit.models.upscalers.base import SCALE, Upscaler, UpscaleSampling
 from ctxedit.models.upscalers.networks import LatentUpscaler, PixelUpscaler
 from ctxedit.models.weights import (
     BUILTIN_FOLDER,
@@ -28,7 +29,6 @@ from ctxedit.models.weights import (
     pipeline_folder,
     pipeline_of,
 )
-from ctxedit.naming import expanded
 
 #: Beside real checkpoints, where the settings name none.
 X4_UPSCALER = "stabilityai/stable-diffusion-x4-upscaler"
@@ -76,7 +76,7 @@ class Found:
         return PixelUpscaler if self.own else LatentUpscaler
 
     @property
-    def defaults(self) -> Sampling:
+    def defaults(self) -> UpscaleSampling:
         """What it does where the settings say nothing."""
         return self.kind.defaults
 
@@ -85,8 +85,8 @@ class Found:
         """The folder that holds its text encoder and tokenizer."""
         if not self.own:
             return self.path
-        beside = self.path.parent
-        return beside if (beside / "text_encoder").is_dir() else BUILTIN_FOLDER
+        parent = self.path.parent
+        return parent if (parent / "text_encoder").is_dir() else BUILTIN_FOLDER
 
 
 def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half: bool = False) -> Found:
@@ -120,7 +120,7 @@ def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half:
     return Found(checkpoint.name, folder, False)
 
 
-def defaults_of(setting: str, own: Path | None) -> Sampling:
+def defaults_of(setting: str, own: Path | None) -> UpscaleSampling:
     """What the upscaler of a setting does where the settings say nothing; nothing is fetched."""
     path = expanded(setting)
     if own_part(setting, own, _PART) or (path.is_dir() and not (path / "model_index.json").is_file()):
@@ -149,9 +149,9 @@ def sizes_of(found: Found, half: bool = False) -> Sizes:
     try:
         kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
         return Sizes(
-            weigh(unet_folder, half),
-            Weight() if found.own else weigh(found.path / "vae", half),
-            weigh(found.texts / "text_encoder", half),
+            folder_weight(unet_folder, half),
+            Weight() if found.own else folder_weight(found.path / "vae", half),
+            folder_weight(found.texts / "text_encoder", half),
             tuple(unet["block_out_channels"]),
             tuple(int("Attn" in kind) for kind in kinds),
             max(layers) if isinstance(layers, list) else int(layers),

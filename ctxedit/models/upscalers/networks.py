@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ctxedit.models.upscalers import pixels
-from ctxedit.models.upscalers.base import Sampling, Upscaler
+from ctxedit.models.upscalers.base import Upscaler, UpscaleSampling
 
 
 class PixelUpscaler(Upscaler):
     """The model that ``ctxedit train upscaler`` makes: denoises the folded residual over bicubic."""
 
-    defaults: ClassVar[Sampling] = Sampling(steps=4, noise_level=0, guidance_scale=1.0)
+    defaults: ClassVar[UpscaleSampling] = UpscaleSampling(steps=4, noise_level=0, guidance_scale=1.0)
     unit: ClassVar[float] = 1 / pixels.NOISE
 
     @property
@@ -35,7 +35,7 @@ class LatentUpscaler(Upscaler):
     The defaults are that pipeline's, with fewer steps.
     """
 
-    defaults: ClassVar[Sampling] = Sampling(steps=30, noise_level=20, guidance_scale=9.0)
+    defaults: ClassVar[UpscaleSampling] = UpscaleSampling(steps=30, noise_level=20, guidance_scale=9.0)
 
     def __init__(self, name: str, loaded: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(name, loaded, device, dtype)

@@ -10,10 +10,10 @@ import numpy as np
 from ctxedit.editing.reporter import Reporter
 from ctxedit.metrics import formulas as metrics
 from ctxedit.synthetic import scenes
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 
-def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """PSNR and SSIM of decoded frames."""
     frames = np.stack([scenes.render_frame(s, 0.3)[0] for s in config.held_out(0.08)])
     backbone = config.backbone()
@@ -21,7 +21,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
         decoded = backbone.decode(backbone.encode(frames))
         progress(1, "")
     psnr = [metrics.psnr(a[None], b[None]) or 0.0 for a, b in zip(frames, decoded, strict=True)]
-    row = partial(Row, "autoencoder", count=config.count)
+    row = partial(CheckRow, "autoencoder", count=config.count)
     yield row("PSNR, dB", float(np.mean(psnr)), 30.0)
     yield row("SSIM", metrics.ssim(frames, decoded) or 0.0, 0.95)
 

@@ -20,7 +20,7 @@ from ctxedit.training.components import find_component
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckRow:
     """One measured figure of a part, over ``count`` samples; the goal is reached at ``wanted`` or above.
 
     With ``lower`` it is reached at ``wanted`` or below. ``interval``: of the value, at 95 %, where known.
@@ -99,4 +99,4 @@ class Check:
 
     name: str
     components: tuple[str, ...]
-    measure: Callable[[CheckConfig, Reporter], Iterator[Row]]
+    measure: Callable[[CheckConfig, Reporter], Iterator[CheckRow]]

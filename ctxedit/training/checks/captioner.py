@@ -12,10 +12,10 @@ from ctxedit.models.clip import ClipScorer
 from ctxedit.stages.caption import caption
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 
-def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """Share of clips whose caption has object, background and style right."""
     model, scorer = Blip2Captioner(config.find("captioner")), ClipScorer(config.find("clip"))
     correct: list[bool] = []
@@ -25,7 +25,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
             correct.append(_without_colour(text) == _without_colour(scenes.caption(scene)))
             progress(len(correct), "")
     share = float(np.mean(correct))
-    yield Row("captioner", "object, background, style all right", share, 0.90, config.count)
+    yield CheckRow("captioner", "object, background, style all right", share, 0.90, config.count)
 
 
 def _without_colour(text: str) -> str:

@@ -11,13 +11,13 @@ from ctxedit.models.clip import ClipScorer
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_frame
 from ctxedit.synthetic.vocabulary import GREY_STYLES
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 from ctxedit.training.data import Scenes
 
 _ATTRIBUTES = ("object", "background", "style", "colour")
 
 
-def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """Share of images that retrieve their caption; share whose score falls with a wrong attribute."""
     scorer = ClipScorer(config.find("clip"))
     yield _retrieval(config, scorer)
@@ -37,10 +37,10 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
                 falls.append(bool(score[0] > score[1]))
                 progress(number * config.count + len(falls), "")
             share = float(np.mean(falls))
-            yield Row("clip", f"falls when the {attribute} is wrong", share, 0.95, config.count)
+            yield CheckRow("clip", f"falls when the {attribute} is wrong", share, 0.95, config.count)
 
 
-def _retrieval(config: CheckConfig, scorer: ClipScorer) -> Row:
+def _retrieval(config: CheckConfig, scorer: ClipScorer) -> CheckRow:
     count, data = config.count, Scenes(config.seed, test=True)
     items = [data[i] for i in range(count)]
     frames = np.stack([to_frame(item["image"]) for item in items])
@@ -49,7 +49,7 @@ def _retrieval(config: CheckConfig, scorer: ClipScorer) -> Row:
     # Two images may show the same in different wordings: every wording of the right content counts.
     content = [scenes.caption(data.scene(i)[0]) for i in range(count)]
     correct = [content[int(j)] == content[i] for i, j in enumerate(nearest)]
-    return Row("clip", f"right caption of {count}", float(np.mean(correct)), 0.90, count)
+    return CheckRow("clip", f"right caption of {count}", float(np.mean(correct)), 0.90, count)
 
 
 CHECK = Check("clip", ("clip",), measure)

@@ -15,7 +15,7 @@ from ctxedit.synthetic.composition_captions import caption
 from ctxedit.synthetic.composition_judge import load
 from ctxedit.synthetic.composition_verdict import Verdict, judge, look
 from ctxedit.synthetic.compositions import KINDS, Composed, Composition
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 FOLDER = "composition-judge"
 #: Drawn frames cost little: so many for each picture of the other checks.
@@ -30,7 +30,7 @@ def held_out(count: int, seed: int) -> list[Composed]:
     return [compositions.draw(rng, test=True, kind=KINDS[i % len(KINDS)]) for i in range(count)]
 
 
-def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """The judge on drawn frames of held-out combinations, at any time of their motion."""
     network, count = load(what.find(FOLDER)), _MORE * what.count
     composed, rng = held_out(count, what.seed), np.random.default_rng((what.seed, 6))
@@ -49,7 +49,7 @@ def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
             ]
             places += [seen.background == c.scene.background for c, seen in zip(part, looks, strict=True)]
             progress(len(verdicts), "")
-    row = partial(Row, "composition-judge")
+    row = partial(CheckRow, "composition-judge")
     yield from _rows(row, composed, verdicts, 0.97)
     yield row("a composition that differs in one thing is refused", float(np.mean(refused)), 0.97, count)
     yield row("background right", float(np.mean(places)), 0.97, count)
@@ -60,7 +60,7 @@ def _other(composition: Composition, rng: np.random.Generator) -> Composition:
     return composition_changes.change(composition, rng, parts[rng.integers(len(parts))])[0]
 
 
-def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """Pictures of held-out captions, judged: the share where every object, colour, count, place is right."""
     network, backbone = load(what.find(FOLDER)), what.backbone()
     settings = config.merge(config.load(flags=_SETTINGS, environ={}), what.settings)
@@ -71,12 +71,12 @@ def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[Row]:
             picture = generate(backbone, caption(one), config.merge(settings, {"seed": i}))
             verdicts.append(judge(one.composition, look(network, picture)[0].objects))
             progress(i + 1, f"all right {np.mean([v.all_right for v in verdicts]):.2f}")
-    yield from _rows(partial(Row, "compositions"), composed, verdicts, 0.40)
+    yield from _rows(partial(CheckRow, "compositions"), composed, verdicts, 0.40)
 
 
 def _rows(
-    row: partial[Row], composed: list[Composed], verdicts: list[Verdict], wanted: float
-) -> Iterator[Row]:
+    row: partial[CheckRow], composed: list[Composed], verdicts: list[Verdict], wanted: float
+) -> Iterator[CheckRow]:
     yield row("all right", float(np.mean([v.all_right for v in verdicts])), wanted, len(verdicts))
     objects = [v.objects for v in verdicts]
     yield row("objects, colours, numbers and sizes right", float(np.mean(objects)), wanted, len(objects))

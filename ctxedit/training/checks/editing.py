@@ -25,7 +25,7 @@ from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs
 from ctxedit.tables import DEFAULT_PRESET
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 from ctxedit.training.components import hashes
 
 PRESET = DEFAULT_PRESET
@@ -49,7 +49,7 @@ class _Scorers:
     judge: Judge
 
 
-def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """Tune on each clip, edit it towards three targets, and measure:
 
     - the share of frames in which the judge finds the edit, over all edits and by kind;
@@ -132,11 +132,15 @@ def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8], keep: NDArray[np.bool_] | 
     return metrics.psnr(a, b, keep) or 0.0
 
 
-def _rows(figures: _Figures) -> Iterator[Row]:
+def _rows(figures: _Figures) -> Iterator[CheckRow]:
     every = [value for kind in KINDS for value in figures.found[kind]]
-    yield Row("editing", "what was asked is found, by the judge", float(np.mean(every)), 0.80, len(every))
+    yield CheckRow(
+        "editing", "what was asked is found, by the judge", float(np.mean(every)), 0.80, len(every)
+    )
     for kind, values in figures.found.items():
-        yield Row("editing", f"the {kind} is found, by the judge", float(np.mean(values)), 0.80, len(values))
+        yield CheckRow(
+            "editing", f"the {kind} is found, by the judge", float(np.mean(values)), 0.80, len(values)
+        )
     more = (
         ("PSNR outside the object, dB", figures.outside, 22.0),
         ("round trip against the clip, dB", figures.round_trip, 28.0),
@@ -144,7 +148,7 @@ def _rows(figures: _Figures) -> Iterator[Row]:
         ("CLIP-temp less the source's", figures.clip_temp, -0.02),
     )
     for name, values, wanted in more:
-        yield Row("editing", name, float(np.mean(values)), wanted, len(values))
+        yield CheckRow("editing", name, float(np.mean(values)), wanted, len(values))
 
 
 CHECK = Check("editing", ("vae", "text_encoder", "unet"), measure)

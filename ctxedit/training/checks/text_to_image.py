@@ -11,12 +11,12 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.stages.generate import generate
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS, ask, load_judge, truth
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 _GOALS = {"object": 0.90, "background": 0.95, "style": 0.95, "colour": 0.85}
 
 
-def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """The judge's accuracy for each attribute."""
     judge, backbone = load_judge(config.find("judge")), config.backbone()
     settings = load(
@@ -35,7 +35,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
     for k, goal in _GOALS.items():
         if hits[k]:  # a few scenes may show no colour at all
             share = float(np.mean(hits[k]))
-            yield Row("text-to-image", f"{k} right, by the judge", share, goal, len(hits[k]))
+            yield CheckRow("text-to-image", f"{k} right, by the judge", share, goal, len(hits[k]))
 
 
 CHECK = Check("text-to-image", ("vae", "text_encoder", "unet"), measure)

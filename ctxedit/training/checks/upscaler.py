@@ -22,7 +22,7 @@ from ctxedit.models.upscalers.base import SCALE, Upscaler
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 from ctxedit.models.weights import network
 from ctxedit.synthetic import scenes
-from ctxedit.training.checks.base import Check, CheckConfig, Row
+from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 _SIZE, _FRAMES = 256, 8
 _SETTINGS = UpscaleConfig(scale=SCALE)
@@ -39,7 +39,7 @@ class _Figures:
     warp_bicubic: list[float] = field(default_factory=list)
 
 
-def measure(config: CheckConfig, reporter: Reporter) -> Iterator[Row]:
+def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """Measure on ``count`` pictures and ``pairs`` clips:
 
     - PSNR against the scene drawn at 256 pixels, and its gain over bicubic interpolation, of frames that are
@@ -112,7 +112,7 @@ def _measure_clip(upscaler: Upscaler, scene: scenes.Scene, figures: _Figures) ->
         figures.warp_bicubic.append(errors[1])
 
 
-def _rows(figures: _Figures) -> Iterator[Row]:
+def _rows(figures: _Figures) -> Iterator[CheckRow]:
     more = (
         ("PSNR, dB", figures.psnr, 30.0),
         ("PSNR over bicubic's, dB", figures.gain, 2.0),
@@ -120,10 +120,10 @@ def _rows(figures: _Figures) -> Iterator[Row]:
     )
     for name, values, wanted in more:
         interval = intervals.of_mean(values)
-        yield Row("upscaler", name, float(np.mean(values)), wanted, len(values), interval)
+        yield CheckRow("upscaler", name, float(np.mean(values)), wanted, len(values), interval)
     warp, plain = np.array(figures.warp), np.array(figures.warp_bicubic)
     if len(warp):
-        row = partial(Row, "upscaler", "warp error over bicubic's", _ratio(warp, plain), 1.5, len(warp))
+        row = partial(CheckRow, "upscaler", "warp error over bicubic's", _ratio(warp, plain), 1.5, len(warp))
         yield row(interval=_interval(warp, plain), lower=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctxedit.naming import VOCABULARY
+from ctxedit.model_names import VOCABULARY
 from ctxedit.synthetic import composition_captions, scenes
 from ctxedit.training.components import Components
 from ctxedit.training.tokenizer import extend, extend_embeddings

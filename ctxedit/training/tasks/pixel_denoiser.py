@@ -15,12 +15,12 @@ from ctxedit.config import AdapterConfig, merge
 from ctxedit.diffusion.broadcast import per_sample
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.likelihood import discretised_nll, level_chances, prior_kl, step_kl
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.pixel_denoiser import WIDTH, PixelConfig, PixelDenoiser
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training.components import Components
-from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.data import Data, DataConfig, check_usable
 from ctxedit.training.noise import noise_like
 from ctxedit.training.pixel_sources import PixelSet, open_pixels
 from ctxedit.training.sources import Entry, Listing
@@ -153,20 +153,25 @@ class PixelData(Data):
         self.pixels = open_pixels(Path(config.path), config.size)
         entries = [Entry(str(i), Path(config.path), None, "") for i in range(len(self.pixels))]
         self.listing = Listing(entries, self.pixels.bad)
+        check_usable(self.listing, config, self.pixels.load)
 
     @property
     def captions(self) -> list[str] | None:
         return None
 
     def dataset(self, seed: int) -> Dataset[Any]:
-        return _Samples(self.pixels, seed)
+        return _Samples(self.pixels, seed, config=self.config)
 
 
 class _Samples(Dataset[dict[str, Any]]):
-    """Images in random order, half of them mirrored; sample ``i`` is a function of the seed and ``i``."""
+    """Images in random order, half of them mirrored; sample ``i`` is a function of the seed and ``i``.
 
-    def __init__(self, pixels: PixelSet, seed: int) -> None:
+    One that cannot be used is replaced by the next, and reported as :class:`Images` does.
+    """
+
+    def __init__(self, pixels: PixelSet, seed: int, config: DataConfig) -> None:
         self.pixels, self.seed = pixels, seed
+        self.bad, self.on_error = pixels.bad, config.on_error
 
     def __len__(self) -> int:
         return 1 << 40
@@ -174,7 +179,14 @@ class _Samples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
         number = int(rng.integers(len(self.pixels)))
-        image = self.pixels.read(number)
+        bad: list[str] = []
+        # One image at least can be used, as was checked.
+        while isinstance(image := self.pixels.load(number), str):
+            bad.append(f"{self.pixels.name(number)}\t{image}")
+            if len(bad) == len(self.pixels):
+                raise InputError("images can no longer be read", "was the data moved?")
+            number = (number + 1) % len(self.pixels)
         if rng.random() < 0.5:
             image = image[:, ::-1].copy()
-        return {"image": to_tensor(image), "label": int(self.pixels.labels[number])}
+        label = int(self.pixels.labels[number])
+        return {"image": to_tensor(image), "label": label, "bad": "\n".join(bad)}

@@ -15,7 +15,7 @@ from ctxedit.media.probe import probe
 from ctxedit.media.read import Store, read_frames
 
 
-def read_beside(
+def read_companion(
     path: str | Path,
     what: str,
     frames: int,

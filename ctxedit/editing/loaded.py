@@ -13,7 +13,7 @@ from ctxedit.models.backbones import Backbone
 from ctxedit.models.clip import ClipScorer
 
 
-class Kept:
+class LoadedNetworks:
     """Holds one backbone and one scorer: the last ones used. Other settings replace them."""
 
     def __init__(self) -> None:

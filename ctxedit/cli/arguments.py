@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit import config as configuration
-from ctxedit.cli.options import Base
+from ctxedit.cli.options import SettingOptions
 from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.naming import expanded
+from ctxedit.model_names import expanded
 from ctxedit.renames import variable_of
-from ctxedit.tables import DEFAULT_PRESET, lay, nested, parse, preset_files, read_table
+from ctxedit.tables import DEFAULT_PRESET, merge_into, nested, parse, preset_files, read_table
 
 #: Variables that are no settings.
 VARIABLES = ("CTXEDIT_DEBUG", "CTXEDIT_OFFLINE", "CTXEDIT_PRESET", "CTXEDIT_RUNS")
@@ -49,7 +49,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def table(base: Base, *groups: Any) -> dict[str, Any]:
+def table(base: SettingOptions, *groups: Any) -> dict[str, Any]:
     """The nested table of the options that were given; ``--set`` comes after named options.
 
     Raises:
@@ -63,13 +63,13 @@ def table(base: Base, *groups: Any) -> dict[str, Any]:
                 if isinstance(value, Path):  # a setting outlives the folder that it was said in
                     value = str(expanded(value).absolute())
                 for key in _KEYS.get(option.name, ()):
-                    lay(out, nested(key, value))
+                    merge_into(out, nested(key, value))
                 if option.name == "control":
-                    lay(out, {"control": {"kind": "video"}})
+                    merge_into(out, {"control": {"kind": "video"}})
                 if option.name == "upscaler" and "scale" not in out.get("upscale", {}):
-                    lay(out, {"upscale": {"scale": 4}})
+                    merge_into(out, {"upscale": {"scale": 4}})
     for text in base.set or []:
-        lay(out, assignment(text))
+        merge_into(out, assignment(text))
     return out
 
 
@@ -88,14 +88,14 @@ def assignment(text: str) -> dict[str, Any]:
     )
 
 
-def settings(base: Base, screen: Screen, *groups: Any) -> Config:
+def settings(base: SettingOptions, screen: Screen, *groups: Any) -> Config:
     """Settings of a new run: flag, variable, --config, preset, default."""
     warn_of_variables(screen)
     flags = table(base, *groups)
     return configuration.load(base.preset or DEFAULT_PRESET, base.config, flags)
 
 
-def fitted(config: Config, clip: Path, base: Base, screen: Screen, *groups: Any) -> Config:
+def fitted(config: Config, clip: Path, base: SettingOptions, screen: Screen, *groups: Any) -> Config:
     """Settings whose frames the clip has; numbers that a person gave stay, and may be refused."""
     from ctxedit.stages.prepare import fit_span
 
@@ -113,7 +113,7 @@ def with_round_trip(config: Config) -> Config:
     return replace(config, round_trip="estimate") if config.round_trip == "auto" else config
 
 
-def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
+def for_run(base: SettingOptions, screen: Screen, *groups: Any) -> dict[str, Any]:
     """What is laid over a run's own settings: flags over variables over --config; presets are not read again.
 
     Raises:
@@ -125,8 +125,8 @@ def for_run(base: Base, screen: Screen, *groups: Any) -> dict[str, Any]:
         )
     warn_of_variables(screen)
     out: dict[str, Any] = read_table(base.config) if base.config else {}
-    lay(out, configuration.environment(os.environ))
-    lay(out, table(base, *groups))
+    merge_into(out, configuration.environment(os.environ))
+    merge_into(out, table(base, *groups))
     return out
 
 
@@ -164,7 +164,7 @@ def existing(path: Path) -> Path:
     return check_exists(path)
 
 
-def sources(base: Base) -> tuple[Path, ...]:
+def sources(base: SettingOptions) -> tuple[Path, ...]:
     """The files that settings are read from: no output may take their place."""
     config = [base.config] if base.config is not None else []
     return (*config, *preset_files(base.preset or DEFAULT_PRESET))
