@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # The networks here are tiny: a second thread only waits. Two processes of two threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Defaults that cost time or depend on the processor; the tests of each take them out or name the value.
+os.environ["CTXEDIT_UPSCALE_SCALE"] = "1"
 
 from pathlib import Path
 

@@ -139,8 +139,8 @@ def generate(
     backbone = open_with_addons(
         config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
     )
-    own = checkpoint.own
-    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
+    own = checkpoint.own is not None
+    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own)
     warn_of_unknown_words(backbone, text, reporter)
     if config.control.kind != "none":
         reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
@@ -154,11 +154,18 @@ def generate(
         images = generating.generate(
             backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")
         )
-    if not upscaled:
-        return images
-    found = locate_upscaler(config.upscale.model, own, offline, is_half(dtype))
+    return enlarged(images, text, config, offline, reporter) if upscaled else images
+
+
+def enlarged(
+    images: NDArray[np.uint8], text: str, config: Config, offline: bool, reporter: Reporter
+) -> NDArray[np.uint8]:
+    """Independent images (N, h, w, 3) at four times their size, by the settings' upscaler."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    found = locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype))
     upscaler = open_upscaler(found, device, dtype)
-    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(count, False)
+    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(len(images), False)
     with reporter.task("upscale", total) as progress:
         return upscaler.upscale(
             images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")

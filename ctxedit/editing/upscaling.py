@@ -68,12 +68,11 @@ def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tup
     Raises:
         ConfigError: a size that cannot be reached.
     """
-    side = config.clip.size
-    upscaled = config.upscale.scale > 1
+    side, upscaled = config.clip.size, config.upscale.scale > 1
     if upscaled:
         side = side or resolution * SCALE
-    elif own and side > _REACH * resolution:
-        upscaled = True
+    if own and side:  # their denoiser draws at its own resolution, so the size says what is needed
+        upscaled = side > _REACH * resolution
     unit = multiple * (SCALE if upscaled else 1)
     if side % unit:
         near = max(unit, round(side / unit) * unit)
