@@ -9,16 +9,16 @@ import tomli_w
 from ctxedit.config import (
     BUILTIN,
     Config,
-    ConfigError,
     environment,
     load,
     merge,
     preset_names,
     preset_path,
-    read_table,
     to_table,
     validated,
 )
+from ctxedit.errors import ConfigError
+from ctxedit.tables import read_table
 
 
 @pytest.fixture()

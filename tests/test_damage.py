@@ -16,7 +16,6 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from ctxedit import api, config, runs
-from ctxedit.config import read_table
 from ctxedit.editing import plan, stages
 from ctxedit.editing.keys import Keys
 from ctxedit.editing.reporter import Reporter
@@ -27,6 +26,7 @@ from ctxedit.media import temporary
 from ctxedit.media.write import write_clip
 from ctxedit.runs import Run
 from ctxedit.synthetic import scenes
+from ctxedit.tables import read_table
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 

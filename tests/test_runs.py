@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ctxedit import contents
-from ctxedit.config import AdapterConfig, Config, TuneConfig, merge, read_table
+from ctxedit.config import AdapterConfig, Config, TuneConfig, merge
 from ctxedit.errors import InputError, OutputError
 from ctxedit.runs import Run, fingerprint, key_of, slug, versions, write_toml
+from ctxedit.tables import read_table
 
 
 @pytest.fixture()

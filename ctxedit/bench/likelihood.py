@@ -213,12 +213,10 @@ def _terms(
     many = x0.expand(len(levels), -1, -1, -1)
     eps = torch.randn(many.shape, generator=generator).to(x0)
     labels = torch.full((len(levels),), label, device=x0.device)
-    signal, noise = model.levels.signal, model.levels.noise
+    alpha, sigma = model.levels.alpha, model.levels.sigma
     shift = None if model.adapter is None else lambda x, level: model.shift(x, level, labels)
     at = levels.to(x0.device)
-    return step_kl(
-        many, eps, at, signal, noise, lambda x, level: model.predict(x, level, labels), shift
-    ).cpu()
+    return step_kl(many, eps, at, alpha, sigma, lambda x, level: model.predict(x, level, labels), shift).cpu()
 
 
 def _ends(
@@ -229,8 +227,8 @@ def _ends(
     steps = model.config.steps
     last, first = (torch.full((1,), level, device=x0.device) for level in (steps, 1))
     a, s = model.levels.at(1)
-    signal, noise = model.levels.at(steps)
-    prior = prior_kl(x0, signal, noise, model.shift(x0, last, labels))
+    alpha, sigma = model.levels.at(steps)
+    prior = prior_kl(x0, alpha, sigma, model.shift(x0, last, labels))
     eps = torch.randn(x0.shape, generator=generator).to(x0)
     x1 = marginal(x0, eps, a, s, model.shift(x0, first, labels))
     mean = model.predict(x1, first, labels)

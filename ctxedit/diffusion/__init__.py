@@ -10,7 +10,7 @@
     broadcast         how a level meets a batch
 
 The one idea: subtract the shift, ``y_t = x_t - b_t``, and ``y`` is an ordinary diffusion. Every kernel here
-is the ordinary kernel on ``y``, shifted back. A level is a pair ``(signal, noise)``: ``sqrt(alpha_bar)`` and
+is the ordinary kernel on ``y``, shifted back. A level is a pair ``(alpha, sigma)``: ``sqrt(alpha_bar)`` and
 ``sqrt(1 - alpha_bar)`` for a variance-preserving model, ``1 - tau`` and ``tau`` for a flow model.
 
 Equation numbers are those of *Cross-Modal Contextualized Diffusion Models for Text-Guided Visual Generation

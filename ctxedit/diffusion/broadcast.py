@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Level = float | Tensor
-"""A signal or noise level (or a guidance scale): a float, a 0-d tensor, or one value a sample, (B,)."""
+"""An alpha or sigma (or a guidance scale): a float, a 0-d tensor, or one value a sample, (B,)."""
 
 
 def as_level(level: Level) -> Tensor:

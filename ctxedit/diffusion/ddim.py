@@ -12,19 +12,19 @@ from ctxedit.diffusion.forward import effective_noise
 def ddim(
     x: Tensor,
     x0: Tensor,
-    signal_from: Level,
-    noise_from: Level,
-    signal_to: Level,
-    noise_to: Level,
+    alpha_from: Level,
+    sigma_from: Level,
+    alpha_to: Level,
+    sigma_to: Level,
     shift_from: Tensor | None = None,
     shift_to: Tensor | None = None,
-    sigma: Level = 0.0,
+    std: Level = 0.0,
     z: Tensor | None = None,
     eps: Tensor | None = None,
 ) -> Tensor:
     """Move ``x`` from one level to another, less noisy or noisier (Eq 9-11, rearranged).
 
-        x_to = a_to x_0 + b_to + sqrt(s_to^2 - sigma^2) eps + sigma z
+        x_to = a_to x_0 + b_to + sqrt(s_to^2 - std^2) eps + std z
         eps = (x - a_from x_0 - b_from) / s_from
 
     For a flow model, ``a = 1 - tau`` and ``s = tau``, this is the Euler step. Without shifts it is plain
@@ -34,55 +34,55 @@ def ddim(
     Args:
         x: (B, ...) latents at the level left.
         x0: the predicted clean latents, as ``x``.
-        signal_from, noise_from: the level left; float, 0-d or (B,).
-        signal_to, noise_to: the level reached.
+        alpha_from, sigma_from: the level left; float, 0-d or (B,).
+        alpha_to, sigma_to: the level reached.
         shift_from, shift_to: ``b = k r(x0, c, .)`` of the two levels, as ``x``; None is zero.
-        sigma: standard deviation of fresh noise, in [0, noise_to]; 0 is deterministic. See `eta_sigma`.
-        z: standard normal, as ``x``; needed if ``sigma`` is not 0.
+        std: standard deviation of fresh noise, in [0, sigma_to]; 0 is deterministic. See `eta_std`.
+        z: standard normal, as ``x``; needed if ``std`` is not 0.
         eps: the noise to use in place of the one computed from ``x``, the shift's share not included. Needed
-            to leave clean data (``noise_from`` 0), which holds no noise to read: the first step of an
+            to leave clean data (``sigma_from`` 0), which holds no noise to read: the first step of an
             inversion.
 
     Returns:
         Latents at the level reached, as ``x``.
 
     Raises:
-        ValueError: at zero ``noise_from`` without ``eps``; for ``sigma`` beyond ``noise_to`` or without
+        ValueError: at zero ``sigma_from`` without ``eps``; for ``std`` beyond ``sigma_to`` or without
             ``z``.
     """
-    sigma, noise_to = as_level(sigma), as_level(noise_to)
-    if bool((sigma > noise_to * (1 + 1e-6)).any()) or bool((sigma < 0).any()):
+    std, sigma_to = as_level(std), as_level(sigma_to)
+    if bool((std > sigma_to * (1 + 1e-6)).any()) or bool((std < 0).any()):
         raise ValueError(
-            f"sigma {sigma.tolist()} is not in [0, {noise_to.tolist()}], the noise of the level reached"
+            f"std {std.tolist()} is not in [0, {sigma_to.tolist()}], the noise of the level reached"
         )
-    if z is None and bool((sigma > 0).any()):
-        raise ValueError("a positive sigma needs noise z")
+    if z is None and bool((std > 0).any()):
+        raise ValueError("a positive std needs noise z")
     if eps is None:
-        eps = effective_noise(x if shift_from is None else x - shift_from, x0, signal_from, noise_from)
-    kept = (noise_to**2 - sigma**2).clamp(min=0).sqrt()
-    out = per_sample(signal_to, x) * x0 + per_sample(kept, x) * eps
+        eps = effective_noise(x if shift_from is None else x - shift_from, x0, alpha_from, sigma_from)
+    direction = (sigma_to**2 - std**2).clamp(min=0).sqrt()
+    out = per_sample(alpha_to, x) * x0 + per_sample(direction, x) * eps
     if shift_to is not None:
         out = out + shift_to
-    return out if z is None else out + per_sample(sigma, x) * z
+    return out if z is None else out + per_sample(std, x) * z
 
 
-def eta_sigma(eta: float, signal_from: Level, noise_from: Level, signal_to: Level, noise_to: Level) -> Tensor:
-    """DDIM's sigma for a downward step: ``eta`` times the posterior's deviation (Song et al., Eq 16).
+def eta_std(eta: float, alpha_from: Level, sigma_from: Level, alpha_to: Level, sigma_to: Level) -> Tensor:
+    """Standard deviation of DDIM's fresh noise in a downward step (Song et al., Eq 16, there called sigma).
 
     Args:
         eta: in [0, 1]; 0 is deterministic, 1 is ancestral sampling.
-        signal_from, noise_from: the level left, noise > 0; float, 0-d or (B,).
-        signal_to, noise_to: the less noisy level reached, signal > 0.
+        alpha_from, sigma_from: the level left, sigma > 0; float, 0-d or (B,).
+        alpha_to, sigma_to: the less noisy level reached, alpha > 0.
 
     Returns:
-        sigma >= 0, the level's shape; 0 where the level reached is clean data.
+        std >= 0, the level's shape; 0 where the level reached is clean data.
 
     Raises:
         ValueError: for an upward step, which has no posterior.
     """
-    noise_from, noise_to = positive(noise_from, "noise_from"), as_level(noise_to)
-    if bool((noise_to > noise_from).any()):
+    sigma_from, sigma_to = positive(sigma_from, "sigma_from"), as_level(sigma_to)
+    if bool((sigma_to > sigma_from).any()):
         raise ValueError("eta is for downward steps: the level reached is noisier than the level left")
-    ratio = as_level(signal_from) / positive(signal_to, "signal_to")
-    beta = (noise_from**2 - ratio**2 * noise_to**2).clamp(min=0)
-    return eta * noise_to / noise_from * torch.sqrt(beta)
+    ratio = as_level(alpha_from) / positive(alpha_to, "alpha_to")
+    beta = (sigma_from**2 - ratio**2 * sigma_to**2).clamp(min=0)
+    return eta * sigma_to / sigma_from * torch.sqrt(beta)

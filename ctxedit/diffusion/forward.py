@@ -12,11 +12,11 @@ from ctxedit.diffusion.broadcast import Level, as_level, per_sample, positive
 ShiftKind = Literal["paper", "noise"]
 
 
-def shift_scale(signal: Level, noise: Level, kind: ShiftKind = "paper") -> Tensor:
+def shift_scale(alpha: Level, sigma: Level, kind: ShiftKind = "paper") -> Tensor:
     """k_t, the factor between the adapter's output and the shift: ``b_t = k_t r(x_0, c, t)``.
 
     Args:
-        signal, noise: the level, in [0, 1]; float, 0-d or (B,).
+        alpha, sigma: the level, in [0, 1]; float, 0-d or (B,).
         kind: "paper" is ``a (1 - a)``, in [0, 1/4], zero for clean data; at the noisy end it is zero only
             where the signal is (about 0.064 with Stable Diffusion's schedule). "noise" is ``0.018125 s``, the
             variant of the authors' published code: a part of the noise, for which Eq 11's correction vanishes
@@ -26,19 +26,19 @@ def shift_scale(signal: Level, noise: Level, kind: ShiftKind = "paper") -> Tenso
         k_t, the level's shape.
     """
     if kind == "paper":
-        signal = as_level(signal)
-        return signal * (1 - signal)
+        alpha = as_level(alpha)
+        return alpha * (1 - alpha)
     if kind == "noise":
-        return 0.018125 * as_level(noise)
+        return 0.018125 * as_level(sigma)
     raise ValueError(f"no shift named {kind!r}")
 
 
-def contextual_shift(r: Tensor, signal: Level, noise: Level, kind: ShiftKind = "paper") -> Tensor:
+def contextual_shift(r: Tensor, alpha: Level, sigma: Level, kind: ShiftKind = "paper") -> Tensor:
     """The shift ``b_t = k_t r`` at a level, for the adapter's output ``r``, (B, ...). See `shift_scale`."""
-    return per_sample(shift_scale(signal, noise, kind), r) * r
+    return per_sample(shift_scale(alpha, sigma, kind), r) * r
 
 
-def keep_norm(shift: Tensor, x0: Tensor, signal: Level) -> Tensor:
+def keep_norm(shift: Tensor, x0: Tensor, alpha: Level) -> Tensor:
     """The shift with which ``a x_0 + b`` has the norm of ``a x_0``, in the direction that it had.
 
     A free shift lowers the loss by writing ``x_0`` louder into ``x_t``. This one cannot: it moves signal from
@@ -47,14 +47,14 @@ def keep_norm(shift: Tensor, x0: Tensor, signal: Level) -> Tensor:
     Args:
         shift: ``b_t``, (B, ...).
         x0: clean latents, as ``shift``.
-        signal: a; float, 0-d or (B,).
+        alpha: a; float, 0-d or (B,).
 
     Returns:
         ``(a x_0 + b) |a x_0| / |a x_0 + b| - a x_0``, as ``shift``; norms over all but the first dimension.
         Where ``a x_0 + b`` is zero it has no direction: the result is ``-a x_0``.
     """
     x0 = x0.to(shift.dtype)
-    clean = per_sample(signal, x0) * x0
+    clean = per_sample(alpha, x0) * x0
     moved = clean + shift
     dims = tuple(range(1, x0.ndim))
     before = torch.linalg.vector_norm(clean, dim=dims, keepdim=True)
@@ -62,19 +62,19 @@ def keep_norm(shift: Tensor, x0: Tensor, signal: Level) -> Tensor:
     return moved * (before / after.clamp(min=torch.finfo(after.dtype).tiny)) - clean
 
 
-def marginal(x0: Tensor, eps: Tensor, signal: Level, noise: Level, shift: Tensor | None = None) -> Tensor:
+def marginal(x0: Tensor, eps: Tensor, alpha: Level, sigma: Level, shift: Tensor | None = None) -> Tensor:
     """Draw ``x_t`` given ``x_0``: ``a x_0 + b_t + s eps`` (Eq 1, 8).
 
     Args:
         x0: (B, ...) clean latents.
         eps: standard normal, as ``x0``.
-        signal, noise: the level t; float, 0-d or (B,).
+        alpha, sigma: the level t; float, 0-d or (B,).
         shift: ``b_t``, as ``x0``; None is zero, the ordinary diffusion.
 
     Returns:
         x_t, as ``x0``.
     """
-    y = per_sample(signal, x0) * x0 + per_sample(noise, x0) * eps
+    y = per_sample(alpha, x0) * x0 + per_sample(sigma, x0) * eps
     return y if shift is None else y + shift
 
 
@@ -92,18 +92,18 @@ def step_forward(
     Returns:
         x_t, as ``x_prev``.
     """
-    alpha = as_level(alpha_step)
+    alpha_s = as_level(alpha_step)
     y_prev = x_prev if shift_prev is None else x_prev - shift_prev
-    y = per_sample(alpha.sqrt(), x_prev) * y_prev + per_sample((1 - alpha).sqrt(), x_prev) * eps
+    y = per_sample(alpha_s.sqrt(), x_prev) * y_prev + per_sample((1 - alpha_s).sqrt(), x_prev) * eps
     return y if shift is None else y + shift
 
 
-def effective_noise(x_t: Tensor, x0: Tensor, signal: Level, noise: Level) -> Tensor:
+def effective_noise(x_t: Tensor, x0: Tensor, alpha: Level, sigma: Level) -> Tensor:
     """All that is not signal, in units of the noise: ``(x_t - a x_0) / s``; the shift's share is included.
 
     Args:
         x_t, x0: (B, ...).
-        signal, noise: the level t, noise > 0; float, 0-d or (B,).
+        alpha, sigma: the level t, sigma > 0; float, 0-d or (B,).
 
     Returns:
         ``eps + b_t / s``, as ``x_t``; ``eps`` itself where there is no shift.
@@ -111,4 +111,4 @@ def effective_noise(x_t: Tensor, x0: Tensor, signal: Level, noise: Level) -> Ten
     Raises:
         ValueError: at zero noise.
     """
-    return (x_t - per_sample(signal, x_t) * x0) / per_sample(positive(noise, "noise"), x_t)
+    return (x_t - per_sample(alpha, x_t) * x0) / per_sample(positive(sigma, "sigma"), x_t)

@@ -23,21 +23,21 @@ Shift = Callable[[Tensor, Tensor], Tensor]
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
-def prior_kl(x0: Tensor, signal_T: Level, noise_T: Level, shift_T: Tensor | None = None) -> Tensor:
+def prior_kl(x0: Tensor, alpha_T: Level, sigma_T: Level, shift_T: Tensor | None = None) -> Tensor:
     """KL of ``q(x_T | x_0, c) = N(a x_0 + b_T, s^2 I)`` to the prior ``N(0, I)``.
 
     Args:
         x0: (B, ...) clean latents.
-        signal_T, noise_T: the noisiest level, noise > 0; float, 0-d or (B,).
+        alpha_T, sigma_T: the noisiest level, sigma > 0; float, 0-d or (B,).
         shift_T: ``b_T``, as ``x0``; None is zero.
 
     Returns:
         (B,) nats per dimension, >= 0.
     """
-    mean = per_sample(signal_T, x0) * x0
+    mean = per_sample(alpha_T, x0) * x0
     if shift_T is not None:
         mean = mean + shift_T
-    variance = positive(noise_T, "noise_T") ** 2
+    variance = positive(sigma_T, "sigma_T") ** 2
     return 0.5 * _mean_over_dims(mean**2 + per_sample(variance - 1 - variance.log(), x0))
 
 
@@ -99,24 +99,24 @@ def discretised_nll(x0: Tensor, mean: Tensor, scale: Level, values: int = 256) -
     return -_mean_over_dims(upper + torch.log(-torch.expm1(ratio)))
 
 
-def snr_step(signal_t: Level, noise_t: Level, signal_prev: Level, noise_prev: Level) -> Tensor:
+def snr_step(alpha_t: Level, sigma_t: Level, alpha_prev: Level, sigma_prev: Level) -> Tensor:
     """``SNR(t-1) - SNR(t)``, twice the factor between a squared error of ``x_0`` and its step's KL.
 
     Kingma et al. 2021 (arXiv 2107.00630), Eq 13. It equals the posterior mean's squared coefficient of
-    ``x_0`` over the posterior's variance. Levels as in `posterior`, noise_prev > 0.
+    ``x_0`` over the posterior's variance. Levels as in `posterior`, sigma_prev > 0.
     """
-    before = (as_level(signal_prev) / positive(noise_prev, "noise_prev")) ** 2
-    return before - (as_level(signal_t) / positive(noise_t, "noise_t")) ** 2
+    before = (as_level(alpha_prev) / positive(sigma_prev, "sigma_prev")) ** 2
+    return before - (as_level(alpha_t) / positive(sigma_t, "sigma_t")) ** 2
 
 
 def corrected_error(
     error: Tensor,
     gap_t: Tensor | None,
     gap_prev: Tensor | None,
-    signal_t: Level,
-    noise_t: Level,
-    signal_prev: Level,
-    noise_prev: Level,
+    alpha_t: Level,
+    sigma_t: Level,
+    alpha_prev: Level,
+    sigma_prev: Level,
 ) -> Tensor:
     """What the step's KL squares in place of the error of ``x_0`` when the mean depends on ``x_0``.
 
@@ -132,14 +132,14 @@ def corrected_error(
     Args:
         error: ``x_0 - x0_hat``, (B, ...).
         gap_t, gap_prev: ``b_t(x_0) - b_t(x0_hat)`` at the two levels, as ``error``; None is zero.
-        signal_t, noise_t, signal_prev, noise_prev: as in `posterior`; level t is the noisier one.
+        alpha_t, sigma_t, alpha_prev, sigma_prev: as in `posterior`; level t is the noisier one.
 
     Returns:
         As ``error``; ``error`` itself without gaps, and where the previous level is clean.
     """
-    ratio = as_level(signal_t) / positive(signal_prev, "signal_prev")
-    variance_t, variance_prev = positive(noise_t, "noise_t") ** 2, as_level(noise_prev) ** 2
-    on_x0 = as_level(signal_prev) * (variance_t - ratio**2 * variance_prev) / variance_t
+    ratio = as_level(alpha_t) / positive(alpha_prev, "alpha_prev")
+    variance_t, variance_prev = positive(sigma_t, "sigma_t") ** 2, as_level(sigma_prev) ** 2
+    on_x0 = as_level(alpha_prev) * (variance_t - ratio**2 * variance_prev) / variance_t
     on_x_t = ratio * variance_prev / variance_t
     if gap_prev is not None:
         error = error + gap_prev / per_sample(positive(on_x0, "the step"), error)
@@ -162,8 +162,8 @@ def step_kl(
     x0: Tensor,
     eps: Tensor,
     level: Tensor,
-    signal: Tensor,
-    noise: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
     predict: Predict,
     shift: Shift | None,
     corrected: bool = True,
@@ -174,7 +174,7 @@ def step_kl(
         x0: (B, ...) data.
         eps: standard normal, as ``x0``.
         level: (B,) int64, in 2..T.
-        signal, noise: (T + 1,) of the schedule, ascending in noise, level 0 clean; float64, because a step of
+        alpha, sigma: (T + 1,) of the schedule, ascending in noise, level 0 clean; float64, because a step of
             many is the difference of two nearly equal levels.
         predict: the network.
         shift: the adapter; None is the ordinary diffusion.
@@ -185,7 +185,7 @@ def step_kl(
         (B,) nats per dimension, float64, >= 0.
     """
     at, before = level.cpu(), level.cpu() - 1
-    pair = (signal.cpu()[at], noise.cpu()[at], signal.cpu()[before], noise.cpu()[before])
+    pair = (alpha.cpu()[at], sigma.cpu()[at], alpha.cpu()[before], sigma.cpu()[before])
     b = None if shift is None else shift(x0, level)
     guess = predict(marginal(x0, eps, pair[0], pair[1], b), level)
     error = x0 - guess

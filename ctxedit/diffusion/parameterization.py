@@ -19,13 +19,13 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Weighting = Literal["snr", "one", "min_snr"]
 
 
-def to_x0(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Prediction) -> Tensor:
+def to_x0(output: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Prediction) -> Tensor:
     """The ``x_0`` that a network's output stands for (Eq 6's f_theta).
 
     Args:
         output: the network's output, (B, ...).
         x_t: the latents it saw, as ``output``.
-        signal, noise: their level; float, 0-d or (B,).
+        alpha, sigma: their level; float, 0-d or (B,).
         kind: "epsilon": ``(x_t - s out) / a``; "v_prediction": ``(a x_t - s out) / (a^2 + s^2)``, where the
             denominator is 1 for a variance-preserving schedule; "sample": ``out``; "flow", a flow
             model's velocity ``eps - x_0``: ``(x_t - s out) / (a + s)``, whose denominator is 1 for a = 1 - s.
@@ -34,27 +34,27 @@ def to_x0(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Predic
         x_0, as ``output``.
 
     Raises:
-        ValueError: for "epsilon" at zero signal, where noise says nothing of ``x_0``.
+        ValueError: for "epsilon" at zero alpha, where noise says nothing of ``x_0``.
     """
     if kind == "sample":
         return output
     if kind == "epsilon":
-        return (x_t - per_sample(noise, x_t) * output) / per_sample(positive(signal, "signal"), x_t)
+        return (x_t - per_sample(sigma, x_t) * output) / per_sample(positive(alpha, "alpha"), x_t)
     if kind == "v_prediction":
-        a, s = as_level(signal), as_level(noise)
+        a, s = as_level(alpha), as_level(sigma)
         power = a**2 + s**2
         return per_sample(a / power, x_t) * x_t - per_sample(s / power, x_t) * output
     if kind == "flow":
-        total = as_level(signal) + as_level(noise)
-        return per_sample(1 / total, x_t) * x_t - per_sample(as_level(noise) / total, x_t) * output
+        total = as_level(alpha) + as_level(sigma)
+        return per_sample(1 / total, x_t) * x_t - per_sample(as_level(sigma) / total, x_t) * output
     raise ValueError(f"no prediction named {kind!r}")
 
 
-def to_noise(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Prediction) -> Tensor:
+def to_noise(output: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Prediction) -> Tensor:
     """The effective noise that a network's output stands for, at zero noise as well where the head tells it.
 
     Args:
-        output, x_t, signal, noise, kind: as in `to_x0`.
+        output, x_t, alpha, sigma, kind: as in `to_x0`.
 
     Returns:
         eps, as ``output``: "epsilon": ``out``; "v_prediction": ``(s x_t + a out) / (a^2 + s^2)``; "flow":
@@ -66,8 +66,8 @@ def to_noise(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Pre
     if kind == "epsilon":
         return output
     if kind == "sample":
-        return effective_noise(x_t, output, signal, noise)
-    a, s = as_level(signal), as_level(noise)
+        return effective_noise(x_t, output, alpha, sigma)
+    a, s = as_level(alpha), as_level(sigma)
     if kind == "v_prediction":
         power = a**2 + s**2
         return per_sample(s / power, x_t) * x_t + per_sample(a / power, x_t) * output
@@ -76,12 +76,12 @@ def to_noise(output: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Pre
     raise ValueError(f"no prediction named {kind!r}")
 
 
-def from_x0(x0: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Prediction) -> Tensor:
+def from_x0(x0: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Prediction) -> Tensor:
     """The output that stands for ``x_0``: the inverse of `to_x0`, and a head's training target.
 
     Args:
         x0, x_t: (B, ...).
-        signal, noise: the level of ``x_t``, noise > 0 unless ``kind`` is "sample"; float, 0-d or (B,).
+        alpha, sigma: the level of ``x_t``, sigma > 0 unless ``kind`` is "sample"; float, 0-d or (B,).
         kind: as in `to_x0`. "v_prediction" is ``a eps - s x_0``, "flow" is ``eps - x_0``.
 
     Returns:
@@ -92,21 +92,21 @@ def from_x0(x0: Tensor, x_t: Tensor, signal: Level, noise: Level, kind: Predicti
     """
     if kind == "sample":
         return x0
-    eps = effective_noise(x_t, x0, signal, noise)
+    eps = effective_noise(x_t, x0, alpha, sigma)
     if kind == "epsilon":
         return eps
     if kind == "v_prediction":
-        return per_sample(signal, x_t) * eps - per_sample(noise, x_t) * x0
+        return per_sample(alpha, x_t) * eps - per_sample(sigma, x_t) * x0
     if kind == "flow":
         return eps - x0
     raise ValueError(f"no prediction named {kind!r}")
 
 
-def loss_weight(signal: Level, noise: Level, kind: Weighting = "snr", gamma: float = 5.0) -> Tensor:
+def loss_weight(alpha: Level, sigma: Level, kind: Weighting = "snr", gamma: float = 5.0) -> Tensor:
     """lambda_t of the loss ``lambda_t |x0_hat - x_0|^2`` (Eq 6).
 
     Args:
-        signal, noise: the level, noise > 0; float, 0-d or (B,).
+        alpha, sigma: the level, sigma > 0; float, 0-d or (B,).
         kind: "snr": ``(a / s)^2``, which makes the loss the plain noise-prediction loss and is the default
             for a noise backbone; "one": 1, the plain x_0 loss; "min_snr": ``min((a / s)^2, gamma)`` (Hang et
             al., arXiv 2303.09556).
@@ -119,8 +119,8 @@ def loss_weight(signal: Level, noise: Level, kind: Weighting = "snr", gamma: flo
         ValueError: at zero noise, unless ``kind`` is "one".
     """
     if kind == "one":
-        return torch.ones_like(as_level(signal))
+        return torch.ones_like(as_level(alpha))
     if kind not in ("snr", "min_snr"):
         raise ValueError(f"no weighting named {kind!r}")
-    snr = (as_level(signal) / positive(noise, "noise")) ** 2
+    snr = (as_level(alpha) / positive(sigma, "sigma")) ** 2
     return snr if kind == "snr" else snr.clamp(max=gamma)

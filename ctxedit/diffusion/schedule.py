@@ -18,29 +18,29 @@ Spacing = Literal["leading", "trailing", "linspace"]
 class Levels:
     """The used noise levels, from clean data (level 0) to the noisiest (level S).
 
-    Two orders meet here. Levels count *up* with the noise: ``signal[i]`` and ``noise[i]`` belong to level
+    Two orders meet here. Levels count *up* with the noise: ``alpha[i]`` and ``sigma[i]`` belong to level
     ``i``. ``timesteps`` counts *down*, in the order a sampler visits them, as in diffusers: level ``i >= 1``
     is the i-th least noisy used timestep, ``timesteps[S - i]``. Ask ``timestep(i)`` and never index
     ``timesteps`` by level.
 
     Attributes:
         timesteps: (S,) int64, or floating point (flow models), strictly descending; what the network is told.
-        signal: (S+1,) in [0, 1], descending: ``sqrt(alpha_bar)``. ``signal[0]`` is 1 for clean data.
-        noise: (S+1,) in [0, 1], ascending: ``sqrt(1 - alpha_bar)``. ``noise[0]`` is 0 for clean data.
+        alpha: (S+1,) in [0, 1], descending: ``sqrt(alpha_bar)``. ``alpha[0]`` is 1 for clean data.
+        sigma: (S+1,) in [0, 1], ascending: ``sqrt(1 - alpha_bar)``. ``sigma[0]`` is 0 for clean data.
     """
 
     timesteps: Tensor
-    signal: Tensor
-    noise: Tensor
+    alpha: Tensor
+    sigma: Tensor
 
     def __post_init__(self) -> None:
         size = self.timesteps.numel() + 1
-        if self.signal.shape != (size,) or self.noise.shape != (size,):
+        if self.alpha.shape != (size,) or self.sigma.shape != (size,):
             raise ValueError(f"{size - 1} timesteps need {size} levels, level 0 included")
         if bool((self.timesteps.diff() >= 0).any()):
             raise ValueError("timesteps must descend")
-        if bool((self.noise.diff() < 0).any()):
-            raise ValueError("noise must ascend with the level")
+        if bool((self.sigma.diff() < 0).any()):
+            raise ValueError("sigma must ascend with the level")
 
     @property
     def steps(self) -> int:
@@ -59,14 +59,14 @@ class Levels:
         return found
 
     def at(self, level: int) -> tuple[Tensor, Tensor]:
-        """``(signal, noise)`` of a level in 0..S, each 0-d.
+        """``(alpha, sigma)`` of a level in 0..S, each 0-d.
 
         Raises:
             IndexError: outside 0..S.
         """
         if not 0 <= level <= self.steps:
             raise IndexError(f"level {level} is not in 0..{self.steps}")
-        return self.signal[level], self.noise[level]
+        return self.alpha[level], self.sigma[level]
 
     def down(self) -> Iterator[tuple[int, int]]:
         """Steps of a sampler, as pairs of levels (from, to): (S, S-1), ..., (1, 0)."""
@@ -159,4 +159,4 @@ def levels(
         raise ValueError(f"{steps} {spacing} steps with offset {steps_offset} leave a schedule of {total}")
     clean = torch.tensor([1.0 if final_alpha is None else float(final_alpha)], dtype=torch.float64)
     bar = torch.cat([clean, alphas_cumprod.double().cpu()[ascending]])
-    return Levels(timesteps=ascending.flip(0), signal=bar.sqrt(), noise=(1 - bar).sqrt())
+    return Levels(timesteps=ascending.flip(0), alpha=bar.sqrt(), sigma=(1 - bar).sqrt())

@@ -14,7 +14,7 @@ from ctxedit.editing.parts import Parts
 from ctxedit.media.scratch import release
 from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
 from ctxedit.prompts import plain
-from ctxedit.stages.edit import Scene
+from ctxedit.stages.edit import InvertedClip
 from ctxedit.stages.invert import network_passes
 from ctxedit.stages.long import Stored, edit_long, invert_long
 from ctxedit.windows import Window
@@ -73,7 +73,7 @@ def sample_long(
     """Latents (F, C, h, w) of an edit, on disk."""
     config, backbone = parts.config, parts.backbone
     levels = backbone.levels(config.edit.steps)
-    scene = Scene(backbone, prompt, torch.from_numpy(trajectory), levels, parts.view)
+    inverted = InvertedClip(backbone, prompt, torch.from_numpy(trajectory), levels, parts.view)
 
     def mask(window: Window) -> Tensor | None:
         return None if pixels is None else parts.latent_mask(pixels[window.span])
@@ -81,7 +81,7 @@ def sample_long(
     total = config.edit.steps * len(parts.windows)
     with parts.reporter.task(f"edit “{target}”", total) as progress:
         return edit_long(
-            scene, trajectory, parts.strip, target, config, parts.shift(plain(target)), mask,
+            inverted, trajectory, parts.strip, target, config, parts.shift(plain(target)), mask,
             lambda done, _: progress(done, ""),
         )  # fmt: skip
 

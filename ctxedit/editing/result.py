@@ -23,20 +23,20 @@ class EditResult:
         target: the target prompt.
         files: ``files.video``, ``files.side_by_side``, ``files.sheet``.
         reused: whether it was there already.
-        kept: the file in the run folder that holds the frames without loss.
+        frames_file: the file in the run folder that holds the frames without loss.
         figures: its scores, where it was evaluated.
     """
 
     target: str
     files: OutputFiles
     reused: bool
-    kept: Path
+    frames_file: Path
     figures: Figures | None = None
 
     @property
     def frames(self) -> NDArray[np.uint8]:
         """The edited frames, RGB uint8 (F, h, w, 3) at working size, as they were before encoding."""
-        frames: NDArray[np.uint8] = load_file(self.kept)["frames"]
+        frames: NDArray[np.uint8] = load_file(self.frames_file)["frames"]
         return frames
 
     @property

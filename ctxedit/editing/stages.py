@@ -203,12 +203,14 @@ def _tell_round_trip(job: StageJob, found: returning.RoundTrip) -> returning.Rou
 def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) -> NDArray[np.uint8]:
     """RGB uint8 (F, h, w, 3) of an edit at working size, not written."""
     config, backbone = parts.config, parts.backbone
-    scene = editing.Scene(backbone, prompt, trajectory, backbone.levels(config.edit.steps), parts.view)
+    inverted = editing.InvertedClip(
+        backbone, prompt, trajectory, backbone.levels(config.edit.steps), parts.view
+    )
     pixels = parts.mask()
     mask = None if pixels is None else parts.latent_mask(pixels)
     with parts.reporter.task(f"edit “{target}”", config.edit.steps) as progress:
         latents = editing.edit(
-            scene, target, config, parts.shift(plain(target)), mask, lambda done, _: progress(done, "")
+            inverted, target, config, parts.shift(plain(target)), mask, lambda done, _: progress(done, "")
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:

@@ -16,7 +16,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import formulas as metrics
 from ctxedit.prompts import plain
-from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.edit import InvertedClip, edit
 from ctxedit.stages.tune import ADAPTER
 
 #: A log's figures, with what the picture calls them.
@@ -97,8 +97,8 @@ def _clip_text_now(session: Session, target: str) -> float:
     if config.edit.start == "inversion":
         trajectory = invert_now(parts, session.prompt)
     levels = parts.backbone.levels(config.edit.steps)
-    scene = Scene(parts.backbone, session.prompt, trajectory, levels, parts.view)
-    frames = parts.backbone.decode(edit(scene, target, config, parts.shift(plain(target))))
+    inverted = InvertedClip(parts.backbone, session.prompt, trajectory, levels, parts.view)
+    frames = parts.backbone.decode(edit(inverted, target, config, parts.shift(plain(target))))
     images = parts.scorer.embed_images(parts.prepared.unpad(frames))
     return metrics.clip_text(images, parts.scorer.embed_texts([plain(target)]))
 

@@ -21,7 +21,7 @@ from ctxedit.models.alignment import columns, content
 from ctxedit.models.attention import AttentionRecorder
 from ctxedit.models.shift import ContextShift
 from ctxedit.prompts import plain
-from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.edit import InvertedClip, edit
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.report import HeatmapFiles, heatmap_files
 
@@ -71,16 +71,18 @@ def _recorded(
     """Frames of an edit at the model's size, and each word's map (F, h, w)."""
     config, parts = session.config, session.parts
     levels = parts.backbone.levels(config.edit.steps)
-    scene = Scene(parts.backbone, session.prompt, trajectory, levels, parts.view)
+    inverted = InvertedClip(parts.backbone, session.prompt, trajectory, levels, parts.view)
     pixels = parts.mask()
     mask = None if pixels is None else parts.latent_mask(pixels[parts.windows[0].span])
     with session.reporter.task(f"heat maps “{target}”", config.edit.steps) as progress:
-        latents, maps = watched_edit(scene, target, config, shift, mask, lambda done, _: progress(done, ""))
+        latents, maps = watched_edit(
+            inverted, target, config, shift, mask, lambda done, _: progress(done, "")
+        )
     return parts.backbone.decode(latents), maps
 
 
 def watched_edit(
-    scene: Scene,
+    inverted: InvertedClip,
     target: str,
     config: Config,
     shift: ContextShift | None = None,
@@ -94,7 +96,7 @@ def watched_edit(
     queries and keys say, not the map of the source that serves in its place.
 
     Args:
-        scene, target, config, shift, mask, progress: as for :func:`ctxedit.stages.edit.edit`.
+        inverted, target, config, shift, mask, progress: as for :func:`ctxedit.stages.edit.edit`.
 
     Returns:
         Latents (F, C, h, w), and for each word (F, h, w): attention probabilities, at latent size. A word
@@ -103,12 +105,12 @@ def watched_edit(
     Raises:
         InputError: the target has no word to look for.
     """
-    with scene.backbone.room_for([target, scene.prompt]):
-        return _watched(scene, target, config, shift, mask, progress)
+    with inverted.backbone.room_for([target, inverted.prompt]):
+        return _watched(inverted, target, config, shift, mask, progress)
 
 
 def _watched(
-    scene: Scene,
+    inverted: InvertedClip,
     target: str,
     config: Config,
     shift: ContextShift | None,
@@ -116,13 +118,13 @@ def _watched(
     progress: Progress,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """As :func:`watched_edit`, with prompts that the conditions have room for."""
-    words = content(scene.backbone.words(plain(target)))
+    words = content(inverted.backbone.words(plain(target)))
     if not words:
         raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
-    tokens = scene.view.tokens_at(config.fusion.mask_resolution)
-    table = columns(words, scene.backbone.context_length)
-    recorder = AttentionRecorder(table, 0, scene.view.side, max_tokens=tokens, min_tokens=tokens)
-    latents = edit(scene, target, config, shift, mask, progress, recorder)
+    tokens = inverted.view.tokens_at(config.fusion.mask_resolution)
+    table = columns(words, inverted.backbone.context_length)
+    recorder = AttentionRecorder(table, 0, inverted.view.side, max_tokens=tokens, min_tokens=tokens)
+    latents = edit(inverted, target, config, shift, mask, progress, recorder)
     maps: dict[str, Tensor] = {}
     for i, word in enumerate(words):
         name, n = word.text, 2

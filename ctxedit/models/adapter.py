@@ -159,20 +159,20 @@ class ContextAdapter(nn.Module):
         bound = self.config.bound
         return bound * torch.tanh(out / bound) if bound else out
 
-    def scale(self, signal: Level, noise: Level) -> Tensor:
+    def scale(self, alpha: Level, sigma: Level) -> Tensor:
         """k_t of the adapter's variant."""
-        return shift_scale(signal, noise, self.config.scale)
+        return shift_scale(alpha, sigma, self.config.scale)
 
-    def shift(self, r: Tensor, x0: Tensor, signal: Level, noise: Level) -> Tensor:
+    def shift(self, r: Tensor, x0: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """b_t of the adapter's output r: k_t r, or what keeps the signal's norm where the config says so.
 
         Args:
             r: (B·F, C, h, w), what the adapter gave for ``x0``.
             x0: as ``r``.
-            signal, noise: the level; float, 0-d or (B·F,).
+            alpha, sigma: the level; float, 0-d or (B·F,).
         """
-        b = per_sample(self.scale(signal, noise), x0) * r
-        return keep_norm(b, x0, signal) if self.config.norm == "kept" else b
+        b = per_sample(self.scale(alpha, sigma), x0) * r
+        return keep_norm(b, x0, alpha) if self.config.norm == "kept" else b
 
     def save(self, path: Path, tensors: Mapping[str, Tensor] | None = None, **notes: str) -> None:
         """One safetensors file; the settings and sizes are in its metadata.

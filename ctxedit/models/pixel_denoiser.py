@@ -72,7 +72,7 @@ class PixelDenoiser(nn.Module):
     def at(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise (B,) of levels (B,), in the precision and on the device of ``like``."""
         at = level.cpu()
-        return self.levels.signal[at].to(like), self.levels.noise[at].to(like)
+        return self.levels.alpha[at].to(like), self.levels.sigma[at].to(like)
 
     def save(self, folder: Path) -> None:
         """Write the folder, in fp16."""

@@ -27,11 +27,11 @@ class ContextShift:
     frames: int
     look: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(self, x0: Tensor, timestep: int | float | Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, x0: Tensor, timestep: int | float | Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """b_t, the shape of x0 (F, C, h, w)."""
         tokens = self.look(x0) if self.look is not None else None
         r = self.adapter(x0, self.context, timestep, self.frames, tokens)
-        return self.adapter.shift(r, x0, signal, noise).to(x0.dtype)
+        return self.adapter.shift(r, x0, alpha, sigma).to(x0.dtype)
 
     def at(self, x0: Tensor, levels: Levels, level: int) -> Tensor | None:
         """b at a level; None at level 0, where k is 0."""

@@ -25,7 +25,7 @@ from ctxedit.stages.sample import Sampling, Source, sample
 
 
 @dataclass(frozen=True)
-class Scene:
+class InvertedClip:
     """What all edits of one clip share.
 
     Attributes:
@@ -54,7 +54,7 @@ def network_passes(config: Config, prompt: str | None, target: str) -> int:
 
 
 def edit(
-    scene: Scene,
+    inverted: InvertedClip,
     target: str,
     config: Config,
     shift: ContextShift | None = None,
@@ -65,7 +65,7 @@ def edit(
     """Latents (F, C, h, w) of the edited clip.
 
     Args:
-        scene: the inverted clip.
+        inverted: the inverted clip.
         target: target prompt, what the edited clip should show; may have weights, ``(tiger:1.3)``.
         config: fusion, guidance, steps, seed.
         shift: b_t of the target prompt, or None.
@@ -77,12 +77,12 @@ def edit(
         InputError: the target or the negative prompt is longer than the text encoder takes.
         NumericsError: NaN or infinity appeared.
     """
-    levels = scene.levels
-    with edit_conditions(scene, target, config) as (context, source):
+    levels = inverted.levels
+    with edit_conditions(inverted, target, config) as (context, source):
         generator = torch.Generator().manual_seed(config.seed)
         if source is None:
             start = max(1, round(levels.steps * config.edit.strength))
-            clean = scene.trajectory[0]
+            clean = inverted.trajectory[0]
             noise = torch.randn(clean.shape, generator=generator).to(clean)
             a, s = levels.at(start)
             b = None if shift is None else shift.at(clean, levels, start)
@@ -90,16 +90,18 @@ def edit(
             # Without an inversion there is no source at the levels between: a mask then acts on the result.
             how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, recorder=recorder)
             how = replace(how, one_by_one=config.low_memory)
-            return sample(scene.backbone, x, context, levels, scene.view, how, shift, start, progress)
+            return sample(inverted.backbone, x, context, levels, inverted.view, how, shift, start, progress)
         how = Sampling(
             config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, recorder
         )
-        how, x = replace(how, one_by_one=config.low_memory), scene.trajectory[-1]
-        return sample(scene.backbone, x, context, levels, scene.view, how, shift, None, progress)
+        how, x = replace(how, one_by_one=config.low_memory), inverted.trajectory[-1]
+        return sample(inverted.backbone, x, context, levels, inverted.view, how, shift, None, progress)
 
 
 @contextmanager
-def edit_conditions(scene: Scene, target: str, config: Config) -> Iterator[tuple[Condition, Source | None]]:
+def edit_conditions(
+    inverted: InvertedClip, target: str, config: Config
+) -> Iterator[tuple[Condition, Source | None]]:
     """The conditions that an edit runs with, and room for their prompts as long as the block lasts.
 
     Returns:
@@ -109,27 +111,27 @@ def edit_conditions(scene: Scene, target: str, config: Config) -> Iterator[tuple
     Raises:
         InputError: the target or the negative prompt is longer than the text encoder takes.
     """
-    backbone, (target, weights) = scene.backbone, weighted(target)
-    negative = config.edit.negative_prompt.replace(SOURCE, scene.prompt)
+    backbone, (target, weights) = inverted.backbone, weighted(target)
+    negative = config.edit.negative_prompt.replace(SOURCE, inverted.prompt)
     for prompt in (target, negative):
         backbone.words(prompt)  # refuses one that is too long
-    with backbone.room_for([target, negative, scene.prompt]):
+    with backbone.room_for([target, negative, inverted.prompt]):
         source = None
         if config.edit.start != "noise":
             equaliser = backbone.token_weights(target, weights) if weights else None
-            source = _source(scene, target, equaliser, config)
+            source = _source(inverted, target, equaliser, config)
         yield backbone.condition([negative, target]), source
 
 
-def _source(scene: Scene, target: str, equaliser: Tensor | None, config: Config) -> Source:
-    backbone = scene.backbone
-    old, new = backbone.words(scene.prompt), backbone.words(target)
+def _source(inverted: InvertedClip, target: str, equaliser: Tensor | None, config: Config) -> Source:
+    backbone = inverted.backbone
+    old, new = backbone.words(inverted.prompt), backbone.words(target)
     alignment = align(old, new, backbone.context_length, config.fusion.cross, config.fusion.word_weights)
     if equaliser is not None:
         alignment = replace(alignment, weight=alignment.weight * equaliser)
-    prompt = scene.prompt if config.invert.prompt == "source" else ""
+    prompt = inverted.prompt if config.invert.prompt == "source" else ""
     return Source(
-        scene.trajectory,
+        inverted.trajectory,
         backbone.condition([prompt]),
         alignment,
         changed(old, new),

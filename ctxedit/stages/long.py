@@ -24,7 +24,7 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
-from ctxedit.stages.edit import Scene, edit_conditions
+from ctxedit.stages.edit import InvertedClip, edit_conditions
 from ctxedit.stages.invert import Progress, ascend, no_progress
 from ctxedit.stages.sample import Blend, Sampling, descend
 from ctxedit.windows import Window
@@ -126,7 +126,7 @@ def invert_long(
 
 @torch.no_grad()
 def edit_long(
-    scene: Scene,
+    inverted: InvertedClip,
     trajectory: Stored,
     strip: Strip,
     target: str,
@@ -138,7 +138,7 @@ def edit_long(
     """As :func:`ctxedit.stages.edit.edit`, on disk.
 
     Args:
-        scene: what edits share; its trajectory is a view of ``trajectory``.
+        inverted: what edits share; its trajectory is a view of ``trajectory``.
         trajectory: (S + 1, F, C, h, w) on disk; level 0 alone where nothing was inverted.
         strip: the windows.
         target, config, shift: as there, the shift of one window's length.
@@ -148,18 +148,18 @@ def edit_long(
     Returns:
         Latents (F, C, h, w) on disk.
     """
-    with edit_conditions(scene, target, config) as (condition, source):
+    with edit_conditions(inverted, target, config) as (condition, source):
         how = Sampling(
             config.edit.guidance, config.edit.eta, one_by_one=config.low_memory,
             generator=torch.Generator().manual_seed(config.seed),
         )  # fmt: skip
         if source is not None:
             how = replace(how, fusion=config.fusion, source=source)
-        return _sampled(scene, trajectory, strip, condition, config, how, shift, mask, progress)
+        return _sampled(inverted, trajectory, strip, condition, config, how, shift, mask, progress)
 
 
 def _sampled(
-    scene: Scene,
+    inverted: InvertedClip,
     trajectory: Stored,
     strip: Strip,
     condition: Condition,
@@ -169,7 +169,7 @@ def _sampled(
     mask: Callable[[Window], Tensor | None],
     progress: Progress,
 ) -> Stored:
-    levels, generator, count = scene.levels, how.generator, len(strip.windows)
+    levels, generator, count = inverted.levels, how.generator, len(strip.windows)
     assert generator is not None
     spare = [strip.store(trajectory.shape[1:]) for _ in range(2)]
     top, x = levels.steps, trajectory[-1]
@@ -189,7 +189,7 @@ def _sampled(
                 here = replace(how, source=near, mask=mask(window))
             z = noise.of(window, part) if how.eta > 0 else None
             return descend(
-                scene.backbone, part, condition, levels, high, view, here, shift, blends[number], z
+                inverted.backbone, part, condition, levels, high, view, here, shift, blends[number], z
             )
 
         strip.walk(x, result, _counted(down, progress, step * count, top * count))

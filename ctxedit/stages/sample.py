@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxedit.config import Config, FusionConfig
-from ctxedit.diffusion.ddim import ddim, eta_sigma
+from ctxedit.diffusion.ddim import ddim, eta_std
 from ctxedit.diffusion.guidance import guide
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
@@ -210,10 +210,10 @@ def descend(
     """
     low = high - 1
     x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
-    sigma = eta_sigma(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
+    std = eta_std(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
     b_high = None if shift is None else shift.at(x0, levels, high)
     b_low = None if shift is None else shift.at(x0, levels, low)
-    x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, sigma, z)
+    x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, std, z)
     if how.source is not None:
         x = _keep(x, how.source.trajectory[low].to(x), how, blend)
     if not bool(torch.isfinite(x).all()):

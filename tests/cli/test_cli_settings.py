@@ -1,10 +1,11 @@
 """Where settings come from, presets, models, env."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from ctxedit import config
+from ctxedit import config, tables
 from ctxedit.cli import arguments
 from ctxedit.errors import ConfigError
 
@@ -93,7 +94,7 @@ def test_presets_ls_names_all_and_says_what_they_are(ctxedit):
 
 def test_presets_show_prints_the_file(ctxedit):
     answer = ctxedit("presets", "show", "contextdiff")
-    assert config.parse(answer.out) == config.read_table(config.preset_path("contextdiff"))
+    assert tables.parse(answer.out) == tables.read_table(config.preset_path("contextdiff"))
     assert ctxedit("presets", "show", "contextdiff", "--json").table["table"]["edit"]["guidance"] == 7.5
 
 
@@ -154,5 +155,5 @@ def test_env_has_what_a_bug_report_needs(ctxedit, monkeypatch):
 def test_json_never_holds_infinity():
     from ctxedit.cli.output import to_json
 
-    text = to_json({"psnr": float("inf"), "none": None, "nan": float("nan"), "path": [config.Path("a")]})
+    text = to_json({"psnr": float("inf"), "none": None, "nan": float("nan"), "path": [Path("a")]})
     assert json.loads(text) == {"psnr": "inf", "none": None, "nan": None, "path": ["a"]}

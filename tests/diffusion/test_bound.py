@@ -44,7 +44,7 @@ class Gaussian:
 
     def __init__(self, table: Levels, c: float = 0.0, ends_kept: bool = False) -> None:
         self.table, self.c = table, c
-        self.k = c * shift_scale(table.signal, table.noise)
+        self.k = c * shift_scale(table.alpha, table.sigma)
         if ends_kept:
             place = torch.arange(-1, table.steps, dtype=torch.float64) / (table.steps - 1)
             self.k = self.k * (math.pi * place.clamp(min=0)).sin()
@@ -54,16 +54,16 @@ class Gaussian:
 
     def gain(self):
         """x̂_0 over x_t, for each level."""
-        m = self.table.signal + self.k
-        return m * SIGMA**2 / (m**2 * SIGMA**2 + self.table.noise**2)
+        m = self.table.alpha + self.k
+        return m * SIGMA**2 / (m**2 * SIGMA**2 + self.table.sigma**2)
 
     def predict(self, x_t, level):
         return self.gain()[level].reshape(-1, 1) * x_t
 
     def squared_error(self):
         """E (x_0 − x̂_0)² at each level."""
-        m = self.table.signal + self.k
-        return SIGMA**2 * self.table.noise**2 / (m**2 * SIGMA**2 + self.table.noise**2)
+        m = self.table.alpha + self.k
+        return SIGMA**2 * self.table.sigma**2 / (m**2 * SIGMA**2 + self.table.sigma**2)
 
     def factor(self):
         """Of level t = 2..T: the corrected error over the error of x_0, a number for a linear shift."""
@@ -72,7 +72,7 @@ class Gaussian:
         return corrected_error(one, self.k[2:, None] * one, self.k[1:-1, None] * one, *pair)[:, 0]
 
     def pairs(self):
-        a, s = self.table.signal, self.table.noise
+        a, s = self.table.alpha, self.table.sigma
         return a[2:], s[2:], a[1:-1], s[1:-1]
 
     def steps(self, corrected=True):
@@ -82,7 +82,7 @@ class Gaussian:
 
     def ends(self):
         """Prior and decoder in closed form; the decoder has the deviation of x_0 given x_1."""
-        m, s = self.table.signal[-1] + self.k[-1], self.table.noise[-1]
+        m, s = self.table.alpha[-1] + self.k[-1], self.table.sigma[-1]
         prior = 0.5 * (m**2 * SIGMA**2 + s**2 - 1 - (s**2).log())
         return prior + 0.5 * (2 * math.pi * math.e * self.squared_error()[1]).log()
 
@@ -103,7 +103,7 @@ def test_the_estimate_is_the_closed_form_for_gaussian_data(randn, c):
     found = []
     for t in range(2, table.steps + 1):
         level = torch.full((n,), t)
-        found.append(step_kl(x0, randn(n, 1), level, table.signal, table.noise, world.predict, shift).mean())
+        found.append(step_kl(x0, randn(n, 1), level, table.alpha, table.sigma, world.predict, shift).mean())
     torch.testing.assert_close(torch.stack(found), world.steps(), rtol=0.05, atol=1e-9)
     one, last = torch.ones(n, dtype=torch.int64), torch.full((n,), table.steps)
     x1 = marginal(x0, randn(n, 1), *table.at(1), world.shift(x0, one))
@@ -128,13 +128,13 @@ def test_a_step_is_the_kl_of_the_two_posteriors(randn, dims):
     tilt = randn(*dims[1:])
 
     def shift(x, at):
-        k = shift_scale(table.signal, table.noise)[at].reshape(-1, *[1] * (x.ndim - 1))
-        return keep_norm(k * (torch.tanh(3 * x) + tilt), x, table.signal[at])
+        k = shift_scale(table.alpha, table.sigma)[at].reshape(-1, *[1] * (x.ndim - 1))
+        return keep_norm(k * (torch.tanh(3 * x) + tilt), x, table.alpha[at])
 
     def predict(x_t, at):
         return 0.7 * x_t + 0.1
 
-    a, s = table.signal, table.noise
+    a, s = table.alpha, table.sigma
     x_t = marginal(x0, eps, a[level], s[level], shift(x0, level))
     guess = predict(x_t, level)
     pair = (a[level], s[level], a[level - 1], s[level - 1])
@@ -147,7 +147,7 @@ def test_a_step_is_the_kl_of_the_two_posteriors(randn, dims):
 def test_zero_shift_is_the_ordinary_bound(randn):
     table, x0, eps = cosine(50), randn(49, 6), randn(49, 6)
     level, world = torch.arange(2, 51), Gaussian(cosine(50))
-    args = (x0, eps, level, table.signal, table.noise, world.predict)
+    args = (x0, eps, level, table.alpha, table.sigma, world.predict)
     plain = step_kl(*args, None)
     for shift in (lambda x, at: torch.zeros_like(x), Gaussian(table, 0.0).shift):
         assert float((step_kl(*args, shift) - plain).abs().max()) < 1e-6
@@ -160,7 +160,7 @@ def test_the_bound_depends_on_the_ends_of_the_schedule_alone_as_steps_grow():
     for steps in (100, 400, 1600):
         table = between_fixed_ends(steps)
         loud = Gaussian(table, 4.0, ends_kept=True)
-        other = Gaussian(Levels(table.timesteps, table.signal + loud.k, table.noise))
+        other = Gaussian(Levels(table.timesteps, table.alpha + loud.k, table.sigma))
         assert float(other.squared_error().sum()) < 0.95 * float(Gaussian(table).squared_error().sum())
         differences.append(abs(other.bound() - Gaussian(table).bound()))
     assert differences[0] > 3 * differences[1] > 9 * differences[2]
@@ -173,8 +173,8 @@ def test_writing_x0_louder_costs_what_the_kernel_says():
     by the log-SNR, where the other schedule's have ``z^2 + 2 z z'``: the bound is worse by ``z'^2``."""
     table = between_fixed_ends(3200)
     plain, loud = Gaussian(table), Gaussian(table, 4.0, ends_kept=True)
-    logs = 2 * (table.signal[1:] / table.noise[1:]).log()
-    z = (table.signal + loud.k)[1:] / table.signal[1:]
+    logs = 2 * (table.alpha[1:] / table.sigma[1:]).log()
+    z = (table.alpha + loud.k)[1:] / table.alpha[1:]
     slope = torch.gradient(z, spacing=(logs,))[0]
     excess = 0.5 * torch.trapezoid(logs.exp() * slope**2 * loud.squared_error()[1:], logs).abs()
     assert float(excess) > 0.05
@@ -199,7 +199,7 @@ def test_without_the_correction_writing_louder_seems_to_pay():
 def test_the_uncorrected_step_is_the_weighted_error_of_x0(randn):
     table, x0, eps = cosine(50), randn(3, 6), randn(3, 6)
     world, level = Gaussian(table, 4.0), torch.tensor([2, 20, 50])
-    a, s = table.signal, table.noise
+    a, s = table.alpha, table.sigma
     guess = world.predict(marginal(x0, eps, a[level], s[level], world.shift(x0, level)), level)
     expected = 0.5 * snr_step(a[level], s[level], a[level - 1], s[level - 1]) * ((x0 - guess) ** 2).mean(1)
     found = step_kl(x0, eps, level, a, s, world.predict, world.shift, corrected=False)

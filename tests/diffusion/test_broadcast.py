@@ -15,7 +15,7 @@ KERNELS = {
     "step_forward": lambda x, y, z, a, s: step_forward(x, a**2, y, z, y),
     "effective_noise": lambda x, y, z, a, s: effective_noise(x, y, a, s),
     "ancestral": lambda x, y, z, a, s: ancestral(x, y, a, s, (1 + a) / 2, s / 2, y, z, z=z),
-    "ddim": lambda x, y, z, a, s: ddim(x, y, a, s, a / 2, (1 + s) / 2, y, z, sigma=s / 3, z=z),
+    "ddim": lambda x, y, z, a, s: ddim(x, y, a, s, a / 2, (1 + s) / 2, y, z, std=s / 3, z=z),
     "to_x0": lambda x, y, z, a, s: to_x0(x, y, a, s, "v_prediction"),
     "from_x0": lambda x, y, z, a, s: from_x0(x, y, a, s, "v_prediction"),
     "prior_kl": lambda x, y, z, a, s: prior_kl(x, a, s, y),
@@ -58,5 +58,5 @@ def test_floats_become_double_precision_levels():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), torch.tensor([1.0, 0.0])])
 def test_a_level_that_cannot_divide_is_refused(value):
-    with pytest.raises(ValueError, match="noise must be positive"):
-        positive(value, "noise")
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        positive(value, "sigma")

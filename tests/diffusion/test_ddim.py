@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from ctxedit.diffusion.ddim import ddim, eta_sigma
+from ctxedit.diffusion.ddim import ddim, eta_std
 from ctxedit.diffusion.forward import contextual_shift, marginal
 from ctxedit.diffusion.parameterization import to_x0
 from ctxedit.diffusion.posterior import ancestral, posterior
@@ -34,7 +34,7 @@ def test_down_is_diffusers_ddim(kind, spacing, eta, to_one, randn, in_double):
         expected = theirs.step(output, used.timestep(start), x, eta=eta, variance_noise=z).prev_sample
         here, there = used.at(start), used.at(end)
         x0 = to_x0(output, x, *here, kind)
-        ours = ddim(x, x0, *here, *there, sigma=eta_sigma(eta, *here, *there), z=z)
+        ours = ddim(x, x0, *here, *there, std=eta_std(eta, *here, *there), z=z)
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -105,7 +105,7 @@ def test_flow_levels_give_the_euler_step(tau, to, randn):
 def test_eta_one_is_the_posterior(pair, sd_levels, randn):
     x, x0, b, b_prev, z = (randn() for _ in range(5))
     here, there = sd_levels.at(pair[0]), sd_levels.at(pair[1])
-    sigma = eta_sigma(1.0, *here, *there)
+    sigma = eta_std(1.0, *here, *there)
     _, variance = posterior(x, x0, *here, *there)
     assert sigma**2 == pytest.approx(float(variance), abs=1e-14)
     torch.testing.assert_close(
@@ -121,14 +121,14 @@ def test_zero_terminal_snr_starts_from_pure_noise(randn):
     here, there = used.at(10), used.at(9)
     x, x0, z = randn(), randn(), randn()
     torch.testing.assert_close(ddim(x, x0, *here, *there), marginal(x0, x, *there), rtol=1e-12, atol=1e-12)
-    fresh = ddim(x, x0, *here, *there, sigma=eta_sigma(1.0, *here, *there), z=z)
+    fresh = ddim(x, x0, *here, *there, std=eta_std(1.0, *here, *there), z=z)
     torch.testing.assert_close(fresh, marginal(x0, z, *there), rtol=1e-12, atol=1e-7)
 
 
 def test_a_sigma_rounded_beyond_the_noise_is_all_of_it(randn):
     x, x0, z = randn(), randn(), randn()
     rounded = torch.nextafter(torch.tensor(0.6, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
-    moved = ddim(x, x0, 0.6, 0.8, 0.8, 0.6, sigma=rounded, z=z)
+    moved = ddim(x, x0, 0.6, 0.8, 0.8, 0.6, std=rounded, z=z)
     torch.testing.assert_close(moved, marginal(x0, z, 0.8, 0.6), rtol=1e-12, atol=1e-12)
 
 
@@ -144,10 +144,10 @@ def test_gradients_reach_the_shift(sd_levels, randn):
 @pytest.mark.parametrize(
     ("levels_", "options", "message"),
     [
-        ((1.0, 0.0, 0.8, 0.6), {}, "noise must be positive"),
-        ((0.6, 0.8, 0.8, 0.6), {"sigma": 0.7, "z": torch.zeros(2, 4, 3, 5)}, "sigma"),
-        ((0.6, 0.8, 0.8, 0.6), {"sigma": -0.1, "z": torch.zeros(2, 4, 3, 5)}, "sigma"),
-        ((0.6, 0.8, 0.8, 0.6), {"sigma": 0.1}, "needs noise z"),
+        ((1.0, 0.0, 0.8, 0.6), {}, "sigma must be positive"),
+        ((0.6, 0.8, 0.8, 0.6), {"std": 0.7, "z": torch.zeros(2, 4, 3, 5)}, "std"),
+        ((0.6, 0.8, 0.8, 0.6), {"std": -0.1, "z": torch.zeros(2, 4, 3, 5)}, "std"),
+        ((0.6, 0.8, 0.8, 0.6), {"std": 0.1}, "needs noise z"),
     ],
     ids=["clean data without eps", "too much noise", "negative noise", "no z"],
 )
@@ -159,4 +159,4 @@ def test_impossible_steps_are_refused(levels_, options, message, randn):
 
 def test_eta_is_for_downward_steps():
     with pytest.raises(ValueError, match="downward"):
-        eta_sigma(1.0, 0.8, 0.6, 0.6, 0.8)
+        eta_std(1.0, 0.8, 0.6, 0.6, 0.8)

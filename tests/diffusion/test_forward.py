@@ -19,7 +19,7 @@ def test_clean_data_is_not_shifted(kind):
 
 
 def test_the_papers_scale_is_at_most_a_quarter_and_survives_stable_diffusions_last_level(sd_levels):
-    k = shift_scale(sd_levels.signal, sd_levels.noise)
+    k = shift_scale(sd_levels.alpha, sd_levels.sigma)
     assert 0.24 < k.max() <= 0.25
     assert shift_scale(0.5, 0.75**0.5) == 0.25
     # the last *training* timestep has alpha_bar 0.00466, so k_T is not the paper's 0
@@ -87,7 +87,7 @@ class TestKeptNorm:
 def test_steps_compose_to_the_marginal(sd_levels, randn):
     """Eq 2 repeated is Eq 1. The map is affine in the noises: mean and variance need no sampling."""
     x0, shifts = randn(1, 3), [torch.zeros(1, 3, dtype=torch.float64)] + [randn(1, 3) for _ in range(20)]
-    alpha = (sd_levels.signal[1:] / sd_levels.signal[:-1]) ** 2
+    alpha = (sd_levels.alpha[1:] / sd_levels.alpha[:-1]) ** 2
 
     def run(noises):
         x = x0
@@ -121,7 +121,7 @@ def test_effective_noise_is_the_noise_and_the_shifts_share(shifted, randn):
 
 def test_clean_data_holds_no_noise_to_read(randn):
     x = randn()
-    with pytest.raises(ValueError, match="noise must be positive"):
+    with pytest.raises(ValueError, match="sigma must be positive"):
         effective_noise(x, x, 1.0, 0.0)
 
 
@@ -140,7 +140,7 @@ def test_toy_example(r, by, sd_levels, randn):
     else:
         x_t = x0
         for start, end in ((0, 3), (3, 8), (8, level)):
-            alpha = (sd_levels.signal[end] / sd_levels.signal[start]) ** 2
+            alpha = (sd_levels.alpha[end] / sd_levels.alpha[start]) ** 2
             x_t = step_forward(x_t, alpha, r * end / level * x0, r * start / level * x0, randn(count))
     slope = torch.cov(torch.stack([x0, x_t]))[0, 1] / x_t.var()
     error = ((x0 - x0.mean() - slope * (x_t - x_t.mean())) ** 2).mean()

@@ -44,7 +44,7 @@ def test_a_shift_that_carries_x0_to_the_end_costs_nats(sd_levels, randn):
 def test_posterior_kl_is_torchs(per_sample, sd_levels, randn):
     x_t, x0, guess, shifts, guessed = randn(), randn(), randn(), [randn(), randn()], [randn(), randn()]
     t, prev = ([9, 14], [8, 13]) if per_sample else (9, 8)
-    pair = (sd_levels.signal[t], sd_levels.noise[t], sd_levels.signal[prev], sd_levels.noise[prev])
+    pair = (sd_levels.alpha[t], sd_levels.sigma[t], sd_levels.alpha[prev], sd_levels.sigma[prev])
     mean, variance = posterior(x_t, x0, *pair, *shifts)
     mean_model, _ = posterior(x_t, guess, *pair, *guessed)
     deviation = variance.sqrt()

@@ -51,7 +51,7 @@ def test_with_a_shift_the_noise_head_gives_x0_without_knowing_it(randn):
 
 
 def test_snr_weight_makes_the_x0_loss_the_noise_loss(sd_levels, randn):
-    signal, noise = sd_levels.signal[[3, 17]], sd_levels.noise[[3, 17]]
+    signal, noise = sd_levels.alpha[[3, 17]], sd_levels.sigma[[3, 17]]
     x0, x_t, output = randn(), randn(), randn()
     x0_loss = ((to_x0(output, x_t, signal, noise, "epsilon") - x0) ** 2).flatten(1).mean(1)
     noise_loss = ((output - from_x0(x0, x_t, signal, noise, "epsilon")) ** 2).flatten(1).mean(1)
@@ -80,7 +80,7 @@ def test_other_weights():
         "to",
         "from",
         "weight",
-        "noise head at zero signal",
+        "noise head at zero alpha",
         "clean data has no velocity",
         "infinite weight",
     ],

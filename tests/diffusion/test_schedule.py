@@ -98,9 +98,9 @@ def test_an_unknown_schedule_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("timesteps", "noise"), [([2, 1], [0.0, 0.5]), ([1, 2], [0.0, 0.5, 0.9]), ([2, 1], [0.0, 0.9, 0.5])]
+    ("timesteps", "sigma"), [([2, 1], [0.0, 0.5]), ([1, 2], [0.0, 0.5, 0.9]), ([2, 1], [0.0, 0.9, 0.5])]
 )
-def test_disordered_levels_are_refused(timesteps, noise):
-    noise = torch.tensor(noise)
+def test_disordered_levels_are_refused(timesteps, sigma):
+    sigma = torch.tensor(sigma)
     with pytest.raises(ValueError):
-        Levels(torch.tensor(timesteps), 1 - noise, noise)
+        Levels(torch.tensor(timesteps), 1 - sigma, sigma)

@@ -10,7 +10,7 @@ from ctxedit.inspection.heatmaps import overlay, watched_edit
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
-from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.edit import InvertedClip, edit
 from ctxedit.stages.invert import invert
 from ctxedit.stages.report import heatmap_files
 from ctxedit.synthetic import scenes
@@ -31,7 +31,7 @@ def inverted(backbone, latents):
     view = FrameView(attended_frames(AttentionConfig(), len(latents)), tuple(latents.shape[-2:]))
     levels = backbone.levels(STEPS)
     trajectory = invert(backbone, latents, backbone.embed([PROMPT]), levels, view)
-    return Scene(backbone, PROMPT, trajectory, levels, view)
+    return InvertedClip(backbone, PROMPT, trajectory, levels, view)
 
 
 @pytest.fixture()

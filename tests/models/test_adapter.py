@@ -233,7 +233,7 @@ class TestShift:
     def test_it_is_k_times_r_at_each_level(self):
         shift, x0 = self.shift(), draw(FRAMES, CHANNELS, 8, 8)
         for level in range(1, 6):
-            a = float(self.used.signal[level])
+            a = float(self.used.alpha[level])
             r = shift.adapter(x0.float(), shift.context.float(), self.used.timestep(level), FRAMES).double()
             b = shift.at(x0, self.used, level)
             assert b.dtype == x0.dtype
@@ -251,7 +251,7 @@ class TestShift:
         shift, x0 = self.shift(scale="noise"), draw(FRAMES, CHANNELS, 8, 8)
         r = shift.adapter(x0.float(), shift.context.float(), self.used.timestep(3), FRAMES).double()
         b = shift.at(x0, self.used, 3)
-        torch.testing.assert_close(b, 0.018125 * float(self.used.noise[3]) * r, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(b, 0.018125 * float(self.used.sigma[3]) * r, rtol=1e-5, atol=1e-8)
 
     def test_what_looks_through_clip_is_given_the_same_latents(self):
         seen = []

@@ -64,8 +64,8 @@ class TestLevels:
         levels = shared.levels(steps)
         assert levels.timesteps.tolist() == scheduler.timesteps.tolist()
         bar = scheduler.alphas_cumprod[scheduler.timesteps].double()
-        torch.testing.assert_close(levels.signal[1:].flip(0) ** 2, bar, rtol=1e-5, atol=1e-7)
-        assert (levels.signal[0], levels.noise[0]) == (1, 0)
+        torch.testing.assert_close(levels.alpha[1:].flip(0) ** 2, bar, rtol=1e-5, atol=1e-7)
+        assert (levels.alpha[0], levels.sigma[0]) == (1, 0)
 
     @pytest.mark.parametrize("kind", ["scaled_linear", "linear", "squaredcos_cap_v2"])
     @pytest.mark.parametrize("rescale", [False, True])

@@ -102,7 +102,7 @@ class ToyFlow(Backbone):
 
     def levels(self, steps):
         tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        return Levels(timesteps=tau[1:].flip(0), signal=1 - tau, noise=tau)
+        return Levels(timesteps=tau[1:].flip(0), alpha=1 - tau, sigma=tau)
 
     def training_level(self, generator):
         tau = torch.rand((), generator=generator, dtype=torch.float64).clamp(0.01, 0.99)

@@ -8,14 +8,14 @@ import torch
 from ctxedit.config import Config, EditConfig, FusionConfig, InvertConfig
 from ctxedit.models.attention import FrameView
 from ctxedit.patterns import attended_frames
-from ctxedit.stages.edit import Scene, edit, latent_mask
+from ctxedit.stages.edit import InvertedClip, edit, latent_mask
 from ctxedit.stages.invert import invert
 
 PROMPT, TARGET, STEPS = "a tiger walking on the beach", "a panda walking on the beach", 4
 
 
 @pytest.fixture()
-def scene(backbone):
+def inverted(backbone):
     config = Config()
     view = FrameView(attended_frames(config.attention, 3), (16, 16))
     generator = torch.Generator().manual_seed(0)
@@ -23,7 +23,7 @@ def scene(backbone):
     levels = backbone.levels(STEPS)
     with backbone.attention(config.attention):
         trajectory = invert(backbone, latents, backbone.embed([PROMPT]), levels, view)
-        yield Scene(backbone, PROMPT, trajectory, levels, view)
+        yield InvertedClip(backbone, PROMPT, trajectory, levels, view)
 
 
 def settings(**changes):
@@ -32,25 +32,25 @@ def settings(**changes):
     return Config(edit=EditConfig(steps=STEPS, **changes), invert=InvertConfig(steps=STEPS), fusion=unfused)
 
 
-def test_leading_away_from_the_source_prompt_leaves_the_source_unguided(scene):
-    plain = edit(scene, PROMPT, settings(guidance=1.0))
-    away = edit(scene, PROMPT, settings(guidance=7.0, negative_prompt="{source}"))
+def test_leading_away_from_the_source_prompt_leaves_the_source_unguided(inverted):
+    plain = edit(inverted, PROMPT, settings(guidance=1.0))
+    away = edit(inverted, PROMPT, settings(guidance=7.0, negative_prompt="{source}"))
     torch.testing.assert_close(away, plain, rtol=0, atol=1e-9)
     # With the empty prompt it is not so.
-    assert (edit(scene, PROMPT, settings(guidance=7.0)) - plain).abs().max() > 1e-3
+    assert (edit(inverted, PROMPT, settings(guidance=7.0)) - plain).abs().max() > 1e-3
 
 
-def test_it_is_the_prompt_itself_that_stands_there(scene):
-    named = edit(scene, TARGET, settings(guidance=3.0, negative_prompt="{source}"))
-    written = edit(scene, TARGET, settings(guidance=3.0, negative_prompt=PROMPT))
+def test_it_is_the_prompt_itself_that_stands_there(inverted):
+    named = edit(inverted, TARGET, settings(guidance=3.0, negative_prompt="{source}"))
+    written = edit(inverted, TARGET, settings(guidance=3.0, negative_prompt=PROMPT))
     assert torch.equal(named, written)
 
 
-def test_from_noise_the_strength_says_how_far_it_goes(scene):
-    clean = scene.trajectory[0]
+def test_from_noise_the_strength_says_how_far_it_goes(inverted):
+    clean = inverted.trajectory[0]
     config = settings(start="noise", guidance=1.0)
     far = [
-        (edit(scene, TARGET, replace(config, edit=replace(config.edit, strength=s))) - clean).norm()
+        (edit(inverted, TARGET, replace(config, edit=replace(config.edit, strength=s))) - clean).norm()
         for s in (0.25, 1.0)
     ]
     assert far[0] < far[1]

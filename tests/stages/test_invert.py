@@ -188,7 +188,7 @@ def test_a_perfect_network_is_inverted_exactly_whatever_the_shift(norm):
 
     class Constant:
         def at(self, x0, levels_, level):
-            a = levels_.signal[level]
+            a = levels_.alpha[level]
             return None if level == 0 else shift(a)
 
     got = invert(Perfect(), clean, None, used, VIEW, Constant())

@@ -12,7 +12,7 @@ from ctxedit.media.scratch import scratch
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
-from ctxedit.stages.edit import Scene, edit
+from ctxedit.stages.edit import InvertedClip, edit
 from ctxedit.stages.invert import invert
 from ctxedit.stages.long import Noise, Strip, edit_long, invert_long, write_window
 from ctxedit.windows import Window, plan_windows
@@ -101,7 +101,7 @@ def test_one_window_is_the_clip_in_one_piece_bit_for_bit(single, tmp_path, chang
     strip, trajectory = inverted(single, latents, (Window(0, 4),), tmp_path, 1)
     assert torch.equal(torch.from_numpy(trajectory), whole)
     mask = (torch.arange(16) > 4).float().expand(4, 1, 16, 16)
-    scene = Scene(single, PROMPT, whole, levels, view(4))
+    scene = InvertedClip(single, PROMPT, whole, levels, view(4))
     plain = edit(scene, TARGET, config, None, mask)
     same = edit_long(scene, trajectory, strip, TARGET, config, None, lambda window: mask)
     assert torch.equal(torch.from_numpy(same), plain)
@@ -133,7 +133,7 @@ def test_an_edit_in_windows_is_near_the_edit_in_one_piece(single, tmp_path):
     levels, pieces = single.levels(STEPS), []
     for windows in (plan_windows(10, 10, 3), plan_windows(10, 6, 3)):
         strip, trajectory = inverted(single, latents, windows, tmp_path)
-        scene = Scene(single, PROMPT, torch.from_numpy(trajectory), levels, view(windows[0].stop))
+        scene = InvertedClip(single, PROMPT, torch.from_numpy(trajectory), levels, view(windows[0].stop))
         pieces.append(torch.from_numpy(edit_long(scene, trajectory, strip, TARGET, config)))
     whole, parts = pieces
     assert 0 < (parts - whole).norm() / whole.norm() < 0.2

@@ -120,8 +120,10 @@ def _edit(parts: Parts, folder: Path, clock: Clock) -> None:
     else:
         trajectory = invert_now(parts, source)
         clock.lap("invert")
-    scene = editing.Scene(backbone, source, trajectory, backbone.levels(config.edit.steps), parts.view)
-    editing.edit(scene, target, config, parts.shift(target))
+    inverted = editing.InvertedClip(
+        backbone, source, trajectory, backbone.levels(config.edit.steps), parts.view
+    )
+    editing.edit(inverted, target, config, parts.shift(target))
     clock.lap("sample")
 
 

@@ -96,7 +96,7 @@ class AdapterTask(Task):
         shifting = adapter if adapter.config.enabled else None
         out = denoise(self.unet, shifting, self.scheduler, x0, context, embeddings, t, generator)
         errors = out.squares.flatten(1).mean(1)
-        loss = (loss_weight(out.signal, out.noise, self.weighting).to(errors) * errors).mean()
+        loss = (loss_weight(out.alpha, out.sigma, self.weighting).to(errors) * errors).mean()
         return loss, {"loss": loss.item(), "x0_error": errors.mean().item(), "shift": out.shift}
 
     def export(self, model: Any, folder: Path) -> None:

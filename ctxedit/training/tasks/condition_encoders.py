@@ -134,7 +134,7 @@ class ConditionEncoderTask(Task):
             out = denoise(self.unet, shifting, self.scheduler, x0, tokens, tokens, t, generator)
         squares = object_weight(batch.get("mask"), x0, self.focus, self.draws) * out.squares
         errors = squares.flatten(1).mean(1)
-        loss = (loss_weight(out.signal, out.noise, self.weighting).to(errors) * errors).mean()
+        loss = (loss_weight(out.alpha, out.sigma, self.weighting).to(errors) * errors).mean()
         return loss, {"loss": loss.item(), "x0_error": out.squares.mean().item(), "shift": out.shift}
 
     def export(self, model: Any, folder: Path) -> None:

@@ -115,7 +115,7 @@ def _bound(
     model: Any, x0: Tensor, labels: Tensor, noise: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """An unbiased estimate of the bound in nats per dimension: one of T − 1 terms, the first, the prior's."""
-    signal, sigma = model.levels.signal.to(x0), model.levels.noise.to(x0)
+    alpha, sigma = model.levels.alpha.to(x0), model.levels.sigma.to(x0)
     steps = model.config.steps
 
     def predict(x: Tensor, at: Tensor) -> Tensor:
@@ -128,11 +128,11 @@ def _bound(
     chances = level_chances(steps)
     drawn = torch.multinomial(chances, len(x0), replacement=True, generator=generator)
     level = (drawn + 2).to(x0.device)
-    kl = step_kl(x0, noise, level, signal, sigma, predict, used) / chances[drawn].to(x0)
+    kl = step_kl(x0, noise, level, alpha, sigma, predict, used) / chances[drawn].to(x0)
     one, last = torch.ones_like(level), torch.full_like(level, steps)
-    first = marginal(x0, noise, signal[1], sigma[1], None if used is None else shift(x0, one))
-    decoder = discretised_nll(x0, predict(first, one), sigma[1] / signal[1])
-    prior = prior_kl(x0, signal[steps], sigma[steps], None if used is None else shift(x0, last))
+    first = marginal(x0, noise, alpha[1], sigma[1], None if used is None else shift(x0, one))
+    decoder = discretised_nll(x0, predict(first, one), sigma[1] / alpha[1])
+    prior = prior_kl(x0, alpha[steps], sigma[steps], None if used is None else shift(x0, last))
     total = (kl + decoder + prior).mean()
     return total.float(), {
         "loss": total.item(),

@@ -21,13 +21,13 @@ class Denoised:
 
     Attributes:
         squares: (N, C, h, w), the squared errors of x̂_0.
-        signal, noise: (N,), the levels.
+        alpha, sigma: (N,), the levels.
         shift: ‖b_t‖ / ‖√ᾱ_t x_0‖.
     """
 
     squares: Tensor
-    signal: Tensor
-    noise: Tensor
+    alpha: Tensor
+    sigma: Tensor
     shift: float
 
 

@@ -1,0 +1,71 @@
+"""Merging a nested table of values into settings, with their types checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal, TypeVar
+
+from ctxedit.config.settings import setting_names
+from ctxedit.errors import ConfigError, did_you_mean
+from ctxedit.model_names import BUILTIN
+from ctxedit.renames import current_name
+
+_T = TypeVar("_T")
+#: How an error message names the type of a setting.
+_KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
+def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
+    """A copy of a settings dataclass with the table's values; raises ConfigError on unknown keys or types."""
+    hints = typing.get_type_hints(type(config))
+    names = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in names:
+            raise _unknown(f"{where}{key}", names)
+        old = getattr(config, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}{key} is a table, not {value!r}")
+            changes[key] = merge(old, value, f"{where}{key}.")
+        else:
+            changes[key] = _convert(value, hints[key], f"{where}{key}")
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _unknown(name: str, known: Collection[str]) -> ConfigError:
+    """For a key that there is not: its new name where it was renamed, else the nearest."""
+    overlay = f"{BUILTIN}." if name.startswith(f"{BUILTIN}.") else ""
+    plain = name.removeprefix(overlay)
+    if (new := current_name(plain)) != plain:
+        return ConfigError(f"{name} is now called {overlay}{new}", f"write {overlay}{new} instead of {name}")
+    guess = did_you_mean(plain, setting_names()).replace("'", f"'{overlay}", 1)
+    return ConfigError(f"unknown key {name}", f"{guess}known here: {', '.join(sorted(known))}")
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            guess = did_you_mean(str(value), map(str, args))
+            raise ConfigError(f"{where} = {value!r}", f"{guess}one of: {', '.join(map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(value, args[0], where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(v, args[0], where) for v in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(k): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is too large a number", "must be below 1.8e308") from error
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where} = {value!r}", f"must be {_KINDS.get(hint, f'a {name}')}")
