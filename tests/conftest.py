@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # Defaults that cost time or depend on the processor; the tests of each take them out or name the value.
 os.environ["CTXEDIT_UPSCALE_SCALE"] = "1"
+os.environ["CTXEDIT_DTYPE"] = "float32"
 
 from pathlib import Path
 

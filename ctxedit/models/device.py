@@ -30,9 +30,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on CPU and MPS and ``half`` on GPUs: bfloat16 where there is some, else float16.
+    """``auto`` is half precision where that is faster: on GPUs, and on CPUs that multiply bfloat16.
 
-    On a CPU bfloat16 is the denoiser's precision alone; see :func:`storage_dtype`.
+    Half precision is bfloat16 where there is some, else float16. On a CPU it is the denoiser's alone; see
+    :func:`storage_dtype`.
     """
     if name not in ("auto", "half"):
         dtype = getattr(torch, name)
@@ -40,10 +41,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             raise ConfigError("float16 does not run on the CPU", "use --dtype float32 or bfloat16")
         return dtype
     if device.type != "cuda":
-        if name == "auto":
+        if name == "auto" and not (device.type == "cpu" and multiplies_bfloat16()):
             return torch.float32
         return torch.bfloat16 if device.type == "cpu" else torch.float16
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products (AVX512-BF16, AMX).
+
+    Others convert to float32 and back, which is slower than float32. torch knows it, in functions that are
+    not public.
+    """
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
