@@ -27,8 +27,8 @@ from ctxedit.cli import (
 )
 from ctxedit.cli import run as run_command
 from ctxedit.cli.failures import Interrupted
-from ctxedit.cli.options import help_unless_called, spread
 from ctxedit.cli.output import put
+from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.errors import ConfigError
 
 app = typer.Typer(

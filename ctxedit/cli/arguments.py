@@ -144,8 +144,13 @@ def warn_of_variables(screen: Screen) -> None:
             screen.warn(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-def targets(arguments: list[str] | None, options: list[str] | None) -> list[str]:
-    """Target prompts, given as arguments or with ``--target``; raises for none and for empty ones."""
+def targets(arguments: list[str] | None, options: list[str] | None, output: Path | None = None) -> list[str]:
+    """Target prompts, given as arguments or with ``--target``.
+
+    Raises:
+        ConfigError: none, or several with an ``output`` that names one file.
+        InputError: an empty one.
+    """
     found = [*(arguments or []), *(options or [])]
     if not found:
         raise ConfigError(
@@ -153,6 +158,10 @@ def targets(arguments: list[str] | None, options: list[str] | None) -> list[str]
         )
     for text in found:
         not_empty(text, "target")
+    if output is not None and len(found) > 1:
+        raise ConfigError(
+            "--output names one file, and there are several targets", "leave it out: see --runs"
+        )
     return found
 
 

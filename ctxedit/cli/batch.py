@@ -13,10 +13,8 @@ from ctxedit.cli.failures import Failure, resumable, work_begins
 from ctxedit.cli.options import (
     CaptionOptions,
     ClipModelOptions,
-    DryRunOption,
     FrameOptions,
     MessageOptions,
-    OverwriteOption,
     SamplingOptions,
     SettingOptions,
     SizeOptions,
@@ -24,6 +22,7 @@ from ctxedit.cli.options import (
     TuningOptions,
 )
 from ctxedit.cli.output import Screen, columns, print_failure
+from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.where import ExecutorOptions, executor_of
 from ctxedit.config import ClipConfig, Config
 from ctxedit.tables import DEFAULT_PRESET
@@ -88,26 +87,23 @@ def batch(
     """
     screen = Screen(messages.quiet, messages.json)
     targets = [*(text or []), *(target or [])]
-    for one in targets:
-        arguments.not_empty(one, "target")
-    arguments.not_empty(tuning.prompt, "prompt")
+    for one, what in (*((one, "target") for one in targets), (tuning.prompt, "prompt")):
+        arguments.not_empty(one, what)
     config = arguments.settings(base, screen, span, size, captioning, tuning, sampling, judging)
 
     from ctxedit.batch import report
-    from ctxedit.bench import preview, runner
+    from ctxedit.bench import preview
     from ctxedit.bench.listing import read_list
     from ctxedit.bench.subject import Bench
     from ctxedit.cli import fetching
-    from ctxedit.cli.bench_progress import watcher
 
     folder, store = _place(out)
     arguments.existing(clips)
-    listed = read_list(clips, batch=True, targets=targets)[:limit]
     listed = tuple(
         dataclasses.replace(
             clip, prompt=clip.prompt or tuning.prompt or "", span=_span(clip, config, base, span)
         )
-        for clip in listed
+        for clip in read_list(clips, batch=True, targets=targets)[:limit]
     )
     methods = preview.methods([base.preset or DEFAULT_PRESET], lambda name, point: config)
     captions = not all(clip.prompt for clip in listed)
@@ -118,16 +114,26 @@ def batch(
     sources = (*([] if clips.is_dir() else [clips]), *arguments.sources(base))
     offline = base.offline or dry.dry_run
     job = Bench(folder, listed, methods, overwrite.yes, offline, sources, results=report.EDITS, store=store)
+    _work(job, screen, where, dry.dry_run)
+
+
+def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> None:
+    """Print the plan of a dry run; otherwise edit all clips and report."""
+    from ctxedit.batch import report
+    from ctxedit.bench import preview, runner
+    from ctxedit.cli.bench_progress import watcher
+
     plan = preview.look(job)
-    if dry.dry_run:
+    if dry_run:
         with executor_of(where, plan.peak_bytes) as executor:
             planned = _planned(job, plan, executor.describe())
         screen.result(planned, {"plan": dataclasses.asdict(plan)})
         return
     for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
-    at_work = watcher(screen, [methods[0].label], listed)
-    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
+    at_work = watcher(screen, [job.methods[0].label], job.clips)
+    place = job.out if job.store is None else job.store.url
+    with executor_of(where, plan.peak_bytes) as executor, resumable(place), at_work as watching:
         rows = runner.run(job, watching, executor)
         whole = report.write(job, rows)
     _show(screen, job, whole)

@@ -18,15 +18,10 @@ from ctxedit import config as configuration
 from ctxedit.cli import arguments
 from ctxedit.cli.bench_speed import speed
 from ctxedit.cli.failures import resumable, work_begins
-from ctxedit.cli.options import (
-    DryRunOption,
-    MessageOptions,
-    OverwriteOption,
-    SettingOptions,
-    help_unless_called,
-    spread,
-)
+from ctxedit.cli.options import MessageOptions, SettingOptions
 from ctxedit.cli.output import Screen, columns, print_table
+from ctxedit.cli.output_options import DryRunOption, OverwriteOption
+from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.cli.where import ExecutorOptions, executor_of
 from ctxedit.errors import ConfigError, CtxeditError
 from ctxedit.tables import merge_into, preset_files
@@ -35,7 +30,7 @@ if TYPE_CHECKING:
     from ctxedit.bench.listing import Clip
     from ctxedit.bench.preview import Preview
     from ctxedit.bench.report import ComparisonFiles
-    from ctxedit.bench.subject import Bench
+    from ctxedit.bench.subject import Bench, Method
 
 RUN = "run"
 
@@ -169,35 +164,24 @@ def run(
     Settings given here apply to every preset.
     """
     screen = Screen(messages.quiet, messages.json)
-    names = [name.strip() for name in presets.split(",") if name.strip()]
+    names = _names(presets)
     arguments.warn_of_variables(screen)
-    flags = arguments.table(settings)
-    for name in names:
-        configuration.load(name, settings.config, flags)  # before torch is imported
+    methods = _methods(names, settings, sweep or [])
 
     from ctxedit.bench import external as externally
-    from ctxedit.bench import preview, report, runner
+    from ctxedit.bench import preview
     from ctxedit.bench.figures import columns as columns_of
     from ctxedit.bench.subject import Bench
-    from ctxedit.bench.sweep import parse
+    from ctxedit.cli import fetching
 
     files = [path for path in (clips, settings.config) if path is not None]
     sources = (*files, *(path for name in names for path in preset_files(name)))
-
-    def load(name: str, point: Mapping[str, Any]) -> configuration.Config:
-        table = copy.deepcopy(flags)
-        merge_into(table, point)
-        return configuration.load(name, settings.config, table)
-
-    more = tuple(key.strip() for key in (metrics or "").split(",") if key.strip())
+    more = _names(metrics or "")
     columns_of(more)  # an unknown metric is refused here
-    methods = preview.methods(names, load, parse(sweep or []))
     externals = tuple(externally.parse(one) for one in external or [])
     known = [*(one.label for one in externals), *(method.label for method in methods)]
     preview.check_labels(known)
     pairs = _pairs(compare or [], known)
-    from ctxedit.cli import fetching
-
     needs = [one for method in methods for one in fetching.wanted(method.config, scores=True)]
     models = {method.config.model for method in methods}
     if not fetching.settle(
@@ -210,20 +194,51 @@ def run(
         bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
         plan = preview.look(bench)
     if dry.dry_run:
-        screen.result(_planned(bench, plan), {"plan": dataclasses.asdict(plan)})
+        with executor_of(where, plan.peak_bytes) as executor:
+            planned = _planned(bench, plan, executor.describe())
+        screen.result(planned, {"plan": dataclasses.asdict(plan)})
         return
-    for clip, why in plan.failing.items():
-        screen.warn(f"{clip}: {why}")
+    _work(bench, plan, pairs, screen, where)
 
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _methods(names: Sequence[str], settings: Settings, sweep: list[str]) -> tuple[Method, ...]:
+    """Every preset, with every point of the sweep, under the settings given for all."""
+    flags = arguments.table(settings)
+    for name in names:
+        configuration.load(name, settings.config, flags)  # before torch is imported
+
+    from ctxedit.bench import preview
+    from ctxedit.bench.sweep import parse
+
+    def load(name: str, point: Mapping[str, Any]) -> configuration.Config:
+        table = copy.deepcopy(flags)
+        merge_into(table, point)
+        return configuration.load(name, settings.config, table)
+
+    return preview.methods(names, load, parse(sweep))
+
+
+def _work(
+    bench: Bench, plan: Preview, pairs: Sequence[tuple[str, str]], screen: Screen, where: ExecutorOptions
+) -> None:
+    """Run what is planned, write tables and page, and print the table."""
+    from ctxedit.bench import report, runner
     from ctxedit.cli.bench_progress import watcher
 
-    at_work = watcher(screen, [method.label for method in methods], bench.clips)
-    with executor_of(where, plan.peak_bytes) as executor, resumable(out), at_work as watching:
+    for clip, why in plan.failing.items():
+        screen.warn(f"{clip}: {why}")
+    at_work = watcher(screen, [method.label for method in bench.methods], bench.clips)
+    with executor_of(where, plan.peak_bytes) as executor, resumable(bench.out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
-    _show(screen, whole, report.files_in(out))
+    _show(screen, whole, report.files_in(bench.out))
     if len(whole["failed"]) == plan.edits:
-        raise CtxeditError("every edit failed", f"see {report.files_in(out).table_markdown}")
+        raise CtxeditError("every edit failed", f"see {report.files_in(bench.out).table_markdown}")
 
 
 def _pairs(compare: list[str], known: Sequence[str]) -> list[tuple[str, str]]:
@@ -266,7 +281,7 @@ def _listed(
         yield read_list(drawn.default_list(place, limit, seed, world))
 
 
-def _planned(bench: Bench, plan: Preview) -> str:
+def _planned(bench: Bench, plan: Preview, where: str) -> str:
     """A comparison's plan for people."""
     from ctxedit.cli.work import gib
 
@@ -274,7 +289,8 @@ def _planned(bench: Bench, plan: Preview) -> str:
     facts = [
         ("clips", f"{len(bench.clips)} with {targets} targets"),
         ("edits", f"{plan.edits}, {plan.done} of them done"),
-        ("memory", f"{gib(plan.peak_bytes)} at most (estimate)"),
+        ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
+        ("where", where),
     ]
     lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
     lines += [f"fails   {clip}: {why}" for clip, why in plan.failing.items()]
@@ -334,7 +350,7 @@ def study(
     answers. Prints the path of the page. key.json beside it says which edit is whose: do not send it along.
     """
     screen = Screen(messages.quiet, messages.json)
-    names = [name.strip() for name in (presets or "").split(",") if name.strip()]
+    names = _names(presets or "")
 
     from ctxedit.bench import study as studying
 

@@ -11,52 +11,73 @@ import typer
 from ctxedit import config as configuration
 from ctxedit.cli import arguments
 from ctxedit.cli.failures import work_begins
-from ctxedit.cli.options import MessageOptions, spread
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, print_table
+from ctxedit.cli.spread import spread
 from ctxedit.errors import ConfigError
 from ctxedit.tables import merge_into, preset_names
+
+Presets = Annotated[
+    str | None,
+    typer.Option("--presets", metavar="A,B,C", help="Presets to measure. [default: all]", show_default=False),
+]
+Model = Annotated[str, typer.Option("--model", help="A model, as for `ctxedit run`.")]
+Random = Annotated[
+    Literal["sd14", "tiny"] | None,
+    typer.Option(
+        "--random",
+        help="Measure a network of this size with random weights instead of a model.",
+        show_default=False,
+    ),
+]
+Frames = Annotated[int, typer.Option("--frames", min=1, help="Frames of the clip.")]
+Side = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        min=8,
+        help="Side of the clip in pixels. [default: 64, with --random 256]",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of inversion and sampling.")]
+TuneSteps = Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning steps to measure.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each way.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"], typer.Option("--dtype", help="Numeric precision.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting of every preset. Repeatable.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", help="Output folder. [default: speed]", show_default=False),
+]
 
 
 @spread
 def speed(
     messages: MessageOptions,
-    presets: Annotated[
-        str | None,
-        typer.Option("--presets", metavar="A,B,C", help="Presets to measure. [default: all]",
-                     show_default=False),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="A model, as for `ctxedit run`.")
-    ] = configuration.BUILTIN,
-    random: Annotated[
-        Literal["sd14", "tiny"] | None,
-        typer.Option("--random", show_default=False,
-                     help="Measure a network of this size with random weights instead of a model."),
-    ] = None,
-    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of the clip.")] = 8,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=8, help="Side of the clip in pixels. [default: 64, with --random 256]",
-                     show_default=False),
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of inversion and sampling.")] = 10,
-    tune_steps: Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning steps to measure.")] = 4,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each way.")] = 3,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"], typer.Option("--dtype", help="Numeric precision.")
-    ] = "auto",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", show_default=False,
-                     help="Override a setting of every preset. Repeatable."),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="DIR", help="Output folder. [default: speed]",
-                     show_default=False),
-    ] = Path("speed"),
-) -> None:  # fmt: skip
+    presets: Presets = None,
+    model: Model = configuration.BUILTIN,
+    random: Random = None,
+    frames: Frames = 8,
+    size: Side = None,
+    steps: Steps = 10,
+    tune_steps: TuneSteps = 4,
+    repeats: Repeats = 3,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    set_: Set = None,
+    out: Out = Path("speed"),
+) -> None:
     """Measure every preset, FateZero's stored maps and diffusers' pipeline on this machine, side by side.
 
     All ways have the same weights and steps. Seconds (median and spread), network passes, operations, their

@@ -8,13 +8,12 @@ from ctxedit.cli.options import (
     CaptionOptions,
     Clip,
     ClipModelOptions,
-    DownloadOption,
-    DryRunOption,
     FrameOptions,
     MessageOptions,
     SettingOptions,
 )
 from ctxedit.cli.output import Screen
+from ctxedit.cli.output_options import DownloadOption, DryRunOption
 
 
 def caption(

@@ -15,15 +15,14 @@ from ctxedit.cli.options import (
     CaptionOptions,
     FrameOptions,
     MessageOptions,
-    OverwriteOption,
-    RunsOptions,
     SamplingOptions,
     ScoringOptions,
     SettingOptions,
     SizeOptions,
     TuningOptions,
-)  # fmt: skip
+)
 from ctxedit.cli.output import Screen
+from ctxedit.cli.output_options import OverwriteOption, RunsOptions
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:

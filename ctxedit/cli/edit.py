@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
-    DryRunOption,
     MessageOptions,
-    OutputOptions,
-    OverwriteOption,
     RoundTripOptions,
-    RunsOptions,
     SamplingOptions,
     ScoringOptions,
     SettingOptions,
     UpscaleOptions,
 )
 from ctxedit.cli.output import Screen
+from ctxedit.cli.output_options import DryRunOption, OutputOptions, OverwriteOption, RunsOptions
 from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.editing.session import EditResult
+    from ctxedit.stages.report import HeatmapFiles
 
 Positional = Annotated[
     list[str] | None,
@@ -110,24 +111,18 @@ def edit(
         done = session.edit(target)
         maps = draw(session, target) if heatmaps else None
         back = None if done.reused else session.round_trip()
-        returned = None if back is None else back.facts()
+    facts = {"run": chosen.folder, "seed": config.seed, "round_trip": None if back is None else back.facts()}
+    _show(screen, done, maps, facts)
+
+
+def _show(screen: Screen, done: EditResult, maps: HeatmapFiles | None, facts: dict[str, object]) -> None:
     if done.reused:
         screen.say("Edit already exists; use -y to redo it")
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
     if maps is not None:
         files |= {"heatmaps": maps.sheet, "heatmaps_video": maps.video}
         screen.say(f"heat maps: {maps.sheet}")
-    screen.result(
-        str(done.files.video),
-        {
-            "run": chosen.folder,
-            "target": target,
-            **files,
-            "reused": done.reused,
-            "seed": config.seed,
-            "round_trip": returned,
-        },
-    )
+    screen.result(str(done.files.video), {**facts, "target": done.target, **files, "reused": done.reused})
 
 
 def _understood(positional: list[str], option: str | None) -> tuple[Path | None, str]:

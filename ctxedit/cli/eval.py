@@ -11,15 +11,10 @@ from typer.core import TyperGroup
 from ctxedit.cli import arguments, eval_images, eval_labels, eval_likelihood, eval_sweeps
 from ctxedit.cli.edit import RunFolder
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import (
-    FrameOptions,
-    MessageOptions,
-    RunsOptions,
-    ScoringOptions,
-    SettingOptions,
-    spread,
-)
+from ctxedit.cli.options import FrameOptions, MessageOptions, ScoringOptions, SettingOptions
 from ctxedit.cli.output import Screen, print_table, put, to_json
+from ctxedit.cli.output_options import RunsOptions
+from ctxedit.cli.spread import spread
 from ctxedit.errors import ConfigError
 from ctxedit.provenance import told_apart
 

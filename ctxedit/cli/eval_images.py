@@ -11,14 +11,9 @@ import typer
 
 from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import (
-    ClipModelOptions,
-    MessageOptions,
-    OverwriteOption,
-    SamplingOptions,
-    SettingOptions,
-)
+from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen, print_table
+from ctxedit.cli.output_options import OverwriteOption
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +25,8 @@ if TYPE_CHECKING:
 _COCO = "Zero-shot on COCO"
 #: The sides that FID-30K is reported at.
 _COCO_SIDE = 256
+#: Up to this side, memory is no question.
+_ORDINARY = 4096
 
 Generated = Annotated[
     Path | None, typer.Argument(metavar="GENERATED", help="Folder of generated images.", show_default=False)
@@ -137,6 +134,7 @@ def images(
     the model's size where that is smaller.
     """
     screen = Screen(messages.quiet, messages.json)
+    _check_side(size)
     keys = None if metrics is None else [k.strip() for k in metrics.split(",") if k.strip()]
     if coco is not None:
         wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
@@ -165,6 +163,24 @@ def images(
         )
         found = _scored(sets, networks, chosen, texts, reporter)
     show(screen, found, {"generated": generated, "reference": reference})
+
+
+def _check_side(size: int | None) -> None:
+    """Raise ResourceError for images that memory cannot hold one of, in bytes and as floats."""
+    if size is None or size <= _ORDINARY:
+        return
+    import torch
+
+    from ctxedit.editing.machine import GIB, memory_available
+    from ctxedit.errors import ResourceError
+
+    needed, available = 3 * size**2 * (1 + 2 * 4), memory_available(torch.device("cpu"))
+    if needed > available:
+        raise ResourceError(
+            f"--size {size}: one image takes about {needed / GIB:.1f} GiB of memory, "
+            f"{available / GIB:.1f} GiB are available",
+            "papers compare at 256 pixels",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

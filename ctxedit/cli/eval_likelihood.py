@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ctxedit.bench.likelihood import BoundResult
 
 Model = Annotated[
     Path,
@@ -27,13 +30,15 @@ Images = Annotated[
         show_default=False,
     ),
 ]
-Split = Annotated[str, typer.Option("--split", help="train or test, where DATA has both.")]
+Split = Annotated[
+    Literal["train", "test"], typer.Option("--split", help="Which images, where DATA has both.")
+]
 Count = Annotated[int, typer.Option("--count", min=2, help="Images.")]
 Terms = Annotated[
     str, typer.Option("--terms", metavar="N|all", help="Terms of the sum computed for each image.")
 ]
 DecoderKind = Annotated[
-    str,
+    Literal["discretised", "dequantised"],
     typer.Option("--decoder", help="Last term: discretised (of pixel values) or dequantised (a density)."),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Terms of one pass.")]
@@ -67,10 +72,6 @@ def likelihood(
     likelihood.png show the terms by noise level. Run the same command again to resume.
     """
     screen = Screen(messages.quiet, messages.json)
-    if split not in ("train", "test"):
-        raise ConfigError(f"--split {split}", "train or test")
-    if decoder not in ("discretised", "dequantised"):
-        raise ConfigError(f"--decoder {decoder}", "discretised or dequantised")
     number = None if terms == "all" else int(terms) if terms.isdecimal() else 0
     if number is not None and number < 1:
         raise ConfigError(f"--terms {terms}", "a number of 1 or more, or all")
@@ -87,7 +88,7 @@ def likelihood(
     reporter = teller(screen)
     folder = model if (model / "pixels.json").is_file() else model / PixelDenoiserTask.folder
     network = load_pixels(folder, pick_device(device))
-    pixels = open_pixels(data, network.config.size, "train" if split == "train" else "test")
+    pixels = open_pixels(data, network.config.size, split)
     if not pixels.lossless:
         reporter.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
     if pixels.bad:
@@ -95,31 +96,23 @@ def likelihood(
         reporter.warn(f"{len(pixels.bad)} left out of the data: {listed}")
     out = out or Path(f"likelihood-{model.name}")
     check_writable(out / ".ctxedit", True)
-    kind: bounds.Decoder = "discretised" if decoder == "discretised" else "dequantised"
-    plan = bounds.BoundPlan(count, number, kind, batch, seed)
+    plan = bounds.BoundPlan(count, number, decoder, batch, seed)
     key = {"model": hashes(folder), "data": f"{data.name}, {split}, {len(pixels)} images"}
     with resumable(out):
         found = bounds.measure(network, pixels, plan, key, out, reporter)
         files = bounds.write(found, out)
+    _show(screen, found, files, pixels.lossless)
+
+
+def _show(screen: Screen, found: BoundResult, files: dict[str, Path], lossless: bool) -> None:
     if screen.json:
-        screen.result("", {**dataclasses.asdict(found), **files, "lossless": pixels.lossless})
+        screen.result("", {**dataclasses.asdict(found), **files, "lossless": lossless})
         return
-    rows = [
-        (
-            "bits per dimension",
-            "standard error",
-            "95 % interval",
-            "prior",
-            "steps",
-            "decoder",
-            "images",
-            "terms",
-        )
-    ]
-    rows.append((
-        f"{found.bits:.4f}", f"{found.error:.4f}", f"{found.low:.4f} to {found.high:.4f}",
-        f"{found.prior:.5f}",
-        f"{found.steps:.4f}", f"{found.decoder:.4f}", str(found.images), str(found.terms),
-    ))  # fmt: skip
-    print_table(rows)
+    interval = f"{found.low:.4f} to {found.high:.4f}"
+    cells = [
+        ("bits per dimension", f"{found.bits:.4f}"), ("standard error", f"{found.error:.4f}"),
+        ("95 % interval", interval), ("prior", f"{found.prior:.5f}"), ("steps", f"{found.steps:.4f}"),
+        ("decoder", f"{found.decoder:.4f}"), ("images", str(found.images)), ("terms", str(found.terms)),
+    ]  # fmt: skip
+    print_table(list(zip(*cells, strict=True)))
     screen.say(f"{files['csv']}, {files['png']}")

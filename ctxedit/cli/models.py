@@ -10,8 +10,10 @@ import typer
 
 from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import DownloadOption, MessageOptions, SettingOptions, help_unless_called, spread
+from ctxedit.cli.options import MessageOptions, SettingOptions
 from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output_options import DownloadOption
+from ctxedit.cli.spread import help_unless_called, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,20 +1,13 @@
-"""Options that commands share, in groups, and the decorator that spreads them over a command's signature."""
+"""Options that commands share, in groups: settings, clip and method."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ctxedit.cli.failures import Carried
-from ctxedit.cli.output import put
 from ctxedit.errors import ConfigError
 from ctxedit.model_names import BUILTIN, SHORT_NAMES
 from ctxedit.tables import DEFAULT_PRESET, preset_names
@@ -37,7 +30,8 @@ def _model_names() -> list[str]:
     return [BUILTIN, *SHORT_NAMES]
 
 
-def _option(*names: str, panel: str, **more: Any) -> Any:
+def option(*names: str, panel: str, **more: Any) -> Any:
+    """A Typer option in a panel of the help; defaults stand in the help texts."""
     return typer.Option(*names, rich_help_panel=panel, show_default=False, **more)
 
 
@@ -54,15 +48,15 @@ def _frames(text: str) -> int:
     return count
 
 
-_SETTINGS, _CLIP, _METHOD, _OUTPUT, _TALK = "Settings", "Clip", "Method", "Output", "Messages"
+_SETTINGS, _CLIP, _METHOD, _MESSAGES = "Settings", "Clip", "Method", "Messages"
 
 
 @dataclass(frozen=True)
 class MessageOptions:
     """Messages and output format."""
 
-    json: Annotated[bool, _option("--json", panel=_TALK, help="Print one JSON object.")] = False
-    quiet: Annotated[bool, _option("--quiet", "-q", panel=_TALK, help="Print errors only.")] = False
+    json: Annotated[bool, option("--json", panel=_MESSAGES, help="Print one JSON object.")] = False
+    quiet: Annotated[bool, option("--quiet", "-q", panel=_MESSAGES, help="Print errors only.")] = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class SettingOptions:
 
     preset: Annotated[
         str | None,
-        _option(
+        option(
             "--preset",
             panel=_SETTINGS,
             envvar="CTXEDIT_PRESET",
@@ -81,13 +75,13 @@ class SettingOptions:
     ] = None
     config: Annotated[
         Path | None,
-        _option(
+        option(
             "--config", panel=_SETTINGS, metavar="FILE", help="TOML file whose settings override the preset."
         ),
     ] = None
     set: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--set",
             panel=_SETTINGS,
             metavar="KEY=VALUE",
@@ -96,25 +90,25 @@ class SettingOptions:
     ] = None
     model: Annotated[
         str | None,
-        _option(
+        option(
             "--model",
             panel=_SETTINGS,
             autocompletion=_model_names,
             help="builtin, sd14, sd15, sd21, a hub id, a folder or a .safetensors file.",
         ),
     ] = None
-    seed: Annotated[int | None, _option("--seed", panel=_SETTINGS, help="Random seed. [default: 0]")] = None
+    seed: Annotated[int | None, option("--seed", panel=_SETTINGS, help="Random seed. [default: 0]")] = None
     device: Annotated[
         str | None,
-        _option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
+        option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
         Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
-        _option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
+        option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
         bool | None,
-        _option(
+        option(
             "--offload/--no-offload",
             panel=_SETTINGS,
             help="Keep autoencoder and text encoder in main memory between uses.",
@@ -122,7 +116,7 @@ class SettingOptions:
     ] = None
     low_memory: Annotated[
         bool | None,
-        _option(
+        option(
             "--low-memory/--no-low-memory",
             panel=_SETTINGS,
             help="Use as little memory as possible, and more time: half precision, --offload, one branch and "
@@ -131,7 +125,7 @@ class SettingOptions:
     ] = None
     offline: Annotated[
         bool,
-        _option("--offline", panel=_SETTINGS, envvar="CTXEDIT_OFFLINE", help="Do not download anything."),
+        option("--offline", panel=_SETTINGS, envvar="CTXEDIT_OFFLINE", help="Do not download anything."),
     ] = False
 
 
@@ -141,7 +135,7 @@ class FrameOptions:
 
     frames: Annotated[
         int | None,
-        _option(
+        option(
             "--frames",
             panel=_CLIP,
             metavar="N|all",
@@ -150,10 +144,10 @@ class FrameOptions:
         ),
     ] = None
     start: Annotated[
-        int | None, _option("--start", panel=_CLIP, help="First frame, counting from 0. [default: 0]")
+        int | None, option("--start", panel=_CLIP, help="First frame, counting from 0. [default: 0]")
     ] = None
     stride: Annotated[
-        int | None, _option("--stride", panel=_CLIP, help="Use every Nth frame. [default: the preset's]")
+        int | None, option("--stride", panel=_CLIP, help="Use every Nth frame. [default: the preset's]")
     ] = None
 
 
@@ -163,7 +157,7 @@ class SizeOptions:
 
     size: Annotated[
         int | None,
-        _option(
+        option(
             "--size", panel=_CLIP, help="Long side of the working size, in pixels. [default: the model's]"
         ),
     ] = None
@@ -175,7 +169,7 @@ class ClipModelOptions:
 
     clip_model: Annotated[
         str | None,
-        _option(
+        option(
             "--clip-model",
             panel=_METHOD,
             help="CLIP model for scoring: auto, builtin, a hub id or a folder. [default: auto]",
@@ -189,7 +183,7 @@ class CaptionOptions:
 
     captioner: Annotated[
         str | None,
-        _option(
+        option(
             "--captioner",
             panel=_METHOD,
             help="Captioner: auto, builtin, lavis, or the hub id or folder of a BLIP-2. [default: auto]",
@@ -197,7 +191,7 @@ class CaptionOptions:
     ] = None
     caption_by: Annotated[
         Literal["auto", "vote", "clip"] | None,
-        _option(
+        option(
             "--caption-by",
             panel=_METHOD,
             help="Choose one of five captions: most common (vote) or by CLIP. [default: auto]",
@@ -205,7 +199,7 @@ class CaptionOptions:
     ] = None
     lavis_python: Annotated[
         Path | None,
-        _option(
+        option(
             "--lavis-python",
             panel=_METHOD,
             metavar="PATH",
@@ -220,7 +214,7 @@ class AddonOptions:
 
     lora: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--lora",
             panel=_SETTINGS,
             metavar="FILE[:SCALE]",
@@ -230,7 +224,7 @@ class AddonOptions:
     ] = None
     embedding: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--embedding",
             panel=_SETTINGS,
             metavar="FILE",
@@ -246,7 +240,7 @@ class TuningOptions:
 
     prompt: Annotated[
         str | None,
-        _option(
+        option(
             "--prompt",
             panel=_METHOD,
             help="Source prompt: what the clip shows. Without it the clip is captioned.",
@@ -254,17 +248,17 @@ class TuningOptions:
     ] = None
     tune_steps: Annotated[
         int | None,
-        _option("--tune-steps", panel=_METHOD, help="Tuning steps; 0 skips tuning. [default: the preset's]"),
+        option("--tune-steps", panel=_METHOD, help="Tuning steps; 0 skips tuning. [default: the preset's]"),
     ] = None
     adapter: Annotated[
         bool | None,
-        _option(
+        option(
             "--adapter/--no-adapter", panel=_METHOD, help="Use the context adapter. [default: the preset's]"
         ),
     ] = None
     control: Annotated[
         Path | None,
-        _option(
+        option(
             "--control",
             panel=_METHOD,
             metavar="FILE",
@@ -279,7 +273,7 @@ class SamplingOptions:
 
     steps: Annotated[
         int | None,
-        _option(
+        option(
             "--steps",
             panel=_METHOD,
             help="Inference steps. [default: the preset's]",
@@ -287,10 +281,10 @@ class SamplingOptions:
     ] = None
     guidance: Annotated[
         float | None,
-        _option("--guidance", panel=_METHOD, help="Classifier-free guidance scale. [default: the preset's]"),
+        option("--guidance", panel=_METHOD, help="Classifier-free guidance scale. [default: the preset's]"),
     ] = None
     negative_prompt: Annotated[
-        str | None, _option("--negative-prompt", panel=_METHOD, help="What the result should not show.")
+        str | None, option("--negative-prompt", panel=_METHOD, help="What the result should not show.")
     ] = None
 
 
@@ -300,7 +294,7 @@ class UpscaleOptions:
 
     upscale: Annotated[
         int | None,
-        _option(
+        option(
             "--upscale",
             panel=_METHOD,
             metavar="4",
@@ -309,7 +303,7 @@ class UpscaleOptions:
     ] = None
     upscaler: Annotated[
         str | None,
-        _option(
+        option(
             "--upscaler",
             panel=_METHOD,
             help="Super-resolution model, implies --upscale 4: builtin, or a diffusers x4 upscaler's hub id "
@@ -324,7 +318,7 @@ class RoundTripOptions:
 
     round_trip: Annotated[
         Literal["estimate", "whole", "off"] | None,
-        _option(
+        option(
             "--round-trip",
             panel=_METHOD,
             help="Report how well the clip comes back from its inversion: from four steps, or the whole way. "
@@ -339,171 +333,10 @@ class ScoringOptions(ClipModelOptions):
 
     mask: Annotated[
         Path | None,
-        _option(
+        option(
             "--mask",
             panel=_METHOD,
             metavar="FILE",
             help="Mask: an image, video or folder; only white areas may change.",
         ),
     ] = None
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """The edited video."""
-
-    output: Annotated[
-        Path | None,
-        _option(
-            "--output",
-            "-o",
-            panel=_OUTPUT,
-            help="Output file (mp4, mov, mkv, webm, gif; of a photo png, jpg, webp), or a folder for PNG "
-            "frames.",
-        ),
-    ] = None
-    output_size: Annotated[
-        Literal["working", "source"] | None,
-        _option(
-            "--output-size",
-            panel=_OUTPUT,
-            help="Size of the output: the working size or the source's. [default: working]",
-        ),
-    ] = None
-    no_audio: Annotated[
-        bool, _option("--no-audio", panel=_OUTPUT, help="Do not copy the source's sound.")
-    ] = False
-    no_metadata: Annotated[
-        bool,
-        _option("--no-metadata", panel=_OUTPUT, help="Do not write into the files how they were made."),
-    ] = False
-    chroma: Annotated[
-        Literal["420", "444"],
-        _option(
-            "--chroma",
-            panel=_OUTPUT,
-            help="H.264 chroma: 420 plays everywhere, 444 keeps odd sizes. [default: 420]",
-        ),
-    ] = "420"
-
-
-@dataclass(frozen=True)
-class RunsOptions:
-    """The folder for runs."""
-
-    runs: Annotated[
-        Path,
-        _option(
-            "--runs",
-            panel=_OUTPUT,
-            envvar="CTXEDIT_RUNS",
-            metavar="DIR",
-            help="Folder for runs. [default: runs]",
-        ),
-    ] = Path("runs")
-
-
-@dataclass(frozen=True)
-class OverwriteOption:
-    """Permission to replace files."""
-
-    yes: Annotated[
-        bool,
-        _option(
-            "--yes",
-            "-y",
-            panel=_OUTPUT,
-            help="Go on without asking: replace files, redo finished work, download, "
-            "edit footage that the built-in models do not know.",
-        ),
-    ] = False
-
-
-@dataclass(frozen=True)
-class DownloadOption:
-    """Permission to download."""
-
-    yes: Annotated[
-        bool, _option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
-    ] = False
-
-
-@dataclass(frozen=True)
-class DownloadOrTuneOption:
-    """Permission to download, and to tune on any footage."""
-
-    yes: Annotated[
-        bool,
-        _option(
-            "--yes", "-y", panel=_OUTPUT,
-            help="Download models of more than 1 GB without asking; tune on footage that the built-in models "
-            "do not know.",
-        ),
-    ] = False  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RemoveOption:
-    """Permission to remove."""
-
-    yes: Annotated[bool, _option("--yes", "-y", panel=_OUTPUT, help="Remove without asking.")] = False
-
-
-@dataclass(frozen=True)
-class DryRunOption:
-    """Check without running."""
-
-    dry_run: Annotated[
-        bool,
-        _option(
-            "--dry-run",
-            panel=_OUTPUT,
-            help="Check everything and print the plan without loading or downloading models.",
-        ),
-    ] = False
-
-
-def spread(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace each parameter that is annotated with a group by the group's options.
-
-    Typer sees the options; the command gets the groups, filled.
-    """
-    signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, Any] = {
-        p.name: p.annotation for p in signature.parameters.values() if dataclasses.is_dataclass(p.annotation)
-    }
-    parameters = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for p in signature.parameters.values()
-        if p.name not in groups
-    ]
-    for group in groups.values():
-        hints = typing.get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
-            )
-            for f in dataclasses.fields(group)
-        ]
-
-    @functools.wraps(command)
-    def called(**values: Any) -> Any:
-        for name, group in groups.items():
-            values[name] = group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
-        try:
-            return command(**values)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except BaseException as error:
-            raise Carried(error) from error
-
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {p.name: p.annotation for p in parameters}
-    del called.__wrapped__
-    return called
-
-
-def help_unless_called(context: typer.Context) -> None:
-    """Callback of a group of commands: without a command its help is printed."""
-    if context.invoked_subcommand is None:
-        put(context.get_help())

@@ -11,8 +11,10 @@ import typer
 
 from ctxedit import config
 from ctxedit.cli.failures import work_begins
-from ctxedit.cli.options import MessageOptions, OverwriteOption, help_unless_called, spread
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output_options import OverwriteOption
+from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.tables import BASE, preset_table, read_table
 
 app = typer.Typer(help="List presets, print one, or copy one to edit.")

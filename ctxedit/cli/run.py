@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,13 +13,9 @@ from ctxedit.cli.options import (
     AddonOptions,
     CaptionOptions,
     Clip,
-    DryRunOption,
     FrameOptions,
     MessageOptions,
-    OutputOptions,
-    OverwriteOption,
     RoundTripOptions,
-    RunsOptions,
     SamplingOptions,
     ScoringOptions,
     SettingOptions,
@@ -28,11 +25,11 @@ from ctxedit.cli.options import (
     UpscaleOptions,
 )
 from ctxedit.cli.output import Screen
-from ctxedit.errors import ConfigError
+from ctxedit.cli.output_options import DryRunOption, OutputOptions, OverwriteOption, RunsOptions
 from ctxedit.tables import DEFAULT_PRESET
 
 if TYPE_CHECKING:
-    from ctxedit.editing.session import EditResult
+    from ctxedit.editing.session import EditResult, Session
 
 Texts = Annotated[
     list[str] | None,
@@ -64,18 +61,11 @@ def run(
 ) -> None:
     """Caption, tune, invert, edit and score a clip, and print the path of each edited video."""
     screen = Screen(messages.quiet, messages.json)
-    targets = arguments.targets(text, target)
-    if result.output is not None and len(targets) > 1:
-        raise ConfigError(
-            "--output names one file, and there are several targets", "leave it out: see --runs"
-        )
-    config = arguments.settings(
-        base, screen, addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling
-    )
-    config = arguments.with_round_trip(config)
+    targets = arguments.targets(text, target, result.output)
+    given = (addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling)
+    config = arguments.with_round_trip(arguments.settings(base, screen, *given))
     config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
 
-    from ctxedit import api
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
     from ctxedit.editing.request import Request
@@ -90,8 +80,7 @@ def run(
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config)
-    models = (config.model,)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, (config.model,)):
         return
     reporter = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):
@@ -100,20 +89,30 @@ def run(
         folder = work.folder_of(session)
         with resumable(folder):
             results = session.edit_all(targets)
-        prompt, notes = session.prompt, session.parts.prepared.clip.notes
-        rows = []
-        for one in results:
-            assert one.figures is not None
-            figures = api.plain_figures(one.figures.table())
-            rows.append({"target": one.target, "video": str(one.files.video.resolve()), **figures})
-            _tell(screen, one.target, figures)
-        api.write_metrics(session.run, rows)
+        rows = _scored(session, results, screen)
         returned = session.round_trip()
-        back = None if returned is None else returned.facts()
+        facts = {
+            "run": folder, "prompt": session.prompt, "seed": config.seed,
+            "notes": session.parts.prepared.clip.notes,
+            "round_trip": None if returned is None else returned.facts(),
+        }  # fmt: skip
     edits = [_table(one, row) for one, row in zip(results, rows, strict=True)]
     paths = "\n".join(str(one.files.video) for one in results)
-    facts = {"run": folder, "prompt": prompt, "seed": config.seed, "notes": notes, "round_trip": back}
     screen.result(paths, {**facts, "edits": edits})
+
+
+def _scored(session: Session, results: Sequence[EditResult], screen: Screen) -> list[dict[str, object]]:
+    """The edits' figures, printed and written to the run's ``metrics.json``."""
+    from ctxedit import api
+
+    rows: list[dict[str, object]] = []
+    for one in results:
+        assert one.figures is not None
+        figures = api.plain_figures(one.figures.table())
+        rows.append({"target": one.target, "video": str(one.files.video.resolve()), **figures})
+        _tell(screen, one.target, figures)
+    api.write_metrics(session.run, rows)
+    return rows
 
 
 def _table(result: EditResult, figures: dict[str, object]) -> dict[str, object]:

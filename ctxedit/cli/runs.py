@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ctxedit.cli.options import MessageOptions, RemoveOption, RunsOptions, help_unless_called, spread
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, human_size, print_table
+from ctxedit.cli.output_options import RemoveOption, RunsOptions
+from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
 from ctxedit.provenance import changed_settings, told_apart
 from ctxedit.runs import Run

@@ -12,15 +12,14 @@ from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import (
     AddonOptions,
-    DryRunOption,
     MessageOptions,
-    OverwriteOption,
     SamplingOptions,
     SettingOptions,
     SizeOptions,
     UpscaleOptions,
 )
 from ctxedit.cli.output import Screen
+from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.t2i_labels import LabelOptions, add_to_plan, drawn
 from ctxedit.errors import ConfigError
 from ctxedit.files import check_file
@@ -54,6 +53,10 @@ NoMetadata = Annotated[
 ]
 
 
+#: What is fetched for an image, by the names of :mod:`ctxedit.cli.fetching`.
+_NEEDED = ("the model", "the LoRA", "the embedding", "the upscaler")
+
+
 def t2i(
     labelled: LabelOptions,
     base: SettingOptions,
@@ -74,10 +77,7 @@ def t2i(
     screen = Screen(messages.quiet, messages.json)
     labelled.check(text, adapter, no_adapter)
     text = text or ""
-    if adapter is not None and no_adapter:
-        raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
-    if adapter is not None:
-        check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
+    _check_adapter(adapter, no_adapter)
     config = arguments.settings(base, screen, addons, size, sampling, upscaling)
 
     from ctxedit.cli import fetching
@@ -89,11 +89,9 @@ def t2i(
 
     reporter = teller(screen)
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
-    parts = ("the model", "the LoRA", "the embedding", "the upscaler")
-    needs = [one for one in fetching.wanted(config) if one.what in parts]
+    needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
     check = fetching.checks_model(config)
-    models = (config.model,)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, (config.model,)):
         return
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
@@ -107,19 +105,24 @@ def t2i(
         screen.result(_planned(path, plan), {"plan": plan})
         return
     screen.say(f"seed {config.seed}")
+    about = None
+    if not no_metadata:
+        made_with = {"text": text, "adapter": adapter, **labelled.facts()}
+        about = to_text(facts("image", config, base.preset or DEFAULT_PRESET, __version__, **made_with))
     with resumable(None):
         if wanted is None:
             picture = text_to_image.generate(text, config, base.offline, reporter, adapter=adapter)[0]
         else:
             picture = drawn(wanted, labelled.grid, config, base.offline, reporter)
-        about = None
-        if not no_metadata:
-            preset = base.preset or DEFAULT_PRESET
-            about = to_text(
-                facts("image", config, preset, __version__, text=text, adapter=adapter, **labelled.facts())
-            )
         write_image(path, picture, overwrite=overwrite.yes, about=about)
     screen.result(str(path), {"image": path, "text": text, "seed": config.seed})
+
+
+def _check_adapter(adapter: Path | None, no_adapter: bool) -> None:
+    if adapter is not None and no_adapter:
+        raise ConfigError("--adapter and --no-adapter contradict each other", "leave out one of them")
+    if adapter is not None:
+        check_file(adapter, "adapter (tune/adapter.safetensors of a run folder)")
 
 
 def _planned(path: Path, plan: dict[str, Any]) -> str:

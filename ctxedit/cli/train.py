@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.options import DryRunOption, MessageOptions, OverwriteOption
+from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.editing.paths import Input, Paths
 from ctxedit.errors import ConfigError
 from ctxedit.files import TEXT_LIMIT, check_file
@@ -110,14 +111,9 @@ def train(
     several = name == policy.ALL
     _check_places(name, data, trainings, out, state)
     if record_:
-        wanted = [one for one in trainings if not several or policy.has_own_weights(one)]
-        paths = [one.write_record() for one in wanted]
-        _result(screen, several, [{"record": path} for path in paths], map(str, paths))
+        _write_records(screen, several, trainings)
         return
-    if tensorboard is not None:
-        from ctxedit.training.progress_log import check_tensorboard
-
-        check_tensorboard()
+    _check_tensorboard(tensorboard)
     yes = overwrite.yes
     if dry.dry_run:
         _show_plans(screen, several, [one.plan(policy.restarts(one, yes, chosen)) for one in trainings])
@@ -126,13 +122,26 @@ def train(
         policy.check_overwrite(one, yes, chosen)
     tables = []
     with resumable(state):
-        for one in trainings:
+        for one in trainings:  # what has to restart depends on what was trained before it
             restart, again = policy.restarts(one, yes, chosen), yes and len(chosen) == 1
-            done = _train(one, TrainOptions(warm, restart, again, device, tensorboard), screen)
-            tables.append(_table(one, done))
-            _warn_of_bad_samples(done, screen)
+            tables.append(_train(one, TrainOptions(warm, restart, again, device, tensorboard), screen))
     if not _silent():
         _result(screen, several, tables, [str(table["weights"]) for table in tables])
+
+
+def _check_tensorboard(folder: Path | None) -> None:
+    if folder is not None:
+        from ctxedit.training.progress_log import check_tensorboard
+
+        check_tensorboard()
+
+
+def _write_records(screen: Screen, several: bool, trainings: list[Training]) -> None:
+    from ctxedit.training import policy
+
+    wanted = [one for one in trainings if not several or policy.has_own_weights(one)]
+    paths = [one.write_record() for one in wanted]
+    _result(screen, several, [{"record": path} for path in paths], map(str, paths))
 
 
 def _check_places(name: str, data: Path | None, trainings: list[Training], out: Path, state: Path) -> None:
@@ -158,7 +167,8 @@ def _result(screen: Screen, several: bool, tables: list[dict[str, Any]], texts: 
     screen.result("\n".join(texts), {"parts": tables} if several else tables[0])
 
 
-def _train(training: Training, options: TrainOptions, screen: Screen) -> Done:
+def _train(training: Training, options: TrainOptions, screen: Screen) -> dict[str, Any]:
+    """Train one part, and say what it became."""
     from ctxedit.cli.progress import teller
     from ctxedit.models.quiet import hush
 
@@ -177,7 +187,9 @@ def _train(training: Training, options: TrainOptions, screen: Screen) -> Done:
             note = ", ".join(f"{k} {v:.4g}" for k, v in known.items())
             progress(int(row["step"]) - start, note)
 
-        return training.run(report, options, screen.say)
+        done = training.run(report, options, screen.say)
+    _warn_of_bad_samples(done, screen)
+    return _table(training, done)
 
 
 def _silent() -> bool:

@@ -14,16 +14,14 @@ from ctxedit.cli.options import (
     CaptionOptions,
     Clip,
     ClipModelOptions,
-    DownloadOrTuneOption,
-    DryRunOption,
     FrameOptions,
     MessageOptions,
-    RunsOptions,
     SettingOptions,
     SizeOptions,
     TuningOptions,
 )
 from ctxedit.cli.output import Screen
+from ctxedit.cli.output_options import DownloadOrTuneOption, DryRunOption, RunsOptions
 from ctxedit.errors import ConfigError
 from ctxedit.tables import DEFAULT_PRESET
 

@@ -25,6 +25,7 @@ from ctxedit.config.settings import ControlConfig as ControlConfig
 from ctxedit.config.settings import EditConfig as EditConfig
 from ctxedit.config.settings import FusionConfig as FusionConfig
 from ctxedit.config.settings import InvertConfig as InvertConfig
+from ctxedit.config.settings import Solver as Solver
 from ctxedit.config.settings import TuneConfig as TuneConfig
 from ctxedit.config.settings import UpscaleConfig as UpscaleConfig
 from ctxedit.config.settings import WindowConfig as WindowConfig

@@ -89,9 +89,17 @@ def _sampling(config: Config) -> Iterator[_Check]:
     edit, invert = config.edit, config.invert
     yield 1 <= edit.steps <= 1000, "edit.steps", "1 to 1000"
     yield 1 <= invert.steps <= 1000, "invert.steps", "1 to 1000"
-    yield invert.fixed_point_iterations >= 0, "invert.fixed_point_iterations", "0 or more"
+    refined = "invert.fixed_point_iterations"
+    yield invert.fixed_point_iterations >= 0, refined, "0 or more"
+    simple = invert.solver == "ddim" or invert.fixed_point_iterations == 0
+    yield simple, refined, f"0 with invert.solver = {invert.solver}"
     yield 0 <= edit.guidance < math.inf, "edit.guidance", "0 or more"
+    shares = edit.guidance_interval
+    ordered = len(shares) == 2 and 0 <= shares[0] <= shares[1] <= 1
+    yield ordered, "edit.guidance_interval", "two shares in order, e.g. [0.2, 0.8]"
     yield 0 <= edit.eta <= 1, "edit.eta", "0 to 1"
+    deterministic = edit.solver == "ddim" or edit.eta == 0
+    yield deterministic, "edit.eta", f"0 with edit.solver = {edit.solver}"
     yield 0 < edit.strength <= 1, "edit.strength", "above 0, up to 1"
 
 

@@ -10,6 +10,8 @@ from ctxedit.model_names import BUILTIN
 
 #: In ``edit.negative_prompt`` this stands for the source prompt.
 SOURCE = "{source}"
+#: How the levels are walked; see :mod:`ctxedit.diffusion.multistep`.
+Solver = Literal["ddim", "dpm++2m"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ class TuneConfig:
 class InvertConfig:
     """DDIM inversion: ``prompt`` is the ``source`` caption or ``empty``.
 
-    ``fixed_point_iterations`` are further network evaluations a step, towards the exact inverse.
+    ``solver`` is as that of the edit. ``fixed_point_iterations`` are further network evaluations a step,
+    towards the exact inverse of DDIM's step.
     ``final_alpha`` is ᾱ_0, the level of the clean clip, in inversion and sampling alike: ``one`` (the paper),
     or as the ``checkpoint``'s scheduler says with ``set_alpha_to_one``: where that is false, as for Stable
     Diffusion, the first training level's.
@@ -165,6 +168,7 @@ class InvertConfig:
 
     steps: int = 20
     prompt: Literal["source", "empty"] = "source"
+    solver: Solver = "ddim"
     fixed_point_iterations: int = 0
     final_alpha: Literal["one", "checkpoint"] = "one"
 
@@ -204,8 +208,11 @@ class EditConfig:
     """Sampling.
 
     Attributes:
-        steps: DDIM steps; from an inversion as many as its own.
+        steps: sampling steps; from an inversion as many as its own.
+        solver: ``ddim``, or ``dpm++2m``, of second order at as many network evaluations.
         guidance: classifier-free guidance scale; 1 is none.
+        guidance_interval: the share of the steps, counted from the noisy end, at which guidance begins, and
+            the one at which it ends (Kynkäänniemi et al. 2024); outside, the unconditional branch is not run.
         negative_prompt: what guidance leads away from. ``{source}`` in it stands for the source prompt:
             guidance then follows the difference between target and source alone, and the source prompt as
             target gives the inversion back (negative-prompt inversion, Miyake et al. 2023).
@@ -217,7 +224,9 @@ class EditConfig:
     """
 
     steps: int = 20
+    solver: Solver = "ddim"
     guidance: float = 7.5
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)
     negative_prompt: str = ""
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"

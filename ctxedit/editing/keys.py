@@ -48,7 +48,8 @@ class Keys:
 
     def round_trip(self, prompt: str) -> str:
         """What the round trip depends on."""
-        return key_of(self.invert(prompt), self.request.config.round_trip)
+        config = self.request.config
+        return key_of(self.invert(prompt), config.round_trip, config.edit.solver)
 
     def edit(self, prompt: str, target: str) -> str:
         """What an edit depends on."""

@@ -39,7 +39,7 @@ def invert_to(path: Path, parts: Parts, prompt: str) -> None:
         invert_long(
             backbone, latents, condition, backbone.levels(config.steps), parts.strip,
             arrays["trajectory"], parts.shift(text), config.fixed_point_iterations,
-            lambda done, _: progress(done, ""),
+            lambda done, _: progress(done, ""), config.solver,
         )  # fmt: skip
 
 

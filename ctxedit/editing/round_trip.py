@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import Config, Solver
 from ctxedit.diffusion.ddim import ddim
+from ctxedit.diffusion.multistep import History
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.metrics.formulas import psnr
 from ctxedit.models.attention import FrameView
@@ -74,7 +75,14 @@ def network_passes(config: Config) -> int:
     if long or config.edit.start == "noise" or config.round_trip in ("auto", "off"):
         return 0
     steps = config.invert.steps
-    return steps if config.round_trip == "whole" else len(_estimated_levels(steps))
+    if config.round_trip == "whole":
+        return steps
+    return sum(_evaluations(level, steps, config.edit.solver) for level in _estimated_levels(steps))
+
+
+def _evaluations(level: int, steps: int, solver: Solver) -> int:
+    """Of the step down from a level: one of second order needs the prediction of the level above, too."""
+    return 2 if solver != "ddim" and level < steps else 1
 
 
 def _estimated_levels(steps: int) -> list[int]:
@@ -94,6 +102,7 @@ def round_trip(
     whole: bool,
     frames: Any,
     progress: Progress = no_progress,
+    solver: Solver = "ddim",
 ) -> RoundTrip:
     """Measure, or estimate, how well a clip comes back.
 
@@ -107,16 +116,19 @@ def round_trip(
         whole: sample the whole way, S passes of the network; otherwise estimate it from a few.
         frames: uint8 (F, H, W, 3), what was encoded.
         progress: told (done, total) passes.
+        solver: of the way down.
     """
     clean = trajectory[0]
     if whole:
+        how = Sampling(1.0, solver=solver)
         both = Condition.stack([context, context])
-        back = sample(backbone, trajectory[-1], both, levels, view, Sampling(1.0), shift, None, progress)
+        back = sample(backbone, trajectory[-1], both, levels, view, how, shift, None, progress)
     else:
         missed, chosen = torch.zeros_like(clean), _estimated_levels(levels.steps)
-        for done, high in enumerate(chosen, 1):
-            missed += _error(backbone, trajectory, context, levels, view, shift, high)
-            progress(done, len(chosen))
+        each = [_evaluations(level, levels.steps, solver) for level in chosen]
+        for number, high in enumerate(chosen, 1):
+            missed += _error(backbone, trajectory, context, levels, view, shift, high, solver)
+            progress(sum(each[:number]), sum(each))
         back = clean + missed * (levels.steps / len(chosen))
     count = min(_DECODED, len(clean))
     some = [round(i * (len(clean) - 1) / max(1, count - 1)) for i in range(count)]
@@ -132,12 +144,21 @@ def _error(
     view: FrameView,
     shift: ContextShift | None,
     high: int,
+    solver: Solver,
 ) -> Tensor:
     """What the step down from a level misses the inversion's lower level by, brought to clean latents."""
-    low, x = high - 1, trajectory[high]
-    x0 = backbone.predict_x0(x, levels.timestep(high), context, *levels.at(high), view)
+    history = History(_evaluations(high, levels.steps, solver) > 1)
+
+    def predict(level: int) -> Tensor:
+        x = trajectory[level]
+        return backbone.predict_x0(x, levels.timestep(level), context, *levels.at(level), view)
+
+    if history.second_order:
+        history.improve(predict(high + 1), levels.at(high + 1), levels.at(high))
+    low, x, x0 = high - 1, trajectory[high], predict(high)
     b_high, b_low = (None if shift is None else shift.at(x0, levels, level) for level in (high, low))
-    down = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low)
+    best = history.improve(x0, levels.at(high), levels.at(low))
+    down = ddim(x, best, *levels.at(high), *levels.at(low), b_high, b_low)
     return (down - trajectory[low]) / float(levels.at(low)[0])
 
 

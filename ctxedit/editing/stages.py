@@ -135,7 +135,7 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
         condition = backbone.condition([text])
     return inverting.invert(
         backbone, parts.latents, condition, backbone.levels(config.steps), parts.view,
-        parts.shift(text), config.fixed_point_iterations, progress,
+        parts.shift(text), config.fixed_point_iterations, progress, config.solver,
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def _make_round_trip(job: StageJob) -> Made:
         found = returning.round_trip(
             parts.backbone, job.needed["invert"], condition, parts.backbone.levels(config.invert.steps),
             parts.view, parts.shift(text), config.round_trip == "whole", parts.prepared.padded,
-            lambda done, _: progress(done, ""),
+            lambda done, _: progress(done, ""), config.edit.solver,
         )  # fmt: skip
     return Made(_tell_round_trip(job, found), facts=found.facts())
 

@@ -81,7 +81,7 @@ def plan(
         "model": checkpoint.name,
         "size": (large, large),
         "upscaler": upscaler,
-        "evaluations": branches * config.edit.steps,
+        "evaluations": generating.network_passes(config),
         "peak_bytes": peak,
         "device": str(device),
         "seed": config.seed,

@@ -19,6 +19,7 @@ from ctxedit.models.backbones import Backbone, Word, split_words
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.prompts import plain, weighted
+from ctxedit.stages import invert as inverting
 from ctxedit.stages import sample as sampling
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
@@ -81,20 +82,19 @@ def edit(
     with edit_conditions(inverted, target, config) as (context, source):
         generator = torch.Generator().manual_seed(config.seed)
         if source is None:
-            start = max(1, round(levels.steps * config.edit.strength))
+            start = sampling.first_level(config)
             clean = inverted.trajectory[0]
             noise = torch.randn(clean.shape, generator=generator).to(clean)
             a, s = levels.at(start)
             b = None if shift is None else shift.at(clean, levels, start)
             x = marginal(clean, noise, a, s, b)
             # Without an inversion there is no source at the levels between: a mask then acts on the result.
-            how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, recorder=recorder)
-            how = replace(how, one_by_one=config.low_memory)
+            how = Sampling.of(config, generator, recorder=recorder)
             return sample(inverted.backbone, x, context, levels, inverted.view, how, shift, start, progress)
-        how = Sampling(
-            config.edit.guidance, config.edit.eta, config.fusion, source, mask, generator, recorder
+        how = Sampling.of(
+            config, generator, fusion=config.fusion, source=source, mask=mask, recorder=recorder
         )
-        how, x = replace(how, one_by_one=config.low_memory), inverted.trajectory[-1]
+        x = inverted.trajectory[-1]
         return sample(inverted.backbone, x, context, levels, inverted.view, how, shift, None, progress)
 
 
@@ -135,7 +135,7 @@ def _source(inverted: InvertedClip, target: str, equaliser: Tensor | None, confi
         backbone.condition([prompt]),
         alignment,
         changed(old, new),
-        config.invert.fixed_point_iterations > 0,
+        inverting.maps_of_level(config),
     )
 
 

@@ -13,7 +13,12 @@ from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import Progress, no_progress
-from ctxedit.stages.sample import Sampling, sample
+from ctxedit.stages.sample import Sampling, guided_count, sample
+
+
+def network_passes(config: Config) -> int:
+    """Passes of the network that :func:`generate` makes for each image, branches counted singly."""
+    return config.edit.steps + guided_count(config, config.edit.steps)
 
 
 @torch.no_grad()
@@ -46,7 +51,7 @@ def generate(
     levels = backbone.levels(config.edit.steps)
     # Images do not see each other.
     view = FrameView(attended_frames(AttentionConfig(frames="none"), count), side)
-    how = Sampling(config.edit.guidance, config.edit.eta, generator=generator, one_by_one=config.low_memory)
+    how = Sampling.of(config, generator)
     negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
     for prompt in (text, negative):
         backbone.words(prompt)  # refuses one that is too long

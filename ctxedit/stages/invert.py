@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import Config, Solver
 from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.forward import effective_noise
+from ctxedit.diffusion.multistep import History
 from ctxedit.diffusion.parameterization import Prediction, to_noise, to_x0
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
@@ -34,6 +35,19 @@ def network_passes(config: Config) -> int:
     )
 
 
+def history_of(solver: Solver) -> History:
+    """Of a walk that has not begun."""
+    return History(solver != "ddim")
+
+
+def maps_of_level(config: Config) -> bool:
+    """Whether the inversion asked the network at each level with the latent of that level.
+
+    Refined and second-order inversions did; DDIM's asked with the latent of the level below.
+    """
+    return config.invert.fixed_point_iterations > 0 or config.invert.solver != "ddim"
+
+
 def _passes(steps: int, fixed_point_iterations: int) -> int:
     return steps * (1 + fixed_point_iterations)
 
@@ -48,13 +62,15 @@ def invert(
     shift: ContextShift | None = None,
     fixed_point_iterations: int = 0,
     progress: Progress = no_progress,
+    solver: Solver = "ddim",
 ) -> Tensor:
     """Walk clean latents up the levels.
 
-    The step from level s to u asks the network at u's timestep, as the way down will (Song et al. 2021;
+    DDIM's step from level s to u asks the network at u's timestep, as the way down will (Song et al. 2021;
     diffusers' ``DDIMInverseScheduler``). Each refinement asks again at the latent just reached: the fixed
     point of it is the exact inverse of the step down. What is handed on is the noise, not x̂_0: near clean
-    data x̂_0 hardly says which noise there was, and the iteration would run away.
+    data x̂_0 hardly says which noise there was, and the iteration would run away. A step of second order asks
+    at its own level instead, as Adams and Bashforth do; the first one, from clean data, is DDIM's.
 
     Args:
         backbone: with clip attention installed.
@@ -65,6 +81,7 @@ def invert(
         shift: b_t of the same prompt, or None.
         fixed_point_iterations: network evaluations of each step beyond the first.
         progress: told (done, total) network evaluations.
+        solver: ``ddim``, or ``dpm++2m`` without fixed-point iterations.
 
     Returns:
         (S + 1, F, C, h, w), level 0 first, contiguous whatever the memory format of the latents.
@@ -72,18 +89,18 @@ def invert(
     Raises:
         NumericsError: NaN or infinity appeared.
     """
-    trajectory = [latents]
+    trajectory, history = [latents], history_of(solver)
     total = _passes(levels.steps, fixed_point_iterations)
     for low, _ in levels.up():
 
         def passed(i: int, low: int = low) -> None:
             progress(1 + i + (1 + fixed_point_iterations) * low, total)
 
-        trajectory.append(
-            ascend(
-                backbone, trajectory[-1], context, levels, low, view, shift, fixed_point_iterations, passed
-            )
-        )
+        up = ascend(
+            backbone, trajectory[-1], context, levels, low, view, shift, fixed_point_iterations, passed,
+            history,
+        )  # fmt: skip
+        trajectory.append(up)
     # Networks round differently in each memory format, and a file holds contiguous tensors: what is fresh
     # and what is read back must give the same edit.
     return torch.stack(trajectory).contiguous()
@@ -100,11 +117,16 @@ def ascend(
     shift: ContextShift | None,
     fixed_point_iterations: int,
     passed: Callable[[int], None],
+    history: History | None = None,
 ) -> Tensor:
     """One step of :func:`invert`: latents (F, C, h, w) from level ``low`` to the one above.
 
-    ``passed`` is told of each network evaluation, counted from 0.
+    ``passed`` is told of each network evaluation, counted from 0; ``history`` is handed from step to step.
     """
+    if history is not None and history.second_order and low:
+        up = _second_order(backbone, x, context, levels, low, view, shift, history)
+        passed(0)
+        return _finite(up, levels.timestep(low))
     high = low + 1
     t = levels.timestep(high)
     up, level = x, low
@@ -115,9 +137,34 @@ def ascend(
         up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
         level = high
         passed(i)
-    if not bool(torch.isfinite(up).all()):
-        raise NumericsError(f"inversion: NaN or infinity at timestep {t}", "try --dtype float32")
-    return up
+    return _finite(up, t)
+
+
+def _finite(latents: Tensor, timestep: int | float) -> Tensor:
+    if not bool(torch.isfinite(latents).all()):
+        raise NumericsError(f"inversion: NaN or infinity at timestep {timestep}", "try --dtype float32")
+    return latents
+
+
+def _second_order(
+    backbone: Backbone,
+    x: Tensor,
+    context: Condition | Tensor,
+    levels: Levels,
+    low: int,
+    view: FrameView,
+    shift: ContextShift | None,
+    history: History,
+) -> Tensor:
+    """From level ``low``, which is not clean data, to the next, by the noise predicted at ``low``."""
+    here, above = levels.at(low), levels.at(low + 1)
+    x0 = backbone.predict_x0(x, levels.timestep(low), context, *here, view)
+    b = b_up = None
+    if shift is not None:
+        b, b_up = shift.at(x0, levels, low), shift.at(x0, levels, low + 1)
+    y = x if b is None else x - b
+    eps = history.improve(effective_noise(y, x0, *here), here, above)
+    return ddim(x, to_x0(eps, y, *here, "epsilon"), *here, *above, b, b_up, eps=eps)
 
 
 def _noise(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxedit.config import Config
+from ctxedit.config import Config, Solver
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.media.scratch import release
@@ -25,8 +25,8 @@ from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.edit import InvertedClip, edit_conditions
-from ctxedit.stages.invert import Progress, ascend, no_progress
-from ctxedit.stages.sample import Blend, Sampling, descend
+from ctxedit.stages.invert import Progress, ascend, history_of, no_progress
+from ctxedit.stages.sample import Sampling, descend, first_level
 from ctxedit.windows import Window
 
 #: (F, C, h, w) float32 on disk.
@@ -100,6 +100,7 @@ def invert_long(
     shift: ContextShift | None = None,
     fixed_point_iterations: int = 0,
     progress: Progress = no_progress,
+    solver: Solver = "ddim",
 ) -> None:
     """As :func:`ctxedit.stages.invert.invert`, into ``trajectory`` (S + 1, F, C, h, w) on disk.
 
@@ -108,6 +109,7 @@ def invert_long(
     for window in strip.windows:
         trajectory[0, window.fresh] = latents[window.fresh]
         release(trajectory, latents)
+    histories = [history_of(solver) for _ in strip.windows]
     total = levels.steps * (1 + fixed_point_iterations) * len(strip.windows)
     done = 0
 
@@ -118,8 +120,11 @@ def invert_long(
 
     for low, high in levels.up():
 
-        def up(_: int, view: FrameView, x: Tensor, low: int = low) -> Tensor:
-            return ascend(backbone, x, context, levels, low, view, shift, fixed_point_iterations, passed)
+        def up(number: int, view: FrameView, x: Tensor, low: int = low) -> Tensor:
+            return ascend(
+                backbone, x, context, levels, low, view, shift, fixed_point_iterations, passed,
+                histories[number],
+            )  # fmt: skip
 
         strip.walk(trajectory[low], trajectory[high], up)
 
@@ -149,10 +154,7 @@ def edit_long(
         Latents (F, C, h, w) on disk.
     """
     with edit_conditions(inverted, target, config) as (condition, source):
-        how = Sampling(
-            config.edit.guidance, config.edit.eta, one_by_one=config.low_memory,
-            generator=torch.Generator().manual_seed(config.seed),
-        )  # fmt: skip
+        how = Sampling.of(config, torch.Generator().manual_seed(config.seed))
         if source is not None:
             how = replace(how, fusion=config.fusion, source=source)
         return _sampled(inverted, trajectory, strip, condition, config, how, shift, mask, progress)
@@ -174,9 +176,9 @@ def _sampled(
     spare = [strip.store(trajectory.shape[1:]) for _ in range(2)]
     top, x = levels.steps, trajectory[-1]
     if how.source is None:
-        top, x = max(1, round(levels.steps * config.edit.strength)), spare[1]
+        top, x = first_level(config), spare[1]
         _noised(trajectory[0], x, strip, levels, top, shift, Noise(generator))
-    blends = [Blend(config.fusion.mask_threshold) for _ in strip.windows]
+    walks = [how.walk() for _ in strip.windows]
     for step, high in enumerate(range(top, 0, -1)):
         noise, result = Noise(generator), spare[step % 2]
 
@@ -189,7 +191,7 @@ def _sampled(
                 here = replace(how, source=near, mask=mask(window))
             z = noise.of(window, part) if how.eta > 0 else None
             return descend(
-                inverted.backbone, part, condition, levels, high, view, here, shift, blends[number], z
+                inverted.backbone, part, condition, levels, high, view, here, shift, walks[number], z
             )
 
         strip.walk(x, result, _counted(down, progress, step * count, top * count))

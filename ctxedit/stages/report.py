@@ -96,18 +96,32 @@ def write(
         about: text to embed in all three; None embeds nothing.
         warn: is told what a file could not be given: its sound, an odd size.
     """
-    clip, fit = prepared.clip, prepared.fit
     if is_image(files.video):
-        picture = resize(edited, fit.source_width, fit.source_height) if source_size else edited
-        write_image(files.video, picture[0], overwrite=overwrite, about=about)
-        write_image(
-            files.side_by_side, side_by_side(prepared.frames, edited)[0], overwrite=overwrite, about=about
-        )
-        _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
-        return
-    sound = clip.info.path if audio and clip.info.has_audio else None
-    if audio and holds_audio(files.video) and clip.info.sound_note is not None:
-        warn(clip.info.sound_note)
+        _write_images(prepared, edited, files, source_size, overwrite, about)
+    else:
+        sound = audio and prepared.clip.info.has_audio
+        if audio and holds_audio(files.video) and prepared.clip.info.sound_note is not None:
+            warn(prepared.clip.info.sound_note)
+        _write_videos(prepared, edited, files, source_size, sound, overwrite, chroma, about, warn)
+    _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
+
+
+def _write_images(
+    prepared: Prepared, edited: NDArray[np.uint8], files: OutputFiles,
+    source_size: bool, overwrite: bool, about: str | None,
+) -> None:  # fmt: skip
+    fit = prepared.fit
+    picture = resize(edited, fit.source_width, fit.source_height) if source_size else edited
+    write_image(files.video, picture[0], overwrite=overwrite, about=about)
+    pair = side_by_side(prepared.frames, edited)[0]
+    write_image(files.side_by_side, pair, overwrite=overwrite, about=about)
+
+
+def _write_videos(
+    prepared: Prepared, edited: NDArray[np.uint8], files: OutputFiles, source_size: bool, sound: bool,
+    overwrite: bool, chroma: str, about: str | None, warn: Callable[[str], None],
+) -> None:  # fmt: skip
+    clip, fit = prepared.clip, prepared.fit
     write_clip(
         files.video,
         edited,
@@ -115,7 +129,7 @@ def write(
         durations=clip.durations,
         size=(fit.source_width, fit.source_height) if source_size else None,
         chroma=chroma,
-        audio_from=sound,
+        audio_from=clip.info.path if sound else None,
         audio_start=clip.start_seconds,
         audio_duration=clip.span_seconds,
         overwrite=overwrite,
@@ -130,7 +144,6 @@ def write(
         overwrite=overwrite,
         about=about,
     )
-    _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
 
 
 def _write_sheet(

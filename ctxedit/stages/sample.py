@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxedit.config import Config, FusionConfig
+from ctxedit.config import Config, FusionConfig, Solver
 from ctxedit.diffusion.ddim import ddim, eta_std
 from ctxedit.diffusion.guidance import guide
+from ctxedit.diffusion.multistep import History
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.alignment import columns
@@ -96,14 +98,43 @@ def network_passes(config: Config, removed: bool = True, added: bool = True) -> 
             round; masks are made from them.
     """
     edit, fusion = config.edit, config.fusion
-    branches = 1 if edit.guidance == 1 else 2
+    made = first_level(config) if edit.start == "noise" else edit.steps
+    branches = made + guided_count(config, made)
     if edit.start == "noise":
-        return branches * max(1, round(edit.steps * edit.strength))
+        return branches
     blend = fusion.blend if removed or added else "none"
     fuses_self, fuses_cross = fused_counts(fusion, edit.steps)
     source = edit.steps if blend == "latent" else max(fuses_self, fuses_cross)
     masks = fuses_self if blend == "self" and removed else 0
-    return branches * edit.steps + source + masks
+    return branches + source + masks
+
+
+def first_level(config: Config) -> int:
+    """The level that an edit from noise starts at."""
+    return max(1, round(config.edit.steps * config.edit.strength))
+
+
+def guided_count(config: Config, made: int) -> int:
+    """In how many of the last ``made`` steps the unconditional branch is run."""
+    edit = config.edit
+    if edit.guidance == 1:
+        return 0
+    made_steps = range(edit.steps - made, edit.steps)
+    return sum(is_guided(step, edit.steps, edit.guidance_interval) for step in made_steps)
+
+
+def is_guided(step: int, steps: int, interval: Sequence[float]) -> bool:
+    """Whether a step, counted from the noisy end, lies in ``edit.guidance_interval``."""
+    begin, end = (fused_steps(steps, share) for share in interval)
+    return begin <= step < end
+
+
+@dataclass
+class Walk:
+    """What the steps of one walk down the levels hand on: masks, and the prediction of the step before."""
+
+    blend: Blend
+    history: History
 
 
 @dataclass(frozen=True)
@@ -112,6 +143,8 @@ class Sampling:
 
     Attributes:
         guidance: 1 runs the conditional branch alone.
+        interval: the shares of the steps between which there is guidance; outside, as ``guidance`` 1.
+        solver: ``ddim`` or ``dpm++2m``.
         eta: 0 deterministic, 1 ancestral.
         fusion: shares and blending; needs ``source``.
         source: the inverted clip, or None.
@@ -129,6 +162,21 @@ class Sampling:
     generator: torch.Generator | None = None
     recorder: AttentionRecorder | None = None
     one_by_one: bool = False
+    interval: tuple[float, ...] = (0.0, 1.0)
+    solver: Solver = "ddim"
+
+    @classmethod
+    def of(cls, config: Config, generator: torch.Generator, **more: Any) -> Sampling:
+        """By the settings of ``edit`` and ``low_memory``."""
+        edit = config.edit
+        return cls(
+            edit.guidance, edit.eta, generator=generator, one_by_one=config.low_memory,
+            interval=edit.guidance_interval, solver=edit.solver, **more,
+        )  # fmt: skip
+
+    def walk(self) -> Walk:
+        """A walk down the levels that has not begun."""
+        return Walk(Blend(self.fusion.mask_threshold), History(self.solver != "ddim"))
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
@@ -182,11 +230,11 @@ def sample(
     Raises:
         NumericsError: NaN or infinity appeared.
     """
-    condition, blend = Condition.of(context), Blend(how.fusion.mask_threshold)
+    condition, walk = Condition.of(context), how.walk()
     top = levels.steps if start is None else start
     for step, high in enumerate(range(top, 0, -1)):
         z = torch.randn(x.shape, generator=how.generator).to(x) if how.eta > 0 else None
-        x = descend(backbone, x, condition, levels, high, view, how, shift, blend, z)
+        x = descend(backbone, x, condition, levels, high, view, how, shift, walk, z)
         progress(step + 1, top)
     return x
 
@@ -201,21 +249,22 @@ def descend(
     view: FrameView,
     how: Sampling,
     shift: ContextShift | None,
-    blend: Blend,
+    walk: Walk,
     z: Tensor | None,
 ) -> Tensor:
     """One step of :func:`sample`: latents (F, C, h, w) from level ``high`` to the one below.
 
-    ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``blend`` collects masks from step to step.
+    ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``walk`` is handed from step to step.
     """
     low = high - 1
-    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, blend)
+    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, walk.blend)
     std = eta_std(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
     b_high = None if shift is None else shift.at(x0, levels, high)
     b_low = None if shift is None else shift.at(x0, levels, low)
-    x = ddim(x, x0, *levels.at(high), *levels.at(low), b_high, b_low, std, z)
+    best = walk.history.improve(x0, levels.at(high), levels.at(low))
+    x = ddim(x, best, *levels.at(high), *levels.at(low), b_high, b_low, std, z)
     if how.source is not None:
-        x = _keep(x, how.source.trajectory[low].to(x), how, blend)
+        x = _keep(x, how.source.trajectory[low].to(x), how, walk.blend)
     if not bool(torch.isfinite(x).all()):
         t = levels.timestep(high)
         raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
@@ -243,7 +292,7 @@ def _predict(
     blend: Blend,
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's branch beside it in a fused step."""
-    guided = how.guidance != 1
+    guided = how.guidance != 1 and is_guided(step, levels.steps, how.interval)
     together = guided and not how.one_by_one
     rows = condition if together else condition[1:]
     fuse_self, fuse_cross = how.fused(step, levels.steps)
@@ -260,7 +309,7 @@ def _predict(
     if not with_source:
         batched = replace(view, branches=len(rows), weight=weight, recorders=how.recorders(len(rows) - 1))
         parts = backbone.predict_x0(x.repeat(len(rows), 1, 1, 1), t, rows, a, s, batched).chunk(len(rows))
-        return _guided(parts, alone, how.guidance)
+        return _guided(parts, alone, how.guidance if guided else 1)
     assert source is not None
     max_tokens = view.tokens_at(how.fusion.max_resolution)
     target = len(rows)
@@ -278,7 +327,7 @@ def _predict(
     parts = backbone.predict_x0(batch, t, both, a, s, batched).chunk(1 + len(rows))
     if word_recorders:
         blend.add(word_recorders)
-    return _guided(parts, alone, how.guidance)
+    return _guided(parts, alone, how.guidance if guided else 1)
 
 
 def _guided(parts: Sequence[Tensor], alone: Tensor | None, guidance: float) -> Tensor:

@@ -81,6 +81,25 @@ def test_a_second_call_loads_nothing_and_json_is_pure(compared, ctxedit, no_weig
     assert "2, 0 of them done" in text and "iB at most" in text
 
 
+def test_workers_give_the_figures_of_one_process(compared, listed, ctxedit, tmp_path, no_weights):
+    """Each preset on a worker of its own, the clip's reference with the first; only the costs may differ."""
+    arguments, _ = compared
+    workers = (*arguments[:-1], tmp_path / "out", "--workers", 2, "--threads", 1)
+    assert "2 workers on this machine, 1 thread each" in ctxedit(*workers, "--dry-run").out
+    answer = ctxedit(*workers)
+    assert answer.code == 0, answer.err
+    rows = [
+        {
+            row["method"]: (row["key"], row["figures"], row["facts"])
+            for row in map(json.loads, (out / "results.jsonl").read_text().splitlines())
+        }
+        for out in (listed / "out", tmp_path / "out")
+    ]
+    assert rows[0] == rows[1]
+    refused = ctxedit(*workers[:-4], "--workers", 99999, "--seed", 5, "--dry-run")
+    assert refused.code == 5 and "99999 workers" in refused.err
+
+
 def test_a_study_of_it(compared, listed, ctxedit):
     answer = ctxedit("bench", "study", listed / "out", "--count", 3)
     assert answer.code == 0 and answer.out.strip().endswith("study/index.html"), answer.err

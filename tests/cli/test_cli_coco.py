@@ -1,6 +1,7 @@
 """``ctxedit eval images --coco``: a slice in COCO's captions format through the built-in models."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -132,6 +133,17 @@ def test_bad_input_is_found_before_anything_is_made(
     more = [text.format(folder=slice_of_coco) for text in more]
     answer = ask(ctxedit, slice_of_coco, tmp_path / "out", *more, count=count)
     assert answer.code == code and said in answer.err, answer.err
+    assert answer.err.count("error:") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_broken_real_image_is_found_before_anything_is_made(ctxedit, slice_of_coco, tmp_path):
+    shutil.copytree(slice_of_coco, tmp_path / "coco")
+    (tmp_path / "coco" / "val2014" / "COCO_val2014_000000000107.jpg").write_bytes(b"\xff\xd8 cut")
+    answer = ctxedit(
+        "eval", "images", "--coco", tmp_path / "coco" / "captions.json", "--images",
+        tmp_path / "coco" / "val2014", "--count", 12, "--model", "builtin", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert answer.code == 3 and "COCO_val2014_000000000107.jpg cannot be read" in answer.err
     assert answer.err.count("error:") == 1 and not (tmp_path / "out").exists()
 
 

@@ -39,6 +39,7 @@ def folders(tmp_path_factory):
     (folder / "short.txt").write_text("a cat\n")
     (folder / "other.json").write_text(json.dumps({"x.png": "a cat"}))
     (folder / "broken.json").write_text("{")
+    (folder / "blank.json").write_text(json.dumps({**texts, "3.png": " "}))
     for name in ("empty", "mixed", "corrupt", "few", "large"):
         (folder / name).mkdir()
     for i, side in enumerate((64, 48)):
@@ -102,6 +103,16 @@ def test_a_set_beside_itself_and_beside_another(ctxedit, folders):
     assert other[0]["value"] > 1 and other[2]["value"] > 1
 
 
+def test_very_large_images_come_one_by_one(folders, monkeypatch):
+    from ctxedit.metrics.images import sets
+
+    opened = sets.open_set(folders / "large")
+    together = [batch for batch in opened.batches()]
+    monkeypatch.setattr(sets, "_MOST_PIXELS", 96 * 80 + 1)
+    single = list(opened.batches())
+    assert (len(together), len(single)) == (1, 24) and np.array_equal(np.concatenate(single), together[0])
+
+
 def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.png").write_bytes((folders / "made" / f"{i}.png").read_bytes())
@@ -112,6 +123,7 @@ def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
     fid, inception_score = answer.table["scores"]
     assert fid["features"] == inception_score["features"] == "inception-v3-compat (weights.pth)"
     assert inception_score["value"] >= 1 and fid["low"] is None and "more than 2048" in answer.err
+    assert "IS of 10 splits needs 5000 images" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -127,6 +139,8 @@ def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
         (("made", "real", "--captions", "short.txt"), 3, "1 captions, and there are 24 images"),
         (("made", "real", "--captions", "other.json"), 3, "no caption for 24 of 24 images, 0.png"),
         (("made", "real", "--captions", "broken.json"), 3, "not a file of captions"),
+        (("made", "real", "--captions", "blank.json"), 3, "the caption of 3.png is empty"),
+        (("made", "real", "--size", "200000"), 5, "one image takes about"),
         (("made", "real", "--metrics", "fidd"), 2, "unknown metric 'fidd'"),
         (("made", "real", "--metrics", "is"), 2, "--features inception"),
         (("made", "real", "--metrics", "clip_score"), 2, "--captions"),

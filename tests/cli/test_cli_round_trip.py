@@ -76,6 +76,19 @@ def test_the_plan_counts_its_passes_and_off_has_none(edited):
     assert stages("--round-trip", "off")["round trip"]["evaluations"] == 0
 
 
+def test_second_order_comes_back_closer_and_its_passes_are_counted(edited):
+    order = ("--set", "invert.solver=dpm++2m", "--set", "edit.solver=dpm++2m")
+
+    def whole(*more):
+        return edited("--json", "--round-trip", "whole", *more).table["round_trip"]["psnr"]
+
+    assert whole(*order) > whole() + 2
+    plan = edited("--dry-run", "--json", *order).table["plan"]["stages"]
+    # The estimate looks at four steps, and at the prediction before each; the first has none before it.
+    assert {s["name"]: s["evaluations"] for s in plan}["round trip"] == 8 - 1
+    assert edited("--json", *order).table["round_trip"]["kind"] == "estimate"
+
+
 def test_it_is_kept_with_the_run(edited):
     made = edited("--json").table
     again = call("edit", "a cat walking on the beach", "--run", made["run"], "--json")

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tiny import make_pixel_upscaler, make_x4_upscaler
 
-from ctxedit.editing import machine
+from ctxedit.editing import machine, text_to_image
 from ctxedit.errors import WeightsError
 from ctxedit.models import weights
 from ctxedit.models.upscalers.base import Upscaler
@@ -178,6 +178,15 @@ def test_sizes_that_no_cascade_reaches(ctxedit, own, no_weights):
     # Twice the model's own size is generated as it is.
     plan = ctxedit("t2i", "a tiger", "--size", "128", "--dry-run", "--json").table["plan"]
     assert plan["upscaler"] is None and plan["size"] == [128, 128]
+
+
+def test_upscaling_an_image_beyond_memory_is_foretold(ctxedit, own, no_weights, monkeypatch, tmp_path):
+    asked = ("t2i", "a tiger", "--size", "256", "--upscaler", own, "-o", tmp_path / "tiger.png")
+    monkeypatch.setattr(text_to_image.footprint, "upscaler_bytes", lambda *sizes: 1 << 50)
+    for more in ((), ("--dry-run",)):
+        answer = ctxedit(*asked, *more)
+        assert answer.code == 5 and "error: upscaling needs about" in answer.err, answer.err
+    assert not (tmp_path / "tiger.png").exists()
 
 
 def test_a_missing_hub_upscaler_is_told(ctxedit, run, monkeypatch):

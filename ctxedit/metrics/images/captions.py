@@ -50,6 +50,13 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
             f"{path} has no caption for {len(lacking)} of {len(files)} images, {lacking[0]} among them",
             "captions are found by the images' file names",
         )
+    if blank := [file.name for file in files if not stems[file.stem].strip()]:
+        raise InputError(
+            f"{path}: the caption of {blank[0]} is empty (so are {len(blank) - 1} others)"
+            if len(blank) > 1
+            else f"{path}: the caption of {blank[0]} is empty",
+            "say what the image should show",
+        )
     return [stems[file.stem] for file in files]
 
 

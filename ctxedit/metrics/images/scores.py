@@ -27,6 +27,8 @@ KEYS = ("fid", "kid", "is", "precision", "recall", "cmmd", "clip_score")
 BY_FIDELITY = ("fid", "kid", "is", "precision", "recall")
 _NEIGHBOURS = 3
 _SPLITS = 10
+#: Each split's mean over the classes needs some hundreds of images.
+_IS_IMAGES = 5000
 #: Fewer images than these give no number worth the name.
 _LEAST = {"fid": 2, "kid": 4, "is": _SPLITS, "precision": _NEIGHBOURS + 1, "recall": _NEIGHBOURS + 1,
           "cmmd": GROUPS, "clip_score": 1}  # fmt: skip
@@ -205,6 +207,11 @@ def _warn(
         warn(
             f"FID of {width} features ({name}) needs more than {width} images in each set, better 10,000: "
             f"with {generated} and {reference} its bias dominates, so compare only with equal numbers"
+        )
+    if "is" in keys and generated < _IS_IMAGES:
+        warn(
+            f"IS of {_SPLITS} splits needs {_IS_IMAGES} images or more, better 50,000: with {generated} it "
+            "is far too low, so compare only with equal numbers"
         )
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from ctxedit.errors import InputError
 from ctxedit.media import stills
 
+#: Pixels that are in memory together.
+_MOST_PIXELS = 1 << 26
 _ONE_SIZE = "--size 256 scales every image's shorter edge and crops the central square"
 
 
@@ -34,7 +36,9 @@ class ImageSet:
         return len(self.files)
 
     def batches(self, size: int = 32) -> Iterator[NDArray[np.uint8]]:
-        """RGB uint8 (N, H, W, 3), in order."""
+        """RGB uint8 (N, H, W, 3), in order; N is ``size``, or less where the images are very large."""
+        width, height = (self.side, self.side) if self.side else stills.header(self.files[0]).size
+        size = max(1, min(size, _MOST_PIXELS // (width * height)))
         for start in range(0, len(self.files), size):
             yield np.stack([self._read(file) for file in self.files[start : start + size]])
 

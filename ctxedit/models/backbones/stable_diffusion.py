@@ -19,6 +19,8 @@ from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
 from ctxedit.models import single_file
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
+from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of_file, sizes_of_folder
+from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
@@ -26,22 +28,8 @@ from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
-from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, tensor_weight, weight_files
+from ctxedit.models.sizes import Sizes, read_json
 from ctxedit.models.weights import Checkpoint, check_finite, network
-
-#: diffusers' names of beta schedules, and ours.
-_BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-#: Schedulers of the discrete, variance-preserving diffusion: their configs hold the levels it was trained at.
-_SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
-#: What Stable Diffusion 1.x and 2.x share; for single files, which carry no config.
-_CHANNELS, _DEPTH, _VAE_CHANNELS = (320, 640, 1280, 1280), (1, 1, 1, 0), (128, 256, 512, 512)
-_PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond"}
 
 
 @register("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
@@ -80,7 +68,7 @@ class StableDiffusion(Backbone):
         self.prediction = self._scheduler.prediction_type
         self.alphas_cumprod = alphas_cumprod(self._scheduler)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.resolution = self.factor * _largest(self.unet.config.sample_size)
+        self.resolution = self.factor * largest(self.unet.config.sample_size)
         # Every level of the UNet halves the latent; a side that does not halve evenly would not come back.
         self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.latent_channels = int(self.unet.config.in_channels)
@@ -179,42 +167,8 @@ class StableDiffusion(Backbone):
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> Sizes:
         if checkpoint.form == "file":
-            return _sizes_of_file(checkpoint.path)
-        path = checkpoint.path
-        unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
-        tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
-        scheduler = read_json(path / "scheduler/scheduler_config.json")
-        encoder = read_json(path / "text_encoder/config.json")
-        try:
-            kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
-            depth = unet.get("transformer_layers_per_block", 1)
-            depth = depth if isinstance(depth, list) else [depth] * len(kinds)
-            text = Weight()
-            for part in cls.networks_in:
-                text = text + folder_weight(path / part) if part.startswith("text_encoder") else text
-            return Sizes(
-                folder_weight(path / "unet"),
-                folder_weight(path / "vae"),
-                text,
-                _widths(unet["block_out_channels"]),
-                tuple(int(d) if "Attn" in kind else 0 for kind, d in zip(kinds, depth, strict=True)),
-                _largest(layers),
-                _widths(vae["block_out_channels"]),
-                int(unet["in_channels"]),
-                int(unet["cross_attention_dim"]),
-                min(
-                    int(tokenizer.get("model_max_length", 77)),
-                    int(encoder.get("max_position_embeddings", 77)),
-                ),
-                2 ** (len(vae["block_out_channels"]) - 1) * _largest(unet["sample_size"]),
-                *_attention(unet),
-                frozenset(header(weight_files(path / "unet"))),
-                int(scheduler.get("num_train_timesteps", 1000)),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise WeightsError(
-                f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
-            ) from error
+            return sizes_of_file(checkpoint.path)
+        return sizes_of_folder(checkpoint.path, cls.networks_in)
 
     # -- frames and words --------------------------------------------------------------------------
 
@@ -338,7 +292,7 @@ class StableDiffusion(Backbone):
             self.name,
             self._own,
             tuple(config.block_out_channels),
-            _largest(config.layers_per_block),
+            largest(config.layers_per_block),
             self.latent_channels,
             self.context_width,
             self.factor,
@@ -384,90 +338,4 @@ def parts(
 def configuration(path: Path, offline: bool = False) -> Path:
     """A folder with the configuration of a single-file checkpoint; errors as of ``single_file``."""
     parts_in = (*StableDiffusion.networks_in, *StableDiffusion.others_in)
-    return single_file.configuration(path, _sizes_of_file(path).context_width, parts_in, offline)
-
-
-def check_scheduler(checkpoint: Checkpoint) -> None:
-    """Raise WeightsError for a scheduler whose noise levels or predictions are not known here."""
-    config = read_json(checkpoint.path / "scheduler" / "scheduler_config.json")
-    named, kind = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
-    refused = None
-    if named.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
-        refused = f"its scheduler, {named}, is for flow matching, which this family does not use"
-    elif named not in _SCHEDULERS:
-        refused = f"its scheduler, {named}, is not one whose noise levels are known"
-    elif kind not in _PREDICTIONS:
-        refused = f"its network predicts {kind!r}, which is not one of {', '.join(_PREDICTIONS)}"
-    elif config.get("beta_schedule", "linear") not in _BETAS and config.get("trained_betas") is None:
-        refused = f"its beta schedule {config.get('beta_schedule')!r} is not one of {', '.join(_BETAS)}"
-    elif config.get("timestep_spacing", "leading") not in ("leading", "trailing", "linspace"):
-        refused = f"its timestep spacing {config.get('timestep_spacing')!r} is not known"
-    elif (
-        kind == "epsilon"
-        and config.get("rescale_betas_zero_snr")
-        and config.get("timestep_spacing", "leading") != "leading"
-    ):
-        # At zero signal the noise says nothing of x_0; such a model needs a velocity or sample head.
-        refused = "it predicts noise but starts at zero signal, where noise determines no image"
-    if refused:
-        raise WeightsError(
-            f"{checkpoint.name}: {refused}", f"see {checkpoint.path}/scheduler/scheduler_config.json"
-        )
-
-
-def alphas_cumprod(config: Any) -> Tensor:
-    """(T,) float64 of a diffusers scheduler's config."""
-    if config.get("trained_betas") is not None:
-        return torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float64), 0)
-    if config.beta_schedule not in _BETAS:
-        raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")
-    return schedule.alphas_cumprod(
-        config.num_train_timesteps,
-        config.beta_start,
-        config.beta_end,
-        _BETAS[config.beta_schedule],  # type: ignore[arg-type]
-        bool(config.rescale_betas_zero_snr),
-    )
-
-
-def _widths(channels: Any) -> tuple[int, ...]:
-    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
-    found = tuple(channels)
-    if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
-        raise ValueError(f"block_out_channels = {channels!r}")
-    return found
-
-
-def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
-    """Levels with cross-attention, and whether some of it is outside the middle block."""
-    down, up = unet["down_block_types"], unet["up_block_types"]
-    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
-    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
-    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
-    lowest = {len(down) - 1} if "CrossAttn" in middle else set()
-    return frozenset(levels | lowest), bool(levels)
-
-
-def _largest(value: int | Sequence[int]) -> int:
-    return value if isinstance(value, int) else max(value)
-
-
-def _sizes_of_file(path: Path) -> Sizes:
-    """A single file holds all parts under prefixes, and no config: width and resolution from a shape."""
-    table = header([path])
-    found = dict.fromkeys(_PREFIXES, Weight())
-    for name, entry in table.items():
-        part = next((p for p, prefix in _PREFIXES.items() if name.startswith(prefix)), None)
-        if part:
-            found[part] = found[part] + tensor_weight(entry)
-    key = f"{_PREFIXES['unet']}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    if key not in table:
-        raise WeightsError(
-            f"{path} is not a Stable Diffusion 1.x or 2.x checkpoint", "only these are supported as one file"
-        )
-    width = int(table[key]["shape"][1])
-    levels = frozenset(range(len(_CHANNELS)))  # the lowest resolution is the middle block's
-    return Sizes(
-        found["unet"], found["vae"], found["text_encoder"], _CHANNELS, _DEPTH, 2, _VAE_CHANNELS,
-        4, width, 77, 512, levels,
-    )  # fmt: skip
+    return single_file.configuration(path, sizes_of_file(path).context_width, parts_in, offline)

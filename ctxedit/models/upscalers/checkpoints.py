@@ -13,7 +13,7 @@ import torch
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.model_names import expanded
 from ctxedit.models import layout
-from ctxedit.models.backbones.stable_diffusion import check_scheduler
+from ctxedit.models.backbones.scheduler import check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.families import register_layout
 from ctxedit.models.sizes import Sizes, Weight, folder_weight, read_json

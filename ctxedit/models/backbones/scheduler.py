@@ -1,0 +1,67 @@
+"""The noise levels of a checkpoint's discrete diffusion scheduler, and which schedulers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctxedit.diffusion import schedule
+from ctxedit.errors import WeightsError
+from ctxedit.models.sizes import read_json
+from ctxedit.models.weights import Checkpoint
+
+#: diffusers' names of beta schedules, and ours.
+_BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+#: Schedulers of the discrete, variance-preserving diffusion: their configs hold the levels it was trained at.
+_SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+
+
+def check_scheduler(checkpoint: Checkpoint) -> None:
+    """Raise WeightsError for a scheduler whose noise levels or predictions are not known here."""
+    config = read_json(checkpoint.path / "scheduler" / "scheduler_config.json")
+    named, kind = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
+    refused = None
+    if named.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
+        refused = f"its scheduler, {named}, is for flow matching, which this family does not use"
+    elif named not in _SCHEDULERS:
+        refused = f"its scheduler, {named}, is not one whose noise levels are known"
+    elif kind not in _PREDICTIONS:
+        refused = f"its network predicts {kind!r}, which is not one of {', '.join(_PREDICTIONS)}"
+    elif config.get("beta_schedule", "linear") not in _BETAS and config.get("trained_betas") is None:
+        refused = f"its beta schedule {config.get('beta_schedule')!r} is not one of {', '.join(_BETAS)}"
+    elif config.get("timestep_spacing", "leading") not in ("leading", "trailing", "linspace"):
+        refused = f"its timestep spacing {config.get('timestep_spacing')!r} is not known"
+    elif (
+        kind == "epsilon"
+        and config.get("rescale_betas_zero_snr")
+        and config.get("timestep_spacing", "leading") != "leading"
+    ):
+        # At zero signal the noise says nothing of x_0; such a model needs a velocity or sample head.
+        refused = "it predicts noise but starts at zero signal, where noise determines no image"
+    if refused:
+        raise WeightsError(
+            f"{checkpoint.name}: {refused}", f"see {checkpoint.path}/scheduler/scheduler_config.json"
+        )
+
+
+def alphas_cumprod(config: Any) -> Tensor:
+    """(T,) float64 of a diffusers scheduler's config."""
+    if config.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float64), 0)
+    if config.beta_schedule not in _BETAS:
+        raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")
+    return schedule.alphas_cumprod(
+        config.num_train_timesteps,
+        config.beta_start,
+        config.beta_end,
+        _BETAS[config.beta_schedule],  # type: ignore[arg-type]
+        bool(config.rescale_betas_zero_snr),
+    )
