@@ -5,9 +5,12 @@ Only regular files are opened: a FIFO would wait for ever, and ``/dev/zero`` wou
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,3 +211,10 @@ def _kind(mode: int) -> str:
         stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "not a file")
+
+
+def process_folder() -> Path:
+    """A fresh temporary folder, deleted when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="ctxedit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -6,9 +6,10 @@ Usage::
     python tests/memory.py make sd14 FOLDER                      # a folder of the real shapes, random weights
     python tests/memory.py measure FOLDER/sd14 edit bfloat16 8   # prints one row as JSON
 
-Stages: ``tune``, ``invert`` and ``edit`` make one step at 512² (SDXL: 1024²), ``decode`` as many frames as
-the autoencoder takes at a time. Each measurement needs a process of its own, because a process does not
-shrink again. What is measured is anonymous memory, beyond what the imports take.
+Stages: ``tune``, ``invert`` (after encoding) and ``edit`` (with decoding) make one step at 512² (SDXL:
+1024²); ``encode`` and ``decode`` are what the autoencoder does of it. Each measurement needs a process of its
+own, because a process does not shrink again. What is measured is anonymous memory, beyond what the imports
+take.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> 
     }  # fmt: skip
     settings = config.load("contextdiff", flags=flags, environ={})
     request = Request(clip, settings, prompt=PROMPT, targets=(TARGET,), runs=place / "runs", offline=True)
-    name = "edit" if stage == "decode" else stage
+    name = {"encode": "invert", "decode": "edit"}.get(stage, stage)
     foretold = next(s.peak_bytes for s in plan.make(request).stages if s.name.startswith(name))
     parts = Parts(request, Reporter())
     shape = (frames, 4, side // 8, side // 8)
@@ -167,6 +168,7 @@ def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> 
 
 def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, Any]:
     """One step of a stage: gigabytes measured and foretold, seconds."""
+    import numpy as np
     import torch
 
     from ctxedit.editing.stages import invert_now
@@ -174,6 +176,8 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
 
     with tempfile.TemporaryDirectory() as place:
         parts, foretold = parts_for(model, stage, dtype, frames, Path(place))
+        size = 8 * parts.latents.shape[-1]
+        pixels = np.zeros((frames, size, size, 3), np.uint8)
         import diffusers.models.unets.unet_2d_condition  # noqa: F401 - what is imported is not counted
 
         before = anonymous()
@@ -187,13 +191,16 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
                     parts.temporal,
                 )  # fmt: skip
             elif stage == "invert":
+                backbone.encode(pixels)
                 invert_now(parts, PROMPT)
             elif stage == "edit":
                 trajectory = torch.stack([parts.latents] * 2)
                 scene = edit.Scene(backbone, PROMPT, trajectory, backbone.levels(1), parts.view)
-                edit.edit(scene, TARGET, parts.config, parts.shift(TARGET))
+                backbone.decode(edit.edit(scene, TARGET, parts.config, parts.shift(TARGET)))
+            elif stage == "encode":
+                backbone.encode(pixels)
             else:
-                backbone.decode(parts.latents[:4])
+                backbone.decode(parts.latents)
     return {
         "model": model.name, "stage": stage, "dtype": dtype, "frames": frames,
         "foretold": round(foretold / 2**30, 2),

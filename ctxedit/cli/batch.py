@@ -108,7 +108,7 @@ def batch(
     methods = preview.methods([base.preset or DEFAULT_PRESET], lambda name, point: config)
     captions = not all(clip.prompt for clip in listed)
     needs = fetching.wanted(config, captions=captions, scores=True)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, models=(config.model,)):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     work_begins()
     sources = (*([] if clips.is_dir() else [clips]), *arguments.sources(base))

@@ -183,10 +183,7 @@ def run(
     preview.check_labels(known)
     pairs = _pairs(compare or [], known)
     needs = [one for method in methods for one in fetching.wanted(method.config, scores=True)]
-    models = {method.config.model for method in methods}
-    if not fetching.settle(
-        list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run, models=tuple(models)
-    ):
+    if not fetching.settle(list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run):
         return
     work_begins()
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:

@@ -102,8 +102,7 @@ def edit(
         metadata=not result.no_metadata, sources=arguments.sources(base),
     )  # fmt: skip
     needs, check = fetching.wanted(config), fetching.checks_model(config)
-    models = (config.model,)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, models):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     if not work.checked(request, "edit", screen, dry.dry_run):
         return

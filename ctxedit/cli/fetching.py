@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -137,15 +136,6 @@ def _addons(config: Config) -> list[Wanted]:
     ]  # fmt: skip
 
 
-def _settle_single_file(model: str, offline: bool) -> None:
-    """Fetch the configuration of a single-file checkpoint: kilobytes, for a dry run as well."""
-    from ctxedit.model_names import expanded
-    from ctxedit.models.backbones.stable_diffusion import configuration
-
-    if model.endswith(".safetensors") and os.path.isfile(expanded(model)):  # False where it cannot be reached
-        configuration(expanded(model), offline)
-
-
 def _takes_canny_sd1(model: str) -> bool:
     """Whether the ControlNet for Stable Diffusion 1.x fits a model; yes while its config is not there."""
     from ctxedit.files import read_json
@@ -163,7 +153,7 @@ def _takes_canny_sd1(model: str) -> bool:
 
 def settle(
     needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False,
-    check: Callable[[], object] = lambda: None, models: Sequence[str] = (),
+    check: Callable[[], object] = lambda: None,
 ) -> bool:  # fmt: skip
     """Fetch what is missing, after asking where it is much; a dry run says what it would be.
 
@@ -174,7 +164,6 @@ def settle(
         offline: do not contact the hub.
         dry_run: fetch nothing but config files.
         check: called before anything is fetched: raises for inputs that would make it useless.
-        models: what will be loaded; the configuration of a single-file checkpoint is fetched here.
 
     Returns:
         Whether the command can go on: not after a dry run that found something missing.
@@ -185,8 +174,6 @@ def settle(
     """
     from ctxedit.models import hub
 
-    for model in models:
-        _settle_single_file(model, offline)
     if not any(one.missing for one in needs):
         return True
     check()

@@ -337,6 +337,7 @@ class ScoringOptions(ClipModelOptions):
             "--mask",
             panel=_METHOD,
             metavar="FILE",
-            help="Mask: an image, video or folder; only white areas may change.",
+            help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
+            "(.json).",
         ),
     ] = None

@@ -80,7 +80,7 @@ def run(
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, (config.model,)):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)
     if not work.checked(request, "evaluate", screen, dry.dry_run):

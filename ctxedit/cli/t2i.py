@@ -91,7 +91,7 @@ def t2i(
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
     needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
     check = fetching.checks_model(config)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, (config.model,)):
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:

@@ -95,8 +95,7 @@ def tune(
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
     check = fetching.checks_clip(clip, config)
-    models = (config.model,)
-    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, models):
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)
     if not work.checked(request, "tune", screen, dry.dry_run):

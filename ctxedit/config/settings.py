@@ -260,8 +260,8 @@ class Config:
     """All settings of a run.
 
     Attributes:
-        dtype: ``auto`` is half precision on GPUs and on CPUs that multiply bfloat16, else float32; ``half`` is
-            bfloat16 where there is some, else float16.
+        dtype: ``auto`` is half precision on GPUs and on CPUs that multiply bfloat16 (AVX512-BF16, AMX), else
+            float32; ``half`` is bfloat16 where there is some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.

@@ -10,6 +10,7 @@ from ctxedit.editing.request import Request
 from ctxedit.model_names import split_scale
 from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
+from ctxedit.models.device import settled_dtype
 from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
@@ -60,13 +61,17 @@ class Keys:
             request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
-            *([config.upscale, self._upscaler()] if config.upscale.scale > 1 else []),
+            *(self._upscaling() if config.upscale.scale > 1 else []),
         )  # fmt: skip
 
-    def _upscaler(self) -> str:
-        """Which upscaler; ctxedit's own by its weights."""
-        config = self.request.config
-        return part_identity(config.upscale.model, own_folder(config.model), "upscaler")
+    def _upscaling(self) -> list[Any]:
+        """Settings of the super-resolution; the model of a folder by what it holds, wherever it lies."""
+        upscale, own = self.request.config.upscale, own_folder(self.request.config.model)
+        folder = Path(upscale.model)
+        if folder.is_absolute() and folder.is_dir():  # as paths in settings are
+            inner = folder / "upscaler"
+            return [replace(upscale, model=""), self._print_of(inner if inner.is_dir() else folder)]
+        return [upscale, part_identity(upscale.model, own, "upscaler")]
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
@@ -76,8 +81,8 @@ class Keys:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
         c, own = self.request.config, own_folder(self.request.config.model)
         # A later ctxedit carries other built-in models under the same name.
-        seed = self.request.tuning_seed
-        shared = [identity(c.model), seed, c.dtype, c.clip, c.attention, c.adapter, c.tune]
+        seed, dtype = self.request.tuning_seed, settled_dtype(c.dtype, c.device)
+        shared = [identity(c.model), seed, dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.clip.frames > c.window.size:
             shared.append(c.window)  # a clip in one piece is what it was before there were windows
         if c.lora:

@@ -41,8 +41,16 @@ class Layout:
     text: str = ""
 
 
-def read_layout(file: Path) -> Layout:
-    """Read a layout; raises InputError for a broken file, and for boxes that are empty or outside it."""
+def read_layout(file: Path, clip: tuple[int, int] | None = None) -> Layout:
+    """Read a layout.
+
+    Args:
+        file: the JSON file.
+        clip: width and height of the clip that the boxes are of; None for a picture, which is square.
+
+    Raises:
+        InputError: a broken file, boxes that are empty or outside, or a layout of another shape.
+    """
     table = read_json(file, "layout")
     if not isinstance(table, dict) or not isinstance(table.get("boxes"), list):
         raise InputError(f"{file} is no layout: it has no list of boxes", _HINT)
@@ -51,7 +59,12 @@ def read_layout(file: Path) -> Layout:
     size, text = table.get("size"), table.get("text", "")
     if not isinstance(size, list) or not _numbers(size, 2) or min(size) <= 0:
         raise InputError(f"{file}: size = {size!r} is no width and height", _HINT)
-    if size[0] != size[1]:
+    if clip is not None and abs(size[0] * clip[1] - size[1] * clip[0]) > max(*size, *clip):
+        raise InputError(
+            f"{file}: size is {size[0]:g}×{size[1]:g}, of another shape than the clip's {clip[0]}×{clip[1]}",
+            "measure the boxes on a frame of the clip",
+        )
+    if clip is None and size[0] != size[1]:
         raise InputError(
             f"{file}: size is {size[0]:g}×{size[1]:g}, and pictures are square",
             "measure the boxes in a square picture",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from ctxedit.errors import InputError
 from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit
+from ctxedit.media.layouts import read_layout
 from ctxedit.media.read import Store
 
 # Levels that a lossy video makes of black and of white.
@@ -21,7 +23,8 @@ def read_mask(
 ) -> np.ndarray:
     """Read a mask for `frames` frames of a clip read with the same `start` and `stride`.
 
-    White may change, black stays, grey is between; what is transparent counts as black. One image serves
+    A layout (``.json``, see :mod:`ctxedit.media.layouts`) is white in its boxes, in every frame. Of pictures,
+    white may change, black stays, grey is between; what is transparent counts as black. One image serves
     every frame. A video or folder of exactly `frames` pictures gives one to each frame; a longer one runs
     beside the source and is read at the source's indices. ``store`` is as for ``read_frames``.
 
@@ -31,6 +34,8 @@ def read_mask(
     Raises:
         InputError: not readable, of another shape than the source, too short, or black all over.
     """
+    if Path(path).suffix.lower() == ".json":
+        return _of_layout(Path(path), frames, size)
     mask = read_companion(
         path, "mask", frames, start, stride, size, lambda picture: _working(picture, size), store
     )
@@ -39,6 +44,16 @@ def read_mask(
             f"the mask {path} is black all over: nothing may change", "white marks what may change"
         )
     return mask
+
+
+def _of_layout(path: Path, frames: int, size: Fit) -> np.ndarray:
+    """Every pixel that a box covers, in part at least; one picture for all frames."""
+    layout = read_layout(path, (size.source_width, size.source_height))
+    mask = np.zeros((size.height, size.width), np.float32)
+    for _, (left, top, right, bottom) in layout.boxes:
+        rows = slice(math.floor(top * size.height), math.ceil(bottom * size.height))
+        mask[rows, math.floor(left * size.width) : math.ceil(right * size.width)] = 1
+    return np.broadcast_to(mask, (frames, *mask.shape))
 
 
 def _working(picture: np.ndarray, size: Fit) -> np.ndarray:

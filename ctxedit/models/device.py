@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is half precision where that is faster: on GPUs, and on CPUs that multiply bfloat16.
+    """``auto`` is half precision where that is faster: on GPUs, and on a CPU that :func:`multiplies_bfloat16`.
 
     Half precision is bfloat16 where there is some, else float16. On a CPU it is the denoiser's alone; see
     :func:`storage_dtype`.
@@ -40,21 +42,38 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         if dtype == torch.float16 and device.type == "cpu":
             raise ConfigError("float16 does not run on the CPU", "use --dtype float32 or bfloat16")
         return dtype
-    if device.type != "cuda":
-        if name == "auto" and not (device.type == "cpu" and multiplies_bfloat16()):
-            return torch.float32
-        return torch.bfloat16 if device.type == "cpu" else torch.float16
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name == "auto" and not (device.type == "cpu" and multiplies_bfloat16()):
+        return torch.float32
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
+def settled_dtype(name: str, device: str) -> str:
+    """A precision as it is part of a run's identity: ``auto`` is bfloat16 on a CPU where it means that.
+
+    A run that another processor began in another precision is thus not mistaken for this one's.
+    """
+    here = name == "auto" and pick_device(device).type == "cpu" and multiplies_bfloat16()
+    return "bfloat16" if here else name
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products (AVX512-BF16, AMX).
+    """Whether the processor has instructions for products of bfloat16 numbers; known on Linux only.
 
-    Others convert to float32 and back, which is slower than float32. torch knows it, in functions that are
-    not public.
+    Without them bfloat16 is emulated, and slower than float32.
     """
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor_flags())
+
+
+@functools.lru_cache(maxsize=1)
+def processor_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What Linux says that the processor can do; empty elsewhere."""
+    try:
+        text = file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

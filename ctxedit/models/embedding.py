@@ -66,9 +66,7 @@ def read_embedding(name: str, checkpoint: Checkpoint, offline: bool = False) -> 
     for part, found in vectors.items():
         if not bool(torch.isfinite(found).all()):
             raise WeightsError(f"{file}: NaN or infinity in it", "the embedding is broken; fetch it again")
-        config = checkpoint.path / part / "config.json"
-        if checkpoint.form == "file" and part == "text_encoder":
-            continue  # known once it is loaded
+        config = checkpoint.settings / part / "config.json"
         width = read_json(config).get("hidden_size") if config.is_file() else None
         if found.shape[1] != width:
             raise _misfit(file, checkpoint.name, part, found, width)

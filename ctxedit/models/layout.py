@@ -127,19 +127,6 @@ def one_file(name: str, known: Sequence[str], inside: str | None = None) -> Sele
     return select
 
 
-def settings(parts: Sequence[str]) -> Select:
-    """A diffusers repository's config files and tokenizer, without weights."""
-
-    def select(names: Collection[str], half: bool) -> list[str]:
-        found = [n for n in names if n.startswith(tuple(f"{p}/" for p in parts)) and n.count("/") == 1]
-        missing = [p for p in parts if not any(n.startswith(f"{p}/") for n in found)]
-        if missing or "model_index.json" not in names:
-            raise WeightsError(f"no settings of {', '.join(missing)}", "fetch the repository again")
-        return ["model_index.json", *_settings(found)]
-
-    return select
-
-
 def _part(names: Sequence[str], half: bool, name: str) -> list[str]:
     weights = require(names, name, half)
     return [*_settings(names), *weights.files, *([weights.index] if weights.index else [])]

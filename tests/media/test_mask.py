@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,25 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
     path = encode(tmp_path / "short.mp4", _growing(3))
     with pytest.raises(InputError, match="has 3 frames"):
         read_mask(path, 5, 0, 1, FIT)
+
+
+def _layout(folder: Path, size: list[int], *boxes: list[float]) -> Path:
+    listed = [{"label": "cat", "box": box} for box in boxes]
+    (folder / "boxes.json").write_text(json.dumps({"size": size, "boxes": listed}))
+    return folder / "boxes.json"
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_layout_is_white_in_its_boxes(tmp_path: Path, scale: int) -> None:
+    boxes = [[scale * side for side in box] for box in ([16, 32, 64, 96], [100, 0, 127, 9])]
+    mask = read_mask(_layout(tmp_path, [128 * scale, 96 * scale], *boxes), 3, 7, 2, FIT)
+    wanted = np.zeros((48, 64), np.float32)
+    wanted[16:48, 8:32] = 1
+    wanted[0:5, 50:64] = 1  # a pixel that is covered in part may change
+    assert mask.shape == (3, 48, 64) and mask.dtype == np.float32
+    assert all(np.array_equal(frame, wanted) for frame in mask)
+
+
+def test_a_layout_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of another shape than the clip's 128×96"):
+        read_mask(_layout(tmp_path, [64, 64], [1, 1, 9, 9]), 3, 0, 1, FIT)

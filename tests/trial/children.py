@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,23 @@ def call(
     for path in notes.values():
         path.unlink(missing_ok=True)
     return Ended(code, said.get("out", ""), said.get("err", ""), seconds)
+
+
+def apart(work: Callable[[], None]) -> None:
+    """Do something in a child: whatever computes with torch must not be done in the parent."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            die_with_parent()
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("a file that a scenario needs cannot be made")
 
 
 def _be_child(

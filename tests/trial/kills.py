@@ -13,10 +13,13 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from children import INTERRUPTED, Ended, Signal, call, complaint
+from children import INTERRUPTED, Ended, Signal, apart, call, complaint
+from tiny import make_pixel_upscaler
 from trees import contents, difference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,14 +60,39 @@ class Scenario:
     Attributes:
         before: a command that is run first, undisturbed and once for all.
         files: name to text.
+        weights: makes files that are no text, in a folder.
     """
 
     name: str
     arguments: tuple[str, ...]
     before: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    weights: Callable[[Path], None] | None = None
 
 
+def _make_upscaler(folder: Path) -> None:
+    make_pixel_upscaler(folder / "upscaler")
+
+
+def _make_lora(folder: Path) -> None:
+    """A LoRA of one projection of the built-in UNet, in diffusers' format."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from ctxedit.models.weights import BUILTIN_FOLDER
+
+    (file,) = (BUILTIN_FOLDER / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    name = next(name for name in sorted(weights) if name.endswith("attn2.to_q.weight"))
+    rows, columns = weights[name].shape
+    draw, layer = torch.Generator().manual_seed(0), name.removesuffix(".weight")
+    down, up = (torch.randn(shape, generator=draw) * 0.1 for shape in ((2, columns), (rows, 2)))
+    parts = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
+    save_file(parts, folder / "lora.safetensors")
+
+
+_WINDOWS = ("--set", "window.size=3", "--set", "window.overlap=1")
+_UPSCALE = ("--upscaler", "upscaler", "--set", "upscale.steps=1")
 _RUN = ("run", str(SAMPLE), *_PROMPT, "--target", "a panda", *_SMALL)
 _TUNE = ("tune", str(SAMPLE), *_PROMPT, *_SMALL[:-2])
 SCENARIOS = {
@@ -80,6 +108,14 @@ SCENARIOS = {
             files=(("list.toml", _LIST), ("few.toml", _FEW)),
         ),
         Scenario("train", ("train", "small.toml", "--out", "mine"), files=(("small.toml", _RECIPE),)),
+        Scenario("windows", (*_RUN, "--frames", "5", *_WINDOWS)),
+        Scenario("upscale", (*_RUN, "--frames", "5", *_WINDOWS, *_UPSCALE), weights=_make_upscaler),
+        Scenario("lora", (*_RUN, "--lora", "lora.safetensors"), weights=_make_lora),
+        Scenario("t2i", ("t2i", "a tiger on the beach", "--steps", "4", "-o", "tiger.png")),
+        Scenario(
+            "batch", ("batch", "list.csv", *_SMALL, "-o", "out"),
+            files=(("list.csv", f"path,prompt,target\n{SAMPLE},a tiger,a panda\n{SAMPLE},a tiger,a cat\n"),),
+        ),
     )
 }  # fmt: skip
 
@@ -150,6 +186,8 @@ def prepare(scenario: Scenario, base: Path) -> Undisturbed:
     start.mkdir(parents=True)
     for name, text in scenario.files:
         (start / name).write_text(text)
+    if scenario.weights is not None:
+        apart(partial(scenario.weights, start))
     if scenario.before:
         _succeed(call(list(scenario.before), start), scenario.name)
     folder = base / scenario.name

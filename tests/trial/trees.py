@@ -20,7 +20,9 @@ _PASSING = re.compile(
 )
 #: Pages and tables that show seconds, and a training's log, whose rows are means over two seconds each: that
 #: they are there is all that is compared.
-_SHOWN = re.compile(r"metrics\.jsonl|costs\.|index\.html|table\.|\.lock$|training\.json$|MODEL_CARD|README")
+_SHOWN = re.compile(
+    r"metrics\.jsonl|costs\.|index\.html|table\.|report\.md|\.lock$|training\.json$|MODEL_CARD|README"
+)
 _DATE = re.compile(r"-20\d{6}-")
 
 

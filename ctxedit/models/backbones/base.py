@@ -41,9 +41,6 @@ from ctxedit.models.sizes import AT_ONCE, Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
 
-#: The pipeline class that a checkpoint without ``model_index.json``, a single file, is taken for.
-SINGLE_FILE = "StableDiffusionPipeline"
-
 
 @dataclass(frozen=True)
 class Word:
@@ -329,10 +326,7 @@ def family_of(checkpoint: Checkpoint) -> type[Backbone]:
     Raises:
         WeightsError: no family is registered for it, or its family refuses it.
     """
-    name = SINGLE_FILE
-    if checkpoint.form == "folder":
-        name = pipeline_of(checkpoint.path)
-    family: type[Backbone] = family_named(name, checkpoint.name)
+    family: type[Backbone] = family_named(pipeline_of(checkpoint.settings), checkpoint.name)
     family.check(checkpoint)
     return family
 

@@ -60,6 +60,8 @@ def open_with_addons(
         WeightsError: broken or unfitting files.
         ResourceError: not enough memory.
     """
+    if checkpoint.note:
+        say(checkpoint.note)
     backbone = open_backbone(checkpoint, device, dtype, config.offload)
     for lora in addons.loras:
         say(f"LoRA {lora.label}")

@@ -26,7 +26,7 @@ _SCHEDULERS = (
 
 def check_scheduler(checkpoint: Checkpoint) -> None:
     """Raise WeightsError for a scheduler whose noise levels or predictions are not known here."""
-    config = read_json(checkpoint.path / "scheduler" / "scheduler_config.json")
+    config = read_json(checkpoint.settings / "scheduler" / "scheduler_config.json")
     named, kind = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
     refused = None
     if named.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ctxedit.errors import WeightsError
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
-from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.families import register
 from ctxedit.models.sizes import read_json
@@ -36,7 +35,7 @@ class StableDiffusionXL(StableDiffusion):
     ) -> None:
         super().__init__(checkpoint, loaded, device, dtype, offload)
         self.text_encoder_2, self.tokenizer_2 = loaded["text_encoder_2"], loaded["tokenizer_2"]
-        index = read_json(checkpoint.path / "model_index.json")
+        index = read_json(checkpoint.settings / "model_index.json")
         self._zeros_for_empty = bool(index.get("force_zeros_for_empty_prompt", True))
         if dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.float()  # its activations overflow in float16
@@ -44,25 +43,14 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         super().check(checkpoint)
-        unet = read_json(checkpoint.path / "unet/config.json")
-        pooled = read_json(checkpoint.path / "text_encoder_2/config.json").get("projection_dim", 0)
+        unet = read_json(checkpoint.settings / "unet/config.json")
+        pooled = read_json(checkpoint.settings / "text_encoder_2/config.json").get("projection_dim", 0)
         rest, each = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
         if not rest or not each or rest - pooled != 6 * each:
             raise WeightsError(
                 f"{checkpoint.name}: the UNet is not told the six sizes that the SDXL base model is told",
                 "the refiner cannot edit by itself: use the base model, --model sdxl",
             )
-
-    @classmethod
-    def load_parts(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-        path = checkpoint.path
-        return {
-            **super().load_parts(checkpoint, dtype),
-            "text_encoder_2": load_model(CLIPTextModelWithProjection, path / "text_encoder_2", "cpu", dtype),
-            "tokenizer_2": load_tokenizer(path / "tokenizer_2", CLIPTokenizer),
-        }
 
     @torch.no_grad()
     def condition(self, texts: Sequence[str]) -> Condition:

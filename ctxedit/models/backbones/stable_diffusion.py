@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -19,7 +18,7 @@ from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
 from ctxedit.models import single_file
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
-from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of_file, sizes_of_folder
+from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of
 from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
@@ -28,7 +27,7 @@ from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
-from ctxedit.models.sizes import Sizes, read_json
+from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
 
@@ -86,33 +85,40 @@ class StableDiffusion(Backbone):
         return cls(checkpoint, parts(cls, checkpoint, device, dtype, waiting), device, dtype, offload)
 
     @classmethod
-    def load_parts(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
-        """Networks, tokenizers and scheduler by folder, on the CPU."""
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-        from transformers import CLIPTextModel, CLIPTokenizer
+    def load_networks(cls, checkpoint: Checkpoint, dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
+        """The networks by folder, on the CPU, each in its precision."""
+        from diffusers import AutoencoderKL
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         path = checkpoint.path
         if checkpoint.form == "file":
-            # The file holds weights alone. Left to itself diffusers would fetch a configuration, offline too.
-            pipe = StableDiffusionPipeline.from_single_file(
-                str(path), torch_dtype=dtype, safety_checker=None, feature_extractor=None,
-                config=str(configuration(path, checkpoint.offline)), local_files_only=True,
-            )  # fmt: skip
-            out = {name: getattr(pipe, name) for name in (*cls.networks_in, *cls.others_in)}
-            return out | {"scheduler": DDIMScheduler.from_config(out["scheduler"].config)}
+            return single_file.load_networks(single_file.open_single_file(path), dtypes)
+        encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        bodies = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}
         return {
-            "vae": network(AutoencoderKL, path, "vae", dtype),
-            "unet": network(UNet2DConditionModel, path, "unet", dtype),
-            "text_encoder": load_model(CLIPTextModel, path / "text_encoder", "cpu", dtype),
-            "tokenizer": load_tokenizer(path / "tokenizer", CLIPTokenizer),
-            "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+            part: network(bodies[part], path, part, dtype)
+            if part in bodies
+            else load_model(encoders[part], path / part, "cpu", dtype)
+            for part, dtype in dtypes.items()
+        }
+
+    @classmethod
+    def load_others(cls, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Tokenizers and scheduler by folder."""
+        from diffusers import DDIMScheduler
+        from transformers import CLIPTokenizer
+
+        folder = checkpoint.settings
+        return {
+            part: DDIMScheduler.from_pretrained(folder, subfolder=part)
+            if part == "scheduler"
+            else load_tokenizer(folder / part, CLIPTokenizer)
+            for part in cls.others_in
         }
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        if checkpoint.form == "file":
-            return  # its configuration is known once its weights are read
-        unet, vae = (read_json(checkpoint.path / part / "config.json") for part in ("unet", "vae"))
+        unet, vae = (read_json(checkpoint.settings / part / "config.json") for part in ("unet", "vae"))
         inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4)
         if inner != outer:
             raise WeightsError(
@@ -130,9 +136,7 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def unet_config(cls, checkpoint: Checkpoint) -> Any:
-        if checkpoint.form == "file":
-            return None
-        return SimpleNamespace(**read_json(checkpoint.path / "unet/config.json"))
+        return SimpleNamespace(**read_json(checkpoint.settings / "unet/config.json"))
 
     def merge(self, lora: Lora) -> None:
         merge_lora(lora, type(self), {n: getattr(self, n) for n in self.networks_in if n != "vae"})
@@ -149,11 +153,9 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:
-        if checkpoint.form == "file":
-            return
         from transformers import CLIPTokenizer
 
-        tokenizer = load_tokenizer(checkpoint.path / "tokenizer", CLIPTokenizer)
+        tokenizer = load_tokenizer(checkpoint.settings / "tokenizer", CLIPTokenizer)
         room = cls.sizes(checkpoint).context_length - 2
         for text in texts:
             ids = tokenizer(text).input_ids
@@ -166,9 +168,7 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> Sizes:
-        if checkpoint.form == "file":
-            return sizes_of_file(checkpoint.path)
-        return sizes_of_folder(checkpoint.path, cls.networks_in)
+        return sizes_of(checkpoint.settings, *_weights(cls, checkpoint))
 
     # -- frames and words --------------------------------------------------------------------------
 
@@ -316,9 +316,8 @@ def parts(
     """
     try:
         stored = storage_dtype(dtype, device)
-        out = family.load_parts(checkpoint, stored)
-        if stored != dtype:
-            nn.Module.to(out["unet"], dtype)  # diffusers' own warns of modules that it does not have
+        dtypes = {part: dtype if part == "unet" else stored for part in family.networks_in}
+        out = family.load_networks(checkpoint, dtypes) | family.load_others(checkpoint)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"not enough memory for {checkpoint.name}", "take a smaller model or dtype"
@@ -335,7 +334,11 @@ def parts(
     return out
 
 
-def configuration(path: Path, offline: bool = False) -> Path:
-    """A folder with the configuration of a single-file checkpoint; errors as of ``single_file``."""
-    parts_in = (*StableDiffusion.networks_in, *StableDiffusion.others_in)
-    return single_file.configuration(path, sizes_of_file(path).context_width, parts_in, offline)
+def _weights(
+    family: type[StableDiffusion], checkpoint: Checkpoint
+) -> tuple[dict[str, Weight], frozenset[str]]:
+    """Parameters and bytes of each network, and the UNet's tensors, where these have diffusers' names."""
+    if checkpoint.form == "file":
+        return single_file.open_single_file(checkpoint.path).weights, frozenset()
+    weights = {part: folder_weight(checkpoint.path / part) for part in family.networks_in}
+    return weights, frozenset(header(weight_files(checkpoint.path / "unet")))

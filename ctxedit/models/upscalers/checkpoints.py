@@ -113,7 +113,7 @@ def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half:
         if (path / "model_index.json").is_file() and (kind := pipeline_of(path)) != PIPELINE:
             raise WeightsError(f"{path} is a {kind}, not an upscaler", _KINDS)
     folder = pipeline_folder(name, offline, half)
-    checkpoint = Checkpoint(path.name if path.is_dir() else name, folder, "folder", offline)
+    checkpoint = Checkpoint(path.name if path.is_dir() else name, folder, "folder")
     if (kind := pipeline_of(folder)) != PIPELINE:
         raise WeightsError(f"{name} is a {kind}, not an upscaler", _KINDS)
     X4Layout.check(checkpoint)
