@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is half precision where that is faster: on GPUs, and on a CPU that :func:`multiplies_bfloat16`.
+    """``auto`` is half precision where that is faster: on GPUs, and on CPUs that multiply bfloat16.
 
     Half precision is bfloat16 where there is some, else float16. On a CPU it is the denoiser's alone; see
     :func:`storage_dtype`.
@@ -73,7 +73,8 @@ def processor_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
         text = file.read_text(encoding="ascii", errors="replace")
     except OSError:
         return frozenset()
-    return frozenset(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
