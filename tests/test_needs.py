@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from ctxedit.editing import needs
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import family_of
+from ctxedit.models.sites import sites_of_unet
 from ctxedit.models.weights import BUILTIN_FOLDER, locate
 
 
@@ -32,6 +34,10 @@ _TYPES = {
     "on the way up": (("DownBlock2D",) * 3, None, ("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")),
     "none": (("DownBlock2D",) * 3, None, ("UpBlock2D",) * 3),
 }
+
+
+def by_name(site):
+    return site.name
 
 
 def unet(kind):
@@ -58,38 +64,38 @@ def anatomy(tmp_path):
 
 
 @pytest.mark.parametrize("kind", _TYPES)
-@pytest.mark.parametrize("side", [(16, 16), (12, 20), (4, 4)])
-def test_the_layers_foretold_are_those_that_attend(anatomy, kind, side):
-    from diffusers.models.attention import BasicTransformerBlock
-
+def test_the_sites_in_the_config_are_those_of_the_network(anatomy, kind):
     body, net = anatomy(kind), unet(kind)
     assert body.unet_names == set(net.state_dict())
-    seen = set()
-    for module in net.modules():
-        if isinstance(module, BasicTransformerBlock):
-            module.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1]))
+    assert sorted(body.sites, key=by_name) == sorted(sites_of_unet(net), key=by_name)
+    shapes = {}
+    for site in body.sites:
+        net.get_submodule(site.name).register_forward_pre_hook(
+            lambda _, args, name=site.name: shapes.update({name: args[0].shape[1:]})
+        )
+    side = (13, 20)  # of no power of two
     with torch.no_grad():
         net(torch.zeros(1, 4, *side), 1, torch.zeros(1, 3, 8))
-    foretold = {(side[0] >> level) * (side[1] >> level) for level in body.attention_levels}
-    assert foretold == seen
-    assert body.attends_outside_middle == any(
-        isinstance(module, BasicTransformerBlock) and not name.startswith("mid_block")
-        for name, module in net.named_modules()
-    )
-    # A mask is refused exactly where no layer would have made one.
-    for share in (1.0, 0.5, 0.25, 0.125):
+    view = FrameView((), side)
+    assert shapes == {s.name: (math.prod(view.side_at(s.halvings)), s.channels) for s in body.sites}
+
+
+@pytest.mark.parametrize("kind", _TYPES)
+def test_masks_are_refused_where_no_layer_would_make_one(anatomy, kind):
+    body = anatomy(kind)
+    resolutions = {site.halvings for site in body.sites if site.kind == "cross"}
+    for halvings, share in enumerate((1.0, 0.5, 0.25, 0.125)):
         config = merge(Config(), {"fusion": {"blend": "self", "mask_resolution": share}})
-        fits = FrameView((), side).tokens_at(share) in seen
-        if fits:
-            needs.check_layers(config, body, side)
-        else:
-            with pytest.raises(ConfigError) as caught:
-                needs.check_layers(config, body, side)
-            if seen:
-                hint = float(caught.value.hint.rsplit("=", 1)[1])
-                needs.check_layers(
-                    merge(config, {"fusion": {"mask_resolution": hint, "max_resolution": 1.0}}), body, side
-                )
+        if halvings in resolutions:
+            needs.check_layers(config, body)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            needs.check_layers(config, body)
+        if resolutions:
+            hint = float(caught.value.hint.rsplit("=", 1)[1])
+            needs.check_layers(
+                merge(config, {"fusion": {"mask_resolution": hint, "max_resolution": 1.0}}), body
+            )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_settings_that_a_model_cannot_serve(anatomy, table, said):
     config = merge(Config(), table)
     with pytest.raises(ConfigError, match=said):
         needs.check_settings(config, body)
-        needs.check_layers(config, body, (16, 16))
+        needs.check_layers(config, body)
 
 
 def test_layers_as_narrow_as_they_are_suffice(anatomy):

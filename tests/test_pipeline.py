@@ -269,3 +269,38 @@ def test_the_built_in_models_of_another_ctxedit_make_other_runs(clip, settings, 
     monkeypatch.setattr(weights, "_version", lambda folder, names: "another")
     builtin, folder = identities()
     assert builtin != before[0] and folder == before[1]
+
+
+class TestFramesOfAStep:
+    """``tune.frames``: each step sees that many consecutive frames, drawn anew."""
+
+    def test_steps_see_as_many_frames_as_are_asked_for(self, clip, settings, tmp_path):
+        few = config.merge(settings, {"tune": {"frames": 2, "steps": 4}})
+        with session(clip, few, tmp_path) as work:
+            seen = []
+            work.parts.backbone.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+            work.tune()
+            assert seen == [2] * 4
+            seen.clear()
+            work.invert()
+            assert set(seen) == {4}
+            drawn = [work.parts.draw(step) for step in range(24)]
+            starts = {
+                start
+                for latents, view in drawn
+                for start in range(3)
+                if view.frames == 2 and torch.equal(latents, work.parts.latents[start : start + 2])
+            }
+            assert starts == {0, 1, 2}  # every place is drawn
+            assert torch.equal(work.parts.draw(1)[0], drawn[1][0])  # by the step's number alone
+
+    def test_the_plan_says_so(self, clip, settings, tmp_path):
+        def tuning(frames):
+            asked = config.merge(settings, {"tune": {"frames": frames}})
+            rows = plan.make(Request(clip, asked, prompt=PROMPT, runs=tmp_path / "runs")).stages
+            return next(row for row in rows if row.name == "tune")
+
+        few, whole = tuning(2), tuning(0)
+        assert (few.frames, whole.frames) == (2, 4) and few.evaluations == whole.evaluations == 3
+        assert few.peak_bytes < whole.peak_bytes
+        assert tuning(9) == whole  # more than there are is all

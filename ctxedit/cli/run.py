@@ -97,8 +97,7 @@ def run(
             "round_trip": None if returned is None else returned.facts(),
         }  # fmt: skip
     edits = [_table(one, row) for one, row in zip(results, rows, strict=True)]
-    paths = "\n".join(str(one.files.video) for one in results)
-    screen.result(paths, {**facts, "edits": edits})
+    screen.result("\n".join(str(one.files.video) for one in results), {**facts, "edits": edits})
 
 
 def _scored(session: Session, results: Sequence[EditResult], screen: Screen) -> list[dict[str, object]]:

@@ -102,9 +102,9 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
         chunks = chunk_count(plan.frames)
         clip = f"{chunks} chunks × {CHUNK} frames" if chunks > 1 else f"{plan.frames} frames"
         return f"{stage.evaluations} × {clip}"
-    # Each tuning step sees one window; all else goes through all of them.
+    # A tuning step sees one window, or less; all else goes through all of them.
     windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name != "tune" else ""
-    return f"{stage.evaluations} × {windows}{plan.window_frames} frames{beside}"
+    return f"{stage.evaluations} × {windows}{stage.frames} frames{beside}"
 
 
 def duration(seconds: float) -> str:

@@ -78,6 +78,7 @@ def _control(config: Config) -> Iterator[_Check]:
 def _tuning(config: Config) -> Iterator[_Check]:
     tune = config.tune
     yield tune.steps >= 0, "tune.steps", "0 or more"
+    yield tune.frames >= 0, "tune.frames", "0 (all) or more"
     yield 0 < tune.lr < math.inf, "tune.lr", "above 0"
     yield 0 <= tune.adapter_lr < math.inf, "tune.adapter_lr", "0 (as tune.lr) or more"
     yield 0 <= tune.weight_decay < math.inf, "tune.weight_decay", "0 or more"

@@ -141,9 +141,13 @@ class TuneConfig:
 
     ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
     ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
+
+    ``frames`` is how many consecutive frames a step sees, drawn anew for each step; 0 is all of the clip, or
+    of one window of it.
     """
 
     steps: int = 200
+    frames: int = 0
     lr: float = 1e-5
     adapter_lr: float = 0.0
     adapter_init: Literal["zero", "pretrained"] = "zero"

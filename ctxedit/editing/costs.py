@@ -20,7 +20,7 @@ from ctxedit.models.upscalers.checkpoints import Found, sizes_of
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
-from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
+from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV, frames_of_step
 from ctxedit.windows import plan_windows
 
 _NOTHING = Weight()
@@ -53,6 +53,7 @@ class Costs:
         #: Of one window: what is in memory at once.
         self.frames = plan_windows(self.all_frames, window.size, window.overlap)[0].stop
         self.long = self.frames < self.all_frames
+        self.tuned = frames_of_step(config)
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
         self.upscaler, self.working = upscaler, (fit.height, fit.width)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
@@ -72,11 +73,11 @@ class Costs:
         body, width = self.body, self.width
         masters = self._trained * (4 - width)
         kept = footprint.backward_bytes(
-            body, self.side, self.frames, self.window, width, self.config.tune.gradient_checkpointing
+            body, self.side, self.tuned, self.window, width, self.config.tune.gradient_checkpointing
         )
         if self.control.parameters:  # the way down a second time
             kept = kept * 3 // 2
-        return self._network + masters + self._trained * 12 + kept + self._shifting(True)
+        return self._network + masters + self._trained * 12 + kept + self._shifting(self.tuned, True)
 
     def inverting(self, reused: bool) -> int:
         """Bytes at the inversion's peak."""
@@ -156,11 +157,11 @@ class Costs:
         if self.apart:  # one of them visits at a time
             decoding += self.body.vae.parameters * self.stored
             passing = max(passing, self.body.text_encoder.parameters * self.stored)
-        return self._network + max(passing, self._shifting(False), decoding)
+        return self._network + max(passing, self._shifting(self.frames, False), decoding)
 
-    def _shifting(self, gradient: bool) -> int:
+    def _shifting(self, frames: int, gradient: bool) -> int:
         adapter = self.config.adapter
-        return footprint.adapter_bytes(adapter, self.side, self.frames, gradient) if adapter.enabled else 0
+        return footprint.adapter_bytes(adapter, self.side, frames, gradient) if adapter.enabled else 0
 
     @property
     def _fuses(self) -> bool:

@@ -28,7 +28,6 @@ _SIZES = Sizes(
     unet=Weight(859_520_964), vae=Weight(83_653_863), text_encoder=Weight(123_060_480),
     channels=(320, 640, 1280, 1280), depth=(1, 1, 1, 0), layers=2, vae_channels=(128, 256, 512, 512),
     latent_channels=4, context_width=768, context_length=77, resolution=512,
-    attention_levels=frozenset(range(4)),
 )  # fmt: skip
 
 

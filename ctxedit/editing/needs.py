@@ -1,7 +1,6 @@
 """What settings need of a model: attention layers of some size, layers to tune, steps.
 
-Which layers there are is known from the model's config files (:class:`ctxedit.models.sizes.Sizes`); which of
-them settings choose is asked of :class:`ctxedit.models.attention.FrameView`, which chooses them later.
+Which attention layers there are is known from the model's config files, as :mod:`ctxedit.models.sites`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from collections.abc import Sequence
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import adapter_to_start_from
-from ctxedit.models.attention import FrameView, make_kernel
+from ctxedit.models.attention import make_kernel
 from ctxedit.models.backbones import split_words
+from ctxedit.models.sites import AttentionSite, halvings_at
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
 from ctxedit.prompts import plain, weighted
@@ -40,40 +40,34 @@ def check_settings(config: Config, body: Sizes) -> None:
         adapter_to_start_from(config)
 
 
-def check_layers(config: Config, body: Sizes, side: tuple[int, int], heatmaps: bool = False) -> None:
+def check_layers(config: Config, body: Sizes, heatmaps: bool = False) -> None:
     """Raise ConfigError where fusion, its mask or heat maps take attention layers that the model lacks.
 
     Args:
         config: settings.
         body: the model's sizes.
-        side: (height, width) of the padded clip's latents.
         heatmaps: whether heat maps are asked for.
     """
     fusion, steps = config.fusion, config.edit.steps
     fuses = config.edit.start == "inversion"
-    view = FrameView((), side)
-    layers = {level: math.prod(_side(side, level)) for level in body.attention_levels}
+    layers = {site.halvings for site in _cross(body)}
     fuses_self, fuses_cross = fused_counts(fusion, steps)
     coarsest = max(layers, default=0)
-    if (
-        fuses
-        and (fuses_self or fuses_cross)
-        and view.tokens_at(fusion.max_resolution) < layers.get(coarsest, 0)
-    ):
+    if fuses and (fuses_self or fuses_cross) and layers and halvings_at(fusion.max_resolution) > coarsest:
         raise ConfigError(
             f"fusion.max_resolution = {fusion.max_resolution:g}: this model has no layers that coarse",
             f"its coarsest are at {_share(coarsest)} of the latent's side: "
             f"--set fusion.max_resolution={_share(coarsest)} or more",
         )
     masks = fuses and (fusion.blend == "latent" or (fusion.blend == "self" and fuses_self > 0))
-    if (masks or heatmaps) and view.tokens_at(fusion.mask_resolution) not in layers.values():
+    if (masks or heatmaps) and halvings_at(fusion.mask_resolution) not in layers:
         if not layers:
             raise ConfigError("this model has no cross-attention to make masks of", "--set fusion.blend=none")
         nearest = min(layers, key=lambda level: abs(level + math.log2(fusion.mask_resolution)))
         shares = ", ".join(_share(level) for level in sorted(layers))
         raise ConfigError(
             f"fusion.mask_resolution = {fusion.mask_resolution:g}: this model has no attention layers of "
-            f"that size for latents of {side[1]}×{side[0]}",
+            "that resolution",
             f"it has them at {shares} of the latent's side: --set fusion.mask_resolution={_share(nearest)}",
         )
 
@@ -130,7 +124,7 @@ def _check_norms(config: Config, body: Sizes) -> None:
 
 
 def _check_channels(config: Config, body: Sizes) -> None:
-    attention, widths = config.attention, [body.channels[level] for level in body.attention_levels]
+    attention, widths = config.attention, [site.channels for site in body.sites if site.kind == "self"]
     if attention.frames != "none" and widths and attention.min_channels > max(widths):
         raise ConfigError(
             f"attention.min_channels = {attention.min_channels}: this model's widest attention layers have "
@@ -143,11 +137,11 @@ def _check_channels(config: Config, body: Sizes) -> None:
 def _check_temporal(config: Config, body: Sizes) -> None:
     if not config.attention.temporal:
         return
-    if not body.attention_levels:
+    if not _cross(body):
         raise ConfigError(
             "attention.temporal: this model has no transformer blocks", "--set attention.temporal=false"
         )
-    if config.attention.temporal_init == "copy" and not body.attends_outside_middle:
+    if config.attention.temporal_init == "copy" and all(site.middle for site in _cross(body)):
         raise ConfigError(
             "attention.temporal_init = 'copy': this model has transformer blocks in its middle block only",
             "--set attention.temporal_init=zero",
@@ -189,8 +183,9 @@ def _check_trained(config: Config, body: Sizes) -> None:
         )
 
 
-def _side(side: tuple[int, int], level: int) -> tuple[int, int]:
-    return -(-side[0] // 2**level), -(-side[1] // 2**level)
+def _cross(body: Sizes) -> list[AttentionSite]:
+    """The model's cross-attention: one layer in each transformer block."""
+    return [site for site in body.sites if site.kind == "cross"]
 
 
 def _share(level: int) -> str:

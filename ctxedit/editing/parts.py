@@ -40,7 +40,7 @@ from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.long import Strip
 from ctxedit.stages.prepare import Prepared, prepare
-from ctxedit.stages.tune import step_seed
+from ctxedit.stages.tune import frames_of_step, step_seed
 from ctxedit.windows import Window, plan_windows
 
 #: Frames of a long clip that are encoded or decoded at a time.
@@ -163,13 +163,16 @@ class Parts:
         return latents
 
     def draw(self, step: int) -> tuple[Tensor, FrameView]:
-        """Latents and view of the frames that a tuning step of a long clip sees: a window drawn from all."""
-        length = self.windows[0].stop
+        """Latents and view of the frames that a tuning step sees where it does not see the whole clip."""
+        length = frames_of_step(self.config)
         generator = torch.Generator().manual_seed(step_seed(self.request.tuning_seed, -1 - step))
-        start = int(torch.randint(0, len(self.stored_latents) - length + 1, (), generator=generator))
-        part = torch.from_numpy(np.array(self.stored_latents[start : start + length]))
+        start = int(torch.randint(0, self.config.clip.frames - length + 1, (), generator=generator))
+        span = slice(start, start + length)
+        if not self.long:
+            return self.latents[span], self.view_of(span)
+        part = torch.from_numpy(np.array(self.stored_latents[span]))
         release(self.stored_latents)
-        return part.to(self.device), self.view_of(slice(start, start + length))
+        return part.to(self.device), self.view_of(span)
 
     # -- what the network sees -------------------------------------------------------------------------------
 

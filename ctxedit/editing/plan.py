@@ -53,7 +53,8 @@ class PlannedStage:
     """One row: whether the stage is done, passes of the network over the clip, peak memory (estimated).
 
     ``control_evaluations`` are passes of the ControlNet beside it. ``seconds`` is how long the passes
-    take (estimated); None where nothing like them was measured on this machine.
+    take (estimated); None where nothing like them was measured on this machine. ``frames`` is how many a
+    pass has: all of a window, or fewer in tuning.
     """
 
     name: str
@@ -62,6 +63,7 @@ class PlannedStage:
     peak_bytes: int
     control_evaluations: int = 0
     seconds: float | None = None
+    frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,8 +233,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     addons = check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
-    side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
-    needs.check_layers(config, body, side, request.heatmaps)
+    needs.check_layers(config, body, request.heatmaps)
     windows = plan_windows(span.frames, config.window.size, config.window.overlap)
     reading = reading_bytes(info, windows[0].stop, fit.width, fit.height)
     machine.check_handling("reading the clip", reading)
@@ -266,7 +267,9 @@ def _rows(
             beside = passes if costs.control.parameters and stage.name != "upscale" else 0
             work = Work(speed_kind(stage.name), request.config, *machine)
             seconds = seconds_of(work, passes) if passes else None
-            rows.append(PlannedStage(label, done, passes, stage.peak(costs, done), beside, seconds))
+            frames = costs.tuned if stage.name == "tune" else costs.frames
+            peak = stage.peak(costs, done)
+            rows.append(PlannedStage(label, done, passes, peak, beside, seconds, frames))
             disk += 0 if done else stage.disk(costs)
     return tuple(rows), disk
 

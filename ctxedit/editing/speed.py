@@ -16,6 +16,7 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import CtxeditError
 from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
+from ctxedit.stages.tune import frames_of_step
 from ctxedit.windows import plan_windows
 
 _FILE = "speed.json"
@@ -56,10 +57,10 @@ class Work:
 
     @property
     def pixels(self) -> int:
-        """Of all frames of a pass together: of one window in tuning, otherwise of every window."""
+        """Of all frames of a pass together: of one step's in tuning, otherwise of every window."""
         config = self.config
         windows = plan_windows(config.clip.frames, config.window.size, config.window.overlap)
-        frames = windows[0].stop * (1 if self.kind == "tune" else len(windows))
+        frames = frames_of_step(config) if self.kind == "tune" else windows[0].stop * len(windows)
         return frames * self.size[0] * self.size[1]
 
 

@@ -6,6 +6,7 @@ Running, resuming, the plan, bench and the API walk :data:`STAGES`; nothing else
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def _make_tuning(job: StageJob) -> Made:
     if not config.steps:
         return Made(facts=facts)
     shift, folder = parts.shift(job.prompt), _tuning_folder(job.folder / "tune", job.key)
+    frames = tuning.frames_of_step(job.config)
+    drawn = frames < job.config.clip.frames
+    shift = shift and replace(shift, frames=frames)
     with parts.reporter.task("tune", config.steps) as progress:
 
         def report(row: TuneStep) -> None:
@@ -80,9 +84,9 @@ def _make_tuning(job: StageJob) -> Made:
         with parts.backbone.room_for([job.prompt]):
             condition = parts.backbone.condition([job.prompt])
         tensors = tuning.tune(
-            parts.backbone, None if parts.long else parts.latents, condition, parts.view, config,
+            parts.backbone, None if drawn else parts.latents, condition, parts.view, config,
             folder, job.request.tuning_seed, shift, parts.temporal, report, job.probe, parts.reporter.warn,
-            parts.draw if parts.long else None,
+            parts.draw if drawn else None,
         )  # fmt: skip
     save_tensors(folder / "tuned.safetensors", tensors, {"prompt": job.prompt})
     return Made(files=("tune/tuned.safetensors",), facts=facts)

@@ -20,6 +20,7 @@ from ctxedit.media.write import write_clip, write_image
 from ctxedit.models.alignment import columns, content
 from ctxedit.models.attention import AttentionRecorder
 from ctxedit.models.shift import ContextShift
+from ctxedit.models.sites import halvings_at
 from ctxedit.prompts import plain
 from ctxedit.stages.edit import InvertedClip, edit
 from ctxedit.stages.invert import Progress, no_progress
@@ -121,9 +122,9 @@ def _watched(
     words = content(inverted.backbone.words(plain(target)))
     if not words:
         raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
-    tokens = inverted.view.tokens_at(config.fusion.mask_resolution)
+    halvings = halvings_at(config.fusion.mask_resolution)
     table = columns(words, inverted.backbone.context_length)
-    recorder = AttentionRecorder(table, 0, inverted.view.side, max_tokens=tokens, min_tokens=tokens)
+    recorder = AttentionRecorder(table, 0, inverted.view.side, halvings)
     latents = edit(inverted, target, config, shift, mask, progress, recorder)
     maps: dict[str, Tensor] = {}
     for i, word in enumerate(words):

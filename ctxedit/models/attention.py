@@ -11,10 +11,11 @@ conditional); a fused step puts the source's branch before them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.anchors import Anchors
+from ctxedit.models.sites import AttentionSite
 
 #: ``kernel(q, k, v)`` on (B, heads, tokens, dim): softmax(q kᵀ / √dim) v.
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,14 +53,13 @@ class AttentionRecorder:
         columns: (tokens, words) one-hot sums of each word's tokens.
         branch: whose attention.
         side: (h, w) of the maps kept; layers of another size are resized to it, bilinearly.
-        min_tokens, max_tokens: only layers whose number of positions is in this range.
+        halvings: only layers at this resolution, as :class:`AttentionSite` counts it.
     """
 
     columns: Tensor
     branch: int
     side: tuple[int, int]
-    max_tokens: int
-    min_tokens: int = 0
+    halvings: int
     total: Tensor | None = None
     layers: int = 0
 
@@ -93,12 +94,12 @@ class Fusion:
         cross: take the source's cross-attention by this alignment, or None.
         mask: (frames, 1, h, w) in {0, 1}, of any size: where self-attention stays the target's own; None is
             nowhere. Layers of another size take it by nearest neighbour.
-        max_tokens: only layers with at most this many positions.
+        min_halvings: only layers at this resolution or a lower one, as :class:`AttentionSite` counts it.
     """
 
     self_attention: bool
     cross: WordAlignment | None
-    max_tokens: int
+    min_halvings: int
     target: int = 2
     mask: Tensor | None = None
 
@@ -139,22 +140,10 @@ class FrameView:
         finally:
             _VIEW.reset(token)
 
-    def tokens_at(self, share: float) -> int:
-        """Positions of the finest layer whose side is at most this share of the latent's."""
-        h, w = self.side
-        size = 1.0
-        while size > share * (1 + 1e-6) and h * w > 1:
-            h, w, size = (h + 1) // 2, (w + 1) // 2, size / 2
-        return h * w
-
-    def layer_side(self, tokens: int) -> tuple[int, int]:
-        """(h, w) of a layer with that many positions: the latent halved, rounding up, until it fits."""
-        h, w = self.side
-        while h * w > tokens:
-            h, w = (h + 1) // 2, (w + 1) // 2
-        if h * w != tokens:
-            raise ConfigError(f"a layer of {tokens} positions does not belong to a latent of {self.side}")
-        return h, w
+    def side_at(self, halvings: int) -> tuple[int, int]:
+        """(height, width) of the layers where the latent has been halved so often, rounding up."""
+        height, width = self.side
+        return -(-height // 2**halvings), -(-width // 2**halvings)
 
 
 _VIEW: ContextVar[FrameView | None] = ContextVar("view", default=None)
@@ -284,10 +273,10 @@ def fuse_cross(
 
 
 class FrameAttention:
-    """A diffusers attention processor for folded frames. Holds settings only."""
+    """A diffusers attention processor for folded frames, at one site of a network. Holds settings only."""
 
-    def __init__(self, kernel: Kernel, is_cross: bool) -> None:
-        self.kernel, self.is_cross = kernel, is_cross
+    def __init__(self, kernel: Kernel, site: AttentionSite) -> None:
+        self.kernel, self.site = kernel, site
 
     def __call__(
         self,
@@ -306,18 +295,17 @@ class FrameAttention:
             layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        attended = view.attended_at(hidden_states.shape[-1])
-        out = self._cross(q, k, v, view) if self.is_cross else self._self(q, k, v, view, attended)
+        out = self._cross(q, k, v, view) if self.site.kind == "cross" else self._self(q, k, v, view)
         out = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return attn.to_out[1](out)
 
     def _cross(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
-        n, tokens, fusion = view.frames, q.shape[2], view.fusion
+        n, halvings, fusion = view.frames, self.site.halvings, view.fusion
         for recorder in view.recorders:
-            if recorder.min_tokens <= tokens <= recorder.max_tokens:
+            if recorder.halvings == halvings:
                 branch = slice(recorder.branch * n, (recorder.branch + 1) * n)
-                recorder.add(q[branch], k[branch], view.layer_side(tokens), self.kernel)
-        fused = fusion is not None and fusion.cross is not None and tokens <= fusion.max_tokens
+                recorder.add(q[branch], k[branch], view.side_at(halvings), self.kernel)
+        fused = fusion is not None and fusion.cross is not None and halvings >= fusion.min_halvings
         if not fused:
             if view.weight is not None:
                 # The equaliser, asked for everywhere, acts on the last branch (conditional).
@@ -329,21 +317,20 @@ class FrameAttention:
         own = self.kernel(q[: target.start], k[: target.start], v[: target.start])
         return torch.cat([own, fuse_cross(q, k, v, slice(0, n), target, fusion.cross, self.kernel)])
 
-    def _self(
-        self, q: Tensor, k: Tensor, v: Tensor, view: FrameView, attended: tuple[tuple[int, ...], ...]
-    ) -> Tensor:
-        n, tokens, fusion = view.frames, q.shape[2], view.fusion
+    def _self(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
+        n, fusion = view.frames, view.fusion
+        attended = view.attended_at(self.site.channels)
         branches = q.shape[0] // n
         if view.anchors is not None:
             k, v, attended = view.anchors.extend(self, k, v, attended)
-        if fusion is None or not fusion.self_attention or tokens > fusion.max_tokens:
+        if fusion is None or not fusion.self_attention or self.site.halvings < fusion.min_halvings:
             return across_frames(q, k, v, attended, self.kernel)
         source, target, rest = _branch_slices(n, fusion.target)
         source_k, target_k, rest_k = _branch_slices(k.shape[0] // branches, fusion.target)
         fused = across_frames(q[source], k[source_k], v[target_k], attended, self.kernel)
         if fusion.mask is not None:
             own = across_frames(q[target], k[target_k], v[target_k], attended, self.kernel)
-            mask = F.interpolate(fusion.mask.to(q), view.layer_side(tokens), mode="nearest")
+            mask = F.interpolate(fusion.mask.to(q), view.side_at(self.site.halvings), mode="nearest")
             mask = mask.flatten(2).transpose(1, 2)[:, None]
             fused = mask * own + (1 - mask) * fused
         return torch.cat([across_frames(q[rest], k[rest_k], v[rest_k], attended, self.kernel), fused])
@@ -355,21 +342,27 @@ def _branch_slices(frames: int, target: int) -> tuple[slice, slice, slice]:
 
 
 @contextmanager
-def frame_attention(net: nn.Module, backend: str = "sdpa") -> Iterator[None]:
-    """Install :class:`FrameAttention` in every attention layer; what was there comes back on leaving.
+def frame_attention(net: nn.Module, sites: Sequence[AttentionSite], backend: str = "sdpa") -> Iterator[None]:
+    """Install :class:`FrameAttention` in a network's self- and cross-attention; leaving takes it out again.
+
+    Args:
+        net: the network; its layers at ``sites`` are diffusers' ``Attention``.
+        sites: its attention layers; temporal ones keep their processors.
+        backend: ``sdpa`` or ``xformers``.
 
     Raises:
-        ConfigError: the network has no attention layer, or the backend is missing.
+        ConfigError: the network has no such layer, or the backend is missing.
     """
-    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, Attention)}
+    taken = [site for site in sites if site.kind != "temporal"]
+    layers = [(site, cast(Attention, net.get_submodule(site.name))) for site in taken]
     if not layers:
         raise ConfigError("the network has no attention layers")
     kernel = make_kernel(backend)
-    before = {name: layer.processor for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.set_processor(FrameAttention(kernel, bool(layer.is_cross_attention)))
+    before = [layer.processor for _, layer in layers]
+    for site, layer in layers:
+        layer.set_processor(FrameAttention(kernel, site))
     try:
         yield
     finally:
-        for name, layer in layers.items():
-            layer.set_processor(before[name])
+        for (_, layer), processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)

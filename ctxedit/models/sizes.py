@@ -13,6 +13,7 @@ from typing import Any
 from ctxedit import files as files_of
 from ctxedit.errors import WeightsError
 from ctxedit.models import layout
+from ctxedit.models.sites import AttentionSite
 
 #: Frames that an autoencoder takes at a time, unless memory is short.
 AT_ONCE = 4
@@ -45,8 +46,7 @@ class Sizes:
         layers: residual blocks at each resolution on the way down (one more on the way up).
         vae_channels: of the autoencoder, highest resolution first.
         latent_channels, context_width, context_length, resolution: as ``Backbone`` has them.
-        attention_levels: at which halvings of the latent there is cross-attention, the middle included.
-        attends_outside_middle: whether there is any on the way down or up.
+        sites: the denoiser's attention layers.
         unet_names: of the denoiser's tensors; empty where they are not known by diffusers' names.
         train_steps: noise levels that the model was trained on.
         takes_control: whether a ControlNet can run beside the denoiser.
@@ -63,8 +63,7 @@ class Sizes:
     context_width: int
     context_length: int
     resolution: int
-    attention_levels: frozenset[int] = frozenset()
-    attends_outside_middle: bool = True
+    sites: tuple[AttentionSite, ...] = ()
     unet_names: frozenset[str] = frozenset()
     train_steps: int = 1000
     takes_control: bool = True

@@ -6,6 +6,7 @@ All of them end in zeros, so they start as nothing.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import current_view
+from ctxedit.models.sites import AttentionSite
 
 
 def over_frames(x: Tensor, frames: int) -> Tensor:
@@ -117,6 +119,7 @@ class TemporalLayers(nn.ModuleDict):
 
     Args:
         unet: any; its blocks get hooks until ``remove``.
+        sites: its attention layers; the transformer blocks are those around them.
         seed: of the layers' first weights.
         init: ``zero``: a :class:`TemporalAttention` behind every block; ``copy``: a
             :class:`ParallelAttention` beside every self-attention outside the middle block; ``none``: no
@@ -131,14 +134,18 @@ class TemporalLayers(nn.ModuleDict):
     def __init__(
         self,
         unet: nn.Module,
+        sites: Sequence[AttentionSite],
         seed: int = 0,
         init: Literal["zero", "copy", "none"] = "zero",
         conv_rank: int = 0,
     ) -> None:
         super().__init__()
-        blocks = {n: m for n, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)}
-        if init == "copy":
-            blocks = {n: m for n, m in blocks.items() if not n.startswith("mid_block.")}
+        blocks: dict[str, Any] = {}
+        for site in sites:
+            name = site.name.rpartition(".")[0]
+            block = unet.get_submodule(name)
+            if isinstance(block, BasicTransformerBlock) and not (init == "copy" and site.middle):
+                blocks[name] = block
         if init == "none":
             blocks = {}
         elif not blocks:

@@ -21,6 +21,7 @@ from ctxedit.models.attention import AttentionRecorder, FrameView, Fusion, WordA
 from ctxedit.models.backbones import Backbone, Word
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
+from ctxedit.models.sites import halvings_at
 from ctxedit.stages.invert import Progress, no_progress
 
 
@@ -311,7 +312,7 @@ def _predict(
         parts = backbone.predict_x0(x.repeat(len(rows), 1, 1, 1), t, rows, a, s, batched).chunk(len(rows))
         return _guided(parts, alone, how.guidance if guided else 1)
     assert source is not None
-    max_tokens = view.tokens_at(how.fusion.max_resolution)
+    finest = halvings_at(how.fusion.max_resolution)
     target = len(rows)
     mask = None
     if fuse_self and how.blends == "self":
@@ -319,7 +320,7 @@ def _predict(
     word_recorders: tuple[AttentionRecorder, ...] = ()
     if how.blends == "latent":
         word_recorders = _recorders(source, backbone.context_length, view, how.fusion, target)
-    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, max_tokens, target, mask)
+    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
     recorders = (*word_recorders, *how.recorders(target))
     batched = replace(view, branches=1 + len(rows), fusion=fusion, recorders=recorders, weight=weight)
     batch = torch.cat([source.latent(level).to(x), *[x] * len(rows)])
@@ -348,9 +349,9 @@ def _recorders(
 def _recorder(
     words: Sequence[Word], length: int, branch: int, view: FrameView, fusion: FusionConfig
 ) -> AttentionRecorder:
-    tokens = view.tokens_at(fusion.mask_resolution)
-    side = view.layer_side(tokens)  # pooled and normalised there, as published
-    return AttentionRecorder(columns(words, length), branch, side, max_tokens=tokens, min_tokens=tokens)
+    halvings = halvings_at(fusion.mask_resolution)
+    side = view.side_at(halvings)  # pooled and normalised there, as published
+    return AttentionRecorder(columns(words, length), branch, side, halvings)
 
 
 def _mask_of_step(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctxedit.config import TuneConfig
+from ctxedit.config import Config, TuneConfig
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import loss_weight
 from ctxedit.errors import ConfigError, NumericsError
@@ -24,6 +24,7 @@ from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.state import BrokenState, load_state, save_state
 from ctxedit.models.temporal import TemporalLayers
+from ctxedit.windows import plan_windows
 
 #: Names in ``tune.trainable_modules`` that are not paths in the UNet.
 ADAPTER, TEMPORAL, TEMPORAL_CONV, CONTROL = "adapter", "temporal", "temporal_conv", "controlnet."
@@ -47,6 +48,12 @@ class TuneStep:
 def network_passes(config: TuneConfig) -> int:
     """Passes of the network over the clip that :func:`tune` makes, each with its gradient."""
     return config.steps
+
+
+def frames_of_step(config: Config) -> int:
+    """How many frames one step sees."""
+    window = plan_windows(config.clip.frames, config.window.size, config.window.overlap)[0]
+    return min(window.stop, config.tune.frames or window.stop)
 
 
 def trainable(

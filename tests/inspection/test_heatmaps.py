@@ -59,7 +59,7 @@ def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
     caught = []
 
     def slow(self, attn, hidden_states, encoder_hidden_states=None, **_):
-        if self.is_cross and hidden_states.shape[1] == 256:
+        if self.site.kind == "cross" and hidden_states.shape[1] == 256:
             q, k = (
                 f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
                 for f, x in ((attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states))

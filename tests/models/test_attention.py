@@ -21,6 +21,10 @@ from ctxedit.patterns import attended_frames
 F, SIDE = 3, (16, 16)
 
 
+def installed(backbone, backend="sdpa"):
+    return frame_attention(backbone.unet, backbone.attention_sites(backbone.unet), backend)
+
+
 def view(rule="causal", **changes):
     return FrameView(attended_frames(AttentionConfig(frames=rule), F), SIDE, **changes)
 
@@ -147,8 +151,8 @@ def test_fusion_equals_stored_maps(backbone, case, masked, rule):
     x_s, x_t = draw(F, 4, *SIDE, seed=1), draw(F, 4, *SIDE, seed=2)
     mask = (draw(F, 1, *SIDE, seed=3) > 0).double() if masked else None
     attended = view(rule).attended
-    fusion = Fusion(True, alignment, max_tokens=256, mask=mask)
-    with torch.no_grad(), frame_attention(backbone.unet):
+    fusion = Fusion(True, alignment, min_halvings=0, mask=mask)
+    with torch.no_grad(), installed(backbone):
         branches = view(rule, branches=3, fusion=fusion)
         got = backbone.raw(torch.cat([x_s, x_t, x_t]), 500, words, branches).chunk(3)
         plain = backbone.raw(x_s, 500, words[:1], view(rule))
@@ -166,25 +170,25 @@ def test_fusion_equals_stored_maps(backbone, case, masked, rule):
 def test_fusing_the_source_with_itself_changes_nothing(backbone):
     prompt = "a tiger walking on the beach"
     words = backbone.words(prompt)
-    fusion = Fusion(True, align(words, words, backbone.context_length), max_tokens=256)
+    fusion = Fusion(True, align(words, words, backbone.context_length), min_halvings=0)
     context = backbone.embed([prompt, "", prompt])
     x = draw(F, 4, *SIDE)
-    with torch.no_grad(), frame_attention(backbone.unet):
+    with torch.no_grad(), installed(backbone):
         out = backbone.raw(x.repeat(3, 1, 1, 1), 300, context, view(branches=3, fusion=fusion)).chunk(3)
     torch.testing.assert_close(out[2], out[0], rtol=0, atol=1e-12)
 
 
-def test_max_tokens_leaves_large_layers_alone(backbone):
+def test_large_layers_are_left_alone(backbone):
     source, target = "a tiger on the beach", "a panda on the beach"
     alignment = align(backbone.words(source), backbone.words(target), backbone.context_length)
     context = backbone.embed([source, "", target])
     x = torch.cat([draw(F, 4, *SIDE, seed=s) for s in (1, 2, 2)])
-    with torch.no_grad(), frame_attention(backbone.unet):
+    with torch.no_grad(), installed(backbone):
         outs = [
-            backbone.raw(x, 500, context, view(branches=3, fusion=Fusion(True, alignment, max_tokens))).chunk(
+            backbone.raw(x, 500, context, view(branches=3, fusion=Fusion(True, alignment, halvings))).chunk(
                 3
             )[2]
-            for max_tokens in (256, 64, 1)
+            for halvings in (0, 1, 9)
         ]
         plain = backbone.raw(x[F : 2 * F], 500, context[2:], view())
     torch.testing.assert_close(outs[2], plain, rtol=0, atol=1e-12)
@@ -196,10 +200,8 @@ def test_heat_map_is_the_mean_of_the_words_columns(backbone):
     prompt = "a tiger walking on the beach"
     words = [w for w in backbone.words(prompt) if w.text in ("tiger", "beach")]
     x, context = draw(F, 4, *SIDE), backbone.embed([prompt])
-    recorder = AttentionRecorder(
-        columns(words, backbone.context_length), 0, SIDE, max_tokens=256, min_tokens=256
-    )
-    with torch.no_grad(), frame_attention(backbone.unet):
+    recorder = AttentionRecorder(columns(words, backbone.context_length), 0, SIDE, halvings=0)
+    with torch.no_grad(), installed(backbone):
         backbone.raw(x, 500, context, view(recorders=(recorder,)))
     store = {}
     names = list(backbone.unet.attn_processors)
@@ -214,17 +216,13 @@ def test_heat_map_is_the_mean_of_the_words_columns(backbone):
     torch.testing.assert_close(recorder.mean().double(), want, rtol=0, atol=1e-6)
 
 
-def test_tokens_at_a_share_of_the_latents_side():
-    attended = ((0,),)
-    square = FrameView(attended, (64, 64))
-    assert [square.tokens_at(s) for s in (1.0, 0.5, 0.25, 0.3, 0.125)] == [64**2, 32**2, 16**2, 16**2, 8**2]
-    # A side that is no power of two halves as the UNet halves it, rounding up.
-    assert FrameView(attended, (9, 16)).tokens_at(0.5) == 5 * 8
+def test_a_side_that_is_no_power_of_two_halves_as_the_unet_halves_it():
+    assert FrameView(((0,),), (9, 16)).side_at(1) == (5, 8)
 
 
 def test_attention_is_put_back(backbone):
     before = {k: type(p) for k, p in backbone.unet.attn_processors.items()}
-    with pytest.raises(RuntimeError, match="inside"), frame_attention(backbone.unet):
+    with pytest.raises(RuntimeError, match="inside"), installed(backbone):
         raise RuntimeError("inside")
     assert {k: type(p) for k, p in backbone.unet.attn_processors.items()} == before
 
@@ -233,7 +231,7 @@ def test_without_frames_seeing_each_other_it_is_the_stock_network(backbone):
     x, context = draw(F, 4, *SIDE), backbone.embed(["a tiger"])
     with torch.no_grad():
         stock = backbone.unet(x, 500, context.expand(F, -1, -1)).sample
-        with frame_attention(backbone.unet):
+        with installed(backbone):
             ours = backbone.raw(x, 500, context, view("none"))
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-12)
 
@@ -242,5 +240,5 @@ def test_xformers_missing_is_said(backbone):
     try:
         import xformers  # noqa: F401
     except ImportError:
-        with pytest.raises(ConfigError, match="xformers"), frame_attention(backbone.unet, "xformers"):
+        with pytest.raises(ConfigError, match="xformers"), installed(backbone, "xformers"):
             pass

@@ -104,7 +104,7 @@ def test_fusion_is_the_denoisers_alone(backbone, controlnet):
     attach(backbone, controlnet)
     x, words = draw(3 * F, 4, *SIDE), backbone.embed(["a", "b", "c"]).repeat_interleave(F, 0)
     plain = view_of(branches=3)
-    fused = replace(plain, fusion=Fusion(True, None, max_tokens=64))
+    fused = replace(plain, fusion=Fusion(True, None, min_halvings=1))
     with backbone.attention(AttentionConfig()), torch.no_grad():
         a, b = (backbone.control(x, 500, words, v)["mid_block_additional_residual"] for v in (plain, fused))
     assert torch.equal(a, b)

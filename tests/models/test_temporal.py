@@ -10,6 +10,7 @@ from ctxedit.config import AttentionConfig
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
+from ctxedit.models.sites import sites_of_unet
 from ctxedit.models.temporal import TemporalAttention, TemporalConvolution, TemporalLayers
 from ctxedit.patterns import attended_frames
 
@@ -106,7 +107,7 @@ def test_the_seed_says_their_weights_and_leaves_the_callers_draws_alone(ready):
     torch.manual_seed(5)
     want = torch.rand(1)
     torch.manual_seed(5)
-    a, b, c = (TemporalLayers(ready.unet, s) for s in (1, 1, 2))
+    a, b, c = (TemporalLayers(ready.unet, sites_of_unet(ready.unet), s) for s in (1, 1, 2))
     assert torch.equal(torch.rand(1), want)
     weights = [next(iter(x.values())).to_q.weight for x in (a, b, c)]
     assert torch.equal(weights[0], weights[1])
@@ -159,7 +160,7 @@ def test_a_network_without_transformers_is_refused():
         norm_num_groups=4,
     )
     with pytest.raises(ConfigError, match="no transformer blocks"):
-        TemporalLayers(unet)
+        TemporalLayers(unet, sites_of_unet(unet))
 
 
 def test_a_copy_beside_self_attention_is_it_over_frames(backbone):
@@ -231,7 +232,7 @@ def test_convolutions_stand_behind_every_spatial_convolution(ready):
     """They do nothing at first, then frames see each other; both kinds of layers, or convolutions alone."""
     x = draw(F, 4, *SIDE)
     plain = call(ready, x)
-    attention = set(TemporalLayers(ready.unet))
+    attention = set(TemporalLayers(ready.unet, sites_of_unet(ready.unet)))
     both = ready.temporal_layers(conv_rank=RANK)
     wanted = {
         name.replace(".", "/")

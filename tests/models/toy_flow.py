@@ -16,9 +16,11 @@ from ctxedit.errors import WeightsError
 from ctxedit.models.backbones.base import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.families import register
+from ctxedit.models.sites import AttentionSite
 from ctxedit.models.sizes import Sizes, Weight, folder_weight
 
 WIDTH, LENGTH = 16, 12
+SITES = (AttentionSite("attn1", "self", 0, WIDTH), AttentionSite("attn2", "cross", 0, WIDTH))
 
 
 class Velocity(nn.Module):
@@ -76,7 +78,7 @@ class ToyFlow(Backbone):
     @classmethod
     def sizes(cls, checkpoint):
         net = folder_weight(checkpoint.path / "net")
-        return Sizes(net, Weight(), Weight(), (WIDTH,), (1,), 1, (3,), 3, WIDTH, LENGTH, 16, frozenset({0}))
+        return Sizes(net, Weight(), Weight(), (WIDTH,), (1,), 1, (3,), 3, WIDTH, LENGTH, 16, SITES)
 
     @classmethod
     def check_prompts(cls, checkpoint, texts):
@@ -111,6 +113,9 @@ class ToyFlow(Backbone):
     @property
     def networks(self):
         return (self.net,)
+
+    def attention_sites(self, network):
+        return SITES
 
     def raw(self, x, timestep, condition, view):
         rows = Condition.of(condition).for_frames(view.frames).to(self.dtype)

@@ -133,7 +133,7 @@ def test_layers_take_a_mask_of_any_size_by_nearest_neighbour(net, size):
     context, x = net.embed([OLD, NEW]), torch.cat([draw(F, 4, *SIDE, seed=s) for s in (1, 2)])
     outs = []
     for mask in (small, by_hand):
-        fusion = Fusion(True, None, max_tokens=64, target=1, mask=mask)
+        fusion = Fusion(True, None, min_halvings=1, target=1, mask=mask)
         with torch.no_grad():
             outs.append(net.raw(x, 500, context, FrameView(VIEW.attended, SIDE, 2, fusion)))
     torch.testing.assert_close(*outs, rtol=0, atol=1e-12)
@@ -182,7 +182,7 @@ def test_keys_by_the_width_of_the_layer(backbone, least, narrow, wide):
     )
     x, words = draw(count, 4, *SIDE), backbone.embed([OLD])
     with torch.no_grad():
-        with frame_attention(backbone.unet):
+        with frame_attention(backbone.unet, backbone.attention_sites(backbone.unet)):
             ours = backbone.raw(x, 500, words, view)
 
         def explicit(attn, hidden, encoder_hidden_states=None, **_):

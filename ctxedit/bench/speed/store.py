@@ -19,6 +19,7 @@ from ctxedit.diffusion.guidance import guide
 from ctxedit.models.alignment import align
 from ctxedit.models.attention import FrameView, WordAlignment
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
+from ctxedit.models.sites import AttentionSite, halvings_at
 from ctxedit.stages.invert import invert
 from ctxedit.stages.sample import fused_steps
 
@@ -30,7 +31,7 @@ class MapStore:
         backbone: its UNet's processors are replaced; whoever calls puts others back.
         view: frames that each frame attends to.
         alignment: words of the target to words of the source.
-        max_tokens: layers with more positions are neither stored nor fused.
+        min_halvings: layers at higher resolutions are neither stored nor fused.
         lowest: the least noisy level whose self-attention, and whose cross-attention, is fused.
 
     Attributes:
@@ -43,21 +44,23 @@ class MapStore:
         backbone: StableDiffusion,
         view: FrameView,
         alignment: WordAlignment,
-        max_tokens: int,
+        min_halvings: int,
         lowest: tuple[int, int],
     ) -> None:
-        self.view, self.alignment, self.max_tokens, self.lowest = view, alignment, max_tokens, lowest
+        self.view, self.alignment, self.min_halvings, self.lowest = view, alignment, min_halvings, lowest
         self.level, self.recording = 0, True
         self.maps: dict[tuple[int, str], Tensor] = {}
-        names = list(backbone.unet.attn_processors)
-        backbone.unet.set_attn_processor({name: self._processor(name, "attn2" in name) for name in names})
+        for site in backbone.attention_sites(backbone.unet):
+            backbone.unet.get_submodule(site.name).set_processor(self._processor(site))
 
     @property
     def bytes(self) -> int:
         """Bytes of all stored maps."""
         return sum(m.numel() * m.element_size() for m in self.maps.values())
 
-    def _processor(self, name: str, cross: bool) -> Callable[..., Tensor]:
+    def _processor(self, site: AttentionSite) -> Callable[..., Tensor]:
+        name, cross = site.name, site.kind == "cross"
+
         def call(
             attn: Any,
             hidden_states: Tensor,
@@ -71,11 +74,11 @@ class MapStore:
                 for layer, y in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
             )
             if not cross:
-                k, v = (self._across(y, hidden_states.shape[-1]) for y in (k, v))
+                k, v = (self._across(y, site.channels) for y in (k, v))
             maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
             out = maps @ v
             if self.recording:
-                if self.level >= self.lowest[cross] and q.shape[2] <= self.max_tokens:
+                if self.level >= self.lowest[cross] and site.halvings >= self.min_halvings:
                     self.maps[self.level, name] = maps
             elif (stored := self.maps.get((self.level, name))) is not None:
                 frames = self.view.frames
@@ -136,7 +139,7 @@ def edit_with_store(
         steps - fused_steps(steps, share) + 1
         for share in (fusion.self_replace_steps, fusion.cross_replace_steps)
     ]
-    store = MapStore(backbone, view, alignment, view.tokens_at(fusion.max_resolution), (lowest[0], lowest[1]))
+    store = MapStore(backbone, view, alignment, halvings_at(fusion.max_resolution), (lowest[0], lowest[1]))
 
     def told(done: int, _: int) -> None:
         store.level = done + 1

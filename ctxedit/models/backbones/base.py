@@ -37,6 +37,7 @@ from ctxedit.models.embedding import Embedding
 from ctxedit.models.families import family_named
 from ctxedit.models.group_norm import statistics_over_clip
 from ctxedit.models.lora import Lora
+from ctxedit.models.sites import AttentionSite
 from ctxedit.models.sizes import AT_ONCE, Sizes
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.weights import Checkpoint, is_half, locate, pipeline_of
@@ -227,6 +228,10 @@ class Backbone(ABC):
         """What is evaluated at every step, and what tuning may change: the denoiser, then the ControlNet."""
 
     @abstractmethod
+    def attention_sites(self, network: nn.Module) -> tuple[AttentionSite, ...]:
+        """The attention layers of one of ``networks``, in the order of its modules."""
+
+    @abstractmethod
     def raw(
         self, x: Tensor, timestep: int | float | Tensor, condition: Condition | Tensor, view: FrameView
     ) -> Tensor:
@@ -257,7 +262,7 @@ class Backbone(ABC):
         """Attention, and group norms, across frames in every network for as long as the block lasts."""
         with ExitStack() as stack:
             for net in self.networks:
-                stack.enter_context(frame_attention(net, config.backend))
+                stack.enter_context(frame_attention(net, self.attention_sites(net), config.backend))
                 if config.group_norm == "clip":
                     stack.enter_context(statistics_over_clip(net))
             yield
@@ -271,7 +276,8 @@ class Backbone(ABC):
         self, seed: int = 0, init: Literal["zero", "copy", "none"] = "zero", conv_rank: int = 0
     ) -> TemporalLayers:
         """Fresh temporal layers, hooked into the denoiser; they do nothing until trained."""
-        return TemporalLayers(self.networks[0], seed, init, conv_rank).to(self.device)
+        net = self.networks[0]
+        return TemporalLayers(net, self.attention_sites(net), seed, init, conv_rank).to(self.device)
 
     def select(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
         """The denoiser's parameters whose path contains one of the names, e.g. ``attn1.to_q``."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.errors import WeightsError
+from ctxedit.models.sites import sites_of_config
 from ctxedit.models.sizes import Sizes, Weight, read_json
 
 
@@ -41,7 +42,7 @@ def sizes_of(path: Path, weights: Mapping[str, Weight], names: frozenset[str]) -
                 int(encoder.get("max_position_embeddings", 77)),
             ),
             2 ** (len(vae["block_out_channels"]) - 1) * largest(unet["sample_size"]),
-            *_attention(unet),
+            sites_of_config(unet),
             names,
             int(scheduler.get("num_train_timesteps", 1000)),
         )
@@ -62,13 +63,3 @@ def _widths(channels: Any) -> tuple[int, ...]:
     if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
         raise ValueError(f"block_out_channels = {channels!r}")
     return found
-
-
-def _attention(unet: dict[str, Any]) -> tuple[frozenset[int], bool]:
-    """Levels with cross-attention, and whether some of it is outside the middle block."""
-    down, up = unet["down_block_types"], unet["up_block_types"]
-    middle = unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") or ""
-    levels = {level for level, kind in enumerate(down) if "CrossAttn" in kind}
-    levels |= {len(up) - 1 - place for place, kind in enumerate(up) if "CrossAttn" in kind}
-    lowest = {len(down) - 1} if "CrossAttn" in middle else set()
-    return frozenset(levels | lowest), bool(levels)

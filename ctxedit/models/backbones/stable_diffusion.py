@@ -27,6 +27,7 @@ from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
+from ctxedit.models.sites import AttentionSite, sites_of_unet
 from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
@@ -268,6 +269,9 @@ class StableDiffusion(Backbone):
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         return (self.unet,) if self.control is None else (self.unet, self.control.net)
+
+    def attention_sites(self, network: nn.Module) -> tuple[AttentionSite, ...]:
+        return sites_of_unet(network)
 
     def raw(
         self, x: Tensor, timestep: int | float | Tensor, condition: Condition | Tensor, view: FrameView

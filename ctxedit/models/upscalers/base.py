@@ -23,6 +23,7 @@ from ctxedit.config import UpscaleConfig
 from ctxedit.errors import NumericsError
 from ctxedit.media.scratch import release
 from ctxedit.models.attention import FrameView, frame_attention
+from ctxedit.models.sites import sites_of_unet
 
 #: Side of the result over that of the frames.
 SCALE = 4
@@ -120,7 +121,7 @@ class Upscaler(ABC):
         if out is None:
             out = np.empty((count, height * SCALE, width * SCALE, 3), np.uint8)
         chunks = _chunks(count, clip)
-        with frame_attention(self.unet):
+        with frame_attention(self.unet, sites_of_unet(self.unet)):
             for number, chunk in enumerate(chunks):
                 pick = torch.tensor([0] * len(chunk) if clip else chunk)
                 told = partial(_tell, progress, number * how.steps, how.steps * len(chunks))

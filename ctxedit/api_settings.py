@@ -1,0 +1,45 @@
+"""The settings that every verb of the Python API takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctxedit.config import Config, environment, load
+from ctxedit.editing.rebase import rebased as rebased
+from ctxedit.editing.reporter import Reporter
+from ctxedit.media.sources import check_exists
+from ctxedit.metrics_file import plain_figures as plain_figures
+from ctxedit.metrics_file import write_metrics as write_metrics
+from ctxedit.stages.prepare import fit_span
+from ctxedit.tables import DEFAULT_PRESET
+
+PathLike = str | Path
+Settings = Config | Mapping[str, Any] | None
+
+
+def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
+    """All settings: a preset with ``config`` laid over it.
+
+    Args:
+        preset: a preset's name, or the path of a TOML file.
+        config: a nested table, or a :class:`Config` that is taken as it is.
+
+    Raises:
+        ConfigError: unknown preset, key or value.
+    """
+    return config if isinstance(config, Config) else load(preset, flags=config)
+
+
+def fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Config:
+    """Settings whose frames the clip has, where the caller left their number to the preset."""
+    if isinstance(given, Config):
+        return chosen
+    named = {**(given or {}).get("clip", {}), **environment(os.environ).get("clip", {})}
+    span, note = fit_span(check_exists(clip), chosen.clip, named)
+    if note is not None:
+        teller.say(note)
+    return dataclasses.replace(chosen, clip=span)
