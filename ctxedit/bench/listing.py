@@ -66,20 +66,24 @@ class Clip:
     remote: tuple[tuple[str, Path], ...] = ()
 
 
-def read_list(path: Path, batch: bool = False, targets: Sequence[str] = ()) -> tuple[Clip, ...]:
+def read_list(
+    path: Path, batch: bool = False, targets: Sequence[str] = (), url: str | None = None
+) -> tuple[Clip, ...]:
     """Read and check a list; no clip is opened.
 
     Args:
         path: the list, or a folder of clips.
         batch: clips may come without a prompt; they are then captioned.
         targets: further target prompts for every clip.
+        url: where ``path`` was fetched from; its relative paths are relative to it.
 
     Raises:
         ConfigError: no such list, not of its form, an unknown or missing key, a wrong value, the same name or
             target twice, or nothing in it.
         InputError: a file that it names does not exist, or an empty prompt.
     """
-    reading = _Reading(base_of(path), batch, tuple(targets))
+    folder = None if url is None else url.rpartition("/")[0]
+    reading = _Reading(base_of(path), batch, tuple(targets), folder)
     if path.is_dir() and not batch:
         raise ConfigError(f"{path} is a folder", "a comparison takes a list, which says what each clip shows")
     clips = tuple(_clip(entry.table, reading, entry.where) for entry in entries(path))
@@ -94,6 +98,7 @@ class _Reading:
     folder: Path
     batch: bool
     targets: tuple[str, ...]
+    url: str | None
     fetched: dict[str, Path] = field(default_factory=dict)
 
 
@@ -191,6 +196,8 @@ def _path(table: Mapping[str, Any], key: str, reading: _Reading, where: str) -> 
     text = _text(table, key, where)
     if text is None:
         return None
+    if reading.url is not None and not is_url(text) and not expanded(text).is_absolute():
+        text = f"{reading.url}/{text}"
     if is_url(text):
         return reading.fetched.setdefault(text, fetch(text))
     path = reading.folder / expanded(text)

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from ctxedit.storage import Store
 
 List = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="LIST", show_default=False,
-        help="List of clips and targets (.toml, .csv, .jsonl), or a folder of clips.",
+        help="List of clips and targets (.toml, .csv, .jsonl; also by URL), or a folder of clips.",
     ),
 ]  # fmt: skip
 Texts = Annotated[
@@ -77,7 +77,7 @@ def batch(
     """Edit every clip of a list towards each of its targets, and report.
 
     Writes the edits into --out/edits, and report.json, report.md and index.html beside them. With a URL for
-    --out the run folders stay in the user's cache; a list may name its files by URL, too.
+    --out the run folders stay in the user's cache; LIST and its files may be URLs, too.
     An edit that fails is listed and the rest go on; the exit code is then 1.
     Run the same command again to resume or retry.
 
@@ -98,12 +98,12 @@ def batch(
     from ctxedit.cli import fetching
 
     folder, store = _place(out)
-    arguments.existing(clips)
+    place, url = _list(clips)
     listed = tuple(
         dataclasses.replace(
             clip, prompt=clip.prompt or tuning.prompt or "", span=_span(clip, config, base, span)
         )
-        for clip in read_list(clips, batch=True, targets=targets)[:limit]
+        for clip in read_list(place, batch=True, targets=targets, url=url)[:limit]
     )
     methods = preview.methods([base.preset or DEFAULT_PRESET], lambda name, point: config)
     captions = not all(clip.prompt for clip in listed)
@@ -111,7 +111,7 @@ def batch(
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     work_begins()
-    sources = (*([] if clips.is_dir() else [clips]), *arguments.sources(base))
+    sources = (*([] if place.is_dir() else [place]), *arguments.sources(base))
     offline = base.offline or dry.dry_run
     job = Bench(folder, listed, methods, overwrite.yes, offline, sources, results=report.EDITS, store=store)
     _work(job, screen, where, dry.dry_run)
@@ -137,6 +137,13 @@ def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> 
         rows = runner.run(job, watching, executor)
         whole = report.write(job, rows)
     _show(screen, job, whole)
+
+
+def _list(clips: str) -> tuple[Path, str | None]:
+    """The list, fetched where it is a URL, and that URL."""
+    from ctxedit.storage import fetch, is_url
+
+    return (fetch(clips), clips) if is_url(clips) else (arguments.existing(Path(clips)), None)
 
 
 def _place(out: str) -> tuple[Path, Store | None]:

@@ -83,6 +83,15 @@ def test_another_machine_goes_on_where_the_first_one_stopped(done, listed, machi
     assert after["index.html"].count(b"data:video/mp4") == before["index.html"].count(b"data:video/mp4")
 
 
+def test_the_list_itself_may_be_there(done, listed, ctxedit, no_weights):
+    """Its relative paths are relative to its URL."""
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/clips/list.csv", f"path,prompt,target\ntiger.mp4,{PROMPT},{TARGET}\n".encode())
+    answer = ctxedit("batch", "memory://clips/list.csv", *SMALL, "-o", URL, "--json")
+    assert answer.code == 0 and "1 edits, 1 of them done before" in answer.err, answer.err
+    assert [one["target"] for one in answer.table["edits"]] == [TARGET]
+
+
 def test_what_is_damaged_in_the_store_is_put_there_again(done, listed, ctxedit, no_weights):
     fs, before = fsspec.filesystem("memory"), stored()
     video = next(name for name in before if name.startswith("edits/"))

@@ -61,3 +61,26 @@ def test_a_list_is_finished_when_a_machine_is_lost_and_nothing_is_done_twice(lis
         for out in (shared, alone)
     ]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.slow
+def test_workers_deliver_to_a_url(listed, ray_cluster, monkeypatch):
+    """Each one its own videos: what is there is what one process leaves in a folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(listed / "cache"))
+    clips = listed / "clips"
+    for extra in ("2", "3", "4", "5"):
+        (clips / f"{extra}.mp4").unlink()
+    lines = [f"file://{clips}/{number}.mp4,{PROMPT},{TARGETS[0]}" for number in (0, 1)]
+    (listed / "list.csv").write_text("\n".join(["path,prompt,target", *lines]) + "\n")
+    arguments = ("batch", listed / "list.csv", *SMALL)
+    there = ("-o", f"file://{listed}/there", "--ray", ray_cluster.address, "--memory", 0.1)
+    answer = call(*arguments, *there, "--json")
+    assert answer.code == 0, answer.err
+    assert all(one["video"].startswith(f"file://{listed}/there/edits/") for one in answer.table["edits"])
+    assert call(*arguments, "-o", listed / "alone", "--threads", 1).code == 0
+    videos = [
+        {p.name: p.read_bytes() for p in (listed / out / "edits").iterdir()} for out in ("there", "alone")
+    ]
+    assert videos[0] == videos[1] and len(videos[0]) == 2
+    assert {p.name for p in (listed / "there").iterdir()} >= {"report.json", "report.md", "index.html"}
+    assert not (listed / "there" / "runs").exists()

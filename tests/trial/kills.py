@@ -71,7 +71,7 @@ class Scenario:
 
 
 def _make_upscaler(folder: Path) -> None:
-    make_pixel_upscaler(folder / "upscaler")
+    make_pixel_upscaler(folder / "models" / "upscaler")
 
 
 def _make_lora(folder: Path) -> None:
@@ -92,7 +92,7 @@ def _make_lora(folder: Path) -> None:
 
 
 _WINDOWS = ("--set", "window.size=3", "--set", "window.overlap=1")
-_UPSCALE = ("--upscaler", "upscaler", "--set", "upscale.steps=1")
+_UPSCALE = ("--upscaler", "models/upscaler", "--set", "upscale.steps=1")
 _RUN = ("run", str(SAMPLE), *_PROMPT, "--target", "a panda", *_SMALL)
 _TUNE = ("tune", str(SAMPLE), *_PROMPT, *_SMALL[:-2])
 SCENARIOS = {
