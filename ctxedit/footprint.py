@@ -1,7 +1,7 @@
 """The memory that a model needs to run, estimated from its sizes.
 
 Activations follow the formulas below, which were set against the built-in model on a CPU (8 frames at 192²,
-12 at 128²) and were then within a quarter of it.
+12 at 128²) and against a Stable Diffusion 1.4 of random weights (2 and 4 frames at 512²).
 """
 
 from __future__ import annotations
@@ -46,15 +46,42 @@ def adapter_bytes(config: AdapterConfig, side: tuple[int, int], images: int, gra
     return images * tokens * config.width * 45 * (config.blocks if gradient else 1) * 4
 
 
-def autoencoder_bytes(a: Sizes, side: tuple[int, int], images: int, width: int) -> int:
-    """Activations of decoding ``images`` frames at once: a few maps of the finest level's channels."""
-    pixels = side[0] * side[1] * a.factor**2
-    return (
-        images
-        * pixels
-        * (6 * a.vae_channels[0] + 2 * a.vae_channels[min(1, len(a.vae_channels) - 1)])
-        * width
-    )
+def encoding_bytes(a: Sizes, side: tuple[int, int], images: int, width: int) -> int:
+    """Activations of encoding ``images`` frames at once.
+
+    At full resolution a residual block holds its input, the normalised and the activated copy, and the
+    convolution's own copy; the downsampler pads.
+    """
+    first, second = _finest(a)
+    return images * _pixels(a, side) * (4 * first + 2 * second) * width
+
+
+def decoding_bytes(a: Sizes, side: tuple[int, int], images: int, width: int, heap: bool = False) -> int:
+    """Activations of decoding ``images`` frames at once.
+
+    The last upsampler and the residual block behind it work at full resolution with the channels of the level
+    below: input, normalised and activated copy, the convolution's own copies.
+
+    Args:
+        a: sizes of the checkpoint.
+        side: (height, width) of the latents.
+        images: how many frames.
+        width: bytes of a number.
+        heap: on a CPU, where the heap keeps what was freed (:func:`ctxedit.models.device.keep_heap`) and
+            blocks of such a size do not fit into each other's gaps: a fifth more.
+    """
+    first, second = _finest(a)
+    maps = 6 * first + 2 * second
+    return images * _pixels(a, side) * (maps * 6 // 5 if heap else maps) * width
+
+
+def _finest(a: Sizes) -> tuple[int, int]:
+    """Channels of the autoencoder's two finest levels."""
+    return a.vae_channels[0], a.vae_channels[min(1, len(a.vae_channels) - 1)]
+
+
+def _pixels(a: Sizes, side: tuple[int, int]) -> int:
+    return side[0] * side[1] * a.factor**2
 
 
 def upscaler_bytes(
@@ -63,7 +90,7 @@ def upscaler_bytes(
     """Weights, activations of ``together`` frames, and ``frames`` frames at four times ``low`` (h, w)."""
     passing = forward_bytes(a, low, min(frames, together) * branches, 2, width)
     decoded = 1 if a.vae.parameters else min(frames, together)  # an autoencoder decodes one by one
-    decoding = autoencoder_bytes(a, low, decoded, width)
+    decoding = decoding_bytes(a, low, decoded, width)
     kept = frames * low[0] * low[1] * a.factor**2 * 3 * 3  # the frames, joined, and as the file has them
     return a.parameters * width + max(passing, decoding) + kept
 

@@ -8,7 +8,7 @@ Usage::
 
 Stages: ``tune``, ``invert`` (after encoding) and ``edit`` (with decoding) make one step at 512² (SDXL:
 1024²); ``encode`` and ``decode`` are what the autoencoder does of it. Each measurement needs a process of its
-own, because a process does not shrink again. What is measured is anonymous memory, beyond what the imports
+own, because a process does not shrink again. What is measured is resident memory, beyond what the imports
 take.
 """
 
@@ -28,24 +28,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 
 
-def anonymous() -> int:
-    """Bytes of anonymous memory of this process."""
+def resident() -> int:
+    """Bytes of this process in memory: weights that are used as they are in their file count as well."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 class Meter:
-    """The largest anonymous memory while a block runs."""
+    """The most memory while a block runs."""
 
     def __enter__(self) -> Meter:
-        self.peak, self.began, self._stop = anonymous(), time.monotonic(), threading.Event()
+        self.peak, self.began, self._stop = resident(), time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
-            self.peak = max(self.peak, anonymous())
+            self.peak = max(self.peak, resident())
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
@@ -180,7 +180,7 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
         pixels = np.zeros((frames, size, size, 3), np.uint8)
         import diffusers.models.unets.unet_2d_condition  # noqa: F401 - what is imported is not counted
 
-        before = anonymous()
+        before = resident()
         with Meter() as loading:
             backbone, shift = parts.backbone, parts.shift(PROMPT)
             condition = backbone.condition([PROMPT])

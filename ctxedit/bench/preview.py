@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
 from ctxedit.editing import plan
 from ctxedit.editing.paths import Input, Paths
+from ctxedit.editing.session import Session
+from ctxedit.editing.speed import Work, seconds_of
 from ctxedit.errors import ConfigError, InputError
 
 
@@ -28,6 +30,7 @@ class Preview:
         edits: methods × targets.
         done: of them, finished before.
         evaluations: passes of the network over a clip that are left, by method.
+        works: what these passes are, for their time: (method, kind of work on a clip, passes).
         peak_bytes: the largest stage's memory, estimated.
         failing: clips that cannot be read, and why; their edits become rows with that error.
     """
@@ -37,6 +40,40 @@ class Preview:
     evaluations: dict[str, int]
     peak_bytes: int
     failing: dict[str, str]
+    works: tuple[tuple[str, Work, int], ...] = ()
+
+    @property
+    def seconds(self) -> dict[str, float | None]:
+        """How long each method's passes take, by what was measured on this machine so far; None: unknown."""
+        found: dict[str, float | None] = dict.fromkeys(self.evaluations, 0.0)
+        for method, work, passes in self.works:
+            before, more = found[method], seconds_of(work, passes)
+            found[method] = None if before is None or more is None else before + more
+        return found
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Of all methods together; None where one is unknown."""
+        each = list(self.seconds.values())
+        return None if None in each else sum(one for one in each if one is not None)
+
+    def table(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "works"}
+        return {**table, "seconds": self.seconds}
+
+
+def measure(bench: Bench, preview: Preview) -> None:
+    """Time a pass and a tuning step of every method that was never measured here, on the first clip."""
+    for clip in bench.clips:
+        if clip.prompt and clip.name not in preview.failing:
+            break
+    else:
+        return
+    for method in bench.methods:
+        if preview.seconds.get(method.label, 0.0) is None:
+            with Session(bench.request(clip, method, [target.prompt for target in clip.targets])) as session:
+                session.measure(work.kind for label, work, _ in preview.works if label == method.label)
 
 
 def methods(
@@ -89,6 +126,7 @@ def look(bench: Bench) -> Preview:
     results = results_of(bench)
     edits = done = peak = 0
     left: dict[str, int] = {}
+    works: list[tuple[str, Work, int]] = []
     failing: dict[str, str] = {}
     for clip in bench.clips:
         for method in bench.methods:
@@ -108,11 +146,12 @@ def look(bench: Bench) -> Preview:
             made.check()
             stages = [stage for stage in made.stages if not stage.reused]
             left[method.label] = left.get(method.label, 0) + sum(s.evaluations for s in stages)
+            works += [(method.label, *work) for work in made.works(settings)]
             peak = max([peak, *(s.peak_bytes for s in stages)])
     if len(failing) == len(bench.clips):
         name, why = next(iter(failing.items()))
         raise InputError(f"no clip of the list can be edited; {name}: {why}")
-    return Preview(edits, done, left, peak, failing)
+    return Preview(edits, done, left, peak, failing, tuple(works))
 
 
 def paths(bench: Bench) -> Paths:

@@ -19,7 +19,7 @@ from ctxedit.cli import arguments
 from ctxedit.cli.bench_speed import speed
 from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import MessageOptions, SettingOptions
-from ctxedit.cli.output import Screen, columns, print_table
+from ctxedit.cli.output import Screen, columns, debugging, print_table
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.cli.where import ExecutorOptions, executor_of
@@ -193,7 +193,7 @@ def run(
     if dry.dry_run:
         with executor_of(where, plan.peak_bytes) as executor:
             planned = _planned(bench, plan, executor.describe())
-        screen.result(planned, {"plan": dataclasses.asdict(plan)})
+        screen.result(planned, {"plan": plan.table()})
         return
     _work(bench, plan, pairs, screen, where)
 
@@ -224,12 +224,18 @@ def _work(
     bench: Bench, plan: Preview, pairs: Sequence[tuple[str, str]], screen: Screen, where: ExecutorOptions
 ) -> None:
     """Run what is planned, write tables and page, and print the table."""
-    from ctxedit.bench import report, runner
+    from ctxedit.bench import preview, report, runner
     from ctxedit.cli.bench_progress import watcher
+    from ctxedit.models.quiet import hush
 
     for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
-    at_work = watcher(screen, [method.label for method in bench.methods], bench.clips)
+    if plan.evaluations and plan.total_seconds is None and where.workers in (None, 1) and not where.ray:
+        if not debugging():
+            hush()
+        preview.measure(bench, plan)
+    labels = [method.label for method in bench.methods]
+    at_work = watcher(screen, labels, bench.clips, plan.total_seconds)
     with executor_of(where, plan.peak_bytes) as executor, resumable(bench.out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)
@@ -280,20 +286,32 @@ def _listed(
 
 def _planned(bench: Bench, plan: Preview, where: str) -> str:
     """A comparison's plan for people."""
-    from ctxedit.cli.work import gib
+    from ctxedit.cli.work import duration, gib
 
+    seconds, total = plan.seconds, plan.total_seconds
     targets = sum(len(clip.targets) for clip in bench.clips)
     facts = [
         ("clips", f"{len(bench.clips)} with {targets} targets"),
         ("edits", f"{plan.edits}, {plan.done} of them done"),
         ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
         ("where", where),
+        ("time", f"about {duration(total)} with one worker (estimate)" if total else _no_time(plan)),
     ]
     lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
     lines += [f"fails   {clip}: {why}" for clip, why in plan.failing.items()]
-    rows = [("preset", "network passes remaining")]
-    rows += [(method.label, str(plan.evaluations.get(method.label, 0))) for method in bench.methods]
+    rows = [("preset", "network passes remaining", "time (estimate)")]
+    for method in bench.methods:
+        about = seconds.get(method.label)
+        passes = str(plan.evaluations.get(method.label, 0))
+        rows.append((method.label, passes, "-" if not about else duration(about)))
     return "\n".join([*lines, "", columns(rows)])
+
+
+def _no_time(plan: Preview) -> str:
+    if not plan.evaluations:
+        return "nothing to compute"
+    names = ", ".join(name for name, seconds in plan.seconds.items() if seconds is None)
+    return f"not known on this machine yet: {names} measured in the first seconds of a comparison"
 
 
 def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None:

@@ -17,6 +17,8 @@ from ctxedit.bench.results import ResultRow
 from ctxedit.bench.runner import Watcher
 from ctxedit.bench.serve import Job
 from ctxedit.cli.output import Screen, debugging
+from ctxedit.cli.work import duration
+from ctxedit.executors.base import counted
 from ctxedit.models.quiet import hush
 
 #: What the table shows of the edits so far.
@@ -26,8 +28,8 @@ _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_
 class Lines(Watcher):
     """A line for every edit of these methods; what else is measured is said where it fails."""
 
-    def __init__(self, screen: Screen, methods: Sequence[str]) -> None:
-        self.methods = tuple(methods)
+    def __init__(self, screen: Screen, methods: Sequence[str], seconds: float | None = None) -> None:
+        self.methods, self._seconds = tuple(methods), seconds
         self.screen, self._edits, self._done, self._began = screen, 0, 0, time.monotonic()
         self._first = 0
         self.at: dict[str, Job] = {}
@@ -40,7 +42,8 @@ class Lines(Watcher):
 
     def began(self, edits: int, done: int) -> None:
         self._edits, self._done, self._first = edits, done, done
-        self.screen.say(f"{edits} edits, {done} of them done before")
+        about = f", about {duration(self._seconds)}" if self._seconds else ""
+        self.screen.say(f"{counted(edits, 'edit')}, {done} of them done before{about}")
 
     def started(self, job: Job, worker: str) -> None:
         self.at[worker] = job
@@ -57,20 +60,22 @@ class Lines(Watcher):
             return
         self._done += 1
         said = f"error: {row.error}" if row.error else _figures(row)
-        head = f"[{self._done}/{self._edits}, {self._left()} left]"
+        left = f", {self._left()} left" if self._done < self._edits else ""
+        head = f"[{self._done}/{self._edits}{left}]"
         self.screen.say(f"{head} {row.method}, {row.clip}: “{row.target}” {said}")
 
     def _left(self) -> str:
         each = (time.monotonic() - self._began) / max(1, self._done - self._first)
-        seconds = each * (self._edits - self._done)
-        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return duration(each * (self._edits - self._done))
 
 
 class Board(Lines):
     """A live table: each method's edits and means so far, the stage at work, the time left."""
 
-    def __init__(self, screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> None:
-        super().__init__(screen, methods)
+    def __init__(
+        self, screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
+    ) -> None:
+        super().__init__(screen, methods, seconds)
         self._rows: dict[str, list[ResultRow]] = {method: [] for method in methods}
         self._each = sum(len(clip.targets) for clip in clips)
         shown = (
@@ -133,13 +138,15 @@ def _figures(row: ResultRow) -> str:
 
 
 @contextmanager
-def watcher(screen: Screen, methods: Sequence[str], clips: Sequence[Clip]) -> Iterator[Watcher]:
-    """Who shows the progress; libraries are told to keep silent."""
+def watcher(
+    screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
+) -> Iterator[Watcher]:
+    """Who shows the progress; libraries are told to keep silent. ``seconds`` is the estimate for all."""
     if not debugging():
         hush()
     if not screen.lively:
-        yield Lines(screen, methods)
+        yield Lines(screen, methods, seconds)
         return
-    board = Board(screen, methods, clips)
+    board = Board(screen, methods, clips, seconds)
     with board.live:
         yield board

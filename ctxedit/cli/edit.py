@@ -104,9 +104,11 @@ def edit(
     needs, check = fetching.wanted(config), fetching.checks_model(config)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
-    if not work.checked(request, "edit", screen, dry.dry_run):
+    plan = work.checked(request, "edit", screen, dry.dry_run)
+    if plan is None:
         return
     with Session(request, reporter) as session, resumable(chosen.folder):
+        work.foretell(session, plan, screen)
         done = session.edit(target)
         maps = draw(session, target) if heatmaps else None
         back = None if done.reused else session.round_trip()

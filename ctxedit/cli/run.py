@@ -83,11 +83,13 @@ def run(
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)
-    if not work.checked(request, "evaluate", screen, dry.dry_run):
+    plan = work.checked(request, "evaluate", screen, dry.dry_run)
+    if plan is None:
         return
     with Session(request, reporter) as session:
         folder = work.folder_of(session)
         with resumable(folder):
+            work.foretell(session, plan, screen)
             results = session.edit_all(targets)
         rows = _scored(session, results, screen)
         returned = session.round_trip()

@@ -98,11 +98,13 @@ def tune(
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)
-    if not work.checked(request, "tune", screen, dry.dry_run):
+    plan = work.checked(request, "tune", screen, dry.dry_run)
+    if plan is None:
         return
     with Session(request, reporter) as session:
         files, folder = {}, work.folder_of(session)
         with resumable(folder):
+            work.foretell(session, plan, screen)
             if curve_options.curve is not None and curve_options.target is not None:
                 drawn = tune_with_curve(
                     session, curve_options.target, curve_options.curve, curve_options.compare

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ctxedit.editing.session import Session
 
 
-def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
-    """Check all that can be checked; print the plan of a dry run. Returns whether to go on."""
+def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan | None:
+    """Check all that can be checked; print the plan of a dry run. Returns the plan to go on with."""
     from ctxedit.editing import plan
 
     made = plan.make(request, last)
@@ -27,7 +27,21 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> bool:
     if not dry_run:
         about = f", about {duration(made.seconds)}" if made.seconds else ""
         screen.say(f"seed {request.config.seed}, preset {request.preset}{about}")
-    return not dry_run
+    return None if dry_run else made
+
+
+def foretell(session: Session, plan: Plan, screen: Screen) -> None:
+    """Say how long a plan takes that could not say it; one pass and one tuning step are timed for it."""
+    if plan.seconds is not None:
+        return
+    from ctxedit.editing.speed import seconds_of
+
+    works = plan.works(session.config)
+    session.measure(work.kind for work, _ in works)
+    each = [seconds_of(work, passes) for work, passes in works]
+    if None not in each:  # an upscaler is measured while it works
+        seconds = sum(one for one in each if one is not None)
+        screen.say(f"about {duration(seconds)} of network passes, by a short measurement on this machine")
 
 
 def folder_of(session: Session) -> Path:
@@ -88,7 +102,7 @@ def _windows(plan: Plan) -> str:
 
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
-        return "not known before a first run with this model on this machine"
+        return "not known on this machine yet: measured in the first seconds of a run"
     return f"about {duration(plan.seconds)}" if plan.seconds else "nothing to compute"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ctxedit.config.settings import Config
 from ctxedit.errors import ConfigError
@@ -19,8 +20,9 @@ def validated(config: Config) -> Config:
     for part in (_clip, _attention, _adapter, _control, _tuning, _sampling, _fusion, _upscaling):
         for good, name, expected in part(config):
             if not good:
-                value = functools.reduce(getattr, name.split("."), config)
-                raise ConfigError(f"{name} = {value}", f"it must be {expected}")
+                value: Any = functools.reduce(getattr, name.split("."), config)
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"{name} = {shown}", f"it must be {expected}")
     if config.control.map and config.control.kind != "video":
         raise ConfigError(
             f"control.map is given, but control.kind is {config.control.kind!r}",

@@ -67,5 +67,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} is too large a number", "must be below 1.8e308") from error
     if isinstance(hint, type) and type(value) is hint:
         return value
-    name = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where} = {value!r}", f"must be {_KINDS.get(hint, f'a {name}')}")
+    raise ConfigError(f"{where} = {value!r}", f"must be {_kind(hint)}")
+
+
+def _kind(hint: Any) -> str:
+    """A setting's type, as an error message names it."""
+    if typing.get_origin(hint) is tuple:
+        of = typing.get_args(hint)[0]
+        return "a list of numbers" if of in (int, float) else "a list"
+    return _KINDS.get(hint, f"a {getattr(hint, '__name__', hint)}")

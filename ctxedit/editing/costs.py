@@ -69,7 +69,7 @@ class Costs:
     def tuning(self, reused: bool) -> int:
         """Bytes at the tuning's peak: float32 masters, gradient and two moments of what is trained."""
         if reused or not self.config.tune.steps:
-            return self._passing(1)
+            return self.inverting(reused)
         body, width = self.body, self.width
         masters = self._trained * (4 - width)
         kept = footprint.backward_bytes(
@@ -77,16 +77,17 @@ class Costs:
         )
         if self.control.parameters:  # the way down a second time
             kept = kept * 3 // 2
-        return self._network + masters + self._trained * 12 + kept + self._shifting(self.tuned, True)
+        working = masters + self._trained * 12 + kept + self._shifting(self.tuned, True)
+        return self._network + max(working, self._encoding)
 
     def inverting(self, reused: bool) -> int:
-        """Bytes at the inversion's peak."""
-        return self._passing(1)
+        """Bytes at the inversion's peak, or where the clip is encoded for it."""
+        return self._network + max(self._passing(1), self._encoding)
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
         branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
-        return self._passing(branches + self._fuses)
+        return self._network + max(self._passing(branches + self._fuses), self._decoding)
 
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
@@ -147,17 +148,35 @@ class Costs:
         return denoiser * self.width + others * self.stored + adapter
 
     def _passing(self, branches: int) -> int:
-        """Bytes of weights and of one pass, or of decoding, whichever takes more."""
+        """Bytes of one pass of the denoiser, beside the weights."""
         images = self.frames * branches
         passing = footprint.forward_bytes(self.body, self.side, images, self.window, self.width)
         if self.control.parameters:  # what it hands over waits beside the denoiser's own
             passing += footprint.skip_bytes(self.body, self.side, images, self.width)
-        at_once = min(1 if self.config.low_memory else AT_ONCE, self.frames)
-        decoding = footprint.autoencoder_bytes(self.body, self.side, at_once, self.stored)
-        if self.apart:  # one of them visits at a time
-            decoding += self.body.vae.parameters * self.stored
+        if self.apart:
             passing = max(passing, self.body.text_encoder.parameters * self.stored)
-        return self._network + max(passing, self._shifting(self.frames, False), decoding)
+        return max(passing, self._shifting(self.frames, False))
+
+    @property
+    def _at_once(self) -> int:
+        """Frames that the autoencoder takes at a time."""
+        return min(1 if self.config.low_memory else AT_ONCE, self.frames)
+
+    @property
+    def _visiting(self) -> int:
+        """Bytes of an autoencoder that waits in main memory otherwise."""
+        return self.body.vae.parameters * self.stored if self.apart else 0
+
+    @property
+    def _encoding(self) -> int:
+        found = footprint.encoding_bytes(self.body, self.side, self._at_once, self.stored)
+        return found + self._visiting
+
+    @property
+    def _decoding(self) -> int:
+        heap = self.device == "cpu"
+        found = footprint.decoding_bytes(self.body, self.side, self._at_once, self.stored, heap)
+        return found + self._visiting
 
     def _shifting(self, frames: int, gradient: bool) -> int:
         adapter = self.config.adapter

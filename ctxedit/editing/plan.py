@@ -109,6 +109,14 @@ class Plan:
         """As plain values for JSON; the frame rate is a fraction in text."""
         return {**asdict(self), "fps": str(self.fps)}
 
+    def works(self, config: Config) -> list[tuple[Work, int]]:
+        """What the network is asked for, and in how many passes; ``config`` is the request's."""
+        device = name_of(pick_device(self.device))
+        return [
+            (Work(speed_kind(stage.name.split(" ")[0]), config, device, self.dtype, self.padded_size), n)
+            for stage in self.stages if (n := stage.evaluations)
+        ]  # fmt: skip
+
     @property
     def seconds(self) -> float | None:
         """How long the network's passes take in all; None where a stage was never measured here."""

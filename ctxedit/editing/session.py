@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -16,12 +16,13 @@ from ctxedit.config import Config
 from ctxedit.editing.footage import check_footage
 from ctxedit.editing.keys import Caption, Keys, find_run, known_caption
 from ctxedit.editing.loaded import LoadedNetworks
+from ctxedit.editing.measuring import measure, work_of
 from ctxedit.editing.parts import Parts, warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.result import EditResult as EditResult
 from ctxedit.editing.round_trip import RoundTrip
-from ctxedit.editing.speed import Stopwatch, Work, note, speed_kind
+from ctxedit.editing.speed import Stopwatch, note, speed_kind
 from ctxedit.editing.stage import Stage, StageJob
 from ctxedit.editing.stages import edit_files, edited_frames, figures, stage_named
 from ctxedit.errors import InputError
@@ -29,7 +30,6 @@ from ctxedit.media.temporary import sweep
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.registry import usual
-from ctxedit.models.device import name_of
 from ctxedit.prompts import plain
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
@@ -187,11 +187,11 @@ class Session:
         finally:
             self.reporter = outer
         if (seconds := watch.seconds()) is not None:
-            fit = self.parts.prepared.fit
-            dtype = str(self.parts.backbone.dtype).split(".")[-1]
-            kind, device = speed_kind(stage.name), name_of(self.parts.device)
-            size = (fit.padded_width, fit.padded_height)
-            note(Work(kind, self.config, device, dtype, size), seconds / passes)
+            note(work_of(speed_kind(stage.name), self.parts), seconds / passes)
+
+    def measure(self, kinds: Iterable[str]) -> None:
+        """Time one pass of each kind of work (``pass``, ``tune``) that was never measured on this machine."""
+        measure(self.parts, self.prompt, kinds)
 
     # -- stages by name --------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ctxedit.models.backbones import (
     family_of,
     open_with_addons,
 )
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import pick_device, pick_dtype, storage_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
@@ -64,8 +64,10 @@ def plan(
     latent = (side // body.factor, side // body.factor)
     branches = 1 if config.edit.guidance == 1 else 2
     passing = footprint.forward_bytes(body, latent, branches, 1, dtype.itemsize)
-    decoding = footprint.autoencoder_bytes(body, latent, 1, dtype.itemsize)
-    peak = body.parameters * dtype.itemsize + max(passing, decoding)
+    stored = storage_dtype(dtype, device).itemsize
+    decoding = footprint.decoding_bytes(body, latent, 1, stored, device.type == "cpu")
+    weights = body.unet.parameters * dtype.itemsize + (body.parameters - body.unet.parameters) * stored
+    peak = weights + max(passing, decoding)
     available = machine.memory_available(device)
     machine.check_memory("text to image", peak, available)
     upscaler, large = None, side
@@ -74,8 +76,8 @@ def plan(
         upscaler, large, how = found.name, side * SCALE, sampling_of(config.upscale, found.defaults)
         sizes = sizes_of(found, is_half(dtype))
         more = footprint.upscaler_bytes(sizes, (side, side), 1, CHUNK, how.branches, dtype.itemsize)
-        machine.check_memory("upscaling", body.parameters * dtype.itemsize + more, available)
-        peak = max(peak, body.parameters * dtype.itemsize + more)
+        machine.check_memory("upscaling", weights + more, available)
+        peak = max(peak, weights + more)
     return {
         "image": str(output),
         "model": checkpoint.name,

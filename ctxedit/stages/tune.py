@@ -158,6 +158,27 @@ def tune(
         return {k: v.detach().cpu().clone() for k, v in masters.values.items()}
 
 
+def gradient_pass(
+    backbone: Backbone,
+    latents: Tensor,
+    context: Condition | Tensor,
+    view: FrameView,
+    config: TuneConfig,
+    seed: int,
+    shift: ContextShift | None = None,
+    temporal: TemporalLayers | None = None,
+) -> None:
+    """The loss of a tuning's first step and its gradient, which is dropped; for measurements.
+
+    Arguments are those of :func:`tune`.
+    """
+    parameters = trainable(backbone, config, shift, temporal)
+    with _training(backbone, parameters, config):
+        _loss(backbone, latents, context, view, config, shift, seed, 0)[0].backward()
+        for parameter in parameters.values():
+            parameter.grad = None
+
+
 class Masters:
     """Trained parameters in float32, beside those that the networks compute with.
 

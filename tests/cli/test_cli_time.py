@@ -36,8 +36,10 @@ def test_the_plan_knows_the_time_of_what_was_measured(ctxedit, clip, tmp_path, c
     few = (*common, "--tune-steps", 5, "--steps", 5)
     target = "a panda walking on the beach"
     before = ctxedit("run", clip, target, *few, "--dry-run")
-    assert "not known before a first run with this model on this machine" in before.out
-    assert ctxedit("run", clip, target, *few).code == 0 and (cache / "speed.json").is_file()
+    assert "not known on this machine yet" in before.out
+    first = ctxedit("run", clip, target, *few)
+    assert first.code == 0 and (cache / "speed.json").is_file()
+    assert "of network passes, by a short measurement on this machine" in first.err
 
     again = ctxedit("run", clip, target, *few, "--dry-run", "--json").table["plan"]
     assert [stage["seconds"] for stage in again["stages"]] == [None] * 5, "what is done takes no time"
@@ -103,3 +105,61 @@ def test_only_whole_tasks_are_measured():
 )
 def test_durations_are_for_people(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_measurement_is_made_once_and_changes_nothing(
+    ctxedit, clip, tmp_path, cache, frames_of, monkeypatch
+):
+    """The tuned weights and the edit are those of a run that measured nothing."""
+    from safetensors.torch import load_file
+
+    made = []
+    for name in ("measured", "known"):
+        answer = ctxedit(
+            "run", clip, "a panda walking on the beach", "--prompt", "a tiger walking on the beach", "--runs",
+            tmp_path / name, "--frames", 2, "--stride", 1, "--tune-steps", 2, "--steps", 2, "--json",
+        )  # fmt: skip
+        assert answer.code == 0, answer.err
+        assert ("short measurement" in answer.err) == (name == "measured")
+        run = answer.table["run"]
+        made.append(
+            (load_file(f"{run}/tune/tuned.safetensors"), frames_of(answer.table["edits"][0]["video"], 2))
+        )
+    (tuned, edited), (again, edited_again) = made
+    assert all((tuned[key] == again[key]).all() for key in again) and (edited == edited_again).all()
+
+
+def test_what_was_measured_is_of_the_kinds_asked_for(ctxedit, clip, tmp_path, cache):
+    import json
+
+    common = ("--prompt", "a tiger walking on the beach", "--runs", tmp_path, "--frames", 2, "--stride", 1)
+    assert ctxedit("tune", clip, *common, "--tune-steps", 1).code == 0
+    names = json.loads((cache / "speed.json").read_text())
+    assert [name.split(" | ")[0] for name in names] == ["tune"], (
+        "a tuning of one step tells too little itself"
+    )
+
+
+def test_a_comparison_says_how_long_it_takes(ctxedit, clip, tmp_path, cache):
+    listed = tmp_path / "list.toml"
+    listed.write_text(
+        f"""[[clips]]
+path = "{clip}"
+prompt = "a tiger walking on the beach"
+targets = [{{ prompt = "a panda walking on the beach" }}]
+"""
+    )
+    asked = (
+        "bench", listed, "--presets", "ddim", "--out", tmp_path / "bench", "--set", "clip.frames=2", "--set",
+        "invert.steps=5", "--set", "edit.steps=5",
+    )  # fmt: skip
+    before = ctxedit(*asked, "--dry-run")
+    assert before.code == 0, before.err
+    assert "not known on this machine yet: ddim" in before.out
+    assert ctxedit(*asked, "--dry-run", "--json").table["plan"]["seconds"] == {"ddim": None}
+    made = ctxedit(*asked)
+    assert made.code == 0 and "1 edit, 0 of them done before, about " in made.err, made.err
+    assert "[1/1] ddim" in made.err and "Loading" not in made.err
+    assert "nothing to compute" in ctxedit(*asked, "--dry-run").out
+    more = ctxedit(*asked, "--dry-run", "--set", "seed=1")
+    assert "with one worker (estimate)" in more.out and "about" in more.out

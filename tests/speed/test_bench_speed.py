@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ctxedit.bench.speed import report, ways
+from ctxedit.bench.speed import measure, report, ways
 from ctxedit.bench.speed.counting import LiveTensors, counting
-from ctxedit.bench.speed.limits import shapes_of
+from ctxedit.bench.speed.limits import Limits, shapes_of
 
 SMALL = ("bench", "speed", "--random", "tiny", "--frames", 2, "--size", 64, "--steps", 2)
 ADAPTER = ("--set", "adapter.width=32", "--set", "adapter.blocks=1", "--set", "adapter.heads=4")
@@ -29,13 +29,15 @@ def test_every_way_is_measured_side_by_side(measured):
     answer, out = measured
     rows = {(row["task"], row["way"]): row for row in answer.table["rows"]}
     assert {way for task, way in rows if task == "edit"} == {
-        ways.STORED, ways.STORED_HERE, ways.DIFFUSERS, "contextdiff",
+        ways.STORED, ways.STORED_HERE, ways.DIFFUSERS, "contextdiff", ways.SECOND_ORDER, ways.PARTLY_GUIDED,
     }  # fmt: skip
     assert {way for task, way in rows if task == "tune"} >= {ways.PLAIN, "contextdiff"}
     # 2 steps: inversion 2, guidance 4; ours adds the source's branch in the fused half.
     assert rows["edit", ways.STORED]["passes"] == 6 and rows["edit", ways.STORED_HERE]["passes"] > 6
     assert rows["edit", ways.DIFFUSERS]["passes"] == 4 and rows["edit", "contextdiff"]["passes"] == 7
-    assert rows["tune", "contextdiff"]["passes"] == 1
+    # One step each way, none of it fused; and of two steps only the first is guided.
+    assert rows["edit", ways.SECOND_ORDER]["passes"] == 3 and rows["edit", ways.PARTLY_GUIDED]["passes"] == 6
+    assert rows["tune", "contextdiff"]["passes"] == 1 and rows["tune", ways.FEW_FRAMES]["passes"] == 0.5
     for row in rows.values():
         assert row["seconds"]["least"] <= row["seconds"]["median"] <= row["seconds"]["most"]
         assert row["flops"] > 0 and row["peak_bytes"] > 0 and row["rate"] > 0
@@ -70,6 +72,28 @@ def test_refusals(more, said, monkeypatch):
 
     answer = call("bench", "speed", *more)
     assert answer.code == 2 and said in answer.err
+
+
+def test_a_way_that_does_not_fit_leaves_the_others_measured(monkeypatch, tmp_path):
+    plan = measure.SpeedPlan(("ddim",), frames=2, steps=2, repeats=1, tune_steps=1)
+    config = plan.load("ddim")
+
+    def too_large(parts, folder, clock):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def quick(parts, folder, clock):
+        _ = parts.latents + 1
+        clock.lap("sample")
+
+    found = [ways.Way("large", "edit", config, too_large), ways.Way("small", "edit", config, quick)]
+    monkeypatch.setattr(measure, "_ways", lambda plan, model: found)
+    monkeypatch.setattr(measure.limits, "measure", lambda *args: Limits(1.0, 1.0, 1.0, 1.0))
+    measured = measure.run(plan)
+    assert [row.error for row in measured.rows] == ["not enough memory", ""]
+    table = report.table(plan, measured)
+    files = report.write(tmp_path, table)
+    assert "| large | not enough memory |" in files.markdown.read_text() and files.plot.stat().st_size
+    assert table["rows"][1]["seconds"]["runs"]
 
 
 def test_live_tensors_counts_what_is_held_and_lets_go():

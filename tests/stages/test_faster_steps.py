@@ -168,3 +168,17 @@ def test_the_shift_is_carried_up_in_second_order(walk, monkeypatch):
 def test_refused_settings(table, name):
     with pytest.raises(ConfigError, match=name):
         configuration.load("ddim", flags=table, environ={})
+
+
+@pytest.mark.parametrize(
+    "value, said, hint",
+    [
+        (0.5, "= 0.5", "must be a list of numbers"),
+        ([0.9, 0.1], "= [0.9, 0.1]", "it must be two shares in order, e.g. [0.2, 0.8]"),
+        (["a", 1], "= 'a'", "must be a number"),
+    ],
+)
+def test_an_interval_is_a_list_of_two_shares(value, said, hint):
+    with pytest.raises(ConfigError) as refused:
+        configuration.load("ddim", flags={"edit": {"guidance_interval": value}}, environ={})
+    assert said in str(refused.value) and refused.value.hint == hint

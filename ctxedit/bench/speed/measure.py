@@ -151,7 +151,10 @@ def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Meas
             for way, row in zip(found, rows, strict=True):
                 if not row.error:
                     say(f"{what}: {way.task}, {way.name}")
-                    _once(way, row, clip, folder, number == 0, plan.tune_steps)
+                    try:
+                        _once(way, row, clip, folder, number == 0, plan.tune_steps)
+                    except (MemoryError, torch.OutOfMemoryError):
+                        row.error = "not enough memory"  # the others are measured all the same
         return Measured(rows, most, device, dtype)
 
 
@@ -161,7 +164,7 @@ def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
         presets = [(name, config) for name, config in presets if config.control.kind == "none"]
     default = plan.load(DEFAULT_PRESET, model)
     rivals = ways.rivals(default, plan.load(ways.STORED_PRESET, model))
-    return [*rivals, *ways.edits(presets), *ways.tunings(presets, default)]
+    return [*rivals, *ways.edits(presets), *ways.tunings(presets, default), *ways.faster(default)]
 
 
 def _draw(folder: Path, plan: SpeedPlan) -> Path:

@@ -72,6 +72,9 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         f"{ways.STORED} / {DEFAULT_PRESET}": ("edit", ways.STORED, DEFAULT_PRESET),
         f"{ways.DIFFUSERS} / {DEFAULT_PRESET}": ("edit", ways.DIFFUSERS, DEFAULT_PRESET),
         f"{ways.PLAIN} / {DEFAULT_PRESET}, tuning": ("tune", ways.PLAIN, DEFAULT_PRESET),
+        f"{DEFAULT_PRESET} / {ways.SECOND_ORDER}": ("edit", DEFAULT_PRESET, ways.SECOND_ORDER),
+        f"{DEFAULT_PRESET} / {ways.PARTLY_GUIDED}": ("edit", DEFAULT_PRESET, ways.PARTLY_GUIDED),
+        f"{DEFAULT_PRESET} / {ways.FEW_FRAMES}, tuning": ("tune", DEFAULT_PRESET, ways.FEW_FRAMES),
     }
     known = {(row["task"], row["way"]): row for row in rows if "seconds" in row}
     found = {}

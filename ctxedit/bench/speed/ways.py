@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from ctxedit.bench.speed.store import edit_with_store
-from ctxedit.config import Config
+from ctxedit.config import Config, merge
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import loss_weight
 from ctxedit.editing.parts import Parts
@@ -21,6 +21,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
 from ctxedit.stages import edit as editing
 from ctxedit.stages import tune as tuning
+from ctxedit.tables import DEFAULT_PRESET
 
 #: The source prompt of the drawn clip, and the target prompt.
 PROMPTS = ("a tiger walking on the beach", "a panda walking on the beach")
@@ -30,6 +31,13 @@ STORED, DIFFUSERS, PLAIN = "stored maps (FateZero's way)", "diffusers, frame by 
 STORED_PRESET = "fatezero"
 #: The stored maps' counterpart here: the same settings, without a store.
 STORED_HERE = f"{STORED_PRESET}, no blend"
+
+#: The shares of the steps that the partly guided way is guided in.
+GUIDED = (0.0, 0.6)
+#: The default preset with settings that are off by default.
+SECOND_ORDER = f"{DEFAULT_PRESET}, dpm++2m in half the steps"
+PARTLY_GUIDED = f"{DEFAULT_PRESET}, guided in {GUIDED[1]:.0%} of the steps"
+FEW_FRAMES = f"{DEFAULT_PRESET}, half of the frames"
 
 Task = Literal["edit", "tune"]
 
@@ -100,6 +108,19 @@ def rivals(config: Config, fatezero: Config) -> list[Way]:
         Way(STORED, "edit", plain, _edit_stored),
         Way(STORED_HERE, "edit", plain, _edit),
         Way(DIFFUSERS, "edit", config, _edit_diffusers),
+    ]
+
+
+def faster(config: Config) -> list[Way]:
+    """The default preset with each setting that saves passes of the network, or frames of a tuning step."""
+    steps, frames = max(1, config.edit.steps // 2), max(1, config.clip.frames // 2)
+    second = merge(config, {name: {"steps": steps, "solver": "dpm++2m"} for name in ("invert", "edit")})
+    partly = merge(config, {"edit": {"guidance_interval": GUIDED}})
+    few = merge(config, {"tune": {"frames": frames}})
+    return [
+        Way(SECOND_ORDER, "edit", second, _edit),
+        Way(PARTLY_GUIDED, "edit", partly, _edit),
+        Way(FEW_FRAMES, "tune", few, _tune),
     ]
 
 
@@ -177,13 +198,15 @@ def _image_model(parts: Parts) -> StableDiffusion:
 
 def _tune(parts: Parts, folder: Path, clock: Clock) -> None:
     source, config = PROMPTS[0], parts.config.tune
+    shift, frames = parts.shift(source), tuning.frames_of_step(parts.config)
+    draw = parts.draw if frames < parts.config.clip.frames else None
 
     def report(row: tuning.TuneStep) -> None:
         clock.lap("step" if row.step > 1 else WARM_UP)
 
     tuning.tune(
         parts.backbone, parts.latents, parts.backbone.condition([source]), parts.view, config, folder,
-        parts.config.seed, parts.shift(source), parts.temporal, report,
+        parts.config.seed, shift and replace(shift, frames=frames), parts.temporal, report, draw=draw,
     )  # fmt: skip
 
 
