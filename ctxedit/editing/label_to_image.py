@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from ctxedit.config import SOURCE, Config
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
-from ctxedit.editing.text_to_image import enlarged
-from ctxedit.editing.upscaling import image_side
+from ctxedit.editing.upscaling import enlarged, image_side
 from ctxedit.errors import ConfigError
 from ctxedit.media.layouts import Layout, draw_boxes
 from ctxedit.media.montage import labelled_grid
@@ -106,7 +105,7 @@ def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
 def generate(request: LabelRequest, config: Config, offline: bool, reporter: Reporter) -> NDArray[np.uint8]:
     """The pictures: RGB uint8 (N, H, W, 3), each a function of its labels, seed, text and the settings.
 
-    Larger sizes are reached by a cascade, as of :func:`ctxedit.editing.text_to_image.generate`.
+    Larger sizes are reached by a cascade, as of :func:`ctxedit.editing.upscaling.image_side`.
 
     Args:
         request: from :func:`class_request` or :func:`layout_request`.

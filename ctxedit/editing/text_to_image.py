@@ -14,7 +14,7 @@ from ctxedit.config import Config
 from ctxedit.editing import machine, paths
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
-from ctxedit.editing.upscaling import image_side
+from ctxedit.editing.upscaling import enlarged, image_side
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import (
@@ -26,8 +26,8 @@ from ctxedit.models.backbones import (
 )
 from ctxedit.models.device import pick_device, pick_dtype, storage_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
-from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
+from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, sizes_of
 from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
@@ -157,18 +157,3 @@ def generate(
             backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")
         )
     return enlarged(images, text, config, offline, reporter) if upscaled else images
-
-
-def enlarged(
-    images: NDArray[np.uint8], text: str, config: Config, offline: bool, reporter: Reporter
-) -> NDArray[np.uint8]:
-    """Independent images (N, h, w, 3) at four times their size, by the settings' upscaler."""
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    found = locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype))
-    upscaler = open_upscaler(found, device, dtype)
-    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(len(images), False)
-    with reporter.task("upscale", total) as progress:
-        return upscaler.upscale(
-            images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")
-        )
