@@ -36,7 +36,7 @@ def option(*names: str, panel: str, **more: Any) -> Any:
 
 
 def _frames(text: str) -> int:
-    """A number of frames; 0 stands for all."""
+    """Parse a number of frames, or ``all`` to 0."""
     if text == "all":
         return 0
     try:
@@ -210,7 +210,7 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class AddonOptions:
-    """Files laid over the model."""
+    """Files added to the model."""
 
     lora: Annotated[
         list[str] | None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,26 @@ def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
     return network
 
 
+def _shift(adapter: Path, backbone: Backbone, text: str, count: int) -> ContextShift:
+    """The adapter bound to a prompt; each image is a clip of one frame."""
+    with backbone.room_for([text]):
+        return ContextShift(load_adapter(adapter, backbone), backbone.embed([text] * count), 1)
+
+
+def _weights(text: str | Mapping[str, float], adapter: Path | None) -> dict[str, float]:
+    """The prompts and their weights, checked."""
+    weights = {text: 1.0} if isinstance(text, str) else dict(text)
+    if not weights or not all(one.strip() for one in weights):
+        raise InputError("the text is empty", "describe what the image should show")
+    if not all(map(math.isfinite, weights.values())):
+        raise ConfigError("a prompt's weight is not a finite number", "weights such as 1.0, 0.5 or -0.3")
+    if adapter is not None and len(weights) > 1:
+        raise ConfigError("a context adapter takes one prompt", "leave out the adapter, or the other prompts")
+    return weights
+
+
 def generate(
-    text: str,
+    text: str | Mapping[str, float],
     config: Config,
     offline: bool,
     reporter: Reporter,
@@ -123,18 +142,24 @@ def generate(
     Larger sizes are reached by a cascade; see :func:`ctxedit.editing.upscaling.image_side`.
 
     Args:
-        text: what the image should show.
+        text: what the image should show; or several prompts with their weights (composable diffusion, Liu et
+            al. 2022). A negative weight leads away from its prompt.
         config: model, seed, edit.steps, guidance.
         offline: touch no hub.
         reporter: receives messages.
         count: images.
-        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None.
+        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None. Its shift is bound to
+            one prompt, so several take none.
 
     Returns:
         RGB uint8 (count, H, W, 3).
+
+    Raises:
+        InputError: an empty text, or none.
+        ConfigError: weights that are not finite, or an adapter with several prompts.
     """
-    if not text.strip():
-        raise InputError("the text is empty", "describe what the image should show")
+    weights = _weights(text, adapter)
+    title = ", ".join(weights)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
@@ -143,17 +168,12 @@ def generate(
     )
     own = checkpoint.own is not None
     side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own)
-    warn_of_unknown_words(backbone, text, reporter)
+    warn_of_unknown_words(backbone, " ".join(weights), reporter)
     if config.control.kind != "none":
-        reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
-    shift = None
-    if adapter is not None:
-        network = load_adapter(adapter, backbone)
-        # Each picture is a clip of one frame.
-        with backbone.room_for([text]):
-            shift = ContextShift(network, backbone.embed([text] * count), 1)
-    with reporter.task(f"image “{text}”", config.edit.steps) as progress:
+        reporter.warn("an image from text has no clip to take a control from: the ControlNet is left out")
+    shift = None if adapter is None else _shift(adapter, backbone, title, count)
+    with reporter.task(f"image “{title}”", config.edit.steps) as progress:
         images = generating.generate(
-            backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")
+            backbone, weights, config, count, (side, side), shift, lambda done, _: progress(done, "")
         )
-    return enlarged(images, text, config, offline, reporter) if upscaled else images
+    return enlarged(images, title, config, offline, reporter) if upscaled else images
