@@ -20,6 +20,7 @@ from ctxedit.editing.paths import Input, Paths
 from ctxedit.editing.session import Session
 from ctxedit.editing.speed import Work, seconds_of
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.models.control_maps import computed_map
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def paths(bench: Bench) -> Paths:
 
 def _check_control(clip: Clip, method: Method) -> None:
     control = settings_for(clip, method).control
-    if control.kind == "video" and not control.map:
+    if control.kind == "video" and not control.map and not computed_map(control.model):
         raise ConfigError(
             f"{method.label} takes a control map, and the clip {clip.name!r} has none",
             "give the clip a `control` in the list, or leave the preset out",
