@@ -239,7 +239,7 @@ def edit(
 
 @quietly
 def generate(
-    text: str,
+    text: str | Mapping[str, float],
     preset: str = DEFAULT_PRESET,
     config: Settings = None,
     *,
@@ -251,14 +251,16 @@ def generate(
     """Text to image: RGB uint8 (count, H, W, 3), on the same schedule, sampler and guidance as edits.
 
     Args:
-        text: what the images should show.
+        text: what the images should show; or several prompts with weights, which guide together:
+            ``{"a tiger on the beach": 1.0, "snow": 0.6, "people": -0.3}``. Several use no context adapter.
         preset, config: as for :func:`settings`; ``clip.size`` is the side, 0 the model's own.
         count: pictures.
         adapter: file of a context adapter; True is the model's own, if it has one, False none.
         offline, reporter: as for :func:`caption`.
     """
     chosen = settings(preset, config)
-    file = text_to_image.own_adapter(chosen) if adapter is True else None
+    single = isinstance(text, str) or len(text) == 1
+    file = text_to_image.own_adapter(chosen) if adapter is True and single else None
     if not isinstance(adapter, bool):
         file = Path(adapter)
     return text_to_image.generate(text, chosen, offline, reporter or default_reporter(), count, file)

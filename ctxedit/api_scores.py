@@ -94,7 +94,7 @@ def _material(
     span: tuple[int | None, int, int],
     teller: Reporter,
 ) -> compare.Material:
-    """What is scored: read here, so that arrays need files no longer than that."""
+    """Read what is scored; arrays are written to temporary files for that."""
     with TemporaryDirectory(prefix="ctxedit-") as folder:
         path = clip_path(video, Path(folder), "video")
         if source is None:

@@ -22,7 +22,7 @@ Settings = Config | Mapping[str, Any] | None
 
 
 def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
-    """All settings: a preset with ``config`` laid over it.
+    """All settings: a preset overridden by ``config``.
 
     Args:
         preset: a preset's name, or the path of a TOML file.
@@ -35,7 +35,7 @@ def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
 
 
 def fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Config:
-    """Settings whose frames the clip has, where the caller left their number to the preset."""
+    """Settings with as many frames as the clip has, unless the caller gave their number."""
     if isinstance(given, Config):
         return chosen
     named = {**(given or {}).get("clip", {}), **environment(os.environ).get("clip", {})}

@@ -53,7 +53,7 @@ def unet(kind):
 
 
 @pytest.fixture()
-def anatomy(tmp_path):
+def body_of(tmp_path):
     def make(kind):
         folder = tmp_path / "model"
         shutil.copytree(BUILTIN_FOLDER, folder, ignore=shutil.ignore_patterns("unet", "judge"))
@@ -64,8 +64,8 @@ def anatomy(tmp_path):
 
 
 @pytest.mark.parametrize("kind", _TYPES)
-def test_the_sites_in_the_config_are_those_of_the_network(anatomy, kind):
-    body, net = anatomy(kind), unet(kind)
+def test_the_sites_in_the_config_are_those_of_the_network(body_of, kind):
+    body, net = body_of(kind), unet(kind)
     assert body.unet_names == set(net.state_dict())
     assert sorted(body.sites, key=by_name) == sorted(sites_of_unet(net), key=by_name)
     shapes = {}
@@ -81,8 +81,8 @@ def test_the_sites_in_the_config_are_those_of_the_network(anatomy, kind):
 
 
 @pytest.mark.parametrize("kind", _TYPES)
-def test_masks_are_refused_where_no_layer_would_make_one(anatomy, kind):
-    body = anatomy(kind)
+def test_masks_are_refused_where_no_layer_would_make_one(body_of, kind):
+    body = body_of(kind)
     resolutions = {site.halvings for site in body.sites if site.kind == "cross"}
     for halvings, share in enumerate((1.0, 0.5, 0.25, 0.125)):
         config = merge(Config(), {"fusion": {"blend": "self", "mask_resolution": share}})
@@ -111,22 +111,22 @@ def test_masks_are_refused_where_no_layer_would_make_one(anatomy, kind):
         ({"attention": {"frames": "key-frame", "key_frame": 8}}, "attention.key_frame"),
     ],
 )
-def test_settings_that_a_model_cannot_serve(anatomy, table, said):
-    body = anatomy("middle only")
+def test_settings_that_a_model_cannot_serve(body_of, table, said):
+    body = body_of("middle only")
     config = merge(Config(), table)
     with pytest.raises(ConfigError, match=said):
         needs.check_settings(config, body)
         needs.check_layers(config, body)
 
 
-def test_layers_as_narrow_as_they_are_suffice(anatomy):
-    body = anatomy("all")
+def test_layers_as_narrow_as_they_are_suffice(body_of):
+    body = body_of("all")
     for attention in ({"min_channels": 8}, {"min_channels": 9, "frames": "none"}):
         needs.check_settings(merge(Config(), {"attention": attention}), body)
 
 
-def test_group_norms_that_a_model_lacks(anatomy):
-    body, config = anatomy("all"), merge(Config(), {"attention": {"group_norm": "clip"}})
+def test_group_norms_that_a_model_lacks(body_of):
+    body, config = body_of("all"), merge(Config(), {"attention": {"group_norm": "clip"}})
     needs.check_settings(config, body)
     # A single file of the original layout does not say its names; it is a Stable Diffusion.
     needs.check_settings(config, dataclasses.replace(body, unet_names=frozenset()))
@@ -135,17 +135,17 @@ def test_group_norms_that_a_model_lacks(anatomy):
         needs.check_settings(config, dataclasses.replace(body, unet_names=names))
 
 
-def test_more_steps_than_the_model_knows(anatomy):
-    body = dataclasses.replace(anatomy("all"), train_steps=10)
+def test_more_steps_than_the_model_knows(body_of):
+    body = dataclasses.replace(body_of("all"), train_steps=10)
     with pytest.raises(ConfigError, match="20 steps"):
         needs.check_settings(Config(), body)
 
 
 @pytest.mark.parametrize("value", [[], [0, 8], ["8"], 5, [10**9], [8] * 9])
-def test_sizes_of_nonsense_in_a_config_file(anatomy, tmp_path, value):
+def test_sizes_of_nonsense_in_a_config_file(body_of, tmp_path, value):
     from ctxedit.errors import WeightsError
 
-    anatomy("all")
+    body_of("all")
     file = tmp_path / "model" / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": value}))
     with pytest.raises(WeightsError):

@@ -1,4 +1,4 @@
-"""From options to settings: a table of what was said, and nothing of what was not."""
+"""Command-line options to settings. Options that were not given change nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ctxedit.model_names import expanded
 from ctxedit.renames import variable_of
 from ctxedit.tables import DEFAULT_PRESET, merge_into, nested, parse, preset_files, read_table
 
-#: Variables that are no settings.
+#: CTXEDIT_* environment variables that are not settings.
 VARIABLES = ("CTXEDIT_DEBUG", "CTXEDIT_OFFLINE", "CTXEDIT_PRESET", "CTXEDIT_RUNS")
-#: Which settings an option stands for.
+#: The settings that each option sets.
 _KEYS: dict[str, tuple[str, ...]] = {
     "model": ("model",),
     "seed": ("seed",),
@@ -50,17 +50,17 @@ _KEYS: dict[str, tuple[str, ...]] = {
 
 
 def table(base: SettingOptions, *groups: Any) -> dict[str, Any]:
-    """The nested table of the options that were given; ``--set`` comes after named options.
+    """The options that were given, as a nested table of settings; ``--set`` overrides named options.
 
     Raises:
-        ConfigError: a ``--set`` that is no KEY=VALUE.
+        ConfigError: a ``--set`` that is not KEY=VALUE.
     """
     out: dict[str, Any] = {}
     for group in (base, *groups):
         for option in fields(group):
             value = getattr(group, option.name)
             if value is not None and value != []:
-                if isinstance(value, Path):  # a setting outlives the folder that it was said in
+                if isinstance(value, Path):  # runs may be resumed from another folder
                     value = str(expanded(value).absolute())
                 for key in _KEYS.get(option.name, ()):
                     merge_into(out, nested(key, value))
@@ -74,7 +74,7 @@ def table(base: SettingOptions, *groups: Any) -> dict[str, Any]:
 
 
 def assignment(text: str) -> dict[str, Any]:
-    """``KEY=VALUE`` as a nested table: a TOML value, or a bare word or path where it is none."""
+    """``KEY=VALUE`` as a nested table. The value is TOML, or else taken as text."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
         raise ConfigError(f"--set {text}", "use KEY=VALUE, e.g. --set fusion.blend=self")
@@ -89,14 +89,14 @@ def assignment(text: str) -> dict[str, Any]:
 
 
 def settings(base: SettingOptions, screen: Screen, *groups: Any) -> Config:
-    """Settings of a new run: flag, variable, --config, preset, default."""
+    """Settings of a new run, in order of precedence: flags, variables, --config, preset, defaults."""
     warn_of_variables(screen)
     flags = table(base, *groups)
     return configuration.load(base.preset or DEFAULT_PRESET, base.config, flags)
 
 
 def fitted(config: Config, clip: Path, base: SettingOptions, screen: Screen, *groups: Any) -> Config:
-    """Settings whose frames the clip has; numbers that a person gave stay, and may be refused."""
+    """Settings with no more frames than the clip has; a number that the user gave is left as it is."""
     from ctxedit.stages.prepare import fit_span
 
     tables = [read_table(base.config)] if base.config else []
@@ -108,13 +108,18 @@ def fitted(config: Config, clip: Path, base: SettingOptions, screen: Screen, *gr
     return replace(config, clip=span)
 
 
+def without_upscaling(config: Config) -> Config:
+    """The settings of a command that judges images as the denoiser gives them."""
+    return replace(config, upscale=configuration.UpscaleConfig())
+
+
 def with_round_trip(config: Config) -> Config:
-    """The settings of a command that says how well the clip comes back, unless they say otherwise."""
+    """Settings with ``round_trip = "auto"`` resolved for commands that report the round trip."""
     return replace(config, round_trip="estimate") if config.round_trip == "auto" else config
 
 
 def for_run(base: SettingOptions, screen: Screen, *groups: Any) -> dict[str, Any]:
-    """What is laid over a run's own settings: flags over variables over --config; presets are not read again.
+    """Settings that override a run's own: flags over variables over --config. Presets are not read again.
 
     Raises:
         ConfigError: ``--preset`` was given.
@@ -131,7 +136,7 @@ def for_run(base: SettingOptions, screen: Screen, *groups: Any) -> dict[str, Any
 
 
 def warn_of_variables(screen: Screen) -> None:
-    """Say which CTXEDIT_* variables mean nothing: a misspelt one would change nothing in silence."""
+    """Warn of unknown CTXEDIT_* variables: a misspelt one would otherwise be ignored silently."""
     known = {*VARIABLES, *map(variable_of, configuration.setting_names())}
     for name in sorted(os.environ):
         if name.startswith("CTXEDIT_") and name not in known:
@@ -161,19 +166,19 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
 
 
 def not_empty(text: str | None, what: str) -> None:
-    """Raise InputError for a text of nothing but white space; None was not given."""
+    """Raise InputError for a blank text; None means that it was not given."""
     if text is not None and not text.strip():
         raise InputError(f"the {what} is empty", "describe what the clip shows")
 
 
 def existing(path: Path) -> Path:
-    """The path; raises InputError when there is nothing, or nothing that can be reached."""
+    """The path itself; raises InputError if it does not exist or cannot be reached."""
     from ctxedit.media.sources import check_exists
 
     return check_exists(path)
 
 
 def sources(base: SettingOptions) -> tuple[Path, ...]:
-    """The files that settings are read from: no output may take their place."""
+    """The files that settings are read from; outputs must not overwrite them."""
     config = [base.config] if base.config is not None else []
     return (*config, *preset_files(base.preset or DEFAULT_PRESET))

@@ -147,14 +147,14 @@ def _list(clips: str) -> tuple[Path, str | None]:
 
 
 def _place(out: str) -> tuple[Path, Store | None]:
-    """The folder of the work, and what its results are delivered to where ``--out`` is a URL."""
+    """The local output folder, and the store that results go to if ``--out`` is a URL."""
     from ctxedit.storage import Store, is_url, work_folder
 
     return (work_folder(out), Store(out)) if is_url(out) else (Path(out), None)
 
 
 def _span(clip: Clip, config: Config, base: SettingOptions, span: FrameOptions) -> ClipConfig | None:
-    """The frames of a clip that has fewer than the settings ask for; None where it has enough."""
+    """The frames to use of a clip with fewer than the settings ask for; None if it has enough."""
     from ctxedit.errors import InputError
 
     try:
@@ -165,7 +165,7 @@ def _span(clip: Clip, config: Config, base: SettingOptions, span: FrameOptions) 
 
 
 def _planned(job: Bench, plan: Preview, where: str) -> str:
-    """A batch's plan for people."""
+    """The plan as text."""
     from ctxedit.cli.work import gib
 
     rows = [
@@ -180,7 +180,7 @@ def _planned(job: Bench, plan: Preview, where: str) -> str:
 
 
 def _show(screen: Screen, job: Bench, whole: dict[str, Any]) -> None:
-    """The edits' paths on stdout, what failed on stderr; ends with code 1 where something did."""
+    """Print the edits' paths on stdout and failures on stderr; exits with code 1 if any edit failed."""
     from ctxedit.batch import report
 
     def at(name: str) -> str:

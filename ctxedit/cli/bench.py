@@ -36,7 +36,7 @@ RUN = "run"
 
 
 class RunUnlessNamed(TyperGroup):
-    """A group whose ``run`` need not be said: ``ctxedit bench LIST --presets a,b``."""
+    """A command group whose default command is ``run``: ``ctxedit bench LIST --presets a,b``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -204,7 +204,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _methods(names: Sequence[str], settings: Settings, sweep: list[str]) -> tuple[Method, ...]:
-    """Every preset, with every point of the sweep, under the settings given for all."""
+    """Every preset at every point of the sweep, with the settings given for all of them."""
     flags = arguments.table(settings)
     for name in names:
         configuration.load(name, settings.config, flags)  # before torch is imported
@@ -264,7 +264,7 @@ def _pairs(compare: list[str], known: Sequence[str]) -> list[tuple[str, str]]:
 def _listed(
     clips: Path | None, out: Path, limit: int | None, seed: int | None, world: str, dry_run: bool
 ) -> Iterator[tuple[Clip, ...]]:
-    """The clips of the list, or of the default one, drawn; for a dry run where it vanishes."""
+    """The clips of the list, or of the default one, which a dry run draws to a temporary folder."""
     from ctxedit.bench import drawn
     from ctxedit.bench.listing import read_list
 
@@ -285,7 +285,7 @@ def _listed(
 
 
 def _planned(bench: Bench, plan: Preview, where: str) -> str:
-    """A comparison's plan for people."""
+    """The plan as text."""
     from ctxedit.cli.work import duration, gib
 
     seconds, total = plan.seconds, plan.total_seconds
@@ -315,7 +315,7 @@ def _no_time(plan: Preview) -> str:
 
 
 def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None:
-    """The table of all edits on stdout, and where everything lies."""
+    """Print the table of all edits, and where the files are."""
     from ctxedit.metrics import metrics as known
 
     if screen.json:

@@ -116,7 +116,7 @@ def compare(
 
 
 def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> None:
-    """Raise ConfigError for settings where nothing is edited; ``--frames`` says how much is compared."""
+    """Raise ConfigError for settings that have no effect without --presets."""
     given = [
         f.name
         for group in (base, *groups, dataclasses.replace(span, frames=None))
@@ -164,7 +164,7 @@ def _edited(
     screen: Screen,
     labels: list[str],
 ) -> list[Part]:
-    """The source and each preset's edit; everything is checked before the first of them begins."""
+    """The source and each preset's edit; all requests are checked before the first edit starts."""
     from ctxedit import comparison
     from ctxedit.cli import work
     from ctxedit.cli.progress import teller

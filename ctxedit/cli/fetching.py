@@ -228,7 +228,7 @@ def hush() -> None:
 
 
 def checks_model(config: Config) -> Callable[[], object]:
-    """A check for :func:`settle`: a model on this machine is one that can be edited with; the control's map."""
+    """A check for :func:`settle`: a model on this machine can be edited with; a control has its map."""
 
     def check() -> None:
         from ctxedit.model_names import is_own

@@ -36,7 +36,7 @@ def option(*names: str, panel: str, **more: Any) -> Any:
 
 
 def _frames(text: str) -> int:
-    """A number of frames; 0 stands for all."""
+    """Parse a number of frames, or ``all`` to 0."""
     if text == "all":
         return 0
     try:
@@ -103,7 +103,7 @@ class SettingOptions:
         option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
-        Literal["auto", "fast", "half", "float32", "float16", "bfloat16"] | None,
+        Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
         option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
@@ -210,7 +210,7 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class AddonOptions:
-    """Files laid over the model."""
+    """Files added to the model."""
 
     lora: Annotated[
         list[str] | None,

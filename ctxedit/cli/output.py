@@ -96,7 +96,7 @@ class Screen:
         return self.console.is_terminal and not self.quiet
 
     def say(self, text: str) -> None:
-        """A line for the person."""
+        """Print a line for the user."""
         if not self.quiet:
             self.console.print(Text(text))
 
@@ -213,6 +213,6 @@ def print_failure(failure: Failure, as_json: bool) -> None:
 
 
 def _line(text: str) -> str:
-    """One line that a person can read: an error may quote a value of megabytes."""
+    """One readable line: an error may quote a value of megabytes."""
     line = " ".join(printable(text).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

@@ -1,4 +1,4 @@
-"""What the commands that work over a run folder share: checking first, the plan, the run to go on with."""
+"""Shared by commands that use a run folder: checks, the printed plan, and choosing the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan | None:
-    """Check all that can be checked; print the plan of a dry run. Returns the plan to go on with."""
+    """Check everything that can be checked; print the plan of a dry run. Returns the plan to carry out."""
     from ctxedit.editing import plan
 
     made = plan.make(request, last)
@@ -45,13 +45,13 @@ def foretell(session: Session, plan: Plan, screen: Screen) -> None:
 
 
 def folder_of(session: Session) -> Path:
-    """The session's run folder; the clip is captioned for it where that is needed."""
+    """The session's run folder; finding it may need a caption of the clip."""
     with resumable(None):
         return session.run.folder
 
 
 def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | None = None) -> Run:
-    """The run that was named, or the newest one, of ``clip`` if given; which one it is, is said."""
+    """The named run, or else the newest one (of ``clip`` if given), which is printed."""
     if folder is not None:
         return Run(folder)
     run = Run.newest(runs, screen.warn, clip)
@@ -60,7 +60,7 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | Non
 
 
 def describe(plan: Plan) -> str:
-    """A plan for people."""
+    """The plan as text."""
     work, padded = _size(plan.working_size), _size(plan.padded_size)
     handling = f"{gib(plan.reading_bytes)} to read the clip"
     if plan.writing_bytes:
@@ -122,7 +122,7 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, in one or two units."""
+    """Seconds as text, in one or two units."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -130,7 +130,7 @@ def duration(seconds: float) -> str:
 
 
 def gib(count: int) -> str:
-    """Bytes for people."""
+    """Bytes as text."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
 
 

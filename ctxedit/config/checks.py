@@ -31,7 +31,7 @@ def validated(config: Config) -> Config:
     if config.edit.start == "inversion" and config.edit.steps != config.invert.steps:
         raise ConfigError(
             f"edit.steps = {config.edit.steps} but invert.steps = {config.invert.steps}",
-            "sampling from the inversion walks the same levels: make them equal",
+            "sampling from an inversion uses its noise levels: make them equal",
         )
     return config
 

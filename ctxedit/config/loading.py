@@ -29,7 +29,7 @@ def load(
     Args:
         preset: a preset's name or a path to one.
         file: a config file.
-        flags: nested table of what was said on the command line.
+        flags: nested table of command-line options.
         environ: the process's environment (tests give their own).
 
     Raises:
@@ -51,16 +51,16 @@ def load(
 
 
 def lean(config: Config) -> Config:
-    """The settings with those that ``low_memory`` stands for."""
+    """The settings with everything that ``low_memory`` implies."""
     if not config.low_memory:
         return config
-    dtype = "half" if config.dtype in ("auto", "fast") else config.dtype
+    dtype = "half" if config.dtype == "auto" else config.dtype
     tune = replace(config.tune, gradient_checkpointing=True)
     return replace(config, offload=True, dtype=dtype, tune=tune)
 
 
 def absolute(config: Config) -> Config:
-    """The settings with every model that is named by a path named by its whole path."""
+    """The settings with relative paths of models made absolute."""
     control = replace(config.control, model=whole(config.control.model))
     upscale = replace(config.upscale, model=whole(config.upscale.model))
     model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
@@ -71,9 +71,9 @@ def absolute(config: Config) -> Config:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The nested table that ``CTXEDIT_SEED=3`` or ``CTXEDIT_EDIT_GUIDANCE=5`` stand for.
+    """Environment variables such as ``CTXEDIT_EDIT_GUIDANCE=5`` as a nested table of settings.
 
-    Variables that are not settings (``CTXEDIT_DEBUG``, …) are left alone; old names of settings are refused.
+    Variables that are not settings (``CTXEDIT_DEBUG``, …) are ignored; old names of settings are refused.
     """
     for old, new in RENAMED.items():
         if (name := variable_of(old)) in environ:

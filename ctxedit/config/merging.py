@@ -20,7 +20,7 @@ _KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: 
 
 
 def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
-    """A copy of a settings dataclass with the table's values; raises ConfigError on unknown keys or types."""
+    """A copy of a settings dataclass with the table's values; ConfigError for unknown keys and types."""
     hints = typing.get_type_hints(type(config))
     names = {f.name for f in fields(config)}  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def merge(config: _T, table: Mapping[str, Any], where: str = "") -> _T:
 
 
 def _unknown(name: str, known: Collection[str]) -> ConfigError:
-    """For a key that there is not: its new name where it was renamed, else the nearest."""
+    """The error for an unknown key: its new name if it was renamed, else the most similar one."""
     overlay = f"{BUILTIN}." if name.startswith(f"{BUILTIN}.") else ""
     plain = name.removeprefix(overlay)
     if (new := current_name(plain)) != plain:

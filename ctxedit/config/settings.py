@@ -29,14 +29,14 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """How a clip that is too long for one pass of the network is worked: in windows that overlap.
+    """Overlapping windows, for clips that are too long for one pass of the network.
 
     Each window attends to the clip's first frame and to the first of the window before it; shared frames are
     averaged after every step. Tuning draws windows from the whole clip.
 
     Attributes:
-        size: the most frames in a window; a clip of no more is worked in one piece.
-        overlap: the fewest frames that neighbouring windows share.
+        size: maximum frames of a window; a clip with no more frames is one window.
+        overlap: minimum number of frames that neighbouring windows share.
     """
 
     size: int = 24
@@ -45,13 +45,13 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What frames see of each other.
+    """Attention across frames.
 
     Attributes:
         frames: ``causal`` (itself and those before it, ``window`` in all), ``sparse-causal`` (first and
             previous), ``key-frame`` (frame ``key_frame``, negative: the middle one), ``none`` (itself), or
             another pattern of :mod:`ctxedit.patterns`.
-        window: frames seen by ``causal``.
+        window: frames that each frame attends to with ``causal``.
         key_frame: index of the key frame.
         min_channels: in layers with fewer channels each frame attends to itself alone, whatever ``frames`` is
             (FateZero: 640, which leaves out Stable Diffusion's finest level).
@@ -113,12 +113,12 @@ class AdapterConfig:
 class ControlConfig:
     """A ControlNet beside the denoiser (Zhang et al. 2023), in tuning, inversion and sampling alike.
 
-    Its attention sees the frames that the denoiser's sees, as ControlVideo's does.
+    Its frames attend to the same frames as the denoiser's, as in ControlVideo.
 
     Attributes:
-        kind: ``none``; ``canny`` (edges computed from the clip); ``video`` (``map``, brought by the person).
-        map: with ``video``: a video, image or folder of depth, pose, edges, … beside the clip; empty where
-            controlnet_aux computes it, for the published ControlNets on HED edges, depth and poses.
+        kind: ``none``; ``canny`` (edges computed from the clip); ``video`` (``map``, given by the user).
+        map: with ``video``: a video, image or folder of depth, pose, edges, … for the clip's frames; empty
+            where controlnet_aux computes it, for the published ControlNets on HED edges, depth and poses.
         model: hub id or folder of a diffusers ControlNet; ``auto`` is the one on Canny edges that belongs to
             the denoiser: the built-in one, or ``lllyasviel/sd-controlnet-canny`` for Stable Diffusion 1.x.
         scale: of what it adds to the denoiser's activations; 0 adds nothing.
@@ -265,9 +265,8 @@ class Config:
     """All settings of a run.
 
     Attributes:
-        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``fast`` is bfloat16 on a CPU that
-            multiplies in it (AVX512-BF16, AMX), and as ``auto`` elsewhere; ``half`` is bfloat16 where there
-            is some, else float16.
+        dtype: ``auto`` is half precision on GPUs and on CPUs that multiply bfloat16 (AVX512-BF16, AMX), else
+            float32; ``half`` is bfloat16 where there is some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.
@@ -283,7 +282,7 @@ class Config:
     embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["auto", "fast", "half", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
     low_memory: bool = False
     round_trip: Literal["auto", "estimate", "whole", "off"] = "auto"

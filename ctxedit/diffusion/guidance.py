@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ctxedit.diffusion.broadcast import Level, per_sample
@@ -21,16 +23,24 @@ def guide(uncond: Tensor, cond: Tensor, scale: Level) -> Tensor:
     return uncond + per_sample(scale, uncond) * (cond - uncond)
 
 
-def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
-    """Give a guided output back the spread it had before guidance (Lin et al., arXiv 2305.08891, sec. 3.4).
+def guide_by_all(
+    uncond: Tensor, conds: Sequence[Tensor], scale: Level, weights: Sequence[float] = (1.0,)
+) -> Tensor:
+    """``uncond + scale Σ w_i (cond_i - uncond)``: several conditions at once (Liu et al. 2022, Eq 11).
+
+    A negative weight leads away from its condition. One condition of weight 1 is :func:`guide`.
 
     Args:
-        guided, cond: (B, ...) with at least two elements a sample, ``guided`` not constant.
-        phi: in [0, 1]; 0 changes nothing, 1 gives each sample the standard deviation of ``cond``.
+        uncond: as for :func:`guide`.
+        conds: outputs under each of the conditions, one or more.
+        scale: guidance scale of all of them.
+        weights: of each condition.
 
     Returns:
-        (B, ...).
+        The guided output, (B, ...).
+
+    Raises:
+        ValueError: not as many weights as conditions.
     """
-    dims = tuple(range(1, guided.ndim))
-    ratio = cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
-    return guided * (phi * ratio + (1 - phi))
+    first, *rest = (weight * (cond - uncond) for cond, weight in zip(conds, weights, strict=True))
+    return uncond + per_sample(scale, uncond) * sum(rest, first)

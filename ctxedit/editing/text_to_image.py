@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ctxedit.config import Config
 from ctxedit.editing import machine, paths
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
-from ctxedit.editing.upscaling import image_side
+from ctxedit.editing.upscaling import enlarged, image_side
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import (
@@ -26,8 +27,8 @@ from ctxedit.models.backbones import (
 )
 from ctxedit.models.device import pick_device, pick_dtype, storage_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
-from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
+from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, sizes_of
 from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
@@ -110,8 +111,26 @@ def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
     return network
 
 
+def _shift(adapter: Path, backbone: Backbone, text: str, count: int) -> ContextShift:
+    """The adapter bound to a prompt; each image is a clip of one frame."""
+    with backbone.room_for([text]):
+        return ContextShift(load_adapter(adapter, backbone), backbone.embed([text] * count), 1)
+
+
+def _weights(text: str | Mapping[str, float], adapter: Path | None) -> dict[str, float]:
+    """The prompts and their weights, checked."""
+    weights = {text: 1.0} if isinstance(text, str) else dict(text)
+    if not weights or not all(one.strip() for one in weights):
+        raise InputError("the text is empty", "describe what the image should show")
+    if not all(map(math.isfinite, weights.values())):
+        raise ConfigError("a prompt's weight is not a finite number", "weights such as 1.0, 0.5 or -0.3")
+    if adapter is not None and len(weights) > 1:
+        raise ConfigError("a context adapter takes one prompt", "leave out the adapter, or the other prompts")
+    return weights
+
+
 def generate(
-    text: str,
+    text: str | Mapping[str, float],
     config: Config,
     offline: bool,
     reporter: Reporter,
@@ -123,45 +142,38 @@ def generate(
     Larger sizes are reached by a cascade; see :func:`ctxedit.editing.upscaling.image_side`.
 
     Args:
-        text: what the image should show.
+        text: what the image should show; or several prompts with their weights (composable diffusion, Liu et
+            al. 2022). A negative weight leads away from its prompt.
         config: model, seed, edit.steps, guidance.
         offline: touch no hub.
         reporter: receives messages.
         count: images.
-        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None.
+        adapter: a tuned context adapter (``adapter.safetensors`` of a run), or None. Its shift is bound to
+            one prompt, so several take none.
 
     Returns:
         RGB uint8 (count, H, W, 3).
+
+    Raises:
+        InputError: an empty text, or none.
+        ConfigError: weights that are not finite, or an adapter with several prompts.
     """
-    if not text.strip():
-        raise InputError("the text is empty", "describe what the image should show")
+    weights = _weights(text, adapter)
+    title = ", ".join(weights)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     checkpoint = locate(config.model, offline, is_half(dtype))
     backbone = open_with_addons(
         config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
     )
-    own = checkpoint.own
-    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
-    warn_of_unknown_words(backbone, text, reporter)
+    own = checkpoint.own is not None
+    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own)
+    warn_of_unknown_words(backbone, " ".join(weights), reporter)
     if config.control.kind != "none":
-        reporter.warn("a picture from words has no clip to take a control from: the ControlNet is left out")
-    shift = None
-    if adapter is not None:
-        network = load_adapter(adapter, backbone)
-        # Each picture is a clip of one frame.
-        with backbone.room_for([text]):
-            shift = ContextShift(network, backbone.embed([text] * count), 1)
-    with reporter.task(f"image “{text}”", config.edit.steps) as progress:
+        reporter.warn("an image from text has no clip to take a control from: the ControlNet is left out")
+    shift = None if adapter is None else _shift(adapter, backbone, title, count)
+    with reporter.task(f"image “{title}”", config.edit.steps) as progress:
         images = generating.generate(
-            backbone, text, config, count, (side, side), shift, lambda done, _: progress(done, "")
+            backbone, weights, config, count, (side, side), shift, lambda done, _: progress(done, "")
         )
-    if not upscaled:
-        return images
-    found = locate_upscaler(config.upscale.model, own, offline, is_half(dtype))
-    upscaler = open_upscaler(found, device, dtype)
-    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(count, False)
-    with reporter.task("upscale", total) as progress:
-        return upscaler.upscale(
-            images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")
-        )
+    return enlarged(images, title, config, offline, reporter) if upscaled else images

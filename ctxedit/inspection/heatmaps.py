@@ -76,13 +76,13 @@ def _recorded(
     pixels = parts.mask()
     mask = None if pixels is None else parts.latent_mask(pixels[parts.windows[0].span])
     with session.reporter.task(f"heat maps “{target}”", config.edit.steps) as progress:
-        latents, maps = watched_edit(
+        latents, maps = recorded_edit(
             inverted, target, config, shift, mask, lambda done, _: progress(done, "")
         )
     return parts.backbone.decode(latents), maps
 
 
-def watched_edit(
+def recorded_edit(
     inverted: InvertedClip,
     target: str,
     config: Config,
@@ -107,10 +107,10 @@ def watched_edit(
         InputError: the target has no word to look for.
     """
     with inverted.backbone.room_for([target, inverted.prompt]):
-        return _watched(inverted, target, config, shift, mask, progress)
+        return _with_room(inverted, target, config, shift, mask, progress)
 
 
-def _watched(
+def _with_room(
     inverted: InvertedClip,
     target: str,
     config: Config,
@@ -118,7 +118,7 @@ def _watched(
     mask: Tensor | None,
     progress: Progress,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """As :func:`watched_edit`, with prompts that the conditions have room for."""
+    """As :func:`recorded_edit`, with prompts that the conditions have room for."""
     words = content(inverted.backbone.words(plain(target)))
     if not words:
         raise InputError(f"{target!r} has no word to look for", "name what the clip should show")

@@ -1,6 +1,6 @@
-"""What frames see of each other, and fusion: one attention processor, without state and without maps.
+"""Attention across frames, and fusion: one attention processor, without state and without stored maps.
 
-A processor learns all it needs from the :class:`FrameView` in effect around the network's forward pass:
+A processor takes everything it needs from the :class:`FrameView` in effect around the network's forward pass:
 which frames, which branches and, in a fused step, its :class:`Fusion`. :meth:`FrameView.in_effect` sets it,
 in a context variable, because networks differ in which keyword arguments they pass to their attention.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ def network_passes(config: Config) -> int:
 @torch.no_grad()
 def generate(
     backbone: Backbone,
-    text: str,
+    text: str | Mapping[str, float],
     config: Config,
     count: int = 1,
     size: tuple[int, int] | None = None,
@@ -36,13 +38,14 @@ def generate(
 
     Args:
         backbone: any.
-        text: the prompt.
+        text: the prompt; or several with their weights, as for
+            :func:`ctxedit.diffusion.guidance.guide_by_all`.
         config: edit.steps, guidance, eta, negative prompt, seed.
         count: images; each is independent of the others.
         size: (height, width) in pixels, multiples of the backbone's; None is its own resolution.
         shift: the adapter bound to the prompt, each picture a clip of one frame; or None.
         progress: told (done, total) steps.
-        condition: two rows, unconditional and conditional, instead of those of the two prompts.
+        condition: the rows, unconditional first, instead of those of the prompts.
     """
     height, width = size or (backbone.resolution, backbone.resolution)
     side = (height // backbone.factor, width // backbone.factor)
@@ -51,10 +54,11 @@ def generate(
     levels = backbone.levels(config.edit.steps)
     # Images do not see each other.
     view = FrameView(attended_frames(AttentionConfig(frames="none"), count), side)
-    how = Sampling.of(config, generator)
-    negative = config.edit.negative_prompt.replace(SOURCE, "")  # a picture has no source
-    for prompt in (text, negative):
+    weights = {text: 1.0} if isinstance(text, str) else dict(text)
+    how = Sampling.of(config, generator, weights=tuple(weights.values()))
+    prompts = [config.edit.negative_prompt.replace(SOURCE, ""), *weights]  # a picture has no source
+    for prompt in prompts:
         backbone.words(prompt)  # refuses one that is too long
-    with backbone.room_for([negative, text]), backbone.attention(config.attention):
-        context = backbone.condition([negative, text]) if condition is None else condition
+    with backbone.room_for(prompts), backbone.attention(config.attention):
+        context = backbone.condition(prompts) if condition is None else condition
         return backbone.decode(sample(backbone, x, context, levels, view, how, shift, None, progress))

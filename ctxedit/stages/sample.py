@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctxedit.config import Config, FusionConfig, Solver
 from ctxedit.diffusion.ddim import ddim, eta_std
-from ctxedit.diffusion.guidance import guide
+from ctxedit.diffusion.guidance import guide_by_all
 from ctxedit.diffusion.multistep import History
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
@@ -144,6 +144,7 @@ class Sampling:
 
     Attributes:
         guidance: 1 runs the conditional branch alone.
+        weights: of the conditions, where there are several; the last one is the edit's target.
         interval: the shares of the steps between which there is guidance; outside, as ``guidance`` 1.
         solver: ``ddim`` or ``dpm++2m``.
         eta: 0 deterministic, 1 ancestral.
@@ -165,6 +166,7 @@ class Sampling:
     one_by_one: bool = False
     interval: tuple[float, ...] = (0.0, 1.0)
     solver: Solver = "ddim"
+    weights: tuple[float, ...] = (1.0,)
 
     @classmethod
     def of(cls, config: Config, generator: torch.Generator, **more: Any) -> Sampling:
@@ -217,7 +219,7 @@ def sample(
     Args:
         backbone: with clip attention installed.
         x: (F, C, h, w) at level ``start``.
-        context: two rows: the unconditional (or negative) prompt's and the conditional one's.
+        context: the unconditional (or negative) prompt's row and one for each of ``how.weights``.
         levels: S used levels.
         view: one branch.
         how: guidance, fusion, masks.
@@ -293,7 +295,8 @@ def _predict(
     blend: Blend,
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's branch beside it in a fused step."""
-    guided = how.guidance != 1 and is_guided(step, levels.steps, how.interval)
+    scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
+    guided = scale != 1 or how.weights != (1.0,)
     together = guided and not how.one_by_one
     rows = condition if together else condition[1:]
     fuse_self, fuse_cross = how.fused(step, levels.steps)
@@ -310,7 +313,7 @@ def _predict(
     if not with_source:
         batched = replace(view, branches=len(rows), weight=weight, recorders=how.recorders(len(rows) - 1))
         parts = backbone.predict_x0(x.repeat(len(rows), 1, 1, 1), t, rows, a, s, batched).chunk(len(rows))
-        return _guided(parts, alone, how.guidance if guided else 1)
+        return _guided(parts, alone, scale, how.weights)
     assert source is not None
     finest = halvings_at(how.fusion.max_resolution)
     target = len(rows)
@@ -328,14 +331,15 @@ def _predict(
     parts = backbone.predict_x0(batch, t, both, a, s, batched).chunk(1 + len(rows))
     if word_recorders:
         blend.add(word_recorders)
-    return _guided(parts, alone, how.guidance if guided else 1)
+    return _guided(parts, alone, scale, how.weights)
 
 
-def _guided(parts: Sequence[Tensor], alone: Tensor | None, guidance: float) -> Tensor:
-    """The conditional branch, which is the last; guided by the unconditional one, before it or by itself."""
-    if guidance == 1:
+def _guided(parts: Sequence[Tensor], alone: Tensor | None, scale: float, weights: Sequence[float]) -> Tensor:
+    """The conditional branches, which are the last; guided by the one before them, or by ``alone``."""
+    if scale == 1 and tuple(weights) == (1.0,):
         return parts[-1]
-    return guide(parts[-2] if alone is None else alone, parts[-1], guidance)
+    count = len(weights)
+    return guide_by_all(parts[-count - 1] if alone is None else alone, parts[-count:], scale, weights)
 
 
 def _recorders(

@@ -134,26 +134,22 @@ def tune(
     Raises:
         NumericsError: the loss or a weight is not finite; what was saved before stays.
     """
-    parameters = trainable(backbone, config, shift, temporal)
-    underflows = backbone.dtype == torch.float16  # bfloat16 and float32 need no loss scaling
-    with _training(backbone, parameters, config) as masters:
+    with _training(backbone, trainable(backbone, config, shift, temporal), config) as masters:
         optimizer = _optimizer(masters.values, config)
-        scaler = torch.amp.GradScaler(backbone.device.type, enabled=underflows)
+        # bfloat16 and float32 need no loss scaling
+        scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
         done = _resume(folder, masters, optimizer, scaler, warn)
         began = time.monotonic()
         for step in range(done, config.steps):
             batch, here = (latents, view) if draw is None else draw(step)
             assert batch is not None
             loss, share = _loss(backbone, batch, context, here, config, shift, seed, step)
-            if not bool(torch.isfinite(loss)):
-                raise _broken(f"the loss is {loss.item()} at step {step}")
-            _descend(loss, masters, optimizer, scaler, config.max_grad_norm)
+            _descend(loss, step, masters, optimizer, scaler, config.max_grad_norm)
             left = (time.monotonic() - began) / (step + 1 - done) * (config.steps - step - 1)
             row = TuneStep(step + 1, config.steps, float(loss.detach()), share, left, probe(step + 1))
             _log(folder, row)
             report(row)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                _check_finite(masters.values, step)
                 _save(folder, step + 1, masters.values, optimizer, scaler)
         return {k: v.detach().cpu().clone() for k, v in masters.values.items()}
 
@@ -212,7 +208,9 @@ class Masters:
             parameter.copy_(self.values[name])
 
 
-def _descend(loss: Tensor, masters: Masters, optimizer: Any, scaler: Any, max_norm: float) -> None:
+def _descend(loss: Tensor, step: int, masters: Masters, optimizer: Any, scaler: Any, max_norm: float) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise _broken(f"the loss is {loss.item()} at step {step}")
     scaler.scale(loss).backward()
     masters.take_gradients()
     scaler.unscale_(optimizer)
@@ -318,6 +316,7 @@ def _broken(what: str) -> NumericsError:
 
 
 def _save(folder: Path, step: int, parameters: dict[str, nn.Parameter], optimizer: Any, scaler: Any) -> None:
+    _check_finite(parameters, step - 1)
     blob = {
         "step": step,
         "parameters": {k: v.detach().cpu() for k, v in parameters.items()},

@@ -16,7 +16,7 @@ from ctxedit.editing.keys import Keys
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import Session
-from ctxedit.errors import ConfigError, WeightsError
+from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.models import sizes, weights
 
 
@@ -29,7 +29,7 @@ def test_adapter_parameters_are_exact(image):
     assert adapter_parameters(config, 4, 24, image) == sum(p.numel() for p in adapter.parameters())
 
 
-def test_anatomy_is_the_backbones(stable_diffusion):
+def test_sizes_are_the_backbones(stable_diffusion):
     import torch
 
     from ctxedit.models.backbones import family_of, load_backbone
@@ -165,8 +165,19 @@ def test_the_api_does_what_the_commands_do(clip, tmp_path):
     assert row["target"] == "a panda" and (run.folder / "metrics.json").exists()
     with pytest.raises(ConfigError, match="tuned with"):
         package.edit(run, "a panda", {"clip": {"frames": 3}})
-    picture = package.generate("a cat", config={"edit": {"steps": 2}, "invert": {"steps": 2}}, count=2)
+    short = {"edit": {"steps": 2}, "invert": {"steps": 2}}
+    picture = package.generate("a cat", config=short, count=2)
     assert picture.shape == (2, 64, 64, 3) and picture.dtype == np.uint8
+    assert np.array_equal(package.generate({"a cat": 1.0}, config=short, count=2), picture)
+    assert not np.array_equal(
+        package.generate({"a cat": 1.0, "a tiger": 0.5}, config=short, count=2), picture
+    )
+    with pytest.raises(InputError, match="empty"):
+        package.generate({})
+    with pytest.raises(ConfigError, match="finite"):
+        package.generate({"a cat": float("nan")})
+    with pytest.raises(ConfigError, match="one prompt"):
+        package.generate({"a cat": 1.0, "a tiger": 0.5}, adapter=tmp_path / "adapter.safetensors")
     figures = package.evaluate(clip, TARGET, frames=2)
     assert figures.clip_model == "builtin" and figures.clip_temp is not None
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctxedit.diffusion.guidance import guide, rescale
+from ctxedit.diffusion.guidance import guide, guide_by_all
 from ctxedit.diffusion.parameterization import to_x0
 
 
@@ -28,14 +28,11 @@ def test_guiding_the_output_is_guiding_x0(kind, randn):
     torch.testing.assert_close(of_output, of_x0, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescale_moves_each_samples_deviation_towards_the_conditional_one(phi, randn):
-    cond = randn() * torch.tensor([1.0, 4.0]).reshape(2, 1, 1, 1)
-    guided = 5 * randn()
-    out = rescale(guided, cond, phi)
-    for i in range(2):
-        expected = phi * cond[i].std() + (1 - phi) * guided[i].std()
-        torch.testing.assert_close(out[i].std(), expected, rtol=1e-10, atol=0)
-        torch.testing.assert_close(
-            out[i] / out[i].norm(), guided[i] / guided[i].norm()
-        )  # only the size changes
+def test_several_conditions_add_their_weighted_differences(randn):
+    uncond, first, second = randn(), randn(), randn()
+    assert torch.equal(guide_by_all(uncond, [first], 7.5), guide(uncond, first, 7.5)), "bit for bit"
+    got = guide_by_all(uncond, [first, second], 3.0, (0.7, -0.2))
+    want = uncond + 3.0 * (0.7 * (first - uncond) - 0.2 * (second - uncond))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError):
+        guide_by_all(uncond, [first, second], 3.0, (1.0,))

@@ -6,7 +6,7 @@ import torch
 
 from ctxedit.config import AttentionConfig, Config, EditConfig, FusionConfig, InvertConfig
 from ctxedit.errors import InputError
-from ctxedit.inspection.heatmaps import overlay, watched_edit
+from ctxedit.inspection.heatmaps import overlay, recorded_edit
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import load_backbone
 from ctxedit.patterns import attended_frames
@@ -44,9 +44,9 @@ def scene(backbone):
 @pytest.mark.parametrize(
     "fusion", [{}, {"self_replace_steps": 0.0, "cross_replace_steps": 0.0}, {"blend": "latent"}]
 )
-def test_watching_changes_nothing(scene, fusion):
+def test_recording_changes_nothing(scene, fusion):
     config = settings(**fusion)
-    latents, maps = watched_edit(scene, TARGET, config)
+    latents, maps = recorded_edit(scene, TARGET, config)
     assert torch.equal(latents, edit(scene, TARGET, config))
     assert list(maps) == ["panda", "walking", "beach"]
     assert all(m.shape == (2, 16, 16) and m.min() >= 0 and m.max() <= 1 for m in maps.values())
@@ -70,17 +70,17 @@ def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
 
     real = attention.FrameAttention.__call__
     monkeypatch.setattr(attention.FrameAttention, "__call__", slow)
-    _, maps = watched_edit(scene, TARGET, settings())
+    _, maps = recorded_edit(scene, TARGET, settings())
     (panda,) = [w for w in scene.backbone.words(TARGET) if w.text == "panda"]
     expected = torch.stack(caught)[..., list(panda.tokens)].sum(-1).mean(0).reshape(2, 16, 16)
     torch.testing.assert_close(maps["panda"].double(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_word_said_twice_has_two_maps_and_a_prompt_of_nothing_is_refused(scene):
-    _, maps = watched_edit(scene, "a panda and a panda", settings())
+    _, maps = recorded_edit(scene, "a panda and a panda", settings())
     assert list(maps) == ["panda", "panda (2)"]
     with pytest.raises(InputError, match="no word to look for"):
-        watched_edit(scene, "on the", settings())
+        recorded_edit(scene, "on the", settings())
 
 
 def test_the_built_in_words_look_at_their_objects():
@@ -90,7 +90,7 @@ def test_the_built_in_words_look_at_their_objects():
     frames, mask = scenes.render(drawn, 2, 64)
     backbone = load_backbone("builtin", torch.device("cpu"), torch.float32)
     with backbone.attention(AttentionConfig()):
-        _, maps = watched_edit(inverted(backbone, backbone.encode(frames)), PROMPT, settings())
+        _, maps = recorded_edit(inverted(backbone, backbone.encode(frames)), PROMPT, settings())
     inside = torch.from_numpy(mask).unflatten(-1, (16, 4)).unflatten(1, (16, 4)).mean((2, 4)) > 0.5
     share = {word: float(heat[inside].mean() / heat[~inside].mean()) for word, heat in maps.items()}
     assert share["tiger"] > 1.5 and share["tiger"] > 1.2 * share["beach"]

@@ -35,6 +35,34 @@ class TestPlain:
             )
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
 
+    @pytest.mark.parametrize("one_by_one", [False, True])
+    @pytest.mark.parametrize("guidance", [1.0, 5.0])
+    def test_several_conditions_guide_by_their_weights(self, net, guidance, one_by_one):
+        weights, context = (1.0, 0.5, -0.3), net.embed(["", OLD, NEW, "snow"])
+        scheduler = DDIMScheduler.from_config({**net._scheduler, "set_alpha_to_one": True})
+        scheduler.set_timesteps(3)
+        want = draw(F, 4, *SIDE)
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                off, *on = (net.raw(want, int(t), c[None], VIEW) for c in context)
+            by_all = sum(w * (one - off) for w, one in zip(weights, on, strict=True))
+            want = scheduler.step(off + guidance * by_all, t, want).prev_sample
+        how = Sampling(guidance, weights=weights, one_by_one=one_by_one)
+        got = sample(net, draw(F, 4, *SIDE), context, net.levels(3), VIEW, how)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+    def test_of_several_conditions_fusion_acts_on_the_last(self, net):
+        """Weighed with 0, the others change nothing of a fused edit."""
+        trajectory = inverted(net, 4)
+        base = source(net, trajectory)
+        plain = Sampling(3.0, source=base)
+        several = Sampling(3.0, source=base, weights=(0.0, 1.0))
+        one, all_ = (
+            sample(net, trajectory[-1], net.embed(texts), net.levels(4), VIEW, how)
+            for texts, how in ((["", NEW], plain), (["", "snow", NEW], several))
+        )
+        torch.testing.assert_close(all_, one, rtol=1e-9, atol=1e-9)
+
     def test_eta_is_diffusers_and_draws_from_the_generator(self, net):
         scheduler = DDIMScheduler.from_config({**net._scheduler, "set_alpha_to_one": True})
         scheduler.set_timesteps(STEPS)
