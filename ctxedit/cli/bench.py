@@ -311,7 +311,7 @@ def _no_time(plan: Preview) -> str:
     if not plan.evaluations:
         return "nothing to compute"
     names = ", ".join(name for name, seconds in plan.seconds.items() if seconds is None)
-    return f"not known on this machine yet: {names} measured in the first seconds of a comparison"
+    return f"not known on this machine yet: {names} measured when the comparison begins"
 
 
 def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None:
