@@ -45,7 +45,7 @@ TuneSteps = Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning step
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each way.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[
-    Literal["auto", "fast", "float32", "float16", "bfloat16"],
+    Literal["auto", "float32", "float16", "bfloat16"],
     typer.Option("--dtype", help="Numeric precision."),
 ]
 Set = Annotated[

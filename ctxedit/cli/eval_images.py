@@ -149,7 +149,7 @@ def images(
         raise ConfigError(
             "two folders are compared: GENERATED and REFERENCE", "or generate first: --coco FILE --images DIR"
         )
-    config = arguments.settings(base, screen, judging)
+    config = arguments.without_upscaling(arguments.settings(base, screen, judging))
     for path in (generated, reference, captions):
         if path is not None:
             arguments.existing(path)

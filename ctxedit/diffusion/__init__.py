@@ -4,6 +4,7 @@
     forward           data to noise: marginal, single step, the shift's scale
     posterior         one step back: Bayes' posterior and ancestral sampling
     ddim              deterministic steps, down (sampling) and up (inversion)
+    multistep         steps of second order: what to hand to ddim
     parameterization  noise, velocity or x0: what a network's output means, and the loss weight
     guidance          classifier-free guidance
     likelihood        the terms of the variational bound

@@ -69,13 +69,13 @@ def latents_of(frames):
     return torch.randn(frames, 4, 16, 16, generator=torch.Generator().manual_seed(frames))
 
 
-def inverted(backbone, latents, windows, folder, refinements=0):
+def inverted(backbone, latents, windows, folder, refinements=0, solver="ddim"):
     strip, levels = strip_of(windows, folder), backbone.levels(STEPS)
     trajectory = strip.store((STEPS + 1, *latents.shape))
     context = backbone.embed([PROMPT])
     invert_long(
         backbone, latents.numpy(), context, levels, strip, trajectory,
-        fixed_point_iterations=refinements,
+        fixed_point_iterations=refinements, solver=solver,
     )  # fmt: skip
     return strip, trajectory
 
@@ -88,8 +88,9 @@ def inverted(backbone, latents, windows, folder, refinements=0):
         ({"start": "noise", "strength": 0.7}, {}),
         ({"guidance": 1.0}, {"blend": "self", "mask_resolution": 0.5}),
         ({}, {"blend": "latent", "mask_threshold": 0.9, "mask_resolution": 0.5}),
+        ({"solver": "dpm++2m", "guidance_interval": (0.0, 0.7)}, {}),
     ],
-    ids=["plain", "eta", "noise", "self-blend", "latent-blend"],
+    ids=["plain", "eta", "noise", "self-blend", "latent-blend", "second-order"],
 )
 def test_one_window_is_the_clip_in_one_piece_bit_for_bit(single, tmp_path, changes, fusion):
     latents, levels = latents_of(4), single.levels(STEPS)
@@ -97,8 +98,12 @@ def test_one_window_is_the_clip_in_one_piece_bit_for_bit(single, tmp_path, chang
         edit=EditConfig(steps=STEPS, **changes), invert=InvertConfig(steps=STEPS),
         fusion=FusionConfig(**fusion),
     )  # fmt: skip
-    whole = invert(single, latents, single.embed([PROMPT]), levels, view(4), fixed_point_iterations=1)
-    strip, trajectory = inverted(single, latents, (Window(0, 4),), tmp_path, 1)
+    how = {"fixed_point_iterations": 1} if config.edit.solver == "ddim" else {"solver": config.edit.solver}
+    whole = invert(single, latents, single.embed([PROMPT]), levels, view(4), **how)
+    strip, trajectory = inverted(
+        single, latents, (Window(0, 4),), tmp_path, how.get("fixed_point_iterations", 0),
+        config.edit.solver,
+    )  # fmt: skip
     assert torch.equal(torch.from_numpy(trajectory), whole)
     mask = (torch.arange(16) > 4).float().expand(4, 1, 16, 16)
     scene = InvertedClip(single, PROMPT, whole, levels, view(4))
@@ -126,13 +131,17 @@ def test_windows_see_the_anchors_as_if_the_clip_were_one(backbone):
     assert (alone - whole[3:6]).abs().max() > 1e-4
 
 
-def test_an_edit_in_windows_is_near_the_edit_in_one_piece(single, tmp_path):
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m"])
+def test_an_edit_in_windows_is_near_the_edit_in_one_piece(single, tmp_path, solver):
     """Frames are noise here and see their neighbours only: windows differ by what they cannot see."""
     latents = latents_of(10)
-    config = Config(edit=EditConfig(steps=STEPS, guidance=2.0), invert=InvertConfig(steps=STEPS))
+    config = Config(
+        edit=EditConfig(steps=STEPS, guidance=2.0, solver=solver),
+        invert=InvertConfig(steps=STEPS, solver=solver),
+    )
     levels, pieces = single.levels(STEPS), []
     for windows in (plan_windows(10, 10, 3), plan_windows(10, 6, 3)):
-        strip, trajectory = inverted(single, latents, windows, tmp_path)
+        strip, trajectory = inverted(single, latents, windows, tmp_path, solver=solver)
         scene = InvertedClip(single, PROMPT, torch.from_numpy(trajectory), levels, view(windows[0].stop))
         pieces.append(torch.from_numpy(edit_long(scene, trajectory, strip, TARGET, config)))
     whole, parts = pieces
