@@ -165,6 +165,11 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
     return found
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def not_empty(text: str | None, what: str) -> None:
     """Raise InputError for a blank text; None means that it was not given."""
     if text is not None and not text.strip():

@@ -117,7 +117,8 @@ class ControlConfig:
 
     Attributes:
         kind: ``none``; ``canny`` (edges computed from the clip); ``video`` (``map``, given by the user).
-        map: with ``video``: a video, image or folder of depth, pose, edges, … for the clip's frames.
+        map: with ``video``: a video, image or folder of depth, pose, edges, … for the clip's frames; empty
+            where controlnet_aux computes it, for the published ControlNets on HED edges, depth and poses.
         model: hub id or folder of a diffusers ControlNet; ``auto`` is the one on Canny edges that belongs to
             the denoiser: the built-in one, or ``lllyasviel/sd-controlnet-canny`` for Stable Diffusion 1.x.
         scale: of what it adds to the denoiser's activations; 0 adds nothing.
