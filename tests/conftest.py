@@ -6,6 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # The networks here are tiny: a second thread only waits. Two processes of two threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Defaults that cost time or depend on the processor; the tests of each take them out or name the value.
+os.environ["CTXEDIT_UPSCALE_SCALE"] = "1"
+os.environ["CTXEDIT_DTYPE"] = "float32"
 
 from pathlib import Path
 
@@ -20,6 +23,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if named or config.option.keyword or config.option.collectonly or config.option.usepdb:
         return 0
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_processor_without_bfloat16():
+    """Settings that are loaded without variables get float32 on every machine, too."""
+    from ctxedit.models import device
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "processor_flags", frozenset)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
                 invert_now(parts, PROMPT)
             elif stage == "edit":
                 trajectory = torch.stack([parts.latents] * 2)
-                scene = edit.Scene(backbone, PROMPT, trajectory, backbone.levels(1), parts.view)
+                scene = edit.InvertedClip(backbone, PROMPT, trajectory, backbone.levels(1), parts.view)
                 backbone.decode(edit.edit(scene, TARGET, parts.config, parts.shift(TARGET)))
             elif stage == "encode":
                 backbone.encode(pixels)

@@ -1,4 +1,4 @@
-"""What the context adapter costs beside the plain denoiser: parameters, training and sampling (table 5)."""
+"""What the context adapter and the cascade cost beside the plain denoiser (table 5)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ctxedit.config import AttentionConfig, Config
@@ -21,7 +23,9 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, open_backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.weights import is_half, locate
+from ctxedit.models.upscalers.base import Upscaler
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
+from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.generate import generate
 
@@ -33,10 +37,11 @@ class CostRow:
     """One way to generate.
 
     Attributes:
-        name: ``plain`` or ``contextual``.
-        parameters: of everything that runs at each step: denoiser, and adapter.
-        train: seconds per image and training step, forward and backward, one value for each repeat.
-        sample: seconds per image, all steps and decoding, one value for each repeat.
+        name: ``plain``, ``contextual`` or ``cascade``.
+        parameters: of everything that runs at each step: denoiser, and adapter or upscaler.
+        train: seconds per image and training step, forward and backward, one value for each repeat; of a
+            cascade, of its upscaler, which is trained alone.
+        sample: seconds per image, all steps, decoding and upscaling, one value for each repeat.
     """
 
     name: str
@@ -57,18 +62,18 @@ class CostRow:
 def measure(
     config: Config, batch: int, repeats: int, reporter: Reporter, offline: bool = False
 ) -> list[CostRow]:
-    """Measure both ways in turn, ``repeats`` times each, after one round that is not counted.
+    """Measure the ways in turn, ``repeats`` times each, after one round that is not counted.
 
     Args:
         config: the model, the steps and guidance of sampling, and the adapter's sizes where the model has no
-            adapter of its own.
+            adapter of its own; ``upscale.scale`` above 1 adds the cascade.
         batch: images of a training step.
         repeats: measured rounds.
         reporter: is told of progress.
         offline: fetch nothing.
 
     Returns:
-        The rows ``plain`` and ``contextual``.
+        The rows ``plain`` and ``contextual``, and ``cascade`` if there is one.
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -79,23 +84,47 @@ def measure(
         if file is None
         else load_adapter(file, backbone)
     )
-    size = sum(p.numel() for network in backbone.networks[:1] for p in network.parameters())
-    more = sum(p.numel() for p in adapter.parameters())
-    rows = [CostRow("plain", size), CostRow("contextual", size + more)]
-    with reporter.task("measure", 2 * (repeats + 1)) as progress:
+    size = _parameters(backbone.networks[0])
+    rows = [CostRow("plain", size), CostRow("contextual", size + _parameters(adapter))]
+    works = [_ways(backbone, None, batch, config), _ways(backbone, adapter, batch, config)]
+    if config.upscale.scale > 1:
+        upscaler = open_upscaler(
+            locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype)),
+            device,
+            dtype,
+        )
+        rows.append(CostRow("cascade", size + _parameters(upscaler.unet)))
+        works.append(_cascade(backbone, upscaler, batch, config))
+    with reporter.task("measure", len(rows) * (repeats + 1)) as progress:
         for number in range(repeats + 1):
-            for i, row in enumerate(rows):
-                used = adapter if row.name == "contextual" else None
-                train = _seconds(device, partial(_train, backbone, used, batch)) / batch
-                sample = _seconds(device, partial(_sample, backbone, used, config))
+            for i, (row, (train, sample)) in enumerate(zip(rows, works, strict=True)):
+                seconds = _seconds(device, train) / batch, _seconds(device, sample)
                 if number:
-                    row.train.append(train)
-                    row.sample.append(sample)
-                progress(2 * number + i + 1, row.name)
+                    row.train.append(seconds[0])
+                    row.sample.append(seconds[1])
+                progress(len(rows) * number + i + 1, row.name)
     return rows
 
 
-def _seconds(device: torch.device, work: Callable[[], None]) -> float:
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+_Ways = tuple[Callable[[], object], Callable[[], object]]
+
+
+def _ways(backbone: Backbone, adapter: ContextAdapter | None, batch: int, config: Config) -> _Ways:
+    return partial(_train, backbone, adapter, batch), partial(_sample, backbone, adapter, config)
+
+
+def _cascade(backbone: Backbone, upscaler: Upscaler, batch: int, config: Config) -> _Ways:
+    def sample() -> None:
+        upscaler.upscale(_sample(backbone, None, config), _TEXT, config.upscale, 0, clip=False)
+
+    return partial(_train_upscaler, upscaler, backbone.resolution, batch), sample
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -122,6 +151,19 @@ def _train(backbone: Backbone, adapter: ContextAdapter | None, batch: int) -> No
         ((predicted.float() - x0.float()) ** 2).mean().backward()
 
 
+def _train_upscaler(upscaler: Upscaler, side: int, batch: int) -> None:
+    """One step on whole pictures of ``side`` pixels, without the optimiser."""
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(batch, 3, side, side, generator=generator).to(upscaler.device, upscaler.dtype)
+    noisy = torch.randn(batch, upscaler.channels, side, side, generator=generator).to(low)
+    t = torch.tensor(500, device=upscaler.device)
+    level = torch.zeros(batch, dtype=torch.long, device=upscaler.device)
+    with _trained([upscaler.unet]):
+        given = upscaler.network_input(noisy, t, low)
+        tokens = upscaler.embed([_TEXT]).repeat(batch, 1, 1)
+        upscaler.unet(given, t, tokens, class_labels=level).sample.float().square().mean().backward()
+
+
 @contextmanager
 def _trained(networks: list[nn.Module]) -> Iterator[None]:
     parameters = [p for network in networks for p in network.parameters()]
@@ -136,6 +178,6 @@ def _trained(networks: list[nn.Module]) -> Iterator[None]:
             p.requires_grad_(required)
 
 
-def _sample(backbone: Backbone, adapter: ContextAdapter | None, config: Config) -> None:
+def _sample(backbone: Backbone, adapter: ContextAdapter | None, config: Config) -> NDArray[np.uint8]:
     shift = None if adapter is None else ContextShift(adapter, backbone.embed([_TEXT]), 1)
-    generate(backbone, _TEXT, config, 1, None, shift)
+    return generate(backbone, _TEXT, config, 1, None, shift)

@@ -18,8 +18,9 @@ from ctxedit.config import Config
 from ctxedit.editing import plan
 from ctxedit.editing.paths import Input, Paths
 from ctxedit.editing.session import Session
-from ctxedit.editing.speed import Work, seconds_of
+from ctxedit.editing.speed import WORTH_MEASURING, Work, seconds_of
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.models.control_maps import computed_map
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def measure(bench: Bench, preview: Preview) -> None:
     else:
         return
     for method in bench.methods:
-        if preview.seconds.get(method.label, 0.0) is None:
+        known = preview.seconds.get(method.label, 0.0) is not None
+        if not known and preview.evaluations[method.label] >= WORTH_MEASURING:
             with Session(bench.request(clip, method, [target.prompt for target in clip.targets])) as session:
                 session.measure(work.kind for label, work, _ in preview.works if label == method.label)
 
@@ -167,7 +169,7 @@ def paths(bench: Bench) -> Paths:
 
 def _check_control(clip: Clip, method: Method) -> None:
     control = settings_for(clip, method).control
-    if control.kind == "video" and not control.map:
+    if control.kind == "video" and not control.map and not computed_map(control.model):
         raise ConfigError(
             f"{method.label} takes a control map, and the clip {clip.name!r} has none",
             "give the clip a `control` in the list, or leave the preset out",

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from ctxedit.bench import external
 from ctxedit.bench.delivery import deliver
@@ -29,6 +28,7 @@ from ctxedit.bench.meter import CostMeter, Ledger
 from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import IDEAL, SOURCE, Bench, Method, mask_of
 from ctxedit.editing.loaded import LoadedNetworks
+from ctxedit.editing.long import mapped
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.session import Session
 from ctxedit.errors import CtxeditError, InputError, OutputError
@@ -192,7 +192,7 @@ def _edit(
         if cost := ledger.of(stage, stage_key):
             costs["edit"] = asdict(cost)
         made = session.run.facts(stage)
-        frames = load_file(session.run.folder / made["frames"])["frames"].numpy()
+        frames = mapped(session.run.folder / made["frames"], "frames")
         figures = measure(frames, clip, target, _truth(session, clip, target))
         video = _delivered(bench, clip, target, key, result.files.video)
         facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
@@ -259,7 +259,9 @@ def _truth(session: Session, clip: Clip, target: Target) -> Truth:
     """What an edit of this target is compared with, read as the session reads the clip."""
     prepared, span = session.parts.prepared, session.config.clip
     path = mask_of(clip, target)
-    mask = None if path is None else read_mask(path, span.frames, span.start, span.stride, prepared.fit)
+    mask = None
+    if path is not None:
+        mask = read_mask(path, span.frames, span.start, span.stride, prepared.fit, session.parts.store)
     ideal = None if target.ideal is None else _ideal(target.ideal, session, prepared)
     return Truth(prepared.frames, mask, ideal)
 
@@ -268,7 +270,7 @@ def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8
     info, fit = probe(path), prepared.fit
     if (info.width, info.height) != (fit.source_width, fit.source_height):
         raise InputError(f"the ideal edit {path} has another size than the clip", "make them equal")
-    return read_working(path, session.config.clip, fit).frames
+    return read_working(path, session.config.clip, fit, session.parts.store).frames
 
 
 def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,11 @@ def fitted(config: Config, clip: Path, base: SettingOptions, screen: Screen, *gr
     return replace(config, clip=span)
 
 
+def without_upscaling(config: Config) -> Config:
+    """The settings of a command that judges images as the denoiser gives them."""
+    return replace(config, upscale=configuration.UpscaleConfig())
+
+
 def with_round_trip(config: Config) -> Config:
     """Settings with ``round_trip = "auto"`` resolved for commands that report the round trip."""
     return replace(config, round_trip="estimate") if config.round_trip == "auto" else config
@@ -158,6 +163,11 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
             "--output names one file, and there are several targets", "leave it out: see --runs"
         )
     return found
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def not_empty(text: str | None, what: str) -> None:

@@ -1,4 +1,4 @@
-"""``ctxedit bench``: presets side by side on a list of clips; a user study of the results."""
+"""``ctxedit bench``: presets side by side on a list of clips."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from ctxedit import config as configuration
 from ctxedit.cli import arguments
 from ctxedit.cli.bench_speed import speed
+from ctxedit.cli.bench_study import answers, study
 from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import MessageOptions, SettingOptions
 from ctxedit.cli.output import Screen, columns, debugging, print_table
@@ -164,7 +165,7 @@ def run(
     Settings given here apply to every preset.
     """
     screen = Screen(messages.quiet, messages.json)
-    names = _names(presets)
+    names = arguments.split_names(presets)
     arguments.warn_of_variables(screen)
     methods = _methods(names, settings, sweep or [])
 
@@ -176,7 +177,7 @@ def run(
 
     files = [path for path in (clips, settings.config) if path is not None]
     sources = (*files, *(path for name in names for path in preset_files(name)))
-    more = _names(metrics or "")
+    more = arguments.split_names(metrics or "")
     columns_of(more)  # an unknown metric is refused here
     externals = tuple(externally.parse(one) for one in external or [])
     known = [*(one.label for one in externals), *(method.label for method in methods)]
@@ -196,11 +197,6 @@ def run(
         screen.result(planned, {"plan": plan.table()})
         return
     _work(bench, plan, pairs, screen, where)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """The names in a list separated by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _methods(names: Sequence[str], settings: Settings, sweep: list[str]) -> tuple[Method, ...]:
@@ -311,7 +307,7 @@ def _no_time(plan: Preview) -> str:
     if not plan.evaluations:
         return "nothing to compute"
     names = ", ".join(name for name, seconds in plan.seconds.items() if seconds is None)
-    return f"not known on this machine yet: {names} measured in the first seconds of a comparison"
+    return f"not known on this machine yet: {names} measured when the comparison begins"
 
 
 def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None:
@@ -336,70 +332,5 @@ def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None
 
 
 app.command("speed")(speed)
-
-Compared = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.", show_default=False)]
-
-
-@app.command("study")
-@spread
-def study(
-    out: Compared,
-    overwrite: OverwriteOption,
-    messages: MessageOptions,
-    presets: Annotated[
-        str | None,
-        typer.Option(
-            "--presets", metavar="A,B,C", help="Use only these presets. [default: all]", show_default=False
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="A", help="Use only pairs with this preset.", show_default=False),
-    ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Edits for each pair of presets.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
-) -> None:
-    """Write the page of a user study: two anonymous edits beside their source, in random order.
-
-    The page asks which edit matches the text better and which is steadier, and lets people download their
-    answers. Prints the path of the page. key.json beside it says which edit is whose: do not send it along.
-    """
-    screen = Screen(messages.quiet, messages.json)
-    names = _names(presets or "")
-
-    from ctxedit.bench import study as studying
-
-    rows = studying.rows_in(out)
-    questions = studying.draw_questions(rows, count, seed, names, against)
-    path = studying.write(out, questions, rows, overwrite.yes)
-    screen.say(f"{len(questions)} questions, seed {seed}")
-    screen.result(str(path), {"page": path, "key": path.with_name("key.json"), "questions": len(questions)})
-
-
-@app.command("answers")
-@spread
-def answers(
-    out: Compared,
-    files: Annotated[
-        list[Path], typer.Argument(metavar="ANSWERS.json …", help="Downloaded answers.", show_default=False)
-    ],
-    messages: MessageOptions,
-) -> None:
-    """Count the answers of a study: how often each preset was preferred, with 95% intervals."""
-    screen = Screen(messages.quiet, messages.json)
-
-    from ctxedit.bench import study as studying
-
-    found = studying.count_answers(out, files)
-    path = studying.write_preferences(out, found, len(files))
-    if screen.json:
-        rows = [dataclasses.asdict(one) for one in found]
-        screen.result("", {"people": len(files), "preferences": rows, "table": path})
-        return
-    table = [["preferred", "to", "in", "share", "interval", "answers"]]
-    for p in found:
-        interval = f"{p.low:.0%} to {p.high:.0%}"
-        criterion = studying.CRITERIA[p.criterion]
-        table.append([p.first, p.second, criterion, f"{p.share:.0%}", interval, str(p.count)])
-    print_table(table)
-    screen.say(f"also in {path}")
+app.command("study")(study)
+app.command("answers")(answers)

@@ -45,7 +45,7 @@ TuneSteps = Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning step
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each way.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[
-    Literal["auto", "fast", "float32", "float16", "bfloat16"],
+    Literal["auto", "float32", "float16", "bfloat16"],
     typer.Option("--dtype", help="Numeric precision."),
 ]
 Set = Annotated[
@@ -88,7 +88,7 @@ def speed(
     screen = Screen(messages.quiet, messages.json)
     if random is not None and model != configuration.BUILTIN:
         raise ConfigError("--random and --model exclude each other", "leave out one of them")
-    names = [name.strip() for name in presets.split(",") if name.strip()] if presets else preset_names()
+    names = arguments.split_names(presets) if presets else tuple(preset_names())
     if not names:
         raise ConfigError("no preset is named", "--presets contextdiff,fatezero")
     side = size or (256 if random else 64)
@@ -101,7 +101,7 @@ def speed(
     from ctxedit.bench.speed import measure, report
 
     plan = measure.SpeedPlan(
-        tuple(names), model, random, frames, side, steps, tune_steps, repeats, device, dtype,
+        names, model, random, frames, side, steps, tune_steps, repeats, device, dtype,
         settings,
     )  # fmt: skip
     work_begins()

@@ -102,7 +102,7 @@ def compare(
     if presets is None:
         parts = comparison.gather(paths, label or (), span.frames or None)
     else:
-        names = [name.strip() for name in presets.split(",") if name.strip()]
+        names = list(arguments.split_names(presets))
         target = _target(positional, names)
         options = (captioning, tuning, scoring, place, overwrite)
         parts = _edited(paths[0], target, names, base, groups, options, screen, label or [])

@@ -98,7 +98,7 @@ def edits(
         _list_metrics(screen)
         return
     _check(video, prompt, run, source, source_prompt, scoring.mask)
-    keys = None if metrics is None else tuple(k.strip() for k in metrics.split(",") if k.strip())
+    keys = None if metrics is None else arguments.split_names(metrics)
     places = _weights(weights or [], keys or ())
     if video is None:
         rows = _of_run(run, base, span, scoring, place, keys, places, screen)

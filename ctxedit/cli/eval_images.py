@@ -135,7 +135,7 @@ def images(
     """
     screen = Screen(messages.quiet, messages.json)
     _check_side(size)
-    keys = None if metrics is None else [k.strip() for k in metrics.split(",") if k.strip()]
+    keys = None if metrics is None else list(arguments.split_names(metrics))
     if coco is not None:
         wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
         if generated or reference or captions:
@@ -149,7 +149,7 @@ def images(
         raise ConfigError(
             "two folders are compared: GENERATED and REFERENCE", "or generate first: --coco FILE --images DIR"
         )
-    config = arguments.settings(base, screen, judging)
+    config = arguments.without_upscaling(arguments.settings(base, screen, judging))
     for path in (generated, reference, captions):
         if path is not None:
             arguments.existing(path)

@@ -92,7 +92,7 @@ def _evaluate(
     out: Path | None,
 ) -> None:
     screen = Screen(messages.quiet, messages.json)
-    config = arguments.settings(base, screen, judging, sampling)
+    config = arguments.without_upscaling(arguments.settings(base, screen, judging, sampling))
     if data is not None:
         arguments.existing(data)
 

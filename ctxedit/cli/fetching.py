@@ -228,12 +228,15 @@ def hush() -> None:
 
 
 def checks_model(config: Config) -> Callable[[], object]:
-    """A check for :func:`settle`: a model on this machine is one that can be edited with."""
+    """A check for :func:`settle`: a model on this machine can be edited with; a control has its map."""
 
     def check() -> None:
+        from ctxedit.model_names import is_own
         from ctxedit.models.backbones import family_of
+        from ctxedit.models.control import check_settings
         from ctxedit.models.weights import is_hub_id, locate
 
+        check_settings(config.control, is_own(config.model))
         if not is_hub_id(config.model):
             family_of(locate(config.model, offline=True))
 

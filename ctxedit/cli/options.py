@@ -103,7 +103,7 @@ class SettingOptions:
         option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
-        Literal["auto", "fast", "half", "float32", "float16", "bfloat16"] | None,
+        Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
         option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[

@@ -92,14 +92,19 @@ def run(
             work.foretell(session, plan, screen)
             results = session.edit_all(targets)
         rows = _scored(session, results, screen)
-        returned = session.round_trip()
-        facts = {
-            "run": folder, "prompt": session.prompt, "seed": config.seed,
-            "notes": session.parts.prepared.clip.notes,
-            "round_trip": None if returned is None else returned.facts(),
-        }  # fmt: skip
+        facts = _facts(session)
     edits = [_table(one, row) for one, row in zip(results, rows, strict=True)]
     screen.result("\n".join(str(one.files.video) for one in results), {**facts, "edits": edits})
+
+
+def _facts(session: Session) -> dict[str, object]:
+    """What is printed of the run with ``--json``, besides its edits."""
+    returned = session.round_trip()
+    return {
+        "run": session.run.folder, "prompt": session.prompt, "seed": session.config.seed,
+        "notes": session.parts.prepared.clip.notes,
+        "round_trip": None if returned is None else returned.facts(),
+    }  # fmt: skip
 
 
 def _scored(session: Session, results: Sequence[EditResult], screen: Screen) -> list[dict[str, object]]:

@@ -97,12 +97,7 @@ class LabelOptions:
 
 
 def add_to_plan(plan: dict[str, Any], wanted: LabelRequest) -> None:
-    """Make text to image's plan that of labels; raises ConfigError for sizes that need an upscaler."""
-    if plan["upscaler"]:
-        raise ConfigError(
-            "classes and layouts are drawn at the model's own size and are not upscaled",
-            "leave out --upscale and larger sizes",
-        )
+    """Make text to image's plan that of labels."""
     plan["evaluations"] *= len(wanted.pictures)
 
 

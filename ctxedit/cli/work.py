@@ -32,11 +32,11 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan 
 
 def foretell(session: Session, plan: Plan, screen: Screen) -> None:
     """Say how long a plan takes that could not say it; one pass and one tuning step are timed for it."""
-    if plan.seconds is not None:
-        return
-    from ctxedit.editing.speed import seconds_of
+    from ctxedit.editing.speed import WORTH_MEASURING, seconds_of
 
     works = plan.works(session.config)
+    if plan.seconds is not None or sum(passes for _, passes in works) < WORTH_MEASURING:
+        return
     session.measure(work.kind for work, _ in works)
     each = [seconds_of(work, passes) for work, passes in works]
     if None not in each:  # an upscaler is measured while it works
@@ -102,7 +102,7 @@ def _windows(plan: Plan) -> str:
 
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
-        return "not known on this machine yet: measured in the first seconds of a run"
+        return "not known on this machine yet: measured when the run begins"
     return f"about {duration(plan.seconds)}" if plan.seconds else "nothing to compute"
 
 

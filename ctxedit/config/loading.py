@@ -54,7 +54,7 @@ def lean(config: Config) -> Config:
     """The settings with everything that ``low_memory`` implies."""
     if not config.low_memory:
         return config
-    dtype = "half" if config.dtype in ("auto", "fast") else config.dtype
+    dtype = "half" if config.dtype == "auto" else config.dtype
     tune = replace(config.tune, gradient_checkpointing=True)
     return replace(config, offload=True, dtype=dtype, tune=tune)
 

@@ -117,7 +117,8 @@ class ControlConfig:
 
     Attributes:
         kind: ``none``; ``canny`` (edges computed from the clip); ``video`` (``map``, given by the user).
-        map: with ``video``: a video, image or folder of depth, pose, edges, … for the clip's frames.
+        map: with ``video``: a video, image or folder of depth, pose, edges, … for the clip's frames; empty
+            where controlnet_aux computes it, for the published ControlNets on HED edges, depth and poses.
         model: hub id or folder of a diffusers ControlNet; ``auto`` is the one on Canny edges that belongs to
             the denoiser: the built-in one, or ``lllyasviel/sd-controlnet-canny`` for Stable Diffusion 1.x.
         scale: of what it adds to the denoiser's activations; 0 adds nothing.
@@ -264,9 +265,8 @@ class Config:
     """All settings of a run.
 
     Attributes:
-        dtype: ``auto`` is float32 on CPU and MPS, else half precision; ``fast`` is bfloat16 on a CPU that
-            multiplies in it (AVX512-BF16, AMX), and as ``auto`` elsewhere; ``half`` is bfloat16 where there
-            is some, else float16.
+        dtype: ``auto`` is half precision on GPUs and on CPUs that multiply bfloat16 (AVX512-BF16, AMX), else
+            float32; ``half`` is bfloat16 where there is some, else float16.
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.
@@ -282,7 +282,7 @@ class Config:
     embedding: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["auto", "fast", "half", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
     low_memory: bool = False
     round_trip: Literal["auto", "estimate", "whole", "off"] = "auto"

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from ctxedit.config import SOURCE, Config
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
+from ctxedit.editing.upscaling import enlarged, image_side
 from ctxedit.errors import ConfigError
 from ctxedit.media.layouts import Layout, draw_boxes
 from ctxedit.media.montage import labelled_grid
 from ctxedit.models.backbones import Backbone, check_addons, open_with_addons
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.label_condition import LabelEncoder, Labels, open_encoder
-from ctxedit.models.weights import is_half, locate
+from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.stages import generate as generating
 
 #: Samples in a grid of one class or layout.
@@ -104,24 +105,30 @@ def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
 def generate(request: LabelRequest, config: Config, offline: bool, reporter: Reporter) -> NDArray[np.uint8]:
     """The pictures: RGB uint8 (N, H, W, 3), each a function of its labels, seed, text and the settings.
 
+    Larger sizes are reached by a cascade, as of :func:`ctxedit.editing.upscaling.image_side`.
+
     Args:
         request: from :func:`class_request` or :func:`layout_request`.
-        config: model, edit.steps, guidance, negative prompt, ``clip.size``.
+        config: model, edit.steps, guidance, negative prompt, ``clip.size``, ``upscale``.
         offline: fetch nothing.
         reporter: is told of progress.
     """
     backbone = open_model(config, offline, reporter)
     request.encoder.fit(backbone)
+    own = own_folder(config.model) is not None
+    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own)
+    small = replace(config, clip=replace(config.clip, size=side))
     if request.text:
         warn_of_unknown_words(backbone, request.text, reporter)
     made = []
     with reporter.task("images of labels", len(request.pictures)) as progress:
         for done, one in enumerate(request.pictures, 1):
             made.append(
-                picture(backbone, request.encoder, one.labels, request.text, replace(config, seed=one.seed))
+                picture(backbone, request.encoder, one.labels, request.text, replace(small, seed=one.seed))
             )
             progress(done, one.name)
-    return np.stack(made)
+    pictures = np.stack(made)
+    return enlarged(pictures, request.text, config, offline, reporter) if upscaled else pictures
 
 
 def picture(

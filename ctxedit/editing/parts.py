@@ -30,6 +30,7 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
+from ctxedit.models.control_maps import Detector
 from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
@@ -105,6 +106,8 @@ class Parts:
         control = self.config.control
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
+        if control.kind == "video" and not control.map:
+            _ = self._detector  # likewise
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         addons = check_addons(self.config, checkpoint, self.request.offline)
         backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)
@@ -211,9 +214,21 @@ class Parts:
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
 
     @cached_property
+    def _detector(self) -> Detector:
+        return Detector(self.config.control.model, self.device, self.request.offline)
+
+    @cached_property
     def control_map(self) -> NDArray[np.uint8]:
-        """The map that a person brought for the ControlNet, RGB (F, h, w, 3) at working size."""
+        """The map for the ControlNet, brought or computed, RGB uint8 (F, h, w, 3) at working size."""
         clip, where = self.config.clip, self.config.control.map
+        if not where:
+            frames = self.prepared.frames
+            computed, detect = self.store(frames.shape, np.uint8), self._detector
+            with self.reporter.task("control map", len(frames)) as progress:
+                for number in range(len(frames)):
+                    computed[number] = detect(frames[number : number + 1])[0]
+                    progress(number + 1, "")
+            return computed
         return read_companion(
             where, "control map", clip.frames, clip.start, clip.stride, self.prepared.fit, store=self.store
         )

@@ -36,6 +36,7 @@ from ctxedit.media.write import check_output, even_note, holds_audio
 from ctxedit.model_names import is_own
 from ctxedit.models.backbones import builtin_vocabulary, check_addons, family_of
 from ctxedit.models.control import Denoiser, check_settings, locate_control
+from ctxedit.models.control_maps import computed_map
 from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, folder_weight
 from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
@@ -310,7 +311,7 @@ def _control(
     if control.kind == "none":
         return None, Weight()
     span = config.clip
-    if control.kind == "video":
+    if control.kind == "video" and control.map:
         read_companion(control.map, "control map", span.frames, span.start, span.stride, fit, store=store)
     denoiser = None
     if body.takes_control:
@@ -321,6 +322,8 @@ def _control(
     weight = folder_weight(locate_control(control, denoiser, offline, half))
     name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
+    if control.kind == "video" and not control.map:
+        shown = f"{computed_map(control.model)}, computed from the clip,"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
 
 

@@ -20,6 +20,8 @@ from ctxedit.stages.tune import frames_of_step
 from ctxedit.windows import plan_windows
 
 _FILE = "speed.json"
+#: Passes and tuning steps of a plan; of fewer a measurement would be a large part.
+WORTH_MEASURING = 40
 #: Shorter stages tell too little: loading and the first step are most of them.
 _STEPS = 3
 

@@ -15,7 +15,7 @@ from ctxedit.config import Config
 from ctxedit.editing import machine, paths
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
-from ctxedit.editing.upscaling import image_side
+from ctxedit.editing.upscaling import enlarged, image_side
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.backbones import (
@@ -27,8 +27,8 @@ from ctxedit.models.backbones import (
 )
 from ctxedit.models.device import pick_device, pick_dtype, storage_dtype
 from ctxedit.models.shift import ContextShift
-from ctxedit.models.upscalers.base import CHUNK, SCALE, chunk_count, sampling_of
-from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler, sizes_of
+from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
+from ctxedit.models.upscalers.checkpoints import locate_upscaler, sizes_of
 from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
 from ctxedit.prompts import check_syntax
 from ctxedit.stages import generate as generating
@@ -166,8 +166,8 @@ def generate(
     backbone = open_with_addons(
         config, checkpoint, check_addons(config, checkpoint, offline), device, dtype, reporter.say
     )
-    own = checkpoint.own
-    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own is not None)
+    own = checkpoint.own is not None
+    side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own)
     warn_of_unknown_words(backbone, " ".join(weights), reporter)
     if config.control.kind != "none":
         reporter.warn("an image from text has no clip to take a control from: the ControlNet is left out")
@@ -176,12 +176,4 @@ def generate(
         images = generating.generate(
             backbone, weights, config, count, (side, side), shift, lambda done, _: progress(done, "")
         )
-    if not upscaled:
-        return images
-    found = locate_upscaler(config.upscale.model, own, offline, is_half(dtype))
-    upscaler = open_upscaler(found, device, dtype)
-    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(count, False)
-    with reporter.task("upscale", total) as progress:
-        return upscaler.upscale(
-            images, title, config.upscale, config.seed, False, lambda done, _: progress(done, "")
-        )
+    return enlarged(images, title, config, offline, reporter) if upscaled else images

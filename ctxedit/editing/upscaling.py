@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit.config import Config
+from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.stage import Made, StageJob
 from ctxedit.errors import ConfigError
+from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
 from ctxedit.models.upscalers.base import SCALE, chunk_count, sampling_of
-from ctxedit.models.upscalers.checkpoints import defaults_of
-from ctxedit.models.weights import own_folder
+from ctxedit.models.upscalers.checkpoints import defaults_of, locate_upscaler, open_upscaler
+from ctxedit.models.weights import is_half, own_folder
 from ctxedit.prompts import plain
 
 #: ctxedit's own models generate images of up to this times the side they were trained at; larger ones repeat
@@ -68,12 +70,11 @@ def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tup
     Raises:
         ConfigError: a size that cannot be reached.
     """
-    side = config.clip.size
-    upscaled = config.upscale.scale > 1
+    side, upscaled = config.clip.size, config.upscale.scale > 1
     if upscaled:
         side = side or resolution * SCALE
-    elif own and side > _REACH * resolution:
-        upscaled = True
+    if own and side:  # their denoiser draws at its own resolution, so the size says what is needed
+        upscaled = side > _REACH * resolution
     unit = multiple * (SCALE if upscaled else 1)
     if side % unit:
         near = max(unit, round(side / unit) * unit)
@@ -87,3 +88,18 @@ def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tup
             f"take {resolution * SCALE}, or a real checkpoint: --model sd15",
         )
     return side // SCALE, True
+
+
+def enlarged(
+    images: NDArray[np.uint8], text: str, config: Config, offline: bool, reporter: Reporter
+) -> NDArray[np.uint8]:
+    """Independent images (N, h, w, 3) at four times their size, by the settings' upscaler."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    found = locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype))
+    upscaler = open_upscaler(found, device, dtype)
+    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(len(images), False)
+    with reporter.task("upscale", total) as progress:
+        return upscaler.upscale(
+            images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")
+        )

@@ -20,6 +20,7 @@ from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.files import read_json
 from ctxedit.models.attention import FrameView
 from ctxedit.models.clip import checkpoint_folder
+from ctxedit.models.control_maps import check_library, computed_map
 from ctxedit.models.weights import check_finite, network
 
 #: The one on Canny edges for Stable Diffusion 1.x, whose text encoder is so wide.
@@ -57,7 +58,9 @@ def check_settings(config: ControlConfig, own: bool) -> None:
     """
     if config.kind != "video":
         return
-    if not config.map:
+    if not config.map and computed_map(config.model):
+        check_library(config.model)
+    elif not config.map:
         raise ConfigError(
             "the settings ask for a control map, and there is none",
             "bring it with --control FILE (depth, pose, edges of each frame), or use edges of the clip: "

@@ -32,44 +32,49 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on CPU and MPS and ``half`` on GPUs: bfloat16 where there is some, else float16.
+    """``auto`` is half precision where that is faster: on GPUs, and on CPUs that multiply bfloat16.
 
-    ``fast`` is ``auto``, but bfloat16 on a CPU that :func:`multiplies_bfloat16`.
-    On a CPU bfloat16 is the denoiser's precision alone; see :func:`storage_dtype`.
+    Half precision is bfloat16 where there is some, else float16. On a CPU it is the denoiser's alone; see
+    :func:`storage_dtype`.
     """
-    if name == "fast":
-        name = "bfloat16" if device.type == "cpu" and multiplies_bfloat16() else "auto"
     if name not in ("auto", "half"):
         dtype = getattr(torch, name)
         if dtype == torch.float16 and device.type == "cpu":
             raise ConfigError("float16 does not run on the CPU", "use --dtype float32 or bfloat16")
         return dtype
-    if device.type != "cuda":
-        if name == "auto":
-            return torch.float32
-        return torch.bfloat16 if device.type == "cpu" else torch.float16
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name == "auto" and not (device.type == "cpu" and multiplies_bfloat16()):
+        return torch.float32
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
 def settled_dtype(name: str, device: str) -> str:
-    """A precision by its setting, but ``fast``, which differs between machines, by what it is on this one."""
-    if name != "fast":
-        return name
-    return str(pick_dtype(name, pick_device(device))).removeprefix("torch.")
+    """A precision as it is part of a run's identity: ``auto`` is bfloat16 on a CPU where it means that.
+
+    A run that another processor began in another precision is thus not mistaken for this one's.
+    """
+    here = name == "auto" and pick_device(device).type == "cpu" and multiplies_bfloat16()
+    return "bfloat16" if here else name
 
 
-@functools.lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16 numbers; known on Linux only.
 
     Without them bfloat16 is emulated, and slower than float32.
     """
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor_flags())
+
+
+@functools.lru_cache(maxsize=1)
+def processor_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What Linux says that the processor can do; empty elsewhere."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        text = file.read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+        return frozenset()
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

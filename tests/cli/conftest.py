@@ -8,13 +8,20 @@ import pytest
 from asking import FEW, TARGET, call
 from small_recipes import write_recipe
 
+#: Set by the suite for all tests.
+SUITE = ("CTXEDIT_DTYPE", "CTXEDIT_UPSCALE_SCALE")
+
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     import os
 
     for name in list(os.environ):
-        if name.startswith("CTXEDIT_") or name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+        if (name.startswith("CTXEDIT_") and name not in SUITE) or name in (
+            "FORCE_COLOR",
+            "TTY_COMPATIBLE",
+            "NO_COLOR",
+        ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "100")
 

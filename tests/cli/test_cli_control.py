@@ -1,11 +1,16 @@
 """A ControlNet from the command line: the map, what is checked before weights, what depends on it."""
 
+import importlib.machinery
+import shutil
+import sys
+import types
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from asking import TARGET
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ctxedit.media.write import write_clip
 
@@ -143,3 +148,86 @@ def test_a_preset_on_a_base_is_shown_whole(ctxedit):
     assert answer.out.startswith("# fatezero+adapter.toml changes the preset fatezero")
     assert tomllib.loads(answer.out) == preset_table("fatezero+adapter")
     assert "min_channels" in answer.out and ctxedit("presets", "show", "fatezero+adapter", "--json").code == 0
+
+
+class _Detector:
+    """Stands for a detector of controlnet_aux: the frame's negative, at another size."""
+
+    asked: ClassVar[list[tuple[object, ...]]] = []
+
+    @classmethod
+    def from_pretrained(cls, name, **options):
+        cls.asked.append((name, options))
+        return cls()
+
+    def to(self, device):
+        return self
+
+    def __call__(self, image, detect_resolution, image_resolution, output_type):
+        assert output_type == "pil" and detect_resolution == image_resolution == min(image.size)
+        return ImageOps.invert(image).resize((64, 64))
+
+
+@pytest.fixture()
+def detectors(monkeypatch):
+    """controlnet_aux as far as ctxedit uses it."""
+    library = types.ModuleType("controlnet_aux")
+    library.__spec__ = importlib.machinery.ModuleSpec("controlnet_aux", None)
+    for name in ("HEDdetector", "MidasDetector", "OpenposeDetector"):
+        setattr(library, name, type(name, (_Detector,), {"asked": []}))
+    monkeypatch.setitem(sys.modules, "controlnet_aux", library)
+    return library
+
+
+@pytest.mark.parametrize(
+    ("name", "detector", "what"),
+    [
+        ("sd-controlnet-hed", "HEDdetector", "HED edges"),
+        ("control_v11f1p_sd15_depth", "MidasDetector", "depth"),
+        ("control_v11p_sd15_openpose", "OpenposeDetector", "poses"),
+    ],
+)
+def test_a_map_is_computed_where_the_library_is_there(
+    ctxedit, arguments, controlnet, detectors, tmp_path, monkeypatch, name, detector, what
+):
+    from ctxedit.models.control import Control
+
+    seen = []
+    ask = Control.__call__
+
+    def spy(self, x, timestep, tokens, view, added=None):
+        seen.append(view.control)
+        return ask(self, x, timestep, tokens, view, added)
+
+    monkeypatch.setattr(Control, "__call__", spy)
+    model = shutil.copytree(controlnet, tmp_path / name)
+    settings = ("--set", "control.kind=video", "--set", f"control.model={model}")
+    asked = ("tune", *arguments, *settings, "--tune-steps", 1)
+    assert f"{what}, computed from the clip, to the ControlNet" in ctxedit(*asked, "--dry-run").out
+    answer = ctxedit(*asked)
+    assert answer.code == 0, answer.err
+    assert getattr(detectors, detector).asked == [("lllyasviel/Annotators", {})]
+    assert seen[0].shape[:2] == (4, 3) and 0 <= seen[0].min() < seen[0].max() <= 1
+
+
+def test_without_the_library_both_ways_are_named(ctxedit, arguments, no_control_weights, monkeypatch):
+    monkeypatch.setattr("ctxedit.models.control_maps.find_spec", lambda name: None)
+    wanted = ("--set", "control.kind=video", "--set", "control.model=lllyasviel/sd-controlnet-depth")
+    for more in ((), ("--dry-run",)):
+        answer = ctxedit("tune", *arguments, *wanted, *more)
+        assert answer.code == 2 and answer.err.count("error:") == 1
+        assert "wants a map of depth" in answer.err
+        assert "pip install 'ctxedit[control]'" in answer.err and "--control FILE" in answer.err
+
+
+def test_a_detector_whose_weights_are_not_here(ctxedit, arguments, controlnet, detectors, tmp_path):
+    def gone(name, **options):
+        assert options == {"local_files_only": True}
+        raise OSError("not in the cache")
+
+    detectors.MidasDetector.from_pretrained = gone
+    model = shutil.copytree(controlnet, tmp_path / "sd-controlnet-depth")
+    answer = ctxedit(
+        "tune", *arguments, "--set", "control.kind=video", "--set", f"control.model={model}", "--offline"
+    )
+    assert answer.code == 4 and "lllyasviel/Annotators" in answer.err and "not in the cache" in answer.err

@@ -9,6 +9,12 @@ PROMPT, TARGET = "a tiger walking on the beach", "a (panda:2) walking on the bea
 FEW = ("--frames", 2, "--stride", 1, "--size", 32, "--steps", 4, "--set", "clip_model=builtin")
 
 
+@pytest.fixture(autouse=True)
+def no_precision_is_named(plain_environment, monkeypatch):
+    """The suite names one, which wins over what --low-memory would take."""
+    monkeypatch.delenv("CTXEDIT_DTYPE")
+
+
 @pytest.fixture()
 def arguments(stable_diffusion, clip, tmp_path):
     return (clip, "--model", stable_diffusion, "--prompt", PROMPT, *FEW, "--runs", tmp_path / "runs")

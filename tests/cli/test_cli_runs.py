@@ -48,7 +48,8 @@ def test_ls_lists_the_newest_first_with_what_one_looks_for(ctxedit, several, cli
 def test_show_tells_the_settings_that_differ_and_the_edits(ctxedit, several):
     answer = ctxedit("runs", "show", "now", "--runs", several, "--json")
     assert answer.code == 0, answer.err
-    assert answer.table["settings"] == {
+    suite = {"dtype": "float32", "upscale.scale": 1}
+    assert answer.table["settings"] == suite | {
         "clip.frames": 4, "tune.steps": 2, "invert.steps": 4, "edit.steps": 4,
     }  # fmt: skip
     (edit,) = answer.table["edits"]

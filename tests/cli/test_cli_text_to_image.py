@@ -132,9 +132,14 @@ def test_bad_sweeps_are_refused_before_work(ctxedit, tmp_path, ask, said):
 
 
 def test_cost_sets_the_adapter_beside_the_plain_denoiser(ctxedit, trained):
-    result = ctxedit("eval", "cost", "--model", trained, "--batch", 1, "--repeats", 1, "--steps", 1, "--json")
+    result = ctxedit(
+        "eval", "cost", "--model", trained, "--batch", 1, "--repeats", 1, "--steps", 1,
+        "--set", "upscale.scale=4", "--json",
+    )  # fmt: skip
     assert result.code == 0, result.err
-    plain, contextual = result.table["rows"]
+    plain, contextual, cascade = result.table["rows"]
+    assert cascade["way"] == "cascade" and cascade["parameters"] > plain["parameters"]
+    assert cascade["seconds_per_training_image"] > 0 and cascade["sampling_ratio"] > 1
     adapter = ContextAdapter.load(trained / "adapter" / "adapter.safetensors")
     more = sum(p.numel() for p in adapter.parameters())
     assert contextual["parameters"] - plain["parameters"] == more

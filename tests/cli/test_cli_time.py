@@ -39,7 +39,7 @@ def test_the_plan_knows_the_time_of_what_was_measured(ctxedit, clip, tmp_path, c
     assert "not known on this machine yet" in before.out
     first = ctxedit("run", clip, target, *few)
     assert first.code == 0 and (cache / "speed.json").is_file()
-    assert "of network passes, by a short measurement on this machine" in first.err
+    assert "short measurement" not in first.err, "it would be a large part of so few passes"
 
     again = ctxedit("run", clip, target, *few, "--dry-run", "--json").table["plan"]
     assert [stage["seconds"] for stage in again["stages"]] == [None] * 5, "what is done takes no time"
@@ -117,7 +117,7 @@ def test_the_measurement_is_made_once_and_changes_nothing(
     for name in ("measured", "known"):
         answer = ctxedit(
             "run", clip, "a panda walking on the beach", "--prompt", "a tiger walking on the beach", "--runs",
-            tmp_path / name, "--frames", 2, "--stride", 1, "--tune-steps", 2, "--steps", 2, "--json",
+            tmp_path / name, "--frames", 2, "--stride", 1, "--tune-steps", 2, "--steps", 12, "--json",
         )  # fmt: skip
         assert answer.code == 0, answer.err
         assert ("short measurement" in answer.err) == (name == "measured")
@@ -127,17 +127,6 @@ def test_the_measurement_is_made_once_and_changes_nothing(
         )
     (tuned, edited), (again, edited_again) = made
     assert all((tuned[key] == again[key]).all() for key in again) and (edited == edited_again).all()
-
-
-def test_what_was_measured_is_of_the_kinds_asked_for(ctxedit, clip, tmp_path, cache):
-    import json
-
-    common = ("--prompt", "a tiger walking on the beach", "--runs", tmp_path, "--frames", 2, "--stride", 1)
-    assert ctxedit("tune", clip, *common, "--tune-steps", 1).code == 0
-    names = json.loads((cache / "speed.json").read_text())
-    assert [name.split(" | ")[0] for name in names] == ["tune"], (
-        "a tuning of one step tells too little itself"
-    )
 
 
 def test_a_comparison_says_how_long_it_takes(ctxedit, clip, tmp_path, cache):
@@ -151,7 +140,7 @@ targets = [{{ prompt = "a panda walking on the beach" }}]
     )
     asked = (
         "bench", listed, "--presets", "ddim", "--out", tmp_path / "bench", "--set", "clip.frames=2", "--set",
-        "invert.steps=5", "--set", "edit.steps=5",
+        "invert.steps=16", "--set", "edit.steps=16",
     )  # fmt: skip
     before = ctxedit(*asked, "--dry-run")
     assert before.code == 0, before.err

@@ -72,8 +72,9 @@ def test_every_file_of_an_edit_is_larger(ctxedit, run, own, calls, frames_of):
     ).table
     assert not other["reused"] and other["video"] != answer.table["video"]
     told = ctxedit("show", video, "--json").table
-    assert told["settings"]["upscale.scale"] == 4 and told["settings"]["upscale.steps"] == 2
-    assert "upscale.scale=4" in ctxedit("show", video).out
+    # Four times the size is the built-in models' own default, and no changed setting.
+    assert told["settings"]["upscale.steps"] == 2 and "upscale.scale" not in told["settings"]
+    assert "upscale.steps=2" in ctxedit("show", video).out
 
 
 def test_an_upscaler_is_known_by_its_weights(ctxedit, run, own, tmp_path):

@@ -103,6 +103,15 @@ def test_a_bad_layout_is_refused_before_anything_is_loaded(ctxedit, trained, lay
     assert "hint:" in answer.err
 
 
+def test_a_class_is_drawn_large_by_the_upscaler(ctxedit, trained, tmp_path):
+    out = tmp_path / "cat.png"
+    ask = ("t2i", "--class", "cat", "--encoder", trained, "--size", 256, "--steps", 1, "-o", out)
+    assert ctxedit(*ask, "--dry-run", "--json").table["plan"]["size"] == [256, 256]
+    assert ctxedit(*ask).code == 0
+    with Image.open(out) as image:
+        assert image.size == (256, 256)
+
+
 def test_wrong_options_and_classes_are_refused(ctxedit, trained, tmp_path, layout):
     unknown = ctxedit("t2i", "--class", "tigre", "--encoder", trained)
     assert unknown.code == 3 and "unknown class 'tigre'" in unknown.err and "tiger" in unknown.err
@@ -110,8 +119,8 @@ def test_wrong_options_and_classes_are_refused(ctxedit, trained, tmp_path, layou
     assert ctxedit("t2i", "--class", "cat", "--layout", layout()).code == 2
     assert ctxedit("t2i", "a cat", "--encoder", trained).code == 2
     assert ctxedit("t2i", "--class", "cat", "--encoder", trained, "--no-adapter").code == 2
-    large = ctxedit("t2i", "--class", "cat", "--encoder", trained, "--size", 256, "--dry-run")
-    assert large.code != 0
+    large = ctxedit("t2i", "--class", "cat", "--encoder", trained, "--size", 1024, "--dry-run")
+    assert large.code == 2 and "cannot be reached" in large.err
     assert ctxedit("t2i", "--class", "cat", "--encoder", tmp_path / "nowhere").code == 4
     other = ctxedit("t2i", "--class", "cat", "--encoder", trained / "layout-encoder")
     assert other.code == 4 and "layout encoder, not a class encoder" in other.err

@@ -117,7 +117,7 @@ class Upscaler(ABC):
         drawn, sides = 1 if clip else count, (self._padded_side(height), self._padded_side(width))
         noise = torch.randn(drawn, self.channels, *sides, generator=generator)
         grain = torch.randn(drawn, 3, *sides, generator=generator)
-        tokens = self._embed(["", text] if how.branches == 2 else [text])
+        tokens = self.embed(["", text] if how.branches == 2 else [text])
         if out is None:
             out = np.empty((count, height * SCALE, width * SCALE, 3), np.uint8)
         chunks = _chunks(count, clip)
@@ -181,7 +181,7 @@ class Upscaler(ABC):
     def _padded_side(self, side: int) -> int:
         return side + -side % self.multiple
 
-    def _embed(self, texts: list[str]) -> Tensor:
+    def embed(self, texts: list[str]) -> Tensor:
         """(N, L, D); words that are too many for the text encoder are cut."""
         length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         ids = self.tokenizer(

@@ -14,7 +14,8 @@ from ctxedit.models.upscalers.base import Upscaler, UpscaleSampling
 class PixelUpscaler(Upscaler):
     """The model that ``ctxedit train upscaler`` makes: denoises the folded residual over bicubic."""
 
-    defaults: ClassVar[UpscaleSampling] = UpscaleSampling(steps=4, noise_level=0, guidance_scale=1.0)
+    #: One step keeps most and does not flicker; see the table in ``bundled/README.md``.
+    defaults: ClassVar[UpscaleSampling] = UpscaleSampling(steps=1, noise_level=0, guidance_scale=1.0)
     unit: ClassVar[float] = 1 / pixels.NOISE
 
     @property

@@ -72,9 +72,9 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
 
 
 def _settings(config: CheckConfig) -> Config:
-    # Models in a folder of the user's take the built-in models' settings.
+    # Models in a folder of the user's take the built-in models' settings. Edits are judged at working size.
     settings = merge(load(PRESET, environ={}), config.settings)
-    return merge(settings, {"model": config.model, "clip_model": "builtin"})
+    return merge(settings, {"model": config.model, "clip_model": "builtin", "upscale": {"scale": 1}})
 
 
 def _clip_name(pair: Pair) -> str:
