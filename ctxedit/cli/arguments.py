@@ -158,6 +158,7 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
         )
     for text in found:
         not_empty(text, "target")
+    found = list(dict.fromkeys(found))  # the same words twice are one edit
     if output is not None and len(found) > 1:
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"

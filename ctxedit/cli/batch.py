@@ -190,7 +190,7 @@ def _show(screen: Screen, job: Bench, whole: dict[str, Any]) -> None:
     files = {key: at(str(name)) for key, name in names.items()}
     for one in failed:
         screen.warn(f"{one['clip']}, “{one['target']}”: {one['error']}")
-    edits = [{**one, "video": at(one["video"])} for one in whole["edits"]]
+    edits = [{**one, "video": at(one["video"]), "run": str(job.out / one["run"])} for one in whole["edits"]]
     shown = {"preset": whole["preset"], "edits": edits, "failed": failed}
     paths = {"report": files["json"], "markdown": files["markdown"], "page": files["page"]}
     if edits or screen.json:

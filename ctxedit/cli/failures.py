@@ -144,6 +144,7 @@ def _usage(error: BaseException) -> Failure:
     message = str(getattr(error, "format_message", lambda: error)()).strip()
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ctxedit"
+    message = message.replace("Value error, ", "")  # Typer's, of a value that is none of a literal's
     first, rest = (message.split("\n")[0].rstrip("."), " ".join(message.split("\n")[1:]).strip())
     hint = rest or f"see `{command} --help`"
     return Failure(first[:1].lower() + first[1:], hint, 2)

@@ -297,8 +297,9 @@ class UpscaleOptions:
         option(
             "--upscale",
             panel=_METHOD,
-            metavar="4",
-            help="Upscale the result four times with a super-resolution model. [default: 1, none]",
+            metavar="1|4",
+            help="Upscale the result four times with a super-resolution model; 1 is none. "
+            "[default: 4 for the built-in models, else 1]",
         ),
     ] = None
     upscaler: Annotated[

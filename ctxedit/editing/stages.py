@@ -170,7 +170,7 @@ def _read_inversion(job: StageJob) -> Tensor | Stored:
 
 _BAD = (
     "edits will lose details of the clip: check that the prompt describes it, or try more --steps, "
-    "--set invert.fixed_point_iterations=2, or --dtype float32"
+    "--set invert.fixed_point_iterations=2, or tune again with --dtype float32"
 )
 
 

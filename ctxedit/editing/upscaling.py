@@ -71,23 +71,34 @@ def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tup
         ConfigError: a size that cannot be reached.
     """
     side, upscaled = config.clip.size, config.upscale.scale > 1
+    if own and side:  # their denoiser generates small images only, so the size says what is needed
+        return _own_side(side, upscaled, resolution, multiple)
     if upscaled:
         side = side or resolution * SCALE
-    if own and side:  # their denoiser draws at its own resolution, so the size says what is needed
-        upscaled = side > _REACH * resolution
     unit = multiple * (SCALE if upscaled else 1)
     if side % unit:
         near = max(unit, round(side / unit) * unit)
         raise ConfigError(f"--size {side} is no multiple of {unit}", f"take {near}")
-    if not upscaled:
-        return side or resolution, False
-    if own and side > _REACH * resolution * SCALE:
+    return (side // SCALE, True) if upscaled else (side or resolution, False)
+
+
+def _own_side(side: int, may: bool, resolution: int, multiple: int) -> tuple[int, bool]:
+    """The same for ctxedit's own models; ``may``: they may be upscaled."""
+    small = _REACH * resolution
+    most = small * (SCALE if may else 1)
+    if side > most:
+        reached = f"these models generate up to {small} pixels" + (f", upscaled to {most}" if may else "")
         raise ConfigError(
-            f"--size {side} cannot be reached: these models generate up to {_REACH * resolution} pixels, "
-            f"upscaled to {_REACH * resolution * SCALE}",
-            f"take {resolution * SCALE}, or a real checkpoint: --model sd15",
+            f"--size {side} cannot be reached: {reached}",
+            f"take {most}, {'' if may else 'leave out --upscale 1, '}or a real checkpoint: --model sd15",
         )
-    return side // SCALE, True
+    upscaled = side > small
+    unit = multiple * (SCALE if upscaled else 1)
+    if side % unit:
+        why = f", as sizes above {small} must be" if upscaled else ""
+        near = max(unit, round(side / unit) * unit)
+        raise ConfigError(f"--size {side} is no multiple of {unit}{why}", f"take {near}")
+    return (side // SCALE, True) if upscaled else (side, False)
 
 
 def enlarged(

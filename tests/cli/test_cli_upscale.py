@@ -193,6 +193,8 @@ def test_sizes_that_no_cascade_reaches(ctxedit, own, no_weights):
     for size, words in (("300", "no multiple of 64"), ("1024", "cannot be reached"), ("100", "no multiple")):
         answer = ctxedit("t2i", "a tiger", "--size", size, "--dry-run", "--upscaler", own)
         assert answer.code == 2 and words in answer.err and "hint: take" in answer.err, answer.err
+    answer = ctxedit("t2i", "a tiger", "--size", "256", "--upscale", "1", "--dry-run")
+    assert answer.code == 2 and "leave out --upscale 1" in answer.err
     # Twice the model's own size is generated as it is.
     plan = ctxedit("t2i", "a tiger", "--size", "128", "--dry-run", "--json").table["plan"]
     assert plan["upscaler"] is None and plan["size"] == [128, 128]

@@ -105,9 +105,23 @@ def test_a_bad_layout_is_refused_before_anything_is_loaded(ctxedit, trained, lay
 
 def test_a_class_is_drawn_large_by_the_upscaler(ctxedit, trained, tmp_path):
     out = tmp_path / "cat.png"
-    ask = ("t2i", "--class", "cat", "--encoder", trained, "--size", 256, "--steps", 1, "-o", out)
+    ask = (
+        "t2i",
+        "--class",
+        "cat",
+        "--encoder",
+        trained,
+        "--size",
+        256,
+        "--upscale",
+        4,
+        "--steps",
+        1,
+        "-o",
+        out,
+    )
     assert ctxedit(*ask, "--dry-run", "--json").table["plan"]["size"] == [256, 256]
-    assert ctxedit(*ask).code == 0
+    assert ctxedit(*ask, "--steps", 1).code == 0
     with Image.open(out) as image:
         assert image.size == (256, 256)
 
