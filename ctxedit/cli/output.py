@@ -62,7 +62,7 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Stderr(Console):
-    """Talk; when nobody listens any more the work goes on."""
+    """Messages; when their reader has gone the work goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
