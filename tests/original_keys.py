@@ -122,17 +122,36 @@ def save_single(pipe, path: Path, metadata=None, **more) -> Path:
     return path
 
 
-def _tokenizer(padding: str):
-    """CLIP's, from the merges in the package."""
+def _pairs():
+    """As many merges as CLIP has, of two signs each."""
+    from itertools import islice, product
+
+    signs = [chr(n) for n in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    signs += [chr(256 + n) for n in range(256 - len(signs))]
+    return [f"{a} {b}" for a, b in islice(product(signs, signs), 49408 - 512 - 2)]
+
+
+MERGES = _pairs()
+
+
+def write_merges(folder: Path) -> Path:
+    """A package of the name that CLIP's merges come in, with these; its parent goes on ``sys.path``."""
     import gzip
 
+    package = folder / "open_clip"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    text = "\n".join(["#version", *MERGES, "more merges", "that CLIP leaves out"])
+    (package / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
+def _tokenizer(padding: str):
+    """CLIP's, with other merges."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    import ctxedit
-
-    file = Path(ctxedit.__file__).parent / "bundled" / "clip_tokenizer" / "merges.txt.gz"
-    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    lines = MERGES
     signs = list(bytes_to_unicode().values())
     tokens = [*signs, *(s + "</w>" for s in signs), *("".join(line.split()) for line in lines)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

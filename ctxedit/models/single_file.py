@@ -1,14 +1,17 @@
 """A checkpoint that is one file of weights, as on model sites: its configuration, and its tensors.
 
 diffusers would fetch a configuration for it, even when told to use local files only. Here it is derived from
-the file, so that nothing is fetched; the tokenizer, CLIP's for all of them, is built from its merges.
+the file, so that nothing is fetched. The tokenizer, CLIP's for all of them, is built from its merges, which no
+such file has and which are not ours to ship: :func:`_merges` finds them on this machine.
 """
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +23,18 @@ from torch import Tensor
 
 from ctxedit.errors import WeightsError
 from ctxedit.files import process_folder
-from ctxedit.models import original
+from ctxedit.model_names import SHORT_NAMES
+from ctxedit.models import hub, original
 from ctxedit.models.original import Original, Prediction
 from ctxedit.models.sizes import Weight, header, tensor_weight
 
-_MERGES = Path(__file__).parents[1] / "bundled" / "clip_tokenizer" / "merges.txt.gz"
+#: Repositories whose files hold the merges of CLIP's tokenizer, all of them the same.
+_WITH_MERGES = ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14", *SHORT_NAMES.values())
+_NAMES = ("merges.txt", "tokenizer.json")
+#: Python packages whose wheels hold them.
+_PACKAGES, _PACKED = ("open_clip", "clip"), "bpe_simple_vocab_16e6.txt.gz"
+#: The vocabulary has 49,408 tokens: 256 signs, twice; a token for each merge; start and end.
+_MERGE_COUNT = 49408 - 2 * 256 - 2
 #: Where trainers that save the whole state put the weights.
 _NESTED = "state_dict."
 _YAML_LIMIT = 1 << 20
@@ -169,16 +179,55 @@ def _write(found: Original) -> Path:
     return folder
 
 
+def _merges() -> list[str]:
+    """The merges of CLIP's tokenizer, from the hub's cache or from an installed package.
+
+    Raises:
+        WeightsError: neither has them.
+    """
+    for file in _files_with_merges():
+        if len(lines := _read_merges(file)) == _MERGE_COUNT:
+            return lines
+    raise WeightsError(
+        "a checkpoint of one file has no tokenizer, and CLIP's is not on this machine",
+        "fetch it once with `ctxedit models pull clip`, or pip install --no-deps open_clip_torch",
+    )
+
+
+def _files_with_merges() -> Iterator[Path]:
+    for hub_id in _WITH_MERGES:
+        if (folder := hub.snapshot(hub_id)) is not None:
+            files = (folder / part / name for part in ("", "tokenizer") for name in _NAMES)
+            yield from (file for file in files if file.is_file())
+    for package in _PACKAGES:
+        found = importlib.util.find_spec(package)
+        for place in found.submodule_search_locations or () if found else ():
+            if (file := Path(place) / _PACKED).is_file():
+                yield file
+
+
+def _read_merges(file: Path) -> list[str]:
+    """Each merge as two pieces with a space between them; empty for a file that is something else."""
+    try:
+        if file.suffix == ".json":
+            pairs = json.loads(file.read_bytes())["model"]["merges"]
+            return [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+        text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        return text.decode("utf-8").splitlines()[1 : _MERGE_COUNT + 1]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _write_tokenizer(folder: Path, padding: str) -> None:
     """CLIP's tokenizer: bytes, bytes at a word's end, one token for each merge, start and end."""
-    merges = gzip.decompress(_MERGES.read_bytes()).decode()
+    merges = _merges()
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]  # printable; the others get signs above
     signs = [*map(chr, kept), *(chr(256 + n) for n in range(256 - len(kept)))]
-    joined = [line.replace(" ", "") for line in merges.splitlines()]
+    joined = [line.replace(" ", "") for line in merges]
     tokens = [*signs, *(f"{sign}</w>" for sign in signs), *joined, "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps({token: n for n, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     config = {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": original.LENGTH, "pad_token": padding,
         "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
-from original_keys import make_pipeline, original_tensors, save_single
+from original_keys import MERGES, make_pipeline, original_tensors, save_single, write_merges
+
+from ctxedit.models.hub import SAFE_REVISIONS
 
 IMAGE = ("--steps", "1", "--size", "32", "--device", "cpu", "--seed", "0", "--offline", "-y")
 KINDS = ("sd1", "sd2", "sdxl")
@@ -27,8 +29,9 @@ def folders(pipelines, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
-    """No configuration of any repository is here."""
+    """No configuration of any repository is here; the tokenizer's merges are in a package."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.syspath_prepend(write_merges(tmp_path / "site-packages"))
 
 
 @pytest.fixture()
@@ -58,6 +61,22 @@ def test_one_file_gives_what_the_folder_gives(picture, pipelines, folders, tmp_p
     found, said = picture(file)
     assert found == picture(folders / kind)[0]
     assert ("does not say what it predicts" in said) == (kind == "sd2")
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "tokenizer.json"])
+def test_the_tokenizer_comes_from_the_hubs_cache(
+    ctxedit, picture, pipelines, folders, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr("ctxedit.models.single_file._PACKAGES", ())
+    file = save_single(pipelines["sd1"], tmp_path / "model.safetensors")
+    refused(ctxedit("t2i", "a cat", "--model", file, *IMAGE), "CLIP's is not on this machine", "models pull")
+    place = tmp_path / "hub" / "models--openai--clip-vit-base-patch32"
+    commit = SAFE_REVISIONS["openai/clip-vit-base-patch32"]
+    (place / "snapshots" / commit).mkdir(parents=True)
+    lines = ["#version: 0.2", *MERGES, ""]
+    text = "\n".join(lines) if name == "merges.txt" else json.dumps({"model": {"merges": MERGES}})
+    (place / "snapshots" / commit / name).write_text(text, encoding="utf-8")
+    assert picture(file)[0] == picture(folders / "sd1")[0]
 
 
 def test_half_precision_is_read(picture, pipelines, tmp_path):

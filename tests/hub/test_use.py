@@ -8,7 +8,7 @@ import pytest
 from asking import call
 from hub_server import files_of
 from listings import SD14, halved, needed
-from original_keys import make_pipeline, save_single
+from original_keys import make_pipeline, save_single, write_merges
 
 IMAGE = ("--steps", "1", "--device", "cpu", "--size", "32")
 
@@ -168,7 +168,8 @@ class TestUse:
 class TestSingleFile:
     """Weights alone, everything else derived from them."""
 
-    def test_nothing_is_fetched(self, hub, tmp_path):
+    def test_nothing_is_fetched(self, hub, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(write_merges(tmp_path / "site-packages"))
         file = save_single(make_pipeline("sd1"), tmp_path / "model.safetensors")
         answer = call("t2i", "a cat", "--model", file, *IMAGE, "-o", tmp_path / "cat.png")
         assert answer.code == 0, answer.err
