@@ -1,8 +1,8 @@
 """A checkpoint that is one file of weights, as on model sites: its configuration, and its tensors.
 
 diffusers would fetch a configuration for it, even when told to use local files only. Here it is derived from
-the file, so that nothing is fetched. The tokenizer, CLIP's for all of them, is built from its merges, which no
-such file has and which are not ours to ship: :func:`_merges` finds them on this machine.
+the file, so that nothing is fetched. The tokenizer, CLIP's for all of them, is built from its merges, which
+no such file has and which are not ours to ship: :func:`_merges` finds them on this machine.
 """
 
 from __future__ import annotations

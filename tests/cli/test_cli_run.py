@@ -214,6 +214,8 @@ def test_models_that_were_trained_here_are_used_as_the_built_in_ones(ctxedit, cl
         (tmp_path / "mine" / part.name).symlink_to(part)
     ask = ("run", clip, "--target", "a zebu", "--preset", "controlvideo", *FEW[:4], "--json")
     plans = [ctxedit(*ask, "--dry-run", *more).table["plan"] for more in ((), ("--model", "mine"))]
+    for stage in (stage for plan in plans for stage in plan["stages"]):
+        stage.pop("seconds")  # known of a model that this machine has timed
     ours, mine = (
         {k: v for k, v in p.items() if not k.startswith(("model", "memory", "disk"))} for p in plans
     )
@@ -229,7 +231,7 @@ def test_models_that_were_trained_here_are_used_as_the_built_in_ones(ctxedit, cl
     monkeypatch.chdir(BUILTIN_FOLDER)
     relative = os.path.relpath(tmp_path / "mine")
     more = ctxedit("edit", "--run", run, "--target", "a panda", "--model", relative)
-    assert more.code == 0 and "tune" not in more.err, more.err
+    assert more.code == 0 and "tune: " not in more.err, more.err
 
 
 def test_caption_dry_run(ctxedit, clip, no_weights):

@@ -88,7 +88,7 @@ def test_the_list_itself_may_be_there(done, listed, ctxedit, no_weights):
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/clips/list.csv", f"path,prompt,target\ntiger.mp4,{PROMPT},{TARGET}\n".encode())
     answer = ctxedit("batch", "memory://clips/list.csv", *SMALL, "-o", URL, "--json")
-    assert answer.code == 0 and "1 edits, 1 of them done before" in answer.err, answer.err
+    assert answer.code == 0 and "1 edit, 1 of them done before" in answer.err, answer.err
     assert [one["target"] for one in answer.table["edits"]] == [TARGET]
 
 
