@@ -84,101 +84,105 @@ _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?")
 
 
-def _handler(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Answers for ``hub``, which a subclass names."""
 
-        def log_message(self, *args):
-            pass
+    hub = None
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self):
-            self._answer(head=True)
+    def log_message(self, *args):
+        pass
 
-        def do_GET(self):
-            self._answer(head=False)
+    def do_HEAD(self):
+        self._answer(head=True)
 
-        def _answer(self, head):
-            path = unquote(urlsplit(self.path).path)
-            with hub.lock:
-                hub.requests.append((self.command, path))
-            if found := _RESOLVE.fullmatch(path):
-                return self._file(found[1], found[3], head)
-            if found := _API.fullmatch(path):
-                return self._api(found[1], found[2])
-            return self._refuse(404, "EntryNotFound")
+    def do_GET(self):
+        self._answer(head=False)
 
-        def _refuse(self, status, code):
-            self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
+    def _answer(self, head):
+        path = unquote(urlsplit(self.path).path)
+        with self.hub.lock:
+            self.hub.requests.append((self.command, path))
+        if found := _RESOLVE.fullmatch(path):
+            return self._file(found[1], found[3], head)
+        if found := _API.fullmatch(path):
+            return self._api(found[1], found[2])
+        return self._refuse(404, "EntryNotFound")
 
-        def _send(self, status, body, headers=()):
-            self.send_response(status)
-            for name, value in dict(headers).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def _refuse(self, status, code):
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
 
-        def _api(self, hub_id, kind):
-            repository = hub.repositories.get(hub_id)
-            if repository is None:
-                return self._refuse(401, "RepoNotFound")
-            if kind == "tree":
-                table = repository.tree()
-            else:
-                table = {
-                    "id": hub_id,
-                    "modelId": hub_id,
-                    "sha": repository.commit,
-                    "siblings": repository.siblings(),
-                }
-            self._send(200, json.dumps(table).encode(), {"Content-Type": "application/json"})
+    def _send(self, status, body, headers=()):
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-        def _file(self, hub_id, path, head):
-            repository = hub.repositories.get(hub_id)
-            if repository is None:
-                return self._refuse(401, "RepoNotFound")
-            if repository.gated:
-                return self._refuse(401, "GatedRepo")
-            if path not in repository.files:
-                return self._refuse(404, "EntryNotFound")
-            data = repository.files[path]
-            headers = {
-                "ETag": f'"{repository.etag(path)}"',
-                "X-Repo-Commit": repository.commit,
-                "Accept-Ranges": "bytes",
+    def _api(self, hub_id, kind):
+        repository = self.hub.repositories.get(hub_id)
+        if repository is None:
+            return self._refuse(401, "RepoNotFound")
+        if kind == "tree":
+            table = repository.tree()
+        else:
+            table = {
+                "id": hub_id,
+                "modelId": hub_id,
+                "sha": repository.commit,
+                "siblings": repository.siblings(),
             }
-            if repository.is_lfs(path):
-                headers |= {"X-Linked-Etag": f'"{repository.etag(path)}"', "X-Linked-Size": str(len(data))}
-            status, start = 200, 0
-            if (asked := self.headers.get("Range")) and not head:
-                status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            body = data[start:]
-            if path in repository.spoiled:
-                body = bytes(len(body))
-            if head:
-                return self._send(status, data, headers)
-            if hub.gate is not None and repository.is_lfs(path):
-                hub.asked_for.set()
-                hub.gate.wait(20)
-            with hub.lock:
-                cuts = hub.break_after.get(path, [])
-                cut = cuts.pop(0) if cuts else None
-                going = body if cut is None else body[:cut]
-                hub.sent[f"{hub_id}/{path}"] = hub.sent.get(f"{hub_id}/{path}", 0) + len(going)
-            if cut is None:
-                return self._send(status, body, headers)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(going)
-            self.wfile.flush()
-            self.close_connection = True
+        self._send(200, json.dumps(table).encode(), {"Content-Type": "application/json"})
 
-    return Handler
+    def _file(self, hub_id, path, head):
+        repository = self.hub.repositories.get(hub_id)
+        if repository is None:
+            return self._refuse(401, "RepoNotFound")
+        if repository.gated:
+            return self._refuse(401, "GatedRepo")
+        if path not in repository.files:
+            return self._refuse(404, "EntryNotFound")
+        data = repository.files[path]
+        headers = {
+            "ETag": f'"{repository.etag(path)}"',
+            "X-Repo-Commit": repository.commit,
+            "Accept-Ranges": "bytes",
+        }
+        if repository.is_lfs(path):
+            headers |= {"X-Linked-Etag": f'"{repository.etag(path)}"', "X-Linked-Size": str(len(data))}
+        status, start = 200, 0
+        if (asked := self.headers.get("Range")) and not head:
+            status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        body = data[start:]
+        if path in repository.spoiled:
+            body = bytes(len(body))
+        if head:
+            return self._send(status, data, headers)
+        if self.hub.gate is not None and repository.is_lfs(path):
+            self.hub.asked_for.set()
+            self.hub.gate.wait(20)
+        with self.hub.lock:
+            cuts = self.hub.break_after.get(path, [])
+            cut = cuts.pop(0) if cuts else None
+            going = body if cut is None else body[:cut]
+            self.hub.sent[f"{hub_id}/{path}"] = self.hub.sent.get(f"{hub_id}/{path}", 0) + len(going)
+        if cut is None:
+            return self._send(status, body, headers)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(going)
+        self.wfile.flush()
+        self.close_connection = True
+
+
+def _handler(hub):
+    return type("Handler", (_Handler,), {"hub": hub})
 
 
 @contextmanager

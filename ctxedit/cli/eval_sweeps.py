@@ -116,10 +116,11 @@ def cost(
     batch: Batch = 4,
     repeats: Repeats = 5,
 ) -> None:
-    """Measure what the context adapter costs: parameters, seconds per training image and per image.
+    """Measure what the context adapter and upscaling cost: parameters, seconds per training image and image.
 
-    The plain denoiser and the same one with the adapter (the model's own, or one of the preset's sizes) take
-    turns on this machine, so that the ratios hold where the seconds do not.
+    The plain denoiser, the same one with the adapter (the model's own, or one of the preset's sizes) and,
+    where images are upscaled, the cascade take turns on this machine, so that the ratios hold where the
+    seconds do not.
     """
     screen = Screen(messages.quiet, messages.json)
     config = arguments.settings(base, screen, sampling)

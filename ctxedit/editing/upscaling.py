@@ -75,11 +75,7 @@ def image_side(config: Config, resolution: int, multiple: int, own: bool) -> tup
         return _own_side(side, upscaled, resolution, multiple)
     if upscaled:
         side = side or resolution * SCALE
-    unit = multiple * (SCALE if upscaled else 1)
-    if side % unit:
-        near = max(unit, round(side / unit) * unit)
-        raise ConfigError(f"--size {side} is no multiple of {unit}", f"take {near}")
-    return (side // SCALE, True) if upscaled else (side or resolution, False)
+    return _divided(side, upscaled, multiple) if side else (resolution, False)
 
 
 def _own_side(side: int, may: bool, resolution: int, multiple: int) -> tuple[int, bool]:
@@ -92,12 +88,15 @@ def _own_side(side: int, may: bool, resolution: int, multiple: int) -> tuple[int
             f"--size {side} cannot be reached: {reached}",
             f"take {most}, {'' if may else 'leave out --upscale 1, '}or a real checkpoint: --model sd15",
         )
-    upscaled = side > small
+    return _divided(side, side > small, multiple, f", as sizes above {small} must be")
+
+
+def _divided(side: int, upscaled: bool, multiple: int, why: str = "") -> tuple[int, bool]:
+    """The side before upscaling. Raises ConfigError where that is no multiple of ``multiple``."""
     unit = multiple * (SCALE if upscaled else 1)
     if side % unit:
-        why = f", as sizes above {small} must be" if upscaled else ""
         near = max(unit, round(side / unit) * unit)
-        raise ConfigError(f"--size {side} is no multiple of {unit}{why}", f"take {near}")
+        raise ConfigError(f"--size {side} is no multiple of {unit}{why if upscaled else ''}", f"take {near}")
     return (side // SCALE, True) if upscaled else (side, False)
 
 
