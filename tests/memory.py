@@ -54,31 +54,11 @@ class Meter:
 
 
 def make_sd14(folder: Path) -> None:
-    """Stable Diffusion 1.4's own configuration with random weights, in float32."""
+    """Stable Diffusion 1.4's own configuration with random weights, in bfloat16."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from tiny import pipeline, text_encoder
+    from tiny import stable_diffusion_1
 
-    from ctxedit.training.tokenizer import build
-
-    tokenizer = build(folder / "words", captions=2000)
-    tokenizer.model_max_length = 77
-    torch.manual_seed(0)
-    text = text_encoder(
-        tokenizer, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        projection_dim=768,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, sample_size=512,
-    )  # fmt: skip
-    pipeline(tokenizer, text, unet, vae).to(torch.bfloat16).save_pretrained(folder / "sd14")
+    stable_diffusion_1(folder / "words").to(torch.bfloat16).save_pretrained(folder / "sd14")
 
 
 def make_sdxl(folder: Path) -> None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tiny import pipeline, text_encoder
+from tiny import stable_diffusion_1
 
 pytestmark = pytest.mark.slow
 
@@ -16,33 +16,9 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory):
     """Stable Diffusion 1.4's own configuration, in diffusers' classes, as a folder (half precision)."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    from ctxedit.training.tokenizer import build
 
     place = tmp_path_factory.mktemp("sd14")
-    tokenizer = build(place / "words", captions=2000)
-    tokenizer.model_max_length = 77
-    torch.manual_seed(0)
-    text = text_encoder(
-        tokenizer, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        projection_dim=768,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    )
-    pipeline(tokenizer, text, unet, vae).to(torch.float16).save_pretrained(place / "sd")
+    stable_diffusion_1(place / "words").to(torch.float16).save_pretrained(place / "sd")
     return place / "sd"
 
 

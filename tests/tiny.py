@@ -24,6 +24,33 @@ def pipeline(tokenizer, text, unet, vae, prediction: str = "epsilon"):
     )
 
 
+def stable_diffusion_1(words: Path):
+    """Stable Diffusion 1.4's own sizes with random weights, in float32; no small one."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from ctxedit.training.tokenizer import build
+
+    tokenizer = build(words, captions=2000)
+    tokenizer.model_max_length = 77
+    torch.manual_seed(0)
+    text = text_encoder(
+        tokenizer, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        projection_dim=768,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, sample_size=512,
+    )  # fmt: skip
+    return pipeline(tokenizer, text, unet, vae)
+
+
 def make_stable_diffusion(folder: Path, prediction: str = "epsilon", sample: int = 16) -> Path:
     """A Stable Diffusion pipeline folder of diffusers' own classes, small and random."""
     import torch

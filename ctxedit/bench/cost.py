@@ -24,8 +24,8 @@ from ctxedit.models.backbones import Backbone, open_backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.upscalers.base import Upscaler
-from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
-from ctxedit.models.weights import is_half, locate, own_folder
+from ctxedit.models.upscalers.checkpoints import upscaler_of
+from ctxedit.models.weights import is_half, locate
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.generate import generate
 
@@ -88,11 +88,7 @@ def measure(
     rows = [CostRow("plain", size), CostRow("contextual", size + _parameters(adapter))]
     works = [_ways(backbone, None, batch, config), _ways(backbone, adapter, batch, config)]
     if config.upscale.scale > 1:
-        upscaler = open_upscaler(
-            locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype)),
-            device,
-            dtype,
-        )
+        upscaler = upscaler_of(config, offline, device, dtype)
         rows.append(CostRow("cascade", size + _parameters(upscaler.unet)))
         works.append(_cascade(backbone, upscaler, batch, config))
     with reporter.task("measure", len(rows) * (repeats + 1)) as progress:

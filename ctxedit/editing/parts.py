@@ -35,7 +35,7 @@ from ctxedit.models.device import keep_heap, pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.upscalers.base import Upscaler
-from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
+from ctxedit.models.upscalers.checkpoints import upscaler_of
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
@@ -275,9 +275,7 @@ class Parts:
     def upscaler(self) -> Upscaler:
         """The super-resolution model of the settings."""
         dtype = pick_dtype(self.config.dtype, self.device)
-        setting, offline = self.config.upscale.model, self.request.offline
-        found = locate_upscaler(setting, self.own, offline, is_half(dtype))
-        return open_upscaler(found, self.device, dtype)
+        return upscaler_of(self.config, self.request.offline, self.device, dtype)
 
     @cached_property
     def scorer(self) -> ClipScorer:

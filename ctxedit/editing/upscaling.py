@@ -12,8 +12,8 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
 from ctxedit.models.upscalers.base import SCALE, chunk_count, sampling_of
-from ctxedit.models.upscalers.checkpoints import defaults_of, locate_upscaler, open_upscaler
-from ctxedit.models.weights import is_half, own_folder
+from ctxedit.models.upscalers.checkpoints import defaults_of, upscaler_of
+from ctxedit.models.weights import own_folder
 from ctxedit.prompts import plain
 
 #: ctxedit's own models generate images of up to this times the side they were trained at; larger ones repeat
@@ -106,9 +106,8 @@ def enlarged(
     """Independent images (N, h, w, 3) at four times their size, by the settings' upscaler."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    found = locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype))
-    upscaler = open_upscaler(found, device, dtype)
-    total = sampling_of(config.upscale, found.defaults).steps * chunk_count(len(images), False)
+    upscaler = upscaler_of(config, offline, device, dtype)
+    total = sampling_of(config.upscale, upscaler.defaults).steps * chunk_count(len(images), False)
     with reporter.task("upscale", total) as progress:
         return upscaler.upscale(
             images, text, config.upscale, config.seed, False, lambda done, _: progress(done, "")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ctxedit.config import Config
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.model_names import expanded
 from ctxedit.models import layout
@@ -24,7 +25,9 @@ from ctxedit.models.weights import (
     BUILTIN_FOLDER,
     Checkpoint,
     check_finite,
+    is_half,
     network,
+    own_folder,
     own_part,
     pipeline_folder,
     pipeline_of,
@@ -168,6 +171,12 @@ def sizes_of(found: Found, half: bool = False) -> Sizes:
         raise WeightsError(
             f"{found.path}: its config files are not an upscaler's ({error!r})", "fetch or save it again"
         ) from error
+
+
+def upscaler_of(config: Config, offline: bool, device: torch.device, dtype: torch.dtype) -> Upscaler:
+    """The settings' upscaler, loaded; errors as of :func:`locate_upscaler` and :func:`open_upscaler`."""
+    found = locate_upscaler(config.upscale.model, own_folder(config.model), offline, is_half(dtype))
+    return open_upscaler(found, device, dtype)
 
 
 def open_upscaler(found: Found, device: torch.device, dtype: torch.dtype) -> Upscaler:
