@@ -99,15 +99,17 @@ def t2i(
     plan = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
     )
+    shown = {"text": text}
     if wanted is not None:
         add_to_plan(plan, wanted)
+        shown = labelled.shown(wanted)
     if dry.dry_run:
         screen.result(_planned(path, plan), {"plan": plan})
         return
-    screen.say(f"seed {config.seed}")
+    screen.say(f"seed {config.seed}" if wanted is None else f"seed {config.seed}: {wanted.shows}")
     about = None
     if not no_metadata:
-        made_with = {"text": text, "adapter": adapter, **labelled.facts()}
+        made_with = {**shown, "adapter": adapter, **labelled.facts()}
         about = to_text(facts("image", config, base.preset or DEFAULT_PRESET, __version__, **made_with))
     with resumable(None):
         if wanted is None:
@@ -115,7 +117,7 @@ def t2i(
         else:
             picture = drawn(wanted, labelled.grid, config, base.offline, reporter)
         write_image(path, picture, overwrite=overwrite.yes, about=about)
-    screen.result(str(path), {"image": path, "text": text, "seed": config.seed})
+    screen.result(str(path), {"image": path, **shown, "seed": config.seed})
 
 
 def _check_adapter(adapter: Path | None, no_adapter: bool) -> None:

@@ -52,17 +52,34 @@ class Keys:
         config = self.request.config
         return key_of(self.invert(prompt), config.round_trip, config.edit.solver)
 
+    def frames(self, prompt: str, target: str) -> str:
+        """What an edit's frames at working size depend on: nothing of how they are written."""
+        return key_of(*self._sampling(prompt, target))
+
+    def upscale(self, prompt: str, target: str) -> str:
+        """What the same frames at the upscaled size depend on."""
+        return key_of(self.frames(prompt, target), *self._upscaling(), *self._pasting())
+
     def edit(self, prompt: str, target: str) -> str:
-        """What an edit depends on."""
-        request, config = self.request, self.request.config
-        mask = self._print_of(request.mask) if request.mask else None
+        """What an edit's files depend on."""
+        request = self.request
+        upscaled = request.config.upscale.scale > 1
         return key_of(
-            self.invert(prompt), config.fusion, config.edit, config.seed, target, mask,
-            request.source_size, request.audio, str(request.output),
+            *self._sampling(prompt, target), request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
-            *(self._upscaling() if config.upscale.scale > 1 else []),
+            *(self._upscaling() if upscaled else []),
+            *(self._pasting() if upscaled or request.source_size else []),
         )  # fmt: skip
+
+    def _sampling(self, prompt: str, target: str) -> list[Any]:
+        request, config = self.request, self.request.config
+        mask = self._print_of(request.mask) if request.mask else None
+        return [self.invert(prompt), config.fusion, config.edit, config.seed, target, mask]
+
+    def _pasting(self) -> list[str]:
+        """Marks edits by a mask that are larger than they were sampled; those of ctxedit 0.2 are remade."""
+        return ["outside the mask the source's pixels"] if self.request.mask else []
 
     def _upscaling(self) -> list[Any]:
         """Settings of the super-resolution; the model of a folder by what it holds, wherever it lies."""
@@ -75,7 +92,11 @@ class Keys:
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
-        return f"{slug(target)}-{self.edit(prompt, target)[:6]}"
+        return artifact_name(target, self.edit(prompt, target))
+
+    def frames_name(self, prompt: str, target: str) -> str:
+        """The name of an edit's frames without a suffix; edits that are written differently share it."""
+        return artifact_name(target, self.frames(prompt, target))
 
     def _shared(self) -> list[Any]:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
@@ -112,6 +133,11 @@ class Keys:
         if path not in self._prints:
             self._prints[path] = fingerprint(path)
         return self._prints[path]
+
+
+def artifact_name(target: str, key: str) -> str:
+    """The name of what is made for a target, from the key of the stage that makes it."""
+    return f"{slug(target)}-{key[:6]}"
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Session:
         self.parts, self.keys = Parts(request, reporter or Reporter(), loaded), Keys(request)
         self.probe: Callable[[int], float | None] = lambda step: None
         self._tuned = False
+        self._made: set[str] = set()
         self._round_trip: RoundTrip | None = None
 
     def __enter__(self) -> Session:
@@ -149,10 +150,10 @@ class Session:
 
     def _job(self, stage: Stage, target: str) -> StageJob:
         name, key = self.key(stage.name, target)
-        edit_name = name.partition("/")[2] if stage.each_target else ""
-        return StageJob(
-            self.parts, name, key, self.run.folder, self.prompt, target, edit_name, probe=self.probe
-        )  # fmt: skip
+        if not stage.each_target:
+            return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, probe=self.probe)
+        edit_name, frames_name = name.partition("/")[2], self.keys.frames_name(self.prompt, target)
+        return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, edit_name, frames_name)
 
     def _done(self, stage: Stage, job: StageJob) -> bool:
         """Whether a stage need not be done; where damaged files are the reason that it must, it is said."""
@@ -161,7 +162,8 @@ class Session:
         standing = self.run.standing(job.name, job.key)
         if standing.flaw:
             self.reporter.warn(f"{standing.flaw}: {stage.again} again")
-        return standing.done and not (stage.each_target and self.request.overwrite)
+        redone = stage.each_target and self.request.overwrite and job.name not in self._made
+        return standing.done and not redone
 
     def _make(self, stage: Stage, job: StageJob) -> Any:
         with self._measuring(stage, job):
@@ -171,13 +173,14 @@ class Session:
             self.run.publish(job.name, job.key, made.outputs, made.write, replaces, made.files, **made.facts)
         elif stage.keeps:
             self.run.finish(job.name, job.key, made.files, **made.facts)
+            self._made.add(job.name)
         return made.value
 
     @contextmanager
     def _measuring(self, stage: Stage, job: StageJob) -> Iterator[None]:
         """Keep how long a stage's passes of the network took, for the plans to come."""
         passes = stage.passes(self.config, self.prompt, job.target)
-        if not passes or stage.name == "edit":  # its passes are those of the frames that it writes
+        if not passes:
             yield
             return
         outer = self.reporter
@@ -237,7 +240,9 @@ class Session:
             files = edit_files(self.request, job.folder, job.edit_name)
             sweep(files.video.parent)
             if self._done(stage, job):
-                return EditResult(target, files, True, job.folder / job.frames_file)
+                # An older ctxedit kept the frames under the edit's own name.
+                kept = self.run.facts(job.name).get("frames", job.frames_file)
+                return EditResult(target, files, True, job.folder / kept)
             self.round_trip()
             needed = {name: self._bring(name, target) for name in stage.needs}
             self._make(stage, replace(job, needed=needed))
