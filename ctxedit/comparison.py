@@ -89,7 +89,9 @@ def _of_file(path: Path) -> Part:
     count = probe(path).frames
     facts = from_text(embedded(path)) or {}
     shown = [facts["target"]] if "target" in facts else [*facts.get("labels", []), facts.get("text")]
-    return Part(path, ", ".join(str(one) for one in shown if one) or path.name, facts, ClipConfig(count, 0, 1))
+    return Part(
+        path, ", ".join(str(one) for one in shown if one) or path.name, facts, ClipConfig(count, 0, 1)
+    )
 
 
 def labels_for(parts: Sequence[Part]) -> list[str]:

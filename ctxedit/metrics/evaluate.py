@@ -35,11 +35,14 @@ class Figures:
         values: by a metric's key; None where it does not apply (one frame, no source, nothing outside the
             mask).
         outside_mask: whether ``psnr`` and ``ssim`` compare what lies outside a mask only.
+        size: width and height, in pixels, of the frames that were measured. An edit of a run is measured at
+            working size, whatever size it is written in.
     """
 
     clip_model: str
     values: Mapping[str, float | None] = field(default_factory=dict)
     outside_mask: bool = False
+    size: tuple[int, int] = (0, 0)
 
     def __getattr__(self, key: str) -> float | None:
         values = self.__dict__.get("values", {})
@@ -49,7 +52,8 @@ class Figures:
 
     def table(self) -> dict[str, Any]:
         """As a plain table."""
-        return {"clip_model": self.clip_model, **self.values, "outside_mask": self.outside_mask}
+        about = {"outside_mask": self.outside_mask, "measured_size": list(self.size)}
+        return {"clip_model": self.clip_model, **self.values, **about}
 
 
 def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
@@ -128,4 +132,4 @@ def evaluate(
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
         values |= {key: edit.value(f"{key}_kept") for key in ("psnr", "ssim") if key in values}
-    return Figures(networks.clip.name, values, mask is not None)
+    return Figures(networks.clip.name, values, mask is not None, edit.size)

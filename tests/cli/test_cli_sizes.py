@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from asking import FEW, TARGET
 from PIL import Image
 from tiny import make_pixel_upscaler
 
@@ -113,3 +114,18 @@ def test_outside_a_mask_every_size_has_the_sources_pixels(
     assert edited.shape == (4, side, side, 3) and 0.3 < kept.mean() < 0.7
     assert np.array_equal(edited[kept], own_pixels[kept])
     assert np.abs(edited[changed] - own_pixels[changed]).mean() > 5
+
+
+def test_figures_say_the_size_that_they_were_measured_at(ctxedit, run, own, clip):
+    """Working size, whatever the edit's own is: on the terminal, in JSON and in the run's metrics.json."""
+    upscaled = ("--upscaler", own, *STEPS)
+    again = ("run", clip, TARGET, "--tune-steps", 2, *FEW, "--runs", run.parent, *upscaled)
+    done = ctxedit(*again, "--json")
+    assert done.table["edits"][0]["figures"]["measured_size"] == [64, 64] and "(at 64×64; CLIP" in done.err
+    rows = ctxedit("eval", "--run", run, "--json").table["edits"]
+    assert {tuple(row["measured_size"]) for row in rows} == {(64, 64)}
+    assert json.loads((run / "metrics.json").read_text())[0]["measured_size"] == [64, 64]
+    assert "at 64×64" in ctxedit("eval", "--run", run, "--metrics", "psnr").out
+    video = done.table["edits"][0]["video"]
+    whole = ctxedit("eval", "--video", video, "--source", clip, "--prompt", TARGET, "--metrics", "psnr")
+    assert "256×256" in whole.out, "a video by itself is measured as large as it is"
