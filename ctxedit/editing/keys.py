@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from ctxedit.model_names import split_scale
 from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
 from ctxedit.models.device import settled_dtype
-from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
+from ctxedit.models.weights import (
+    folder_identity,
+    identity,
+    own_folder,
+    part_identity,
+    pretrained_adapter,
+)
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 
@@ -70,8 +77,16 @@ class Keys:
         folder = Path(upscale.model)
         if folder.is_absolute() and folder.is_dir():  # as paths in settings are
             inner = folder / "upscaler"
-            return [replace(upscale, model=""), self._print_of(inner if inner.is_dir() else folder)]
+            return [replace(upscale, model=""), folder_identity(inner if inner.is_dir() else folder)]
         return [upscale, part_identity(upscale.model, own, "upscaler")]
+
+    def beside(self) -> list[Any]:
+        """What settings name on disk beside model, CLIP and captioner, by its content; empty for nothing."""
+        config = self.request.config
+        control = self._control()[1:] if config.control.kind != "none" else []
+        control = [one for one in control if one is not None]
+        upscaling = self._upscaling() if Path(config.upscale.model).is_absolute() else []
+        return [one for one in (self._loras(), self._embeddings(), control, upscaling) if one]
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
@@ -82,31 +97,50 @@ class Keys:
         c, own = self.request.config, own_folder(self.request.config.model)
         # A later ctxedit carries other built-in models under the same name.
         seed, dtype = self.request.tuning_seed, settled_dtype(c.dtype, c.device)
-        shared = [identity(c.model), seed, dtype, c.clip, c.attention, c.adapter, c.tune]
+        shared = [self._model, seed, dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.clip.frames > c.window.size:
             shared.append(c.window)  # a clip in one piece is what it was before there were windows
         if c.lora:
-            # Known by their content, as a control map: a LoRA may be trained on under its name.
-            merged = ((name, scale) for name, scale in map(split_scale, c.lora))
-            shared.append(
-                [
-                    (self._print_of(locate_file(name, "LoRA", lora.NAMES, self.request.offline)), scale)
-                    for name, scale in merged
-                ]
-            )
+            shared.append(self._loras())
         if c.embedding:
-            offline = self.request.offline
-            files = (locate_file(name, "embedding", embedding.NAMES, offline) for name in c.embedding)
-            shared.append([(self._print_of(file), file.name) for file in files])
+            shared.append(self._embeddings())
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
         if c.adapter.enabled and c.tune.adapter_init == "pretrained" and (file := pretrained_adapter(own)):
             shared.append(self._print_of(file))
         if c.control.kind != "none":
-            # A map is known by its content: it may move, or be drawn again under its name.
-            drawn = self._print_of(Path(c.control.map)) if c.control.map else None
-            shared += [replace(c.control, map=""), drawn]
+            shared += self._control()
         return shared
+
+    @cached_property
+    def _model(self) -> str:
+        return identity(self.request.config.model)
+
+    def _loras(self) -> list[Any]:
+        """Known by their content, as a control map: a LoRA may be trained on under its name."""
+        merged = map(split_scale, self.request.config.lora)
+        offline = self.request.offline
+        return [
+            (self._print_of(locate_file(name, "LoRA", lora.NAMES, offline)), scale) for name, scale in merged
+        ]
+
+    def _embeddings(self) -> list[Any]:
+        offline, names = self.request.offline, self.request.config.embedding
+        files = (locate_file(name, "embedding", embedding.NAMES, offline) for name in names)
+        return [(self._print_of(file), file.name) for file in files]
+
+    def _control(self) -> list[Any]:
+        """The settings of the ControlNet, then its map and a network on disk, both by their content.
+
+        Both may move, or be made again under their names. A folder's own name stays: it says which map is
+        computed for it.
+        """
+        control = self.request.config.control
+        drawn = self._print_of(Path(control.map)) if control.map else None
+        folder = Path(control.model)
+        if folder.is_absolute() and folder.is_dir():
+            return [replace(control, map="", model=folder.name), drawn, folder_identity(folder)]
+        return [replace(control, map=""), drawn]
 
     def _print_of(self, path: Path) -> str:
         if path not in self._prints:
