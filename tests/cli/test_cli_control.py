@@ -1,6 +1,7 @@
 """A ControlNet from the command line: the map, what is checked before weights, what depends on it."""
 
 import importlib.machinery
+import os
 import shutil
 import sys
 import types
@@ -234,13 +235,13 @@ def test_a_detector_whose_weights_are_not_here(ctxedit, arguments, controlnet, d
 
 
 class _Code:
-    """Creates a file when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
 
     def __reduce__(self):
-        return (open, (str(self.mark), "w"))
+        return (os.mkdir, (str(self.mark),))
 
 
 @pytest.mark.parametrize("said", [{}, {"weights_only": False}])
