@@ -240,7 +240,8 @@ class _Comparison:
 
     def _fid(self) -> Score:
         mine, theirs = self.mine.main, self.theirs.main
-        value, bounds, without = fidelity.fid(mine, theirs), None, ()
+        value, bounds = fidelity.fid(mine, theirs), None
+        without: tuple[float, ...] = ()
         if min(self._counts) >= 2 * GROUPS:
             gx, gy = (torch.from_numpy(groups_of(count)) for count in self._counts)
             without = tuple(fidelity.fid(mine[gx != g], theirs[gy != g]) for g in range(GROUPS))
