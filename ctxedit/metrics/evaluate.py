@@ -16,7 +16,7 @@ from ctxedit.metrics.edit import NEEDS, Edit, Metric, Place
 from ctxedit.metrics.networks import Networks
 from ctxedit.metrics.registry import named, usual, value_of
 from ctxedit.models.clip import ClipScorer
-from ctxedit.models.weights import own_part
+from ctxedit.models.weights import own_part, part_identity
 
 #: The CLIP model for real checkpoints; the paper does not name its own.
 CLIP = "openai/clip-vit-base-patch32"
@@ -36,11 +36,13 @@ class Figures:
         values: by a metric's key; None where it does not apply (one frame, no source, nothing outside the
             mask).
         outside_mask: whether ``psnr`` and ``ssim`` compare what lies outside a mask only.
+        clip_version: a hash of a CLIP that is a folder; empty for the others, whose names say it.
     """
 
     clip_model: str
     values: Mapping[str, float | None] = field(default_factory=dict)
     outside_mask: bool = False
+    clip_version: str = ""
 
     def __getattr__(self, key: str) -> float | None:
         values = self.__dict__.get("values", {})
@@ -50,7 +52,8 @@ class Figures:
 
     def table(self) -> dict[str, Any]:
         """As a plain table."""
-        return {"clip_model": self.clip_model, **self.values, "outside_mask": self.outside_mask}
+        version = {"clip_version": self.clip_version} if self.clip_version else {}
+        return {"clip_model": self.clip_model, **version, **self.values, "outside_mask": self.outside_mask}
 
 
 def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
@@ -60,7 +63,10 @@ def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool
     """
     if found := own_part(name, own, "clip"):
         return ClipScorer(found[0], "cpu", torch.float32, name=found[1])
-    return ClipScorer(CLIP if name == "auto" else name, device, torch.float32, offline)
+    scorer = ClipScorer(CLIP if name == "auto" else name, device, torch.float32, offline)
+    if (version := part_identity(name, own, "clip")) != name:
+        scorer.version = version
+    return scorer
 
 
 def chosen_for(
@@ -129,4 +135,4 @@ def evaluate(
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
         values |= {key: value_of(edit, f"{key}_kept") for key in ("psnr", "ssim") if key in values}
-    return Figures(networks.clip.name, values, mask is not None)
+    return Figures(networks.clip.name, values, mask is not None, networks.clip.version)
