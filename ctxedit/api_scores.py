@@ -82,7 +82,8 @@ def evaluate(
     evaluating.prepare(wanted, networks)
     with teller.task("evaluate", 1) as progress:
         edit = Edit(material.frames, networks, prompt, material.source, source_prompt, material.mask)
-        figures = Figures(scorer.name, evaluating.scores(edit, wanted))
+        values = evaluating.scores(edit, wanted)
+        figures = Figures(scorer.name, values, clip_version=scorer.version)
         progress(1, "")
     return figures
 

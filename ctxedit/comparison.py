@@ -129,10 +129,12 @@ def compose(
     overwrite: bool = False,
     about: str | None = None,
     warn: Callable[[str], None] = lambda text: None,
+    complete: Callable[[Path], None] = lambda file: None,
 ) -> Path:
     """Write the comparison: a labelled grid that plays, or, as an image, a labelled row of frames for each.
 
     Videos play at the first moving part's times; ``warn`` is told of parts that were made for others.
+    ``complete`` is called with the complete file before it gets its name.
 
     Raises:
         InputError, OutputError, ConfigError: as for reading and writing clips.
@@ -145,7 +147,7 @@ def compose(
     ]
     rows = [(part.label, picture) for part, picture in zip(parts, frames, strict=True)]
     if output.suffix.lower() in IMAGES:
-        return write_image(output, contact_sheet(rows), overwrite=overwrite, about=about)
+        return write_image(output, contact_sheet(rows), overwrite=overwrite, about=about, complete=complete)
     lead = next((clip for clip in clips if len(clip.frames) > 1), clips[0])
     for part, clip in zip(parts, clips, strict=True):
         if len(clip.frames) > 1 and _differ(clip.fps, lead.fps):
@@ -153,8 +155,9 @@ def compose(
     grid = playing_grid(rows, columns)
     fps = min(lead.fps, Fraction(50)) if output.suffix.lower() == ".gif" else lead.fps
     return write_clip(
-        output, grid, fps, durations=lead.durations, overwrite=overwrite, about=about, warn=warn
-    )
+        output, grid, fps, durations=lead.durations, overwrite=overwrite, about=about, warn=warn,
+        complete=complete,
+    )  # fmt: skip
 
 
 def about(parts: Sequence[Part], version: str) -> str:

@@ -25,16 +25,22 @@ _LARGE = 16 << 20
 _RACY = 3.0
 _MOST_REMEMBERED = 1000
 _BLOCK = 1 << 20
+#: Resolved path to stamp and hash: what this process has hashed, in case the cache cannot be written.
+_SEEN: dict[str, tuple[str, str]] = {}
 
 #: Name within the folder ("" for a file itself), size, times of data and of inode in ns, inode, device.
 _Stamp = tuple[str, int, int, int, int, int]
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, skip: tuple[str, ...] = ()) -> str:
     """A hash of all that a file holds, or of the names and contents of all files below a folder.
 
     Neither its own name nor its times count: a copy has the same fingerprint. Of a folder, hidden files
     (those that a file manager leaves) do not count: nothing here reads them.
+
+    Args:
+        path: the file or folder.
+        skip: suffixes of files below a folder that do not count either.
 
     Raises:
         InputError: nothing there, or it cannot be read.
@@ -44,7 +50,7 @@ def fingerprint(path: Path) -> str:
             raise InputError(f"no file {path}")
         if not path.is_file() and not path.is_dir():
             raise InputError(f"{path} is neither a file nor a folder", "name a file or a folder")
-        files = list(_files(path))
+        files = [file for file in _files(path) if file == path or file.suffix not in skip]
         stamps = [_stamp(path, file) for file in files]
         large = sum(stamp[1] for stamp in stamps) >= _LARGE
         if large and (known := _remembered(path, stamps)):
@@ -95,8 +101,11 @@ def _stamp(path: Path, file: Path) -> _Stamp:
 
 
 def _remembered(path: Path, stamps: list[_Stamp]) -> str | None:
-    entry = _memory().get(str(path.resolve()))
-    if isinstance(entry, dict) and entry.get("stamp") == _short(stamps):
+    name, stamp = str(path.resolve()), _short(stamps)
+    if (seen := _SEEN.get(name)) is not None and seen[0] == stamp:
+        return seen[1]
+    entry = _memory().get(name)
+    if isinstance(entry, dict) and entry.get("stamp") == stamp:
         return str(entry.get("hash"))
     return None
 
@@ -106,9 +115,10 @@ def _remember(path: Path, stamps: list[_Stamp], found: str) -> None:
     from ctxedit.media.temporary import atomic
 
     table = _memory()
-    name = str(path.resolve())
+    name, stamp = str(path.resolve()), _short(stamps)
+    _SEEN[name] = (stamp, found)
     table.pop(name, None)
-    table[name] = {"stamp": _short(stamps), "hash": found}
+    table[name] = {"stamp": stamp, "hash": found}
     while len(table) > _MOST_REMEMBERED:
         del table[next(iter(table))]
     with suppress(Exception), atomic(cache_folder() / "contents.json", True, durable=False) as temporary:

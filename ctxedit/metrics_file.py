@@ -31,7 +31,7 @@ def write_metrics(run: Run, rows: list[dict[str, Any]]) -> Path:
             known = {}
         for row in rows:
             old = known.get(row["video"], {})
-            same = all(old.get(key) == row.get(key) for key in ("clip_model", "outside_mask"))
+            same = all(old.get(key) == row.get(key) for key in ("clip_model", "clip_version", "outside_mask"))
             known[row["video"]] = {**old, **row} if same else row
         with atomic(path, True) as temporary:
             temporary.write_text(json.dumps(list(known.values()), indent=2, allow_nan=False) + "\n")

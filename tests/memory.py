@@ -5,11 +5,12 @@ Usage::
     python tests/memory.py table                                 # what the plan states, for presets/README.md
     python tests/memory.py make sd14 FOLDER                      # a folder of the real shapes, random weights
     python tests/memory.py measure FOLDER/sd14 edit bfloat16 8   # prints one row as JSON
+    python tests/memory.py measure FOLDER/blip2 caption bfloat16 # of a folder that `make blip2` made
 
 Stages: ``tune``, ``invert`` (after encoding) and ``edit`` (with decoding) make one step at 512² (SDXL:
-1024²); ``encode`` and ``decode`` are what the autoencoder does of it. Each measurement needs a process of its
-own, because a process does not shrink again. What is measured is resident memory, beyond what the imports
-take.
+1024²); ``encode`` and ``decode`` are what the autoencoder does of it; ``caption`` captions one frame. Each
+measurement needs a process of its own, because a process does not shrink again. What is measured is resident
+memory, beyond what the imports take.
 """
 
 from __future__ import annotations
@@ -116,6 +117,67 @@ def make_sdxl(folder: Path) -> None:
     ).save_pretrained(folder / "sdxl")
 
 
+def make_blip2(folder: Path) -> None:
+    """BLIP-2's own configuration with OPT 2.7b and random weights, in bfloat16 and shards of 5 GB.
+
+    Its weights are never there in another precision, and its vocabulary is a small one.
+    """
+    import torch
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, BlipImageProcessorPil
+
+    from ctxedit.training.tokenizer import build
+
+    tokenizer = build(folder / "words", captions=2000)
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = {
+        "model_type": "opt", "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "word_embed_proj_dim": 2560, "vocab_size": 50304,
+        "max_position_embeddings": 2048, **ends,
+    }  # fmt: skip
+    # Its defaults are the published sizes of vision transformer and Q-Former.
+    config = Blip2Config(text_config=text, num_query_tokens=32, image_token_index=50265)
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config).to(torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
+    drawn = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
+    for parameter in model.parameters():
+        flat = parameter.data.view(-1)
+        for start in range(0, len(flat), len(drawn)):
+            flat[start : start + len(drawn)] = drawn[: len(flat) - start]
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+    model.save_pretrained(folder / "blip2", max_shard_size="5GB")
+    tokenizer.save_pretrained(folder / "blip2")
+    BlipImageProcessorPil(size={"height": 224, "width": 224}).save_pretrained(folder / "blip2")
+
+
+def measure_caption(model: Path, dtype: str) -> dict[str, Any]:
+    """One caption of one frame, as `ctxedit caption` makes it: gigabytes measured and foretold, seconds."""
+    import numpy as np
+    import torch
+    import transformers.models.blip_2.modeling_blip_2  # noqa: F401 - what is imported is not counted
+
+    from ctxedit import config
+    from ctxedit.editing import captioning
+    from ctxedit.media.write import write_clip
+    from ctxedit.stages.caption import make_captioner
+
+    frame = np.random.default_rng(0).integers(0, 255, (1, 512, 512, 3), dtype=np.uint8)
+    flags = {"model": "sd14", "captioner": str(model), "dtype": dtype, "clip": {"frames": 1, "stride": 1}}
+    settings = config.load("contextdiff", flags=flags, environ={})
+    with tempfile.TemporaryDirectory() as place:
+        clip = write_clip(Path(place) / "clip.mp4", frame, Fraction(8))
+        foretold = captioning.plan(clip, settings, True, None)["peak_bytes"]
+    before = resident()
+    with Meter() as loading:
+        captioner = make_captioner(str(model), None, torch.device("cpu"), getattr(torch, dtype), True, None)
+    with Meter() as working:
+        captioner.caption(list(frame))
+    return _row(model, "caption", dtype, 1, foretold, before, loading, working)
+
+
 def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> Any:
     """The session's networks for one step of a stage, and the estimate of the plan."""
     import numpy as np
@@ -181,6 +243,19 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
                 backbone.encode(pixels)
             else:
                 backbone.decode(parts.latents)
+    return _row(model, stage, dtype, frames, foretold, before, loading, working)
+
+
+def _row(
+    model: Path,
+    stage: str,
+    dtype: str,
+    frames: int,
+    foretold: int,
+    before: int,
+    loading: Meter,
+    working: Meter,
+) -> dict[str, Any]:
     return {
         "model": model.name, "stage": stage, "dtype": dtype, "frames": frames,
         "foretold": round(foretold / 2**30, 2),
@@ -237,9 +312,12 @@ def main(arguments: list[str]) -> None:
         print(table())
         return
     if arguments[0] == "make":
-        {"sd14": make_sd14, "sdxl": make_sdxl}[arguments[1]](Path(arguments[2]))
+        {"sd14": make_sd14, "sdxl": make_sdxl, "blip2": make_blip2}[arguments[1]](Path(arguments[2]))
         return
     model, stage, dtype, *frames = arguments[1:]
+    if stage == "caption":
+        print(json.dumps(measure_caption(Path(model), dtype)))
+        return
     print(json.dumps(measure(Path(model), stage, dtype, *map(int, frames))))
 
 

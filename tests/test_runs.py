@@ -254,6 +254,8 @@ class TestFingerprint:
         os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
         assert fingerprint(path) != first, "in its middle, size and time as before"
         (tmp_path / "cache" / "ctxedit" / "contents.json").write_text("[[")
+        assert fingerprint(path) != first and len(read) == 2, "this process remembers by itself"
+        contents._SEEN.clear()
         assert fingerprint(path) != first and len(read) == 3, "a damaged cache is no cache"
 
     def test_a_file_that_just_changed_is_not_remembered(self, tmp_path, monkeypatch):

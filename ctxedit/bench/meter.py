@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,15 @@ class Cost:
         seconds: of the stage's own loop: no loading, decoding or writing.
         peak_bytes: largest resident memory of the process on CPU, largest allocation on CUDA.
         evaluations: passes of the UNet over the clip, guidance's two branches counted as two.
+        steps: progress steps of the stage that were made meanwhile.
+        reached: the last step of the stage that was made, of this process or of those before.
     """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     evaluations: float = 0.0
+    steps: int = 0
+    reached: int = 0
 
     def and_then(self, more: Cost) -> Cost:
         """Both, one after the other: a stage that was interrupted and went on."""
@@ -42,7 +46,22 @@ class Cost:
             self.seconds + more.seconds,
             max(self.peak_bytes, more.peak_bytes),
             self.evaluations + more.evaluations,
+            self.steps + more.steps,
+            max(self.reached, more.reached),
         )
+
+    def of_all_steps(self) -> Cost:
+        """With the steps of killed processes, which could not note their cost, at the rate of the others."""
+        if not 0 < self.steps < self.reached:
+            return self
+        ratio = self.reached / self.steps
+        return replace(
+            self, seconds=self.seconds * ratio, evaluations=self.evaluations * ratio, steps=self.reached
+        )
+
+    def table(self) -> dict[str, float]:
+        """The figures by name."""
+        return {"seconds": self.seconds, "peak_bytes": self.peak_bytes, "evaluations": self.evaluations}
 
 
 class CostMeter(Reporter):
@@ -82,13 +101,21 @@ class CostMeter(Reporter):
     def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
         stage = name.split(" ", 1)[0]
         seen, began = self._seen, time.perf_counter()
-        with self.inner.task(name, total) as step, _peak(self._device) as peak:
+        first = last = 0
+        with self.inner.task(name, total) as tell, _peak(self._device) as peak:
+
+            def step(done: int, note: str) -> None:
+                nonlocal first, last
+                first, last = first or done, done
+                tell(done, note)
+
             try:
                 yield step
             finally:
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)
-                cost = Cost(time.perf_counter() - began, peak(), (self._seen - seen) / self._frames)
+                seconds, passes = time.perf_counter() - began, (self._seen - seen) / self._frames
+                cost = Cost(seconds, peak(), passes, last - first + 1 if last else 0, last)
                 if note := self._notes.get(stage):
                     note(cost)
 
@@ -151,7 +178,7 @@ class Ledger:
     def add(self, stage: str, key: str, cost: Cost) -> None:
         """Add to what a resumable stage has cost under this key; what another key cost is forgotten."""
         before = self.of(stage, key)
-        self.put(stage, key, cost if before is None else before.and_then(cost))
+        self.put(stage, key, (cost if before is None else before.and_then(cost)).of_all_steps())
 
     def put(self, stage: str, key: str, cost: Cost) -> None:
         """Note what a stage that always starts afresh has cost."""
@@ -164,5 +191,5 @@ class Ledger:
         entry = self._table.get(stage)
         if not isinstance(entry, dict) or entry.get("key") != key:
             return None
-        figures: list[Any] = [entry.get(name) for name in ("seconds", "peak_bytes", "evaluations")]
+        figures: list[Any] = [entry.get(field.name, field.default) for field in fields(Cost)]
         return Cost(*figures) if all(isinstance(f, (int, float)) for f in figures) else None

@@ -10,7 +10,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, flo
         with meter.noting(stage, partial(note, stage, key)):
             session.bring(stage)
         if cost := ledger.of(stage, key):
-            costs[stage] = asdict(cost)
+            costs[stage] = cost.table()
     return costs
 
 
@@ -190,7 +190,7 @@ def _edit(
         with meter.noting("edit", partial(ledger.put, stage, stage_key)):
             result = session.edit(target.prompt)
         if cost := ledger.of(stage, stage_key):
-            costs["edit"] = asdict(cost)
+            costs["edit"] = cost.table()
         made = session.run.facts(stage)
         frames = mapped(session.run.folder / made["frames"], "frames")
         figures = measure(frames, clip, target, _truth(session, clip, target))

@@ -84,8 +84,10 @@ class Bench:
         weights = (identity(config.model), scorer, judge_identity())
         clip_of = (fingerprint(clip.path), clip.name, clip.prompt)
         more: list[Any] = measured_by(self.metrics)  # nothing for the built-in metrics
+        keys = Keys(Request(clip.path, config, offline=self.offline))
         if not clip.prompt:
-            more.append(Keys(Request(clip.path, config)).caption())
+            more.append(keys.caption())
+        more += keys.beside()
         if self.results is not None:
             more.append(self.results)
         return key_of(VERSION, method, config, weights, clip_of, wanted, files, *([more] if more else []))

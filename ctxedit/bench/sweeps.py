@@ -25,7 +25,7 @@ from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
 from ctxedit.metrics.images.scores import Extractors, Score, score
 from ctxedit.metrics.images.sets import ImageSet, open_set
-from ctxedit.metrics.intervals import wilson
+from ctxedit.metrics.intervals import Bounds, jackknife, of_mean, wilson
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.runs import slug
 from ctxedit.synthetic import compositions
@@ -166,7 +166,7 @@ def _judged(files: Sequence[Path], composed: Sequence[Composed]) -> Score:
     low, high = wilson(sum(right), len(right))
     return Score(
         ALL_RIGHT, "all right", "higher", 3, float(np.mean(right)), low, high, len(right), 0,
-        "composition judge", "Wilson's score interval",
+        "composition judge", "Wilson's score interval", each=tuple(map(float, right)),
     )  # fmt: skip
 
 
@@ -174,17 +174,44 @@ def _line(found: dict[str, Score]) -> str:
     return ", ".join(f"{s.title} {s.value:.{s.digits}f}" for s in found.values())
 
 
+def first_model(points: Sequence[Point], point: Point) -> Point | None:
+    """The first model's point at the same guidance and training steps; None for its own points."""
+    first = points[0].model.label
+    if point.model.label == first:
+        return None
+    place = (point.guidance, point.model.steps)
+    return next((p for p in points if (p.model.label, p.guidance, p.model.steps) == (first, *place)), None)
+
+
+def difference(one: Score, other: Score) -> tuple[float, Bounds]:
+    """``one`` minus ``other``, figures of images of the same captions and noise, with its 95 % interval.
+
+    It is paired: image by image, or group by group of the jackknife. What makes one caption harder than
+    another then cancels, so it is far narrower than the two figures' own intervals.
+    """
+    value = one.value - other.value
+    if one.each and len(one.each) == len(other.each):
+        return value, of_mean(np.subtract(one.each, other.each))
+    if one.without and other.without:
+        return value, jackknife(value, np.subtract(one.without, other.without))
+    return value, None
+
+
 def rows(points: Sequence[Point]) -> list[dict[str, str | int | float | None]]:
-    """A row for each figure of each point."""
-    return [
-        {
-            "model": point.model.label, "steps": point.model.steps, "guidance": point.guidance, "metric": key,
-            "value": one.value, "low": one.low, "high": one.high, "images": one.generated,
-            "features": one.features,
-        }
-        for point in points
-        for key, one in point.scores.items()
-    ]  # fmt: skip
+    """A row for each figure of each point, with its difference from the first model's."""
+    table = []
+    for point in points:
+        base = first_model(points, point)
+        for key, one in point.scores.items():
+            value, bounds = difference(one, base.scores[key]) if base else (None, None)
+            low, high = bounds or (None, None)
+            table.append({
+                "model": point.model.label, "steps": point.model.steps, "guidance": point.guidance,
+                "metric": key, "value": one.value, "low": one.low, "high": one.high, "images": one.generated,
+                "features": one.features, "difference_from": base.model.label if base else None,
+                "difference": value, "difference_low": low, "difference_high": high,
+            })  # fmt: skip
+    return table
 
 
 def write(points: Sequence[Point], out: Path, name: str, along: Callable[[Point], float], label: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ from ctxedit.cli.options import (
     SizeOptions,
     TuningOptions,
 )
-from ctxedit.cli.output import Screen
+from ctxedit.cli.output import Screen, finished_before
 from ctxedit.cli.output_options import OverwriteOption, RunsOptions
 from ctxedit.errors import ConfigError
 
@@ -92,27 +93,51 @@ def compare(
 
     from ctxedit import comparison
     from ctxedit.editing.paths import Input, Paths
+    from ctxedit.finished import note
 
     paths = [Path(word) for word in (positional if presets is None else positional[:1])]
     for path in paths:
         arguments.existing(path)
     inputs = tuple(Input(path, "clip", True) for path in paths)
     Paths(inputs, (("output", output),)).check()
+    parts = comparison.gather(paths, label or (), span.frames or None) if presets is None else None
+    names = list(arguments.split_names(presets or ""))
+    target = _target(positional, names) if parts is None else None
+    made_of = (label, columns, no_metadata, tuning.prompt, scoring.mask)
+    key = _key(paths, parts, (target, names, *made_of), base, groups, screen)
+    if finished_before(output, key, overwrite.yes, screen):
+        screen.result(str(output), {"output": output})
+        return
     _check_output(output, overwrite.yes)
-    if presets is None:
-        parts = comparison.gather(paths, label or (), span.frames or None)
-    else:
-        names = list(arguments.split_names(presets))
-        target = _target(positional, names)
+    if parts is None:
+        assert target is not None
         options = (captioning, tuning, scoring, place, overwrite)
         parts = _edited(paths[0], target, names, base, groups, options, screen, label or [])
     with resumable(None):
         text = None if no_metadata else comparison.about(parts, __version__)
         comparison.compose(
-            parts, output, columns=columns, overwrite=overwrite.yes, about=text, warn=screen.warn
-        )
+            parts, output, columns=columns, overwrite=overwrite.yes, about=text, warn=screen.warn,
+            complete=partial(note, output, key),
+        )  # fmt: skip
     edits = [{"label": part.label, "video": part.path} for part in parts]
     screen.result(str(output), {"output": output, "edits": edits})
+
+
+def _key(
+    paths: list[Path], parts: list[Part] | None, more: tuple[object, ...], base: SettingOptions,
+    groups: tuple[object, ...], screen: Screen,
+) -> str:  # fmt: skip
+    """What the comparison depends on: files by their contents, or all that decides the edits to be made."""
+    from ctxedit.contents import fingerprint
+    from ctxedit.editing.keys import image_key
+    from ctxedit.runs import key_of
+
+    if parts is not None:
+        shown = [(part.label, part.span, fingerprint(part.path)) for part in parts]
+        return key_of("comparison", shown, more, __version__)
+    files = [*paths, *arguments.sources(base)]
+    config = arguments.settings(base, screen, *groups)
+    return image_key(config, base.offline, files, "comparison", more, __version__)
 
 
 def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> None:

@@ -212,14 +212,41 @@ def _show(screen: Screen, points: list[Point], out: Path, name: str) -> None:
         screen.result("", {"rows": rows(points), **files})
         return
     keys = list(points[0].scores)
-    table = [("model", "steps", "guidance", *(points[0].scores[key].title for key in keys), "images")]
+    titles = [points[0].scores[key].title for key in keys]
+    table = [("model", "steps", "guidance", *titles, "images")]
     for point in points:
-        cells = []
-        for one in (point.scores[key] for key in keys):
-            bounds = "" if one.low is None else f" ({one.low:.{one.digits}f} to {one.high:.{one.digits}f})"
-            cells.append(f"{one.value:.{one.digits}f}{bounds}")
-        steps = "" if point.model.steps is None else str(point.model.steps)
-        count = str(point.scores[keys[0]].generated)
-        table.append((point.model.label, steps, f"{point.guidance:g}", *cells, count))
+        scores = [point.scores[key] for key in keys]
+        cells = [_cell(one.value, (one.low, one.high), one.digits) for one in scores]
+        table.append((*_place(point), *cells, str(scores[0].generated)))
     print_table(table)
+    _show_differences(points)
     screen.say(f"{files['csv']}, {files['png']}")
+
+
+def _show_differences(points: list[Point]) -> None:
+    """What each model adds to the first one's figures, of the same captions and noise."""
+    from ctxedit.bench.sweeps import difference, first_model
+
+    first = points[0]
+    pairs = [(point, base) for point in points if (base := first_model(points, point))]
+    if not pairs:
+        return
+    titles = [one.title for one in first.scores.values()]
+    table = [(f"minus {first.model.label}", "steps", "guidance", *titles)]
+    for point, base in pairs:
+        cells = []
+        for key, one in point.scores.items():
+            value, bounds = difference(one, base.scores[key])
+            cells.append(_cell(value, bounds or (None, None), one.digits, "+"))
+        table.append((*_place(point), *cells))
+    print_table(table)
+
+
+def _place(point: Point) -> tuple[str, str, str]:
+    steps = "" if point.model.steps is None else str(point.model.steps)
+    return point.model.label, steps, f"{point.guidance:g}"
+
+
+def _cell(value: float, bounds: tuple[float | None, float | None], digits: int, sign: str = "") -> str:
+    form, (low, high) = f"{sign}.{digits}f", bounds
+    return f"{value:{form}}" + ("" if low is None or high is None else f" ({low:{form}} to {high:{form}})")

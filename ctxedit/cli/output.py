@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -216,3 +217,13 @@ def _line(text: str) -> str:
     """One readable line: an error may quote a value of megabytes."""
     line = " ".join(printable(text).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> bool:
+    """Whether an output is there as the same command left it, which is then said; -y makes it again."""
+    from ctxedit.finished import is_finished
+
+    if overwrite or not is_finished(output, key):
+        return False
+    screen.say(f"{output} exists already, made by the same command; use -y to redo it")
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from ctxedit.cli.options import (
     SizeOptions,
     UpscaleOptions,
 )
-from ctxedit.cli.output import Screen
+from ctxedit.cli.output import Screen, finished_before
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.t2i_labels import LabelOptions, add_to_plan, drawn
 from ctxedit.errors import ConfigError
@@ -83,6 +84,8 @@ def t2i(
     from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
     from ctxedit.editing import text_to_image
+    from ctxedit.editing.keys import image_key
+    from ctxedit.finished import note
     from ctxedit.media.write import write_image
     from ctxedit.provenance import facts, to_text
     from ctxedit.runs import slug
@@ -96,6 +99,12 @@ def t2i(
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
         adapter = text_to_image.own_adapter(config)
+    files = [file for file in (adapter, labelled.layout, labelled.encoder) if file]
+    key = image_key(config, base.offline, files, text, labelled.facts(), no_metadata, __version__)
+    result = {"image": path, "text": text, "seed": config.seed}
+    if not dry.dry_run and finished_before(path, key, overwrite.yes, screen):
+        screen.result(str(path), result)
+        return
     plan = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
     )
@@ -114,8 +123,8 @@ def t2i(
             picture = text_to_image.generate(text, config, base.offline, reporter, adapter=adapter)[0]
         else:
             picture = drawn(wanted, labelled.grid, config, base.offline, reporter)
-        write_image(path, picture, overwrite=overwrite.yes, about=about)
-    screen.result(str(path), {"image": path, "text": text, "seed": config.seed})
+        write_image(path, picture, overwrite=overwrite.yes, about=about, complete=partial(note, path, key))
+    screen.result(str(path), result)
 
 
 def _check_adapter(adapter: Path | None, no_adapter: bool) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ctxedit.config import Config
 from ctxedit.editing.request import Request
 from ctxedit.model_names import split_scale
 from ctxedit.models import embedding, lora
 from ctxedit.models.addons import locate_file
 from ctxedit.models.device import settled_dtype
-from ctxedit.models.weights import identity, own_folder, part_identity, pretrained_adapter
+from ctxedit.models.weights import (
+    folder_identity,
+    identity,
+    own_folder,
+    part_identity,
+    pretrained_adapter,
+)
 from ctxedit.runs import Run, fingerprint, key_of, slug
 from ctxedit.stages import caption as captioning
 
@@ -61,17 +70,16 @@ class Keys:
             request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
-            *(self._upscaling() if config.upscale.scale > 1 else []),
+            *_upscaling(config, self._print_of),
         )  # fmt: skip
 
-    def _upscaling(self) -> list[Any]:
-        """Settings of the super-resolution; the model of a folder by what it holds, wherever it lies."""
-        upscale, own = self.request.config.upscale, own_folder(self.request.config.model)
-        folder = Path(upscale.model)
-        if folder.is_absolute() and folder.is_dir():  # as paths in settings are
-            inner = folder / "upscaler"
-            return [replace(upscale, model=""), self._print_of(inner if inner.is_dir() else folder)]
-        return [upscale, part_identity(upscale.model, own, "upscaler")]
+    def beside(self) -> list[Any]:
+        """What settings name on disk beside model, CLIP and captioner, by its content; empty for nothing."""
+        config, print_of = self.request.config, self._print_of
+        found = _addons(config, self.request.offline, print_of)
+        if config.control.kind != "none":
+            found += [one for one in _control(config, print_of)[1:] if one is not None]
+        return found + (_upscaling(config, print_of) if Path(config.upscale.model).is_absolute() else [])
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
@@ -82,36 +90,80 @@ class Keys:
         c, own = self.request.config, own_folder(self.request.config.model)
         # A later ctxedit carries other built-in models under the same name.
         seed, dtype = self.request.tuning_seed, settled_dtype(c.dtype, c.device)
-        shared = [identity(c.model), seed, dtype, c.clip, c.attention, c.adapter, c.tune]
+        shared = [self._model, seed, dtype, c.clip, c.attention, c.adapter, c.tune]
         if c.clip.frames > c.window.size:
             shared.append(c.window)  # a clip in one piece is what it was before there were windows
-        if c.lora:
-            # Known by their content, as a control map: a LoRA may be trained on under its name.
-            merged = ((name, scale) for name, scale in map(split_scale, c.lora))
-            shared.append(
-                [
-                    (self._print_of(locate_file(name, "LoRA", lora.NAMES, self.request.offline)), scale)
-                    for name, scale in merged
-                ]
-            )
-        if c.embedding:
-            offline = self.request.offline
-            files = (locate_file(name, "embedding", embedding.NAMES, offline) for name in c.embedding)
-            shared.append([(self._print_of(file), file.name) for file in files])
+        shared += _addons(c, self.request.offline, self._print_of)
         if c.adapter.enabled and c.adapter.image == "clip":
             shared.append(part_identity(c.clip_model, own, "clip"))
         if c.adapter.enabled and c.tune.adapter_init == "pretrained" and (file := pretrained_adapter(own)):
             shared.append(self._print_of(file))
         if c.control.kind != "none":
-            # A map is known by its content: it may move, or be drawn again under its name.
-            drawn = self._print_of(Path(c.control.map)) if c.control.map else None
-            shared += [replace(c.control, map=""), drawn]
+            shared += _control(c, self._print_of)
         return shared
+
+    @cached_property
+    def _model(self) -> str:
+        return identity(self.request.config.model)
 
     def _print_of(self, path: Path) -> str:
         if path not in self._prints:
             self._prints[path] = fingerprint(path)
         return self._prints[path]
+
+
+def image_key(config: Config, offline: bool, files: Sequence[Path], *more: Any) -> str:
+    """What a generated image depends on.
+
+    Args:
+        files: an adapter, an encoder or a layout; known, like LoRAs and models, by their contents.
+        more: the text and all else.
+    """
+    prints = [fingerprint(file) for file in files]
+    dtype = settled_dtype(config.dtype, config.device)
+    addons = _addons(config, offline, fingerprint)
+    return key_of(
+        config, dtype, identity(config.model), addons, _upscaling(config, fingerprint), prints, *more
+    )
+
+
+def _addons(config: Config, offline: bool, print_of: Callable[[Path], str]) -> list[Any]:
+    """LoRAs and embeddings by their contents, as a control map: they may be trained on under their names."""
+    found: list[Any] = []
+    if config.lora:
+        merged = (split_scale(one) for one in config.lora)
+        files = ((locate_file(name, "LoRA", lora.NAMES, offline), scale) for name, scale in merged)
+        found.append([(print_of(file), scale) for file, scale in files])
+    if config.embedding:
+        named = (locate_file(name, "embedding", embedding.NAMES, offline) for name in config.embedding)
+        found.append([(print_of(file), file.name) for file in named])
+    return found
+
+
+def _control(config: Config, print_of: Callable[[Path], str]) -> list[Any]:
+    """The settings of the ControlNet, then its map and a network on disk, both by their contents.
+
+    Both may move, or be made again under their names. A folder's own name stays: it says which map is
+    computed for it.
+    """
+    control = config.control
+    drawn = print_of(Path(control.map)) if control.map else None
+    folder = Path(control.model)
+    if folder.is_absolute() and folder.is_dir():
+        return [replace(control, map="", model=folder.name), drawn, folder_identity(folder)]
+    return [replace(control, map=""), drawn]
+
+
+def _upscaling(config: Config, print_of: Callable[[Path], str]) -> list[Any]:
+    """Settings of the super-resolution; the model of a folder by what it holds, wherever it lies."""
+    upscale, own = config.upscale, own_folder(config.model)
+    if upscale.scale == 1:
+        return []
+    folder = Path(upscale.model)
+    if folder.is_absolute() and folder.is_dir():  # as paths in settings are
+        inner = folder / "upscaler"
+        return [replace(upscale, model=""), print_of(inner if inner.is_dir() else folder)]
+    return [upscale, part_identity(upscale.model, own, "upscaler")]
 
 
 @dataclass(frozen=True)

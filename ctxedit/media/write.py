@@ -103,6 +103,7 @@ def write_clip(
     overwrite: bool = False,
     about: str | None = None,
     warn: Callable[[str], None] = lambda text: None,
+    complete: Callable[[Path], None] = lambda file: None,
 ) -> Path:
     """Write (F, H, W, 3) uint8 RGB frames; the suffix chooses the kind.
 
@@ -119,6 +120,7 @@ def write_clip(
             else encoded as AAC or Opus. A source without sound, and a GIF or folder, give a silent clip.
         about: text to embed (see :mod:`ctxedit.media.embed`); None embeds nothing.
         warn: is told of sound that could not be copied and of odd sizes; the picture is written all the same.
+        complete: is called with the complete file, or folder, before it gets its name.
 
     Raises:
         OutputError, ConfigError: see ``check_output``; also a full disk. Nothing is left then.
@@ -147,15 +149,18 @@ def write_clip(
                 said = add_sound(temporary, Path(audio_from), audio_start, length, about)
                 if said is not None:
                     warn(said)
+        complete(temporary)
     return path
 
 
 def write_image(
-    path: str | Path, image: np.ndarray, overwrite: bool = False, about: str | None = None
-) -> Path:
+    path: str | Path, image: np.ndarray, overwrite: bool = False, about: str | None = None,
+    complete: Callable[[Path], None] = lambda file: None,
+) -> Path:  # fmt: skip
     """Write one (H, W, 3) uint8 RGB image; the suffix chooses the format.
 
-    ``about`` is text to embed (see :mod:`ctxedit.media.embed`).
+    ``about`` is text to embed (see :mod:`ctxedit.media.embed`); ``complete`` is called with the complete file
+    before it gets its name.
 
     Raises:
         ConfigError: a suffix that Pillow does not write.
@@ -166,6 +171,7 @@ def write_image(
         raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
     with atomic(path, overwrite) as temporary:
         Image.fromarray(image).save(temporary, quality=95, **pillow_options(path.suffix.lower(), about))
+        complete(temporary)
     return path
 
 

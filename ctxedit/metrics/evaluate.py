@@ -15,7 +15,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.metrics.edit import Edit, Networks
 from ctxedit.metrics.registry import NEEDS, Metric, Place, named, usual
 from ctxedit.models.clip import ClipScorer
-from ctxedit.models.weights import own_part
+from ctxedit.models.weights import own_part, part_identity
 
 #: The CLIP model for real checkpoints; the paper does not name its own.
 CLIP = "openai/clip-vit-base-patch32"
@@ -35,11 +35,13 @@ class Figures:
         values: by a metric's key; None where it does not apply (one frame, no source, nothing outside the
             mask).
         outside_mask: whether ``psnr`` and ``ssim`` compare what lies outside a mask only.
+        clip_version: a hash of a CLIP that is a folder; empty for the others, whose names say it.
     """
 
     clip_model: str
     values: Mapping[str, float | None] = field(default_factory=dict)
     outside_mask: bool = False
+    clip_version: str = ""
 
     def __getattr__(self, key: str) -> float | None:
         values = self.__dict__.get("values", {})
@@ -49,7 +51,8 @@ class Figures:
 
     def table(self) -> dict[str, Any]:
         """As a plain table."""
-        return {"clip_model": self.clip_model, **self.values, "outside_mask": self.outside_mask}
+        version = {"clip_version": self.clip_version} if self.clip_version else {}
+        return {"clip_model": self.clip_model, **version, **self.values, "outside_mask": self.outside_mask}
 
 
 def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
@@ -59,7 +62,10 @@ def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool
     """
     if found := own_part(name, own, "clip"):
         return ClipScorer(found[0], "cpu", torch.float32, name=found[1])
-    return ClipScorer(CLIP if name == "auto" else name, device, torch.float32, offline)
+    scorer = ClipScorer(CLIP if name == "auto" else name, device, torch.float32, offline)
+    if (version := part_identity(name, own, "clip")) != name:
+        scorer.version = version
+    return scorer
 
 
 def chosen_for(
@@ -128,4 +134,4 @@ def evaluate(
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
         values |= {key: edit.value(f"{key}_kept") for key in ("psnr", "ssim") if key in values}
-    return Figures(networks.clip.name, values, mask is not None)
+    return Figures(networks.clip.name, values, mask is not None, networks.clip.version)

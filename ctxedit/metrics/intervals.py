@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -38,7 +38,7 @@ def groups_of(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(np.arange(count) % GROUPS)
 
 
-def jackknife(value: float, without: Callable[[int], float]) -> tuple[float, float]:
+def jackknife(value: float, without: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Delete-a-group jackknife (Efron and Tibshirani 1993, section 11.7) around ``value``.
 
     It suits figures that depend on the number of images, such as FID: a bootstrap sample repeats images,
@@ -46,9 +46,11 @@ def jackknife(value: float, without: Callable[[int], float]) -> tuple[float, flo
 
     Args:
         value: the figure of all images.
-        without: the figure without a group's images.
+        without: the figure without the images of each group, (GROUPS,).
     """
-    left = np.array([without(group) for group in range(GROUPS)])
+    left = np.asarray(without, np.float64)
+    if left.shape != (GROUPS,):
+        raise ValueError(f"{left.shape} is not ({GROUPS},)")
     error = math.sqrt((GROUPS - 1) / GROUPS * float(((left - left.mean()) ** 2).sum()))
     return value - STUDENT * error, value + STUDENT * error
 

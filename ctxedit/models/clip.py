@@ -60,6 +60,8 @@ class ClipScorer:
 
         folder = checkpoint_folder(folder_or_id, offline, is_half(dtype))
         self.name = name or checkpoint_name(folder_or_id)
+        #: Tells folders of one name apart; empty where the name is enough.
+        self.version = ""
         self.device, self.dtype = torch.device(device), dtype
         self._prepare = ImagePreprocessor(folder, square=False)
         self._tokenizer = load_tokenizer(folder)

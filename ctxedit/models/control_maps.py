@@ -2,13 +2,17 @@
 
 Which one belongs to a ControlNet is known by the names of the published ones:
 ``lllyasviel/sd-controlnet-depth``, ``lllyasviel/control_v11p_sd15_softedge``, … The detectors' weights, which
-the library fetches, are pickles: torch reads them as data only.
+the library fetches, are pickles; the library has torch read them, here as data only, whatever it or the
+environment says: a pickle with code in it is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -66,7 +70,10 @@ class Detector:
             import controlnet_aux
 
             cls: Any = getattr(controlnet_aux, entry[1])
-            self._detector = cls.from_pretrained(WEIGHTS, **({"local_files_only": True} if offline else {}))
+            with _data_only():
+                self._detector = cls.from_pretrained(
+                    WEIGHTS, **({"local_files_only": True} if offline else {})
+                )
             self._detector.to(device)
         except Exception as error:  # the library's own, of the hub's, of torch's
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
@@ -86,6 +93,18 @@ class Detector:
             )
             maps.append(np.asarray(found.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)))
         return np.stack(maps)
+
+
+@contextmanager
+def _data_only() -> Iterator[None]:
+    """torch.load runs no code within the block; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns its default around."""
+    load = torch.load
+
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        return load(*arguments, **{**options, "weights_only": True})
+
+    with mock.patch.object(torch, "load", guarded):
+        yield
 
 
 def _entry(model: str) -> tuple[str, str] | None:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctxedit.errors import WeightsError, did_you_mean
+from ctxedit.contents import fingerprint
+from ctxedit.errors import CtxeditError, WeightsError, did_you_mean
 from ctxedit.files import check_file, check_model_files, process_folder
 from ctxedit.model_names import BUILTIN, VOCABULARY, expanded, is_own
 from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
@@ -123,16 +124,54 @@ def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | No
 
 
 def identity(model: str) -> str:
-    """A model's name; for ctxedit's own, which may be trained anew in their place, with a hash of them."""
+    """What a model is known by: a name for one on the hub, a hash of what is read of it for one on disk.
+
+    Files on disk may be trained or written anew in their place, or be moved. ctxedit's own have both, name
+    and hash. What is not there, or cannot be read, is known by its name: loading it says what is wrong.
+    """
     own = own_folder(model)
-    made_with = ("vae", "text_encoder", "unet", "controlnet")
-    return model if own is None else f"{model} {_version(own, made_with)}"
+    if own is not None:
+        return f"{model} {_version(own, ('vae', 'text_encoder', 'unet', 'controlnet'))}"
+    path = expanded(model)
+    try:
+        if path.is_file():
+            beside = path.with_suffix(".yaml")  # says what the network predicts
+            return f"file {fingerprint(path)}" + (f" {fingerprint(beside)}" if beside.is_file() else "")
+        return f"folder {_pipeline_print(path)}" if path.is_dir() else model
+    except CtxeditError:
+        return model
 
 
 def part_identity(setting: str, own: Path | None, part: str) -> str:
-    """As :func:`identity`, of the ``clip`` or ``captioner`` that a setting means beside ``own``'s model."""
-    found = own_part(setting, own, part)
-    return setting if found is None else f"{found[1]} {_version(found[0].parent, (part,))}"
+    """As :func:`identity`, of a model beside it: the ``clip``, ``captioner`` or ``upscaler`` of a setting.
+
+    Args:
+        setting: what the settings name: a keyword, a hub id, or the path of a folder.
+        own: the folder of ctxedit's own models; None for a model from elsewhere.
+        part: the folder within ``own``.
+    """
+    if (found := own_part(setting, own, part)) is not None:
+        return f"{found[1]} {_version(found[0].parent, (part,))}"
+    path = Path(setting)
+    return folder_identity(path) if path.is_absolute() and path.is_dir() else setting
+
+
+def folder_identity(folder: Path) -> str:
+    """What a folder of one network is known by: its files, but for pickles, which are never read."""
+    return fingerprint(folder, skip=layout.PICKLES)
+
+
+def _pipeline_print(folder: Path) -> str:
+    """A hash of a pipeline's folders; those that a training's checkpoint lacks are its parent's."""
+    root = folder if (folder / "model_index.json").is_file() else folder.parent
+    family = family_named(pipeline_of(root), str(folder))
+    places = {
+        part: folder / part if (folder / part).is_dir() else root / part
+        for part in (*family.networks_in, *family.others_in)
+    }
+    prints = [f"{part} {folder_identity(place)}" for part, place in places.items()]
+    whole = "\n".join([fingerprint(root / "model_index.json"), *prints])
+    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
 
 def pretrained_adapter(folder: Path | None) -> Path | None:

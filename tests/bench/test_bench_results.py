@@ -110,3 +110,20 @@ def test_the_ledger_adds_what_is_resumed_and_forgets_what_has_changed(tmp_path):
     assert ledger.of("tune", "other") is None and ledger.of("edit", "k") is None
     ledger.add("tune", "other", Cost(1.0, 1, 1))
     assert Ledger(tmp_path).of("tune", "other") == Cost(1.0, 1, 1)
+
+
+def test_steps_of_a_killed_process_are_reckoned_at_the_rate_of_the_others(tmp_path):
+    """A tuning of ten steps: killed after four, interrupted after seven, then finished."""
+    network, meter = torch.nn.Identity(), CostMeter(Reporter())
+    with (
+        meter.watch(network, 1, torch.device("cpu")),
+        meter.noting("tune", lambda cost: Ledger(tmp_path).add("tune", "k", cost)),
+    ):
+        for steps in (range(5, 8), range(8, 11)):
+            with meter.task("tune", 10) as progress:
+                for step in steps:
+                    network(torch.zeros(2, 1))
+                    progress(step, "")
+    cost = Ledger(tmp_path).of("tune", "k")
+    assert (cost.evaluations, cost.steps, cost.reached) == (20, 10, 10)
+    assert cost.table().keys() == {"seconds", "peak_bytes", "evaluations"}

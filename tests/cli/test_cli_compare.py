@@ -52,6 +52,17 @@ def test_an_image_has_a_row_for_each(ctxedit, clips, tmp_path):
     assert two[0] == one[0] and two[1] > 1.8 * one[1]
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
+def test_a_finished_comparison_is_known_again(ctxedit, clips, tmp_path, name):
+    call = ("compare", clips("a.mp4", grey=40), clips("b.mp4", grey=90), "-o", tmp_path / name)
+    assert ctxedit(*call).code == 0
+    again = ctxedit(*call)
+    assert (again.code, again.out) == (0, f"{tmp_path / name}\n") and "already" in again.err
+    assert ctxedit(*call, "--columns", 1).code == 6
+    shutil.copyfile(clips("c.mp4", grey=200), tmp_path / "b.mp4")
+    assert ctxedit(*call).code == 6, "another clip under the same name"
+
+
 def probe_size(ctxedit, paths, output):
     answer = ctxedit("compare", *paths, "-o", output)
     assert answer.code == 0, answer.err

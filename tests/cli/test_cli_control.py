@@ -1,6 +1,7 @@
 """A ControlNet from the command line: the map, what is checked before weights, what depends on it."""
 
 import importlib.machinery
+import os
 import shutil
 import sys
 import types
@@ -231,3 +232,31 @@ def test_a_detector_whose_weights_are_not_here(ctxedit, arguments, controlnet, d
         "tune", *arguments, "--set", "control.kind=video", "--set", f"control.model={model}", "--offline"
     )
     assert answer.code == 4 and "lllyasviel/Annotators" in answer.err and "not in the cache" in answer.err
+
+
+class _Code:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.mark.parametrize("said", [{}, {"weights_only": False}])
+def test_no_code_in_a_detectors_pickle_is_run(
+    ctxedit, arguments, controlnet, detectors, tmp_path, monkeypatch, said
+):
+    import torch
+
+    mark, file = tmp_path / "mark", tmp_path / "ControlNetHED.pth"
+    torch.save({"norm": torch.zeros(1), "more": _Code(mark)}, file)
+    detectors.HEDdetector.from_pretrained = lambda name, **options: torch.load(file, **said)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    model = shutil.copytree(controlnet, tmp_path / "sd-controlnet-hed")
+    answer = ctxedit("tune", *arguments, "--set", "control.kind=video", "--set", f"control.model={model}")
+    assert answer.code == 4 and "the detector of HED edges could not be loaded" in answer.err
+    assert not mark.exists() and answer.err.count("error:") == 1
+    torch.load(file, weights_only=False)
+    assert mark.exists(), "it would have been run"

@@ -257,6 +257,21 @@ def test_t2i_names_the_picture_after_the_text(ctxedit, tmp_path, monkeypatch):
     assert same.table["image"] == "same.png" and (tmp_path / "same.png").read_bytes() == first
 
 
+def test_t2i_knows_its_own_finished_image(ctxedit, tmp_path, monkeypatch):
+    """As when it was killed after the image got its name."""
+    ask = ("t2i", "a cat", "--steps", 1, "--no-metadata", "-o", tmp_path / "cat.jpg")
+    assert ctxedit(*ask).code == 0
+    first = (tmp_path / "cat.jpg").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("ctxedit.editing.text_to_image.generate", lambda *a, **k: pytest.fail("made again"))
+        again = ctxedit(*ask)
+    assert (again.code, again.out) == (0, f"{tmp_path / 'cat.jpg'}\n") and "already" in again.err
+    assert ctxedit(*ask, "--seed", 5).code == 6
+    (tmp_path / "cat.jpg").write_bytes(first + b"!")
+    assert ctxedit(*ask).code == 6, "somebody changed it"
+    assert ctxedit(*ask, "-y").code == 0 and (tmp_path / "cat.jpg").read_bytes() == first
+
+
 def test_t2i_checks_first(ctxedit, tmp_path, monkeypatch, no_weights):
     monkeypatch.chdir(tmp_path)
     answer = ctxedit("t2i", "a cat", "--size", 50)

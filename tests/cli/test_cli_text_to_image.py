@@ -1,6 +1,7 @@
 """Text to image with a model's own adapter, tuning that starts from it, and sweeps judged by samples."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -113,6 +114,28 @@ def test_guidance_is_swept_over_the_same_captions(ctxedit, tmp_path):
     rows = table(tmp_path / "guidance.csv")
     assert [float(r["guidance"]) for r in rows if r["metric"] == "fid"] == [1, 3]
     assert len({r["value"] for r in rows if r["metric"] == "fid"}) == 2
+    assert not any(r["difference"] for r in rows), "one model has nothing to differ from"
+
+
+def test_models_are_compared_with_the_first_caption_by_caption(ctxedit, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    models = (trained, tmp_path / "copy", trained / "snapshots" / "000001")
+    ask = ("eval", "guidance", *models, "--values", "3", "--count", 20, "--steps", 1)
+    result = ctxedit(*ask, "--json", "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    found = {(r["model"], r["metric"]): r for r in result.table["rows"]}
+    for metric in ("fid", "clip_score", "all_right"):
+        first, same, other = (found[model.name, metric] for model in models)
+        assert first["difference"] is None
+        assert (same["difference"], same["difference_low"], same["difference_high"]) == (0, 0, 0)
+        assert other["difference_from"] == trained.name
+        assert other["difference"] == pytest.approx(other["value"] - first["value"])
+        assert other["difference_low"] <= other["difference"] <= other["difference_high"]
+    other = found["000001", "clip_score"]
+    assert other["difference"] != 0
+    assert other["difference_high"] - other["difference_low"] < other["high"] - other["low"], "paired"
+    shown = ctxedit(*ask, "-o", tmp_path / "out")
+    assert f"minus {trained.name}" in shown.out
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def cmmd(generated: Tensor, reference: Tensor) -> tuple[float, tuple[float, floa
         return SCALE * (xx / n**2 + yy / m**2 - 2 * xy / (n * m))
 
     whole = value(np.arange(GROUPS))
-    return whole, jackknife(whole, lambda group: value(np.delete(np.arange(GROUPS), group)))
+    without = [value(np.delete(np.arange(GROUPS), group)) for group in range(GROUPS)]
+    return whole, jackknife(whole, without)
 
 
 def _sums(x: Tensor, y: Tensor, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -43,6 +43,8 @@ class Score:
         generated, reference: how many images of each set it is of (0: not used).
         features: the network whose features it is of.
         interval: how the interval was found.
+        each: of a mean over images, the value of each image, in order; else empty.
+        without: of a jackknifed figure, its value without each group of images; else empty.
     """
 
     key: str
@@ -56,6 +58,8 @@ class Score:
     reference: int
     features: str
     interval: str
+    each: tuple[float, ...] = ()
+    without: tuple[float, ...] = ()
 
 
 class Task(Protocol):
@@ -237,10 +241,13 @@ class _Comparison:
     def _fid(self) -> Score:
         mine, theirs = self.mine.main, self.theirs.main
         value, bounds = fidelity.fid(mine, theirs), None
+        without: tuple[float, ...] = ()
         if min(self._counts) >= 2 * GROUPS:
             gx, gy = (torch.from_numpy(groups_of(count)) for count in self._counts)
-            bounds = jackknife(value, lambda g: fidelity.fid(mine[gx != g], theirs[gy != g]))
-        return self._made("fid", "FID", "lower", 3, value, bounds, f"jackknife of {GROUPS} groups")
+            without = tuple(fidelity.fid(mine[gx != g], theirs[gy != g]) for g in range(GROUPS))
+            bounds = jackknife(value, without)
+        made = self._made("fid", "FID", "lower", 3, value, bounds, f"jackknife of {GROUPS} groups")
+        return replace(made, without=without)
 
     def _kid(self) -> Score:
         """KID is unbiased: subsets of any size have its mean, and their spread gives that of all images."""
@@ -285,7 +292,8 @@ class _Comparison:
         cosines = (self.mine.clip * texts).sum(1).clamp(min=0).double().numpy()
         bounds = of_mean(cosines)
         mean = float(cosines.mean())
-        return self._made("clip_score", "CLIP score", "higher", 4, mean, bounds, "over images", True)
+        made = self._made("clip_score", "CLIP score", "higher", 4, mean, bounds, "over images", True)
+        return replace(made, each=tuple(cosines.tolist()))
 
     def _made(
         self, key: str, title: str, better: Literal["higher", "lower"], digits: int, value: float,

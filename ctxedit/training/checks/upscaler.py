@@ -136,9 +136,8 @@ def _interval(warp: NDArray[np.float64], plain: NDArray[np.float64]) -> interval
     if len(warp) < intervals.GROUPS:
         return None
     group = intervals.groups_of(len(warp))
-    return intervals.jackknife(
-        _ratio(warp, plain), lambda left: _ratio(warp[group != left], plain[group != left])
-    )
+    without = [_ratio(warp[group != left], plain[group != left]) for left in range(intervals.GROUPS)]
+    return intervals.jackknife(_ratio(warp, plain), without)
 
 
 CHECK = Check("upscaler", ("upscaler", "vae", "text_encoder"), measure)
