@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> int:
     """As :func:`main`, in a process that ends afterwards: a Ctrl-C that comes too late changes nothing."""
+    from ctxedit.cli import collecting
+
+    collecting.pause()
     code = main()
     # The exit handlers of torch and others take a moment; interrupted they would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from ctxedit.cli import collecting
 from ctxedit.errors import (
     ConfigError,
     CtxeditError,
@@ -70,7 +71,8 @@ class Carried(BaseException):
 
 
 def work_begins() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt: there may be something to clean up."""
+    """Imports are over. From now on Ctrl-C raises KeyboardInterrupt: there may be something to clean up."""
+    collecting.resume()
     current = signal.getsignal(signal.SIGINT)
     if getattr(current, "__module__", "") == "ctxedit.cli":
         signal.signal(signal.SIGINT, signal.default_int_handler)

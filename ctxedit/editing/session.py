@@ -162,8 +162,9 @@ class Session:
         standing = self.run.standing(job.name, job.key)
         if standing.flaw:
             self.reporter.warn(f"{standing.flaw}: {stage.again} again")
-        redone = stage.each_target and self.request.overwrite and job.name not in self._made
-        return standing.done and not redone
+        # Two stages may need a third one: it is not made anew for each of them.
+        anew = stage.each_target and self.request.overwrite and job.name not in self._made
+        return standing.done and not anew
 
     def _make(self, stage: Stage, job: StageJob) -> Any:
         with self._measuring(stage, job):
@@ -173,7 +174,7 @@ class Session:
             self.run.publish(job.name, job.key, made.outputs, made.write, replaces, made.files, **made.facts)
         elif stage.keeps:
             self.run.finish(job.name, job.key, made.files, **made.facts)
-            self._made.add(job.name)
+        self._made.add(job.name)
         return made.value
 
     @contextmanager

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ctxedit.errors import ConfigError
-from ctxedit.metrics.edit import Edit, Networks
-from ctxedit.metrics.registry import NEEDS, Metric, Place, named, usual
+from ctxedit.metrics.edit import NEEDS, Edit, Metric, Place
+from ctxedit.metrics.networks import Networks
+from ctxedit.metrics.registry import named, usual, value_of
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import own_part, part_identity
 
@@ -137,5 +138,5 @@ def evaluate(
     values = scores(edit, chosen)
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
-        values |= {key: edit.value(f"{key}_kept") for key in ("psnr", "ssim") if key in values}
+        values |= {key: value_of(edit, f"{key}_kept") for key in ("psnr", "ssim") if key in values}
     return Figures(networks.clip.name, values, mask is not None, networks.clip.version, edit.size)

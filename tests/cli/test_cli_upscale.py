@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tiny import make_pixel_upscaler, make_x4_upscaler
 
-from ctxedit.editing import machine, text_to_image
+from ctxedit.editing import machine, stages, text_to_image
 from ctxedit.errors import WeightsError
 from ctxedit.models import weights
 from ctxedit.models.upscalers.base import Upscaler
@@ -75,6 +75,16 @@ def test_every_file_of_an_edit_is_larger(ctxedit, run, own, calls, frames_of):
     # Four times the size is the built-in models' own default, and no changed setting.
     assert told["settings"]["upscale.steps"] == 2 and "upscale.scale" not in told["settings"]
     assert "upscale.steps=2" in ctxedit("show", video).out
+
+
+def test_an_edit_that_is_replaced_is_sampled_once(ctxedit, run, own, calls, monkeypatch):
+    """Upscaling and writing need the frames, either of which could have them sampled anew."""
+    sampled, real = [], stages.edited_frames
+    monkeypatch.setattr(stages, "edited_frames", lambda *args: sampled.append(1) or real(*args))
+    for _ in range(2):
+        answer = ctxedit("edit", DOG, "--run", run, "--upscaler", own, *FEW, "--yes", "--json")
+        assert answer.code == 0, answer.err
+    assert len(sampled) == len(calls) == 2
 
 
 def test_an_upscaler_is_known_by_its_weights(ctxedit, run, own, tmp_path):
