@@ -54,12 +54,12 @@ def ls(
     ]  # fmt: skip
     lines = ["builtin", columns(rows), "", "The built-in models know:"]
     lines += [pairs([(name, ", ".join(values)) for name, values in words.items()]), ""]
-    lines += ["On held-out combinations (ctxedit models check):"]
+    lines += ["On combinations held out of training:"]
     lines += [check_table(checked)] if checked else ["not checked"]
     lines += ["", "In the hub's cache:"]
     lines += [f"{c['id']}  {human_size(c['bytes'])}" for c in cache] or ["nothing"]
     known, fetched = named(), []
-    lines += ["", "Short names (`ctxedit models pull NAME` fetches them):"]
+    lines += ["", "Short names for `ctxedit models pull`:"]
     lines += [
         columns([("name", "repository", "size", "half precision", "is there"), *map(_named_row, known)])
     ]

@@ -139,14 +139,17 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns
 
 
-def pairs(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values beside each other; on a terminal the values fold, at spaces, behind their names."""
+def pairs(rows: Sequence[tuple[str, str]], whole: str = "") -> str:
+    """Names and values beside each other; on a terminal the values fold, at spaces, behind their names.
+
+    Those of the name ``whole`` do not: commands have to be copied.
+    """
     longest = max((len(name) for name, _ in rows), default=0)
     room = terminal_width()
     lines = []
     for name, value in rows:
         folded = [value]
-        if room is not None:
+        if room is not None and name != whole:
             folded = textwrap.wrap(
                 value, max(room - longest - 2, 12), break_long_words=False, break_on_hyphens=False
             )
