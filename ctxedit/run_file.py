@@ -56,7 +56,7 @@ def _check_stage(stage: str, entry: Any) -> None:
         if isinstance(settings := entry["facts"].get("settings"), dict):
             entry["facts"]["settings"] = with_current_names(settings)
     if not good:
-        raise InputError(f"stage {stage} is not what was noted")
+        raise InputError(f"the entry of stage {stage} is malformed")
 
 
 def _is_noted(file: Any) -> bool:
@@ -107,7 +107,7 @@ def write_toml(path: Path, table: Mapping[str, Any]) -> None:
     """
     text = tomli_w.dumps(_plain(table)).encode()
     if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: its folder is gone", "check the folder and the disk")
+        raise OutputError(f"{path} cannot be written: its folder is missing", "check the folder and the disk")
     with atomic(path, True) as temporary:
         temporary.write_bytes(text)
 

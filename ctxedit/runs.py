@@ -187,7 +187,7 @@ class Run:
         since the hash is in every key, its stages are made again.
         """
         if not self.clip.exists():
-            raise InputError(f"the run's clip is gone: {self.clip}", "put it back, or tune again")
+            raise InputError(f"the run's clip is missing: {self.clip}", "restore it, or tune again")
         now, noted = fingerprint(self.clip), self._table["clip_hash"]
         if len(noted) != len(now):
             warn(f"{self.folder} was made by an older ctxedit, without checksums: its stages are made again")

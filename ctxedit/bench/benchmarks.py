@@ -60,7 +60,7 @@ def v2vbench(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{path}, entry {number}"
         if not isinstance(one, Mapping) or not isinstance(one.get("edit"), list):
             raise ConfigError(
-                f"{where} is none of V2VBench", "an entry has video_id and a list of edits, edit"
+                f"{where} is not an entry of V2VBench", "an entry has video_id and a list of edits, edit"
             )
         name = str(one.get("video_id", "")).strip()
         targets = [_target(edit, where) for edit in one["edit"]]
@@ -109,7 +109,8 @@ def _entry(
     stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in _VIDEOS else name
     if stem not in videos:
         raise InputError(
-            f"{where}: there is no video {stem!r} in {path.parent} or below", "put the videos beside the list"
+            f"{where}: there is no video {stem!r} in {path.parent} or below",
+            "put the videos next to the list",
         )
     table = {"name": stem, "path": str(videos[stem].absolute()), "prompt": prompt, "targets": targets}
     return {key: value for key, value in table.items() if value is not None}

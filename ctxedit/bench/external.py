@@ -52,7 +52,9 @@ def parse(text: str) -> External:
         raise ConfigError(f"--external {text}", "it takes a name and a folder: --external tokenflow=videos/")
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise InputError(f"--external {text}: {path} is no folder", "name the folder that holds its videos")
+        raise InputError(
+            f"--external {text}: {path} is not a folder", "name the folder that holds its videos"
+        )
     return External(label, path)
 
 

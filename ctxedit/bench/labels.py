@@ -163,7 +163,7 @@ def judged(
         warn("the judges know the drawn world's objects only: the labels are not looked for")
         return []
     if samples[0].real.shape[:2] != (composition_judge.SIDE,) * 2:
-        raise ConfigError(f"the judges take pictures of {composition_judge.SIDE} pixels", "leave out --size")
+        raise ConfigError(f"the judges take images of {composition_judge.SIDE} pixels", "leave out --size")
     frames = np.stack([read_image(file) for file in files])
     if kind == "class":
         return _of_classes(samples, labels, frames)

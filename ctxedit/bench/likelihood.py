@@ -100,7 +100,7 @@ def measure(
     """
     if plan.count > len(pixels):
         raise InputError(
-            f"{plan.count} images are asked for, and there are {len(pixels)}", "a smaller --count"
+            f"{plan.count} images were requested, and there are {len(pixels)}", "a smaller --count"
         )
     labels = _labels(model, pixels)
     order = np.random.default_rng((plan.seed, 1)).permutation(len(pixels))[: plan.count]
@@ -128,7 +128,7 @@ def _check_usable(pixels: PixelSet, order: NDArray[np.int64]) -> None:
         listed = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:2])
         raise InputError(
             f"{len(found)} of the {len(order)} images cannot be used ({listed})",
-            "remove them: a likelihood is of all images that were chosen",
+            "remove them: the likelihood is computed over all chosen images",
         )
 
 

@@ -94,7 +94,7 @@ def methods(
     for name in presets:
         label = Path(name).stem if name.endswith(".toml") else name
         if label in found:
-            raise ConfigError(f"two presets are called {label!r}", "name each once; rename a file's copy")
+            raise ConfigError(f"two presets are named {label!r}", "name each once; rename a file's copy")
         if label in REFERENCES:
             raise ConfigError(f"a preset cannot be called {label!r} here", "rename the file")
         found[label] = Method(label, name, load(name, {}))

@@ -86,7 +86,7 @@ class Results:
                 continue
             if row is None:
                 raise InputError(
-                    f"{self.path}, line {number} is no result", "delete the line, or choose another --out"
+                    f"{self.path}, line {number} is not a result", "delete the line, or choose another --out"
                 )
             self._rows[row.key] = row
         if self.damaged and not self._rows:

@@ -109,7 +109,7 @@ class Serving:
         if self._token and self._marked() != self._token.encode():
             place = self.bench.out if self.bench.store is None else self.bench.store.url
             raise OutputError(
-                f"a worker on {platform.node()} does not see {place}",
+                f"a worker on {platform.node()} cannot read {place}",
                 "choose --out on storage that all workers share",
             )
         if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):

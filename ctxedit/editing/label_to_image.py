@@ -93,7 +93,7 @@ def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
     """The settings' model; raises ConfigError for settings that labels do not go with."""
     if config.control.kind != "none":
         raise ConfigError(
-            "labels have no clip to take a control from", "choose a preset without a ControlNet"
+            "there is no clip to compute a control map from", "choose a preset without a ControlNet"
         )
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)

@@ -96,7 +96,7 @@ class Parts:
         texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
         unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
         for token in unused if self.request.targets else ():
-            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt: it does nothing")
+            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt, so it has no effect")
         backbone.long_prompts = self.config.edit.long_prompts
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))

@@ -251,7 +251,7 @@ class _Round(Generic[J, R]):
 
     def _told(self, now: _Running[J, R], given: Answer[R]) -> Iterator[tuple[J, R | Lost]]:
         if now.job is not None and given.place != now.name:
-            self.overseer.warn(f"{now.name} died: {given.place} did again what it was doing")
+            self.overseer.warn(f"{now.name} died: {given.place} repeated its job")
         now.worker.name = given.place
         for text in given.warnings:
             self.overseer.warn(text)
@@ -269,11 +269,11 @@ class _Round(Generic[J, R]):
         line = f"{type(died).__name__}: {str(died).strip()}".split("\n")[0][:200]
         if now.job is None or not isinstance(died, worker.died):
             raise ResourceError(
-                f"{now.name} cannot work: {line}",
-                "ctxedit and its packages must be the same on every machine",
+                f"{now.name} failed to start: {line}",
+                "install the same ctxedit and packages on every machine",
             ) from died
         if now.tries < worker.retries:
-            self.overseer.warn(f"{now.name} died: what it was doing is done again")
+            self.overseer.warn(f"{now.name} died: its job is repeated")
             self.running[worker.submit(now.job)] = _Running(worker, now.name, now.job, tries)
             return
         yield (

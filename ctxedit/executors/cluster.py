@@ -174,7 +174,7 @@ def _check_answers(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(
-            f"--ray {address!r} is no address",
+            f"--ray {address!r} is not an address",
             "auto, local, HOST:PORT (usually port 6379) or ray://HOST:10001",
         )
     try:

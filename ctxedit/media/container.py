@@ -51,7 +51,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
             yield container, stream, _decoder(stream, path)
     except av.FFmpegError as error:
         if "moov" in str(error) or (path.suffix.lower() in (".mp4", ".mov", ".m4v") and _is_mp4(path)):
-            raise InputError(f"{path} is cut short or damaged", DAMAGED) from error
+            raise InputError(f"{path} is truncated or damaged", DAMAGED) from error
         raise InputError(
             f"{path} cannot be read as a video",
             "mp4, mov, webm, mkv, gif, images and folders of images are read",
@@ -82,7 +82,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     if films:
         return max(moving or films, key=_rank)
     if container.streams.audio:
-        raise InputError(f"{path} holds sound only, no picture", "give a clip with a video stream")
+        raise InputError(f"{path} holds sound but no video", "give a clip with a video stream")
     raise InputError(
         f"{path} holds no video", "mp4, mov, webm, mkv, gif, images and folders of images are read"
     )

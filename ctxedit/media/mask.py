@@ -41,7 +41,7 @@ def read_mask(
     )
     if not any(frame.any() for frame in mask):
         raise InputError(
-            f"the mask {path} is black all over: nothing may change", "white marks what may change"
+            f"the mask {path} is completely black, so nothing may change", "white marks what may change"
         )
     return mask
 

@@ -59,7 +59,7 @@ def atomic(path: str | Path, overwrite: bool = False, durable: bool = True) -> I
             sweep(path.parent)
         yield temporary
         if not temporary.exists():
-            raise OutputError(f"nothing was written for {path}")
+            raise OutputError(f"nothing was written to {path}")
         _refuse_existing(path, overwrite)
         if durable:
             synchronize(temporary)
@@ -169,12 +169,12 @@ def as_output_error(error: BaseException, path: Path) -> OutputError | None:
     elif type(error).__name__ == "SafetensorError" and (found := _RUST_ERRNO.search(str(error))):
         code = int(found[1])
     elif isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITER):
-        return OutputError(f"{path} cannot be written; what was there stays", "check the free disk space")
+        return OutputError(f"{path} cannot be written; it is unchanged", "check the free disk space")
     else:
         return None
     if code in _FULL:
         return OutputError(
-            f"the disk is full: {path} is not written", "free some disk space, or write to another disk"
+            f"the disk is full: {path} was not written", "free some disk space, or write to another disk"
         )
     if code == errno.EIO:
         return OutputError(f"cannot write {path}: the disk reports an error", "write to another disk")

@@ -85,7 +85,7 @@ def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool 
         and path.is_dir()
         and not all(_FRAME_NAME.fullmatch(file.name) for file in path.iterdir())
     ):
-        raise OutputError(f"{path} is a folder that holds other things than frames", "choose a new folder")
+        raise OutputError(f"{path} is a folder with files other than frames", "choose a new folder")
     check_writable(path, overwrite)
 
 

@@ -133,7 +133,7 @@ class Edit:
                 raise
             raise CtxeditError(
                 f"the metric {metric.key} failed: {type(error).__name__}: {error}",
-                f"it is defined in {metric.source}, which is no part of ctxedit",
+                f"it is defined in {metric.source}, which is not part of ctxedit",
             ) from error
 
     def once(self, name: str, compute: Callable[[], T]) -> T:

@@ -153,7 +153,7 @@ def _take(found: dict[str, Metric], more: Sequence[Metric]) -> None:
     for one in more:
         if one.key in found:
             raise ConfigError(
-                f"two metrics are called {one.key!r}: in {found[one.key].source} and in {one.source}",
+                f"two metrics are named {one.key!r}: in {found[one.key].source} and in {one.source}",
                 "rename one of them",
             )
         found[one.key] = one

@@ -62,13 +62,13 @@ def check_settings(config: ControlConfig, own: bool) -> None:
         check_library(config.model)
     elif not config.map:
         raise ConfigError(
-            "the settings ask for a control map, and there is none",
-            "bring it with --control FILE (depth, pose, edges of each frame), or use edges of the clip: "
+            "the settings need a control map, and none was given",
+            "give one with --control FILE (depth, pose or edges of each frame), or use the clip's edges: "
             "--set control.kind=canny",
         )
     if config.model == "auto" and not own:
         raise ConfigError(
-            "which ControlNet belongs to the control map is not said",
+            "no ControlNet is named for the control map",
             "name the one for its kind, e.g. --set control.model=lllyasviel/sd-controlnet-depth",
         )
 
@@ -86,7 +86,7 @@ def locate_control(
     """
     if denoiser is None:
         raise ConfigError(
-            "this kind of model takes no ControlNet",
+            "this kind of model does not support ControlNets",
             "choose a preset without one, or set control.kind = none",
         )
     check_settings(config, denoiser.own is not None)

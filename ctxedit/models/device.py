@@ -23,11 +23,11 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"no device named {name!r}", "auto, cpu, cuda, cuda:1, mps") from error
     if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
-        raise ConfigError(f"ctxedit does not run on {name!r}", "auto, cpu, cuda, cuda:1, mps")
+        raise ConfigError(f"ctxedit does not support the device {name!r}", "auto, cpu, cuda, cuda:1, mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(f"{name} is not there", "this machine has no such CUDA device; try --device cpu")
+        raise ResourceError(f"there is no device {name}", "try --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ResourceError("mps is not there", "try --device cpu")
+        raise ResourceError("there is no MPS device", "try --device cpu")
     return device
 
 

@@ -114,8 +114,8 @@ def add_embedding(embedding: Embedding, name: str, tokenizer: Any, encoder: Any,
     names = [embedding.token, *(f"{embedding.token}_{i}" for i in range(1, len(vectors)))]
     if tokenizer.add_tokens([AddedToken(n, single_word=True, normalized=False) for n in names]) < len(names):
         raise WeightsError(
-            f"{embedding.token!r}, the token of {embedding.file.name}, is a token of {name} already",
-            "an embedding can be given once; rename the file if it is called by its name",
+            f"{embedding.token!r}, the token of {embedding.file.name}, is already a token of {name}",
+            "give each embedding once; rename the file if its token comes from the file name",
         )
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ids: list[int] = tokenizer.convert_tokens_to_ids(names)

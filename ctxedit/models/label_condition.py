@@ -63,7 +63,7 @@ class LabelEncoder:
         places = tuple(box for _, box in boxes)
         if gone := hidden(torch.tensor(places)):
             raise InputError(
-                f"box {gone[0] + 1} ({boxes[gone[0]][0]}) is hidden by the others: nothing of it is seen",
+                f"box {gone[0] + 1} ({boxes[gone[0]][0]}) is completely hidden by the others",
                 "smaller boxes are in front of larger ones: move it, or leave it out",
             )
         return Labels(numbers, places)

@@ -77,7 +77,7 @@ def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool =
     name, scale = split_scale(setting)
     file = locate_file(name, "LoRA", NAMES, offline)
     if family.lora_loader is None:
-        raise WeightsError(f"{checkpoint.name} takes no LoRA", "leave out --lora")
+        raise WeightsError(f"{checkpoint.name} does not support LoRAs", "leave out --lora")
     tensors = load_file(file) if header([file]) else {}
     broken = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), None)
     if broken:

@@ -121,7 +121,7 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
                 raise ValueError("cut off")
         except _NO_HEADER as error:
             raise WeightsError(
-                f"{file} is no whole safetensors file ({error})", "fetch or save it again"
+                f"{file} is not a complete safetensors file ({error})", "fetch or save it again"
             ) from error
         table |= found
     return table

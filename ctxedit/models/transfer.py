@@ -114,8 +114,8 @@ def _fetch_and_check(download: Download, file: RemoteFile, part: Path, watcher: 
             return
         part.unlink()
     raise WeightsError(
-        f"{download.hub_id}/{file.name} arrived damaged: its hash is not the one that the hub lists",
-        "run the same command again; if it fails again, a proxy on the way may change files",
+        f"{download.hub_id}/{file.name} was damaged in transit: its hash is not the hub's",
+        "run the same command again; if it fails again, a proxy may be changing files",
     )
 
 

@@ -290,7 +290,7 @@ def _completed(path: Path) -> tuple[str, Path]:
         return path.name, path
     if not (around / "model_index.json").is_file():
         raise WeightsError(
-            f"{path} holds {' and '.join(f'{part}/' for part in inside)} alone, and there is no pipeline "
+            f"{path} holds only {' and '.join(f'{part}/' for part in inside)}, and there is no pipeline "
             f"around it in {around}",
             f"copy the base model's folders and model_index.json to {around}, then name {path.name} again",
         )

@@ -87,9 +87,7 @@ def trainable(
             )
         found |= here
     if not found:
-        raise ConfigError(
-            "tune.trainable_modules names nothing that there is to tune", "or set tune.steps = 0"
-        )
+        raise ConfigError("tune.trainable_modules names nothing that this model has", "or set tune.steps = 0")
     return found
 
 

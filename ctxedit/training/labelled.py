@@ -240,7 +240,7 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
     except FileNotFoundError as error:
         raise InputError(f"no file {file}", _COCO_HINT) from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{file} is broken or cut off: {error}", "download it again") from error
+        raise InputError(f"{file} is damaged or truncated: {error}", "download it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not in COCO's instances format ({error!r})", _COCO_HINT) from error
     folder = _coco_images(file, [name for name, _ in images.values()])

@@ -187,7 +187,7 @@ def _absent(folder: Path) -> Path:
 
 BAD = {
     _absent: "does not exist",
-    _truncated: "cut short",
+    _truncated: "truncated",
     _text: "cannot be read as a video",
     _empty: "0 bytes",
     _sound_only: "sound only",
@@ -196,7 +196,7 @@ BAD = {
     _empty_folder: "no images",
     _mixed_sizes: "2.png is 32x32",
     _not_an_image: "as an image",
-    _pages: "several pictures",
+    _pages: "several images",
     _standard_input: "standard input",
     _address: "web address",
     _pattern: "pattern",

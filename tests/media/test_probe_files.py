@@ -173,7 +173,7 @@ BAD = {
     _empty: "empty",
     _text: "cannot be read as a video",
     _noise: "cannot be read as a video",
-    _truncated: "cut short",
+    _truncated: "truncated",
     _sound_only: "sound only",
     _song_with_cover: "sound only",
     _no_frames: "frames|video",

@@ -130,11 +130,11 @@ class Backbone(ABC):
 
     def merge(self, lora: Lora) -> None:
         """Add a LoRA, read with :func:`ctxedit.models.lora.read_lora`, to the weights."""
-        raise WeightsError(f"{self.name} takes no LoRA", "leave out --lora")
+        raise WeightsError(f"{self.name} does not support LoRAs", "leave out --lora")
 
     def embed_tokens(self, embedding: Embedding) -> None:
         """Make a textual inversion's token known to prompts."""
-        raise WeightsError(f"{self.name} takes no embeddings", "leave out --embedding")
+        raise WeightsError(f"{self.name} does not support textual inversions", "leave out --embedding")
 
     # -- frames and words --------------------------------------------------------------------------
 

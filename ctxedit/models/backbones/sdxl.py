@@ -48,7 +48,7 @@ class StableDiffusionXL(StableDiffusion):
         rest, each = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
         if not rest or not each or rest - pooled != 6 * each:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet is not told the six sizes that the SDXL base model is told",
+                f"{checkpoint.name}: the UNet does not take the six size embeddings of the SDXL base model",
                 "the refiner cannot edit by itself: use the base model, --model sdxl",
             )
 

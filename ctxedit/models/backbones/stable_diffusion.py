@@ -123,13 +123,13 @@ class StableDiffusion(Backbone):
         inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4)
         if inner != outer:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder gives {outer}",
+                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder has {outer}",
                 "inpainting, instruction and upscaling checkpoints are not supported",
             )
         extra = [key for key in ("class_embed_type", "time_cond_proj_dim") if unet.get(key) is not None]
         if unet.get("addition_embed_type") != cls.added_embedding or extra:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet is conditioned on more than its family's checkpoints are "
+                f"{checkpoint.name}: the UNet has conditioning that its model family does not "
                 f"({', '.join(extra) or 'addition_embed_type'})",
                 "distilled, upscaling and image-conditioned checkpoints are not supported",
             )

@@ -61,7 +61,7 @@ class X4Layout:
         if (factor := 2 ** (len(vae.get("block_out_channels", ())) - 1)) != SCALE:
             raise WeightsError(f"{checkpoint.name} upscales {factor} times, not {SCALE}", _KINDS)
         if unet.get("num_class_embeds") is None and unet.get("class_embed_type") is None:
-            raise WeightsError(f"{checkpoint.name}: the UNet is not told the noise level", _KINDS)
+            raise WeightsError(f"{checkpoint.name}: the UNet does not take a noise level", _KINDS)
         check_scheduler(checkpoint)
 
 
@@ -140,7 +140,7 @@ def _own(name: str, folder: Path) -> Found:
     config = read_json(folder / "config.json")
     channels = (config.get("in_channels"), config.get("out_channels"))
     if channels != (pixels.IN_CHANNELS, pixels.FOLDED):
-        raise WeightsError(f"{folder} is no upscaler: its network takes and gives {channels}", _KINDS)
+        raise WeightsError(f"{folder} is not an upscaler: its network maps {channels} channels", _KINDS)
     layout.require([file.name for file in folder.iterdir()], str(folder))
     return Found(name, folder, True)
 
