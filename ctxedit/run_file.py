@@ -82,7 +82,7 @@ def name_of(noted: Any) -> str:
 
 
 def is_ruined(path: Path, file: Mapping[str, Any]) -> bool:
-    """Whether `path` is what is left of a noted file that was cut off, be it all of it: nobody's work.
+    """Whether `path` is a truncated (or emptied) copy of a recorded file, so that no user's work is in it.
 
     Of a folder: whether files are missing or cut off, the rest are unchanged, and there are no others.
     """

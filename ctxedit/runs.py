@@ -4,7 +4,7 @@
 stages) and one artefact a stage. A stage is valid while the key it was finished with, a hash of all that it
 depends on, is the key that it would get today, and its files have the hashes that they were finished with.
 
-One process at a time works in a run folder (:meth:`Run.working`); notes are merged, whoever makes them.
+One process at a time works in a run folder (:meth:`Run.working`); entries of several processes are merged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 def _silent(text: str) -> None:
-    """Whom nobody listens to."""
+    """Discard a message."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Run:
     ) -> Run:
         """The run of this identity: the one there is, or a new one.
 
-        A run whose ``run.toml`` is damaged starts over in its place, and ``warn`` is told.
+        A run whose ``run.toml`` is damaged starts over in its place, with a warning to ``warn``.
 
         Raises:
             OutputError: the place cannot be written.
@@ -125,7 +125,7 @@ class Run:
 
     @classmethod
     def newest(cls, root: Path, warn: Say = _silent, clip: Path | None = None) -> Run:
-        """The run that was changed last, of ``clip`` if given; ``warn`` is told of damaged ones passed over.
+        """The run that was changed last, of ``clip`` if given; damaged ones are skipped with a warning.
 
         Raises:
             InputError: there is none.
@@ -183,7 +183,7 @@ class Run:
     def check_clip(self, warn: Say = _silent) -> None:
         """Raise InputError when the clip is gone or is no longer the file that was tuned on.
 
-        A run of ctxedit 0.1 noted too little of its clip to say so. It goes on with the clip that is there;
+        A run of ctxedit 0.1 recorded too little of its clip to tell. It continues with the present clip;
         since the hash is in every key, its stages are made again.
         """
         if not self.clip.exists():
@@ -197,7 +197,7 @@ class Run:
 
     @contextmanager
     def working(self, say: Say = _silent) -> Iterator[None]:
-        """Hold the run for work; another process that holds it is waited for, and ``say`` is told.
+        """Hold the run for work; waits for another process that holds it, with a message to ``say``.
 
         What that one noted is read, and what a killed one left half written is deleted. May be nested.
 
@@ -247,7 +247,7 @@ class Run:
     def may_replace(self, stage: str, key: str, output: Path) -> bool:
         """Whether an output that exists is the stage's own of this key: as it was written, or ruined since.
 
-        Ruined is one that was cut off, be it all of it: nobody's work.
+        A ruined file is one that was truncated or emptied, so that no user's work is in it.
         """
         file = self._known(stage, key, output)
         if file is None or not output.exists():
@@ -271,7 +271,7 @@ class Run:
         """Make a stage's results for the person, and note that it has finished.
 
         They are written apart, noted with their hashes, and only then renamed: killed at whichever moment,
-        what lies at their place is known to be the run's own.
+        the file at their path is known to be the run's own.
 
         Args:
             stage, key: as for :meth:`finish`.
@@ -297,7 +297,7 @@ class Run:
                 files.append(noted(new, self._name(path)))
                 old = self._known(stage, key, path)
                 if old is not None and old["hash"] != files[-1]["hash"]:
-                    # Until the new one has its place: killed before, what lies there is still its own.
+                    # Until the new file is in place: if killed before, the old one is still the run's own.
                     files[-1]["before"] = old["hash"]
             self._note(stage, key, files, facts)
             for new, path in zip(staged, outputs, strict=True):

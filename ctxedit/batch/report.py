@@ -22,7 +22,7 @@ EDITS = "edits"
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a batch's report lies."""
+    """Paths of a batch's report."""
 
     json: Path
     markdown: Path
@@ -30,7 +30,7 @@ class ReportFiles:
 
 
 def files_in(out: Path) -> ReportFiles:
-    """Where the report of a batch in ``out`` lies."""
+    """Paths of the report of a batch in ``out``."""
     return ReportFiles(out / "report.json", out / "report.md", out / "index.html")
 
 

@@ -23,7 +23,7 @@ LOVEU_TARGETS = {
     "Background Change Caption": "background",
     "Multiple Changes Caption": "other",
 }
-#: How deep below the list's folder videos may lie.
+#: Maximum depth of videos below the list's folder.
 _DEPTH = 3
 _VIDEOS = (".mp4", ".gif", ".mov", ".webm", ".avi", ".mkv")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -35,7 +35,7 @@ def is_loveu(columns: list[str]) -> bool:
 
 
 def loveu(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Entries of LOVEU-TGVE's list: where each stands, and its table.
+    """Entries of LOVEU-TGVE's list: its position, and its table.
 
     Lines without captions are headings between the three collections.
     """
@@ -43,7 +43,7 @@ def loveu(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[st
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
         cells = {key: value.strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
-        texts: dict[str, str] = {}  # the same text may stand in two columns
+        texts: dict[str, str] = {}  # two columns may have the same text
         for column, kind in LOVEU_TARGETS.items():
             if column in cells:
                 texts.setdefault(cells[column], kind)

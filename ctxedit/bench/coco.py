@@ -100,7 +100,7 @@ def make(
         config: model, seed, edit.steps, guidance, eta and negative prompt; ``clip.size``.
         offline: fetch nothing from the hub.
         overwrite: generate all of them again.
-        reporter: is told of progress.
+        reporter: receives progress.
         adapter: a context adapter of the model, or None.
 
     Raises:

@@ -69,7 +69,7 @@ def measure(
             adapter of its own; ``upscale.scale`` above 1 adds the cascade.
         batch: images of a training step.
         repeats: measured rounds.
-        reporter: is told of progress.
+        reporter: receives progress.
         offline: fetch nothing.
 
     Returns:

@@ -31,7 +31,7 @@ _OF_TARGET = ("target", "kind", "mask", "ideal")
 
 @dataclass(frozen=True)
 class Entry:
-    """One clip of a list: where it stands, for messages, and what is said of it; nothing is checked yet."""
+    """One clip of a list: its position, for messages, and its fields, not yet checked."""
 
     where: str
     table: Any

@@ -157,7 +157,7 @@ def judged(
     kind: Kind, samples: Sequence[LabelSample], encoder: LabelEncoder, files: Sequence[Path],
     warn: Callable[[str], None],
 ) -> list[Score]:  # fmt: skip
-    """The drawn world's judges' figures; none, and ``warn`` is told, for labels that they do not know."""
+    """The drawn world's judges' figures; none, with a warning, for labels they do not know."""
     labels = encoder.encoder.labels
     if not set(labels) <= set(composition_judge.NAMES):
         warn("the judges know the drawn world's objects only: the labels are not looked for")
@@ -213,7 +213,7 @@ def _of_layouts(
 def counted(wanted: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
     """Boxes for which the judge sees an object with the label, each object for one box.
 
-    With ``inside`` the object's middle lies in the box; the boxes nearest to their objects come first.
+    With ``inside`` the object's centre is in the box; the boxes nearest to their objects come first.
     """
     pairs = []
     for b, (number, (x0, y0, x1, y1)) in enumerate(zip(wanted.numbers, wanted.boxes, strict=True)):

@@ -92,7 +92,7 @@ def measure(
         plan: how much.
         key: what identifies model and data; rows of another key are refused.
         out: folder for the rows that are done.
-        reporter: is told of progress.
+        reporter: receives progress.
 
     Raises:
         InputError: a class that the model does not know, or fewer images than asked for.
@@ -255,7 +255,7 @@ def _curve(rows: list[dict[str, Any]], steps: int) -> tuple[tuple[float, float, 
     terms = np.concatenate([row["terms"] for row in rows])
     whole = len(rows[0]["levels"]) == steps - 1
     edges = np.arange(1.5, steps + 1) if whole else np.linspace(1.5, steps + 0.5, min(_BINS, steps - 1) + 1)
-    # Levels are drawn with different chances: within a bin, each counts by what it stands for.
+    # Levels are drawn with different chances: within a bin, each is weighted by the inverse of its density.
     weights = np.ones(len(levels)) if whole else 1 / level_chances(steps).numpy()[levels - 2]
     count, _ = np.histogram(levels, edges)
     share, _ = np.histogram(levels, edges, weights=weights)

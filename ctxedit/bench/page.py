@@ -30,7 +30,7 @@ def page(
     """The page as HTML; it asks no other host for anything.
 
     Args:
-        out: the bench's folder, where the page will lie.
+        out: the bench's folder, which the page is for.
         rows: of all methods and references.
         methods: in the order of their columns.
         about: sentences for the head.
@@ -50,7 +50,7 @@ def page(
 
 
 def fill(template: str, data: dict[str, Any]) -> str:
-    """A template of this package with its data, which cannot end the script that it stands in."""
+    """A template of this package with its data, escaped so that it cannot end the script element."""
     text = resources.files("ctxedit.bench").joinpath(template).read_text(encoding="utf-8")
     before, after = text.split(_MARK)
     return before + json.dumps(data, ensure_ascii=False).replace("<", "\\u003c") + after

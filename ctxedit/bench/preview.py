@@ -106,7 +106,7 @@ def methods(
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raise ConfigError for a label that stands twice, or that the tables need themselves."""
+    """Raise ConfigError for a label that occurs twice or that the tables reserve."""
     for label in labels:
         if label in REFERENCES or labels.count(label) > 1:
             raise ConfigError(

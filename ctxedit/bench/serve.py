@@ -63,7 +63,7 @@ class Job:
 
 
 class _Named(Reporter):
-    """Hands on what is told, warnings with the clip's name."""
+    """Passes messages on, warnings with the clip's name."""
 
     def __init__(self, inner: Reporter, name: str) -> None:
         self.inner, self.name = inner, name
@@ -170,7 +170,7 @@ def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, flo
     for stage in ("tune", "invert"):
         key = session.key(stage)[1]
         ledger = Ledger(session.run.folder)
-        # A tuning goes on where it was killed, and so does its cost; an inversion starts afresh.
+        # An interrupted tuning resumes, and so does its cost; an inversion starts over.
         note = ledger.add if stage == "tune" else ledger.put
         with meter.noting(stage, partial(note, stage, key)):
             session.bring(stage)

@@ -1,6 +1,6 @@
 """The user study: which of two anonymous edits fits the text better, which holds together better over time.
 
-The page knows no method's name; which edit is whose stands in ``key.json`` beside it, and answers are counted
+The page knows no method's name; ``key.json`` next to it says which edit is whose, and answers are counted
 with it.
 """
 

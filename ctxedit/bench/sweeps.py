@@ -133,7 +133,7 @@ def measure(
         config: seed, steps and the rest of sampling.
         networks: for FID and CLIP score.
         out: a folder for each set of images is created here.
-        reporter: is told of progress.
+        reporter: receives progress.
         offline: fetch nothing.
 
     Raises:

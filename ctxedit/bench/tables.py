@@ -197,7 +197,7 @@ def cost_table(methods: Sequence[Table]) -> str:
 
 
 def costs_markdown(methods: Sequence[Table], pairs: Sequence[tuple[str, str]], about: Sequence[str]) -> str:
-    """The cost table by itself, with the adapter's share for every method that is there with and without."""
+    """The cost table alone, with the adapter's share for every method measured with and without it."""
     parts = ["# Costs", "", *about, "", cost_table(methods), ""]
     by_name = {table["method"]: table["costs"] for table in methods}
     rows = [["adapter added to", "trained parameters", "s / tuning step", "s / edit"]]

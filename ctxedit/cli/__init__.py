@@ -15,7 +15,7 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return the process's exit code; errors are told on stderr, never raised.
+    """Run one command line and return the process's exit code; errors are printed on stderr, never raised.
 
     Args:
         argv: arguments without the program's name; None takes the process's.

@@ -112,7 +112,7 @@ def _hide_type(switch: Any) -> Any:
 
 
 def _refuse_clip(arguments: list[str]) -> None:
-    """Raise ConfigError, with the right command, where a clip stands in the command's place."""
+    """Raise ConfigError, with the right command, where a clip is given in place of a command."""
     clip = Path(arguments[0])
     if clip.suffix and clip.exists():
         text = next((a for a in arguments[1:] if not a.startswith("-")), "a panda walking on the beach")

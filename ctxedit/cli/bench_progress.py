@@ -141,7 +141,7 @@ def _figures(row: ResultRow) -> str:
 def watcher(
     screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
 ) -> Iterator[Watcher]:
-    """Who shows the progress; libraries are told to keep silent. ``seconds`` is the estimate for all."""
+    """The display of the progress; silences libraries. ``seconds`` is the estimate for everything."""
     if not debugging():
         hush()
     if not screen.lively:

@@ -222,7 +222,7 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
 
 
 def hush() -> None:
-    """Silence huggingface_hub's advice; its errors are told in ctxedit's own words."""
+    """Silence huggingface_hub's advice; its errors are reported in ctxedit's own words."""
     if not debugging():
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -268,7 +268,7 @@ def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Do
     """Say what will be fetched; ask where it is more than a gigabyte.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: there is no terminal to ask on.
         typer.Abort: the answer was no.
     """
     for one in missing:

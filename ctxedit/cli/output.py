@@ -1,4 +1,4 @@
-"""Where words go: the result on stdout, the talk on stderr, ``--json`` as one object."""
+"""Output: the result on stdout, messages on stderr, ``--json`` as one object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ctxedit.files import printable
 
 #: Letters of an error's line.
 _LONGEST = 1000
-#: What stands in for typographic characters where a stream's encoding lacks them.
+#: Replacements of typographic characters that a stream's encoding lacks.
 _PLAIN = {
     "…": "...", "×": "x", "“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "→": "->", "²": "2",
     "−": "-", "≤": "<=", "≥": ">=", "·": ".",
@@ -34,7 +34,7 @@ def debugging() -> bool:
 
 
 def put(text: str) -> None:
-    """Print a result on stdout; raises StdoutClosed when nobody reads it any more."""
+    """Print a result on stdout; raises StdoutClosed when its reader has closed it."""
     try:
         print(text, flush=True)
     except BrokenPipeError as error:
@@ -63,7 +63,7 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Stderr(Console):
-    """Messages; when their reader has gone the work goes on."""
+    """Messages; if their reader has closed the stream, the work continues."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

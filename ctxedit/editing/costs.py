@@ -75,7 +75,7 @@ class Costs:
         kept = footprint.backward_bytes(
             body, self.side, self.tuned, self.window, width, self.config.tune.gradient_checkpointing
         )
-        if self.control.parameters:  # the way down a second time
+        if self.control.parameters:  # the ControlNet repeats the encoder half
             kept = kept * 3 // 2
         working = masters + self._trained * 12 + kept + self._shifting(self.tuned, True)
         return self._network + max(working, self._encoding)

@@ -111,7 +111,7 @@ def generate(request: LabelRequest, config: Config, offline: bool, reporter: Rep
         request: from :func:`class_request` or :func:`layout_request`.
         config: model, edit.steps, guidance, negative prompt, ``clip.size``, ``upscale``.
         offline: fetch nothing.
-        reporter: is told of progress.
+        reporter: receives progress.
     """
     backbone = open_model(config, offline, reporter)
     request.encoder.fit(backbone)

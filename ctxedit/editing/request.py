@@ -71,7 +71,7 @@ class Request:
         Args:
             run: the run.
             config: replaces the run's settings where they may still change (edit, fusion, invert, seed).
-            warn: told of a run that an older version made.
+            warn: called with a message about a run that an older version made.
             others: further attributes.
 
         Raises:

@@ -116,7 +116,7 @@ def round_trip(
         whole: sample the whole way, S passes of the network; otherwise estimate it from a few.
         frames: uint8 (F, H, W, 3), what was encoded.
         progress: told (done, total) passes.
-        solver: of the way down.
+        solver: of the sampling.
     """
     clean = trajectory[0]
     if whole:

@@ -162,7 +162,7 @@ class Session:
         standing = self.run.standing(job.name, job.key)
         if standing.flaw:
             self.reporter.warn(f"{standing.flaw}: {stage.again} again")
-        # Two stages may need a third one: it is not made anew for each of them.
+        # Two stages may need a third one, which is made once for both.
         anew = stage.each_target and self.request.overwrite and job.name not in self._made
         return standing.done and not anew
 

@@ -113,7 +113,7 @@ def _tuning_folder(folder: Path, key: str) -> Path:
 
 
 def _make_adapter(job: StageJob) -> Made:
-    """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
+    """Save the adapter as a file of its own, for use elsewhere; the tuned tensors contain it as well."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
     tuned = load_file(job.folder / "tune" / "tuned.safetensors")

@@ -134,7 +134,7 @@ def _begin(name: str, threads: int, gpu: str | None, work: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can stop nobody."""
+    """A killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

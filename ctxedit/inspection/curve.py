@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CurveFiles:
-    """Where a curve lies."""
+    """Paths of a curve."""
 
     table: Path
     picture: Path

@@ -101,7 +101,7 @@ def recorded_edit(
 
     Returns:
         Latents (F, C, h, w), and for each word (F, h, w): attention probabilities, at latent size. A word
-        that stands twice has a number behind it.
+        that occurs twice has a number appended.
 
     Raises:
         InputError: the target has no content word to draw.

@@ -18,7 +18,7 @@ DAMAGED = (
     "the file is damaged or cut short; copy it again, or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4"
 )
 
-#: Tags that are no UTF-8: PyAV 19 replaces what it cannot read of them by itself, and takes no word on it.
+#: For tags that are not UTF-8. PyAV 19 replaces invalid bytes itself and has no such option.
 _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 #: Codecs of cover art that is not marked as an attached picture, beside a stream in a codec of films.

@@ -35,7 +35,7 @@ def add_sound(
     video silent, as it was.
 
     Args:
-        video: is replaced by itself with sound.
+        video: replaced by the same video with sound.
         source: the clip whose sound is taken.
         start, duration: of the span in seconds.
         about: text that the video carries, which is kept.

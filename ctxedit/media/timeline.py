@@ -63,7 +63,7 @@ class Timeline:
         transfer, primaries: of the colours, in H.273's numbers (as FFmpeg's).
         interlaced: whether pictures are made of two fields, half a frame's time apart.
         sound: the track that goes with the picture.
-        indexed: whether every frame stands in the MP4's own table, so that any seek is exact.
+        indexed: whether the MP4's own table lists every frame, so that any seek is exact.
     """
 
     pts: np.ndarray | None

@@ -52,7 +52,7 @@ class Span:
 
 
 def varies(clock: Clock) -> bool:
-    """Whether frames lie unevenly in time, beyond what a container's clock (Matroska: 1 ms) rounds."""
+    """Whether frames are unevenly spaced in time, beyond a container's rounding (Matroska: 1 ms)."""
     if clock.pts is None or clock.count < 2:
         return False
     steps = np.diff(clock.pts)
@@ -91,7 +91,7 @@ def span(clock: Clock, indices: Sequence[int], stride: int, fps: Fraction) -> Sp
     """When the frames of rising `indices`, `stride` apart, are shown.
 
     Args:
-        fps: the file's rate, which holds wherever its frames lie evenly in time.
+        fps: the file's rate, used wherever its frames are evenly spaced.
     """
     length = len(indices) * stride
     if clock.pts is None:

@@ -42,7 +42,7 @@ _COLOUR = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_
 _COLOUR += ["-color_range", "tv"]
 _H264 = ["-crf", "12", "-preset", "medium", *_COLOUR]
 _VP9 = ["-crf", "14", "-b:v", "0", "-deadline", "good", "-cpu-used", "4", *_COLOUR]
-# One palette for the clip, made of what moves as much as of what stands.
+# One palette for the clip, with moving and still areas weighted alike.
 _GIF = [
     "-filter_complex",
     "[0:v]split[a][b];[a]palettegen=reserve_transparent=0[p];[b][p]paletteuse=dither=sierra2_4a",
@@ -119,7 +119,7 @@ def write_clip(
             seconds but no longer than the frames last. Kept as it is where the container takes its codec,
             else encoded as AAC or Opus. A source without sound, and a GIF or folder, give a silent clip.
         about: text to embed (see :mod:`ctxedit.media.embed`); None embeds nothing.
-        warn: is told of sound that could not be copied and of odd sizes; the picture is written all the same.
+        warn: called when sound could not be copied or a size is odd; the video is written all the same.
         complete: is called with the complete file, or folder, before it gets its name.
 
     Raises:
@@ -212,7 +212,7 @@ def _write_video(
     elif suffix == ".gif":
         codec, pixels, options = "gif", "pal8", _GIF
     if durations is not None and codec == "libx264":
-        options = [*options, "-bf", "0"]  # frames stand in the file as they are shown, for ``retime``
+        options = [*options, "-bf", "0"]  # no reordering, as ``retime`` needs
     writer = imageio_ffmpeg.write_frames(
         str(path.absolute()),
         (width, height),

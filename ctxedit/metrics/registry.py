@@ -115,7 +115,7 @@ def value_of(edit: Edit, key: str) -> float | None:
 
 
 def usual(place: Place) -> tuple[Metric, ...]:
-    """The metrics that are computed there unasked, in the order of the columns."""
+    """The metrics that are computed there by default, in the order of the columns."""
     return tuple(one for one in metrics() if place in one.where)
 
 

@@ -38,7 +38,7 @@ class ClipScorer:
         folder_or_id: a folder in transformers' format, or a hub id such as ``openai/clip-vit-base-patch32``.
         device, dtype: where and in which precision the network runs; embeddings come back in float32 on CPU.
         offline: use the hub's cache only (``HF_HUB_OFFLINE`` does the same).
-        name: what stands beside the figures; the id, or the folder's name, unless given.
+        name: shown next to the figures; by default the id or the folder's name.
 
     Raises:
         WeightsError: nothing there, a pickle, or files missing or broken.

@@ -36,7 +36,7 @@ class Denoiser:
         name: for errors.
         own: folder of the models, if they are ctxedit's own.
         channels: of the UNet, finest level first.
-        layers: residual blocks at each level on the way down.
+        layers: residual blocks at each level of the encoder half.
         latent_channels: that it takes.
         context_width: of the text encoder.
         factor: pixels a latent, in each direction.
@@ -179,7 +179,7 @@ class Control:
 
         Args:
             x: noisy latents (branches·frames, C, h, w).
-            timestep: as the denoiser is told.
+            timestep: the denoiser's.
             tokens: (branches·frames, L, D).
             view: the denoiser's; its ``control`` is shown to every branch.
             added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.

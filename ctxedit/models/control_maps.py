@@ -24,7 +24,7 @@ from ctxedit.errors import ConfigError, WeightsError
 _LIBRARY = "controlnet_aux"
 #: Where the library's authors keep the detectors' weights.
 WEIGHTS = "lllyasviel/Annotators"
-#: What stands in a ControlNet's name, the map's name, and the class that computes it.
+#: A part of the ControlNet's name, the map's name, and the class that computes it.
 _DETECTORS = {
     "hed": ("HED edges", "HEDdetector"),
     "softedge": ("HED edges", "HEDdetector"),

@@ -52,7 +52,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def settled_dtype(name: str, device: str) -> str:
     """A precision as it is part of a run's identity: ``auto`` is bfloat16 on a CPU where it means that.
 
-    A run that another processor began in another precision is thus not mistaken for this one's.
+    A run started on another processor in another precision is then not taken for this one's.
     """
     here = name == "auto" and pick_device(device).type == "cpu" and multiplies_bfloat16()
     return "bfloat16" if here else name

@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2022): learned vectors that a token in a prompt stands for."""
+"""Textual inversion (Gal et al. 2022): learned vectors, written as a token in a prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Embedding:
     """A learned token.
 
     Attributes:
-        file: where it lies.
+        file: its path.
         token: what is written in a prompt.
         vectors: (n, D) for each text encoder, by its folder's name.
     """
@@ -100,7 +100,7 @@ def _misfit(file: Path, name: str, part: str, found: Tensor, width: int | None) 
 
 
 def add_embedding(embedding: Embedding, name: str, tokenizer: Any, encoder: Any, part: str) -> list[int]:
-    """Teach a tokenizer the token and its text encoder the vectors; the ids that the token stands for.
+    """Teach a tokenizer the token and its text encoder the vectors; the ids of the token.
 
     Raises:
         WeightsError: the token is a word of the tokenizer already, or the vectors do not fit.

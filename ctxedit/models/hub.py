@@ -2,7 +2,7 @@
 
 Files are fetched here rather than by ``huggingface_hub``, which discards a file whose transfer broke: here
 the part that came is kept, continued by the next attempt with a range request, and compared with the hash
-that the hub lists. The result lies in the hub's own cache and layout; ``huggingface_hub`` links the snapshot.
+that the hub lists. The result is in the hub's own cache and layout; ``huggingface_hub`` links the snapshot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ctxedit.models.transfer import (
     part_of,
 )
 
-#: Other names that `ctxedit models pull` takes, and what `auto` stands for with a real checkpoint.
+#: Other names that `ctxedit models pull` takes, and what `auto` means with a real checkpoint.
 COMPANIONS = {
     "blip2": "Salesforce/blip2-opt-2.7b",
     "clip": "openai/clip-vit-base-patch32",
@@ -104,7 +104,7 @@ def place_of(hub_id: str) -> Path:
 
 
 def cached(hub_id: str, select: Select, half: bool = False) -> Path | None:
-    """The snapshot of a repository in the cache, if all that is needed of it is there; asks nobody.
+    """The snapshot of a repository in the cache, if all that is needed of it is there; makes no request.
 
     Full precision serves half precision as well. The reverse holds only where the repository is not known to
     have more than its fp16 files.

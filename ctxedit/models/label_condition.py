@@ -36,7 +36,7 @@ class LabelEncoder:
     """A condition encoder from a folder.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         encoder: in eval mode, on the CPU.
         adapter: the context adapter that it was trained with, or None.
     """

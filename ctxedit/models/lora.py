@@ -38,7 +38,7 @@ class Lora:
     """A LoRA file, read and converted to peft's names.
 
     Attributes:
-        file: where it lies.
+        file: its path.
         scale: what its products are multiplied by; alpha over rank is in the matrices already.
         layers: (down, up) of each layer, by network (its folder's name) and layer.
     """
@@ -127,7 +127,7 @@ def _pairs(named: Mapping[str, Tensor], network: str) -> dict[str, tuple[Tensor,
         if network == "unet":
             own = convert_unet_state_dict_to_peft(own)
         else:
-            if any("_lora." in key for key in own):  # by itself diffusers looks for all four projections
+            if any("_lora." in key for key in own):  # diffusers would look for all four projections
                 own = convert_state_dict_to_diffusers(own, StateDictType.DIFFUSERS_OLD)
             own = convert_state_dict_to_peft(own, StateDictType.DIFFUSERS)
     downs = {k.removesuffix(_DOWN): v for k, v in own.items() if k.endswith(_DOWN)}

@@ -125,7 +125,7 @@ def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def _unet(shapes: Shapes, prediction: Prediction) -> dict[str, Any]:
-    """Walk the way down: residual blocks, each maybe with attention, and a downsampler between levels."""
+    """Walk the encoder half: residual blocks with or without attention, and downsamplers."""
     channels, depth, counts = [0], [0], [0]
     number = 1
     while any(key.startswith(f"input_blocks.{number}.") for key in shapes):

@@ -43,7 +43,7 @@ class Sizes:
         unet, vae, text_encoder: their weights (all text encoders together).
         channels: of the denoiser, highest resolution first.
         depth: transformer blocks of each attention stack at these resolutions; 0 is no attention.
-        layers: residual blocks at each resolution on the way down (one more on the way up).
+        layers: residual blocks at each resolution of the encoder half (one more in the decoder half).
         vae_channels: of the autoencoder, highest resolution first.
         latent_channels, context_width, context_length, resolution: as ``Backbone`` has them.
         sites: the denoiser's attention layers.

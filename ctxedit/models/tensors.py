@@ -1,4 +1,4 @@
-"""Tensors as one safetensors file."""
+"""Saving and reading tensors as one safetensors file."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Download:
 
 
 class Watcher:
-    """Is told of downloads. This one lets them happen in silence, as the Python API does."""
+    """Receives events of downloads. This one ignores them, as the Python API does."""
 
     def begins(self, download: Download) -> None:
         """Called before the first byte; may raise to refuse."""

@@ -31,7 +31,7 @@ BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model's files lie. ``name`` is what results are labelled with."""
+    """Location of a model's files. ``name`` labels results."""
 
     name: str
     path: Path
@@ -104,14 +104,14 @@ def is_hub_id(model: str) -> bool:
 
 
 def own_folder(model: str) -> Path | None:
-    """Where one of ctxedit's own models lies; None for a checkpoint from elsewhere."""
+    """Folder of one of ctxedit's own models; None for any other checkpoint."""
     if not is_own(model):
         return None
     return BUILTIN_FOLDER if model == BUILTIN else expanded(model).resolve()
 
 
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
-    """Where ctxedit's own ``clip`` or ``captioner`` lies and how it is called, if the setting means that.
+    """Folder and name of ctxedit's own ``clip`` or ``captioner``, if the setting means that.
 
     ``builtin`` is the package's; ``auto`` the one beside the model in ``own``, or the package's if there is
     none. None for a setting that means one from elsewhere.
@@ -126,7 +126,7 @@ def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | No
 def identity(model: str) -> str:
     """What a model is known by: a name for one on the hub, a hash of what is read of it for one on disk.
 
-    Files on disk may be trained or written anew in their place, or be moved. ctxedit's own have both, name
+    Files on disk may be retrained, overwritten or moved. ctxedit's own have both, name
     and hash. What is not there, or cannot be read, is known by its name: loading it says what is wrong.
     """
     own = own_folder(model)

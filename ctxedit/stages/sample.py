@@ -178,7 +178,7 @@ class Sampling:
         )  # fmt: skip
 
     def walk(self) -> Walk:
-        """A walk down the levels that has not begun."""
+        """The state at the start of sampling."""
         return Walk(Blend(self.fusion.mask_threshold), History(self.solver != "ddim"))
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:

@@ -32,7 +32,7 @@ ADAPTER, TEMPORAL, TEMPORAL_CONV, CONTROL = "adapter", "temporal", "temporal_con
 
 @dataclass(frozen=True)
 class TuneStep:
-    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, how loudly the adapter writes x_0.
+    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, the relative size of the shift.
 
     ``clip_text`` is CLIP-text of an edit sampled after this step; None where none was.
     """
@@ -123,7 +123,7 @@ def tune(
         report: called every step.
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
-        warn: told of a state that is damaged: the tuning then starts over.
+        warn: called when the saved state is damaged; the tuning then starts over.
         draw: latents and view of a step, for a clip of which each step sees a part; None is all of it.
 
     Returns:

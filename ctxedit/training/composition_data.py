@@ -18,7 +18,7 @@ from ctxedit.synthetic.scenes import Actor, Scene
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME, COLOURS, GREY_STYLES, THINGS
 
-#: Objects of a frame that are told of; scattered scenes hold up to as many.
+#: Maximum objects of a frame; scattered scenes have up to this many.
 MOST = 6
 #: An object that others hide more of than this counts as covered.
 COVERED = 0.04

@@ -115,7 +115,7 @@ class LabelledImages(Images):
 
 
 def cropped(entry: Entry) -> list[tuple[int, tuple[float, float, float, float]]]:
-    """Labels and boxes in sides of the central square, cut at its edges; what lies outside is left out."""
+    """Labels and boxes in sides of the central square, clipped to it; boxes outside are dropped."""
     assert entry.sides is not None
     width, height = entry.sides
     side = min(width, height)

@@ -250,8 +250,8 @@ class Backbone(ABC):
 
         Args:
             x: latents, branches after one another.
-            timestep: what the network is told.
-            condition: one row for each branch; a tensor stands for its tokens alone.
+            timestep: the network's input.
+            condition: one row for each branch; a tensor is taken as tokens without anything else.
             alpha, sigma: the level that ``x`` is at.
             view: frames, branches, fusion.
         """

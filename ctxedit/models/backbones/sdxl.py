@@ -49,7 +49,7 @@ class StableDiffusionXL(StableDiffusion):
         if not rest or not each or rest - pooled != 6 * each:
             raise WeightsError(
                 f"{checkpoint.name}: the UNet does not take the six size embeddings of the SDXL base model",
-                "the refiner cannot edit by itself: use the base model, --model sdxl",
+                "the refiner cannot edit alone: use the base model, --model sdxl",
             )
 
     @torch.no_grad()

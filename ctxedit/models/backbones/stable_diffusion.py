@@ -221,7 +221,7 @@ class StableDiffusion(Backbone):
         return tokens.reshape(-1, self.chunks * tokens.shape[1], tokens.shape[2])
 
     def _tokens(self, tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """A text's token ids and their characters; an embedding's token stands for all of its vectors."""
+        """A text's token ids and their characters; an embedding's token covers all of its vectors."""
         known = self._embedded.get(id(tokenizer), {})
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         pairs = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
