@@ -82,7 +82,7 @@ def check_file(
 
 
 def check_kind(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
-    """Raise ``error`` for what is there and neither a regular file nor a folder."""
+    """Raise ``error`` for an existing path that is neither a regular file nor a folder."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # opening it will report this

@@ -146,7 +146,7 @@ class Run:
 
     @classmethod
     def noted_of(cls, root: Path, clip: Path, stage: str, key: str) -> dict[str, Any]:
-        """What any run of a clip noted of a stage that finished with this key; empty where none did."""
+        """Facts of a stage that finished with this key in any run of a clip; empty if none did."""
         for file in sorted(root.glob(f"{slug(clip.stem, 32)}-*/{_FILE}"), key=_changed, reverse=True):
             with suppress(InputError):
                 run = cls(file.parent)
@@ -223,7 +223,7 @@ class Run:
             yield
 
     def standing(self, stage: str, key: str) -> Standing:
-        """Whether the stage finished with this key and left what is still there, unchanged."""
+        """Whether the stage finished with this key and its files are still there, unchanged."""
         entry = self._table["stages"].get(stage)
         if entry is None or entry["key"] != key:
             return Standing(False)
@@ -236,11 +236,11 @@ class Run:
         return self.standing(stage, key).done
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What the stage noted when it finished; empty when it did not."""
+        """Facts of a finished stage; empty if it did not finish."""
         return dict(self._table["stages"].get(stage, {}).get("facts", {}))
 
     def flaw_of(self, stage: str, name: str) -> str | None:
-        """What is wrong with one file of a finished stage; None if nothing is."""
+        """What is wrong with one file of a finished stage, or None."""
         entry = self._table["stages"].get(stage, {"files": []})
         return self._flaw(next((f for f in entry["files"] if name_of(f) == name), name))
 
@@ -312,19 +312,19 @@ class Run:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         entry = {"key": key, "files": files, "finished": now, "facts": dict(facts)}
         with self.noting():
-            # Another process may have noted something since this one read the file.
+            # Another process may have written since this one read the file.
             with suppress(InputError):
                 self._table["stages"] = read_run(self.folder / _FILE)["stages"]
             self._table["stages"][stage] = entry
             write_toml(self.folder / _FILE, self._table)
 
     def _name(self, path: Path) -> str:
-        """How an output is noted: relative where it is inside, so that the run folder can be moved."""
+        """An output's path for ``run.toml``: relative inside the run folder, so that it can be moved."""
         here, whole = self.folder.resolve(), path.resolve()
         return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
     def _known(self, stage: str, key: str, output: Path) -> dict[str, Any] | None:
-        """What is noted of an output of a stage of this key."""
+        """The entry of an output of a stage with this key."""
         entry = self._table["stages"].get(stage)
         if entry is None or entry["key"] != key:
             return None

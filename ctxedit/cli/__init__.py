@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script() -> int:
-    """As :func:`main`, in a process that ends afterwards: a Ctrl-C that comes too late changes nothing."""
+    """As :func:`main`, in a process that ends afterwards: a late Ctrl-C is ignored."""
     from ctxedit.cli import collecting
 
     collecting.pause()

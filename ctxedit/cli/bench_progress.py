@@ -26,7 +26,7 @@ _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_
 
 
 class Lines(Watcher):
-    """A line for every edit of these methods; what else is measured is said where it fails."""
+    """A line for every edit of these methods; other measurements are reported if they fail."""
 
     def __init__(self, screen: Screen, methods: Sequence[str], seconds: float | None = None) -> None:
         self.methods, self._seconds = tuple(methods), seconds

@@ -80,7 +80,7 @@ def work_begins() -> None:
 
 @contextmanager
 def resumable(folder: Path | str | None) -> Iterator[None]:
-    """On Ctrl-C say that the work in ``folder`` can be resumed; None is work that leaves nothing."""
+    """On Ctrl-C say that the work in ``folder`` can be resumed; None is for work without state."""
     work_begins()
     try:
         yield

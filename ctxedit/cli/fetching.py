@@ -1,4 +1,4 @@
-"""Before gigabytes are fetched: what, how much and where to is said; a person is asked."""
+"""Before a large download: says what is downloaded, how much and where to, and asks."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ class Bar(Watcher):
             self._progress.add_task(self._name, total=self._total, completed=self._done)
 
     def waits(self, name: str) -> None:
-        """Say why nothing moves."""
+        """Say why there is no progress."""
         self.screen.say(f"{name} is being fetched by another process; waiting for it")
 
     def came(self, count: int) -> None:

@@ -102,7 +102,7 @@ class Screen:
             self.console.print(Text(text))
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed; each is said once."""
+        """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
             self.console.print(Text.assemble(("warning: ", "yellow"), text))
@@ -220,7 +220,7 @@ def _line(text: str) -> str:
 
 
 def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> bool:
-    """Whether an output is there as the same command left it, which is then said; -y makes it again."""
+    """Whether the same command has already written an output, with a message if so; -y redoes it."""
     from ctxedit.finished import is_finished
 
     if overwrite or not is_finished(output, key):

@@ -111,7 +111,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A ControlNet beside the denoiser (Zhang et al. 2023), in tuning, inversion and sampling alike.
+    """A ControlNet (Zhang et al. 2023), used in tuning, inversion and sampling alike.
 
     Its frames attend to the same frames as the denoiser's, as in ControlVideo.
 

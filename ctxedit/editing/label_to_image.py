@@ -144,7 +144,7 @@ def picture(
 
 
 def grid(request: LabelRequest, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pictures beside each other under their names, a layout's with its boxes over them."""
+    """The images in a row with their names, those of layouts with boxes drawn."""
     tiles: Sequence[NDArray[np.uint8]] = list(pictures)
     if request.layout is not None:
         tiles = [draw_boxes(one, request.layout) for one in tiles]

@@ -1,4 +1,4 @@
-"""What is asked for: the one description of a job that the command line, the API and bench all make."""
+"""The request: one description of a job, made by the command line, the API and the bench alike."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _REACH = 2
 
 
 def make(job: StageJob) -> Made:
-    """The edit's frames at four times their size, kept beside those at working size; written as they come."""
+    """The edit's frames at four times their size, stored next to those at working size, chunk by chunk."""
     upscaler, config = job.parts.upscaler, job.config
     frames = job.needed["frames"]
     count, height, width, channels = frames.shape

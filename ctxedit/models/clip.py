@@ -295,7 +295,7 @@ def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a Rust library (tokenizers, safetensors) gave up; PyO3's panic is no ``Exception``."""
+    """Whether a Rust library (tokenizers, safetensors) panicked; PyO3's panic is not an ``Exception``."""
     return type(error).__name__ == "PanicException"
 
 

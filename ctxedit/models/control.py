@@ -1,4 +1,4 @@
-"""A ControlNet beside the denoiser (Zhang et al. 2023): found, checked, loaded, run.
+"""ControlNets (Zhang et al. 2023): finding, checking, loading and running them.
 
 ControlVideo (Zhao et al. 2023) runs it in tuning, inversion and sampling alike, for the unconditional branch
 of guidance as for the conditional one; here also for the source's branch of a fused step. Its frames attend

@@ -1,4 +1,4 @@
-"""Devices and precisions, from what a person asks for."""
+"""Devices and precisions, from the settings."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def snapshot(hub_id: str) -> Path | None:
 
 
 def _known_names(hub_id: str, commit: str) -> Collection[str] | None:
-    """All names of the repository, where huggingface_hub noted them (2.x does) when it was fetched."""
+    """All names of the repository, where huggingface_hub recorded them (2.x does) at download."""
     try:
         from huggingface_hub import get_cached_repo_tree
 
@@ -189,7 +189,7 @@ def download_of(found: Listing, names: Collection[str]) -> Download:
 
 
 def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
-    """Fetch files of a repository into the cache; what is there is not fetched again.
+    """Download files of a repository into the cache; existing ones are skipped.
 
     Args:
         found: the repository.
@@ -218,7 +218,7 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
         finally:
             watcher.ended()
     with _explained(found.hub_id), _no_bars():
-        # Every content is there by now: this links the snapshot and notes the branch's commit.
+        # All content is there by now: this links the snapshot and records the branch's commit.
         return Path(
             snapshot_download(
                 found.hub_id, revision=SAFE_REVISIONS.get(found.hub_id), allow_patterns=sorted(names)
@@ -317,7 +317,7 @@ def offline_error(hub_id: str) -> WeightsError:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """huggingface_hub draws none: there is nothing left to transfer."""
+    """No bar by huggingface_hub: nothing is left to transfer."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     was = are_progress_bars_disabled()

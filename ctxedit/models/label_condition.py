@@ -1,4 +1,4 @@
-"""A trained condition encoder at work: found beside a model, checked against it, and asked for conditions."""
+"""A trained condition encoder in use: located, checked against its model, and applied."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Labels:
-    """What a picture is asked to show: numbers of labels, and their boxes in shares of its sides."""
+    """Content of an image: label numbers, and boxes in shares of its sides."""
 
     numbers: tuple[int, ...]
     boxes: tuple[Box, ...]

@@ -75,7 +75,7 @@ class LavisCaptioner:
             with tempfile.TemporaryDirectory(prefix="ctxedit-lavis-") as folder:
                 return [self._one(link, number, image, folder) for number, image in enumerate(images)]
         except BaseException:
-            self.close(at_once=True)  # an answer that still comes would be taken for the next one's
+            self.close(at_once=True)  # a late answer would be taken for the next request's
             raise
 
     def propose(self, images: list[np.ndarray]) -> dict[str, float]:

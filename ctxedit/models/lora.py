@@ -61,7 +61,7 @@ class Lora:
 
 
 def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool = False) -> Lora:
-    """A LoRA by its setting, ``FILE_OR_ID[:SCALE]``, checked to fit a checkpoint; nothing is merged.
+    """A LoRA by its setting, ``FILE_OR_ID[:SCALE]``, checked to fit a checkpoint, not merged.
 
     Args:
         setting: a file, a folder with one, a hub id, or a file of a repository (``owner/name/file``).

@@ -1,4 +1,4 @@
-"""How large a checkpoint is, from its config files and safetensors headers alone; nothing is loaded."""
+"""Size of a checkpoint, from its config files and safetensors headers, without loading it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Sizes:
 
 
 def folder_weight(folder: Path, half: bool = False) -> Weight:
-    """The network of a folder: what is loaded, and no other copy of it."""
+    """The network of a folder: the files that are loaded, without other copies."""
     return weight_of(header(weight_files(folder, half)))
 
 
@@ -103,7 +103,7 @@ def weight_of(table: dict[str, dict[str, Any]]) -> Weight:
 
 
 def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Names, shapes and types of safetensors files' tensors; raises WeightsError for what is none."""
+    """Names, shapes and types of safetensors files' tensors; raises WeightsError for other files."""
     table: dict[str, dict[str, Any]] = {}
     for file in files:
         try:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from ctxedit.errors import WeightsError
 
 _CHUNK = 1 << 20
-#: Requests in a row that bring nothing new before a transfer is given up, and seconds between two.
+#: Fruitless requests in a row before a transfer is given up, and seconds between two.
 _ATTEMPTS = 5
 _PAUSE = 1.0
 
@@ -120,7 +120,7 @@ def _fetch_and_check(download: Download, file: RemoteFile, part: Path, watcher: 
 
 
 def _transfer(download: Download, file: RemoteFile, part: Path, watcher: Watcher) -> None:
-    """Append to ``part`` what is still missing; a broken connection is tried again as long as bytes come."""
+    """Append to ``part`` what is still missing; retries while there is progress."""
     failures, most = 0, _size(part)
     while not part.is_file() or _size(part) < file.size:
         broken: Exception = ConnectionError("the connection ended early")
@@ -165,7 +165,7 @@ def _request(download: Download, file: RemoteFile, part: Path, have: int, watche
         if have and not goes_on:
             watcher.came(-have)
         with part.open("ab" if goes_on else "wb") as stream:
-            for chunk in answer.iter_bytes():  # as it comes: a break costs nothing
+            for chunk in answer.iter_bytes():  # unbuffered: nothing is lost if the connection breaks
                 stream.write(chunk)
                 watcher.came(len(chunk))
 

@@ -61,7 +61,7 @@ class HeatmapFiles:
 
 
 def heatmap_files(video: Path) -> HeatmapFiles:
-    """Heat maps are beside the edited video, under its name."""
+    """Heat maps are next to the edited video, under its name."""
     stem = video.with_suffix("") if video.suffix else video
     return HeatmapFiles(
         stem.with_name(f"{stem.name}-heatmaps.png"), stem.with_name(f"{stem.name}-heatmaps.mp4")

@@ -197,7 +197,7 @@ class Sampling:
 
     @property
     def blends(self) -> str:
-        """``self``, ``latent`` or ``none``; no changed words, nothing to blend by."""
+        """``self``, ``latent`` or ``none``, which it also is without changed words."""
         some = self.source is not None and any(self.source.changed)
         return self.fusion.blend if some else "none"
 
@@ -294,7 +294,7 @@ def _predict(
     step: int,
     blend: Blend,
 ) -> Tensor:
-    """Guided x̂_0 at a level, with the source's branch beside it in a fused step."""
+    """Guided x̂_0 at a level, with the source's branch in the same batch in a fused step."""
     scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
     guided = scale != 1 or how.weights != (1.0,)
     together = guided and not how.one_by_one

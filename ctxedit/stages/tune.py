@@ -174,7 +174,7 @@ def gradient_pass(
 
 
 class Masters:
-    """Trained parameters in float32, beside those that the networks compute with.
+    """Float32 masters of the trained parameters, which the networks hold in their own dtype.
 
     What is trained takes steps that a half-precision weight would round away. Only these parameters have a
     float32 copy; the networks keep their precision.
@@ -221,7 +221,7 @@ def _descend(loss: Tensor, step: int, masters: Masters, optimizer: Any, scaler: 
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch.optim.Optimizer:
-    """AdamW; the adapter, which starts from nothing, may have a rate of its own."""
+    """AdamW; the adapter, which is trained from scratch, may have a learning rate of its own."""
     adapter = [p for k, p in parameters.items() if k.startswith("adapter.")]
     rest = [p for k, p in parameters.items() if not k.startswith("adapter.")]
     groups = [
@@ -279,7 +279,7 @@ def _resume(
     scaler: Any,
     warn: Callable[[str], None],
 ) -> int:
-    """Put back what was saved; returns the steps done, 0 where nothing was or where it is damaged."""
+    """Restore the saved state; returns the steps done, 0 without a state or if it is damaged."""
     file, log = folder / "state.pt", folder / "log.jsonl"
     try:
         state = load_state(file)
@@ -303,7 +303,7 @@ def _resume(
 
 
 def _check_finite(parameters: dict[str, nn.Parameter], step: int) -> None:
-    """A gradient may break where its loss did not: what is not finite is not saved."""
+    """A gradient can be infinite where its loss is not; such parameters are not saved."""
     for name, value in parameters.items():
         if not bool(value.isfinite().all()):
             raise _broken(f"NaN or infinity in {name} after step {step}")

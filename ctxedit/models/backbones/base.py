@@ -199,7 +199,7 @@ class Backbone(ABC):
 
     @contextmanager
     def room_for(self, texts: Sequence[str]) -> Iterator[None]:
-        """Conditions have as many chunks as the longest of the prompts needs, if long ones are asked for."""
+        """Pad conditions to the chunks of the longest prompt, where long prompts are allowed."""
         before, length = self.chunks, self.context_length // self.chunks
         if self.long_prompts:
             longest = max(len(self.token_spans(text)) for text in texts)

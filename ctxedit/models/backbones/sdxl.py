@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding and the image's size beside the timestep."""
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and size conditioning."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ class StableDiffusion(Backbone):
         return float(self.alphas_cumprod[0]) if first else None
 
     def training_level(self, generator: torch.Generator) -> tuple[int | float, Tensor, Tensor]:
-        # At zero signal a noise head says nothing of x_0: such a level teaches nothing.
+        # At zero signal a noise head does not determine x_0: such a level trains nothing.
         usable = self.alphas_cumprod > 0 if self.prediction == "epsilon" else self.alphas_cumprod >= 0
         t = int(torch.randint(0, int(usable.sum()), (), generator=generator))
         bar = self.alphas_cumprod[t]
@@ -286,7 +286,7 @@ class StableDiffusion(Backbone):
         return out.to(x.dtype)
 
     def _added(self, rows: Condition, x: Tensor) -> dict[str, Tensor] | None:
-        """What the time embedding is conditioned on besides; nothing here."""
+        """Additional inputs of the time embedding; none here."""
         return None
 
     @property

@@ -80,7 +80,7 @@ class Found:
 
     @property
     def defaults(self) -> UpscaleSampling:
-        """What it does where the settings say nothing."""
+        """Its defaults."""
         return self.kind.defaults
 
     @property
@@ -124,7 +124,7 @@ def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half:
 
 
 def defaults_of(setting: str, own: Path | None) -> UpscaleSampling:
-    """What the upscaler of a setting does where the settings say nothing; nothing is fetched."""
+    """Defaults of the upscaler that a setting names, without downloading it."""
     path = expanded(setting)
     if own_part(setting, own, _PART) or (path.is_dir() and not (path / "model_index.json").is_file()):
         return PixelUpscaler.defaults
