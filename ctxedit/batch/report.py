@@ -1,4 +1,4 @@
-"""What a batch leaves beside the edits: ``report.json``, ``report.md`` and ``index.html``."""
+"""A batch's report: ``report.json``, ``report.md`` and ``index.html``."""
 
 from __future__ import annotations
 

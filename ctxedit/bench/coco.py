@@ -89,7 +89,7 @@ def make(
     reporter: Reporter | None = None,
     adapter: Path | None = None,
 ) -> list[Path]:
-    """Generate what is not there yet; returns the images' paths, in order.
+    """Generate missing images; returns all paths, in order.
 
     An image depends on the settings, the seed and its own id alone, so the same call resumes what was
     interrupted. A file that cannot be read whole is made again.

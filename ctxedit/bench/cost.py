@@ -1,4 +1,4 @@
-"""What the context adapter and the cascade cost beside the plain denoiser (table 5)."""
+"""Cost of the context adapter and the cascade over the plain denoiser (table 5)."""
 
 from __future__ import annotations
 

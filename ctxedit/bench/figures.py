@@ -1,4 +1,4 @@
-"""The figures of one edit in a comparison: every metric that is usual there, measured with what is known."""
+"""The figures of one edit in a comparison: every usual metric that applies."""
 
 from __future__ import annotations
 

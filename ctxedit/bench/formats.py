@@ -87,7 +87,7 @@ def _in_json_lines(path: Path) -> Iterator[Entry]:
 
 
 def _with_targets(table: Any, where: str) -> Any:
-    """A JSON object with its targets as tables; what is no object is left to be refused."""
+    """A JSON object with its targets as tables; anything else is returned unchanged, to be refused later."""
     if not isinstance(table, dict):
         return table
     table = dict(table)

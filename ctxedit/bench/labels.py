@@ -102,7 +102,7 @@ def make(
     offline: bool,
     reporter: Reporter,
 ) -> tuple[list[Path], list[Path]]:
-    """Write the generated and the real images; what is there already is kept.
+    """Write the generated and the real images; existing ones are kept.
 
     Returns:
         The files in ``out/generated`` and ``out/real``.

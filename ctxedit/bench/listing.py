@@ -146,7 +146,7 @@ def _target(entry: Any, reading: _Reading, where: str) -> Target:
 def _composition(
     entry: Mapping[str, Any], expect: Mapping[str, str], where: str
 ) -> tuple[Composition | None, int | None]:
-    """The composition that a target asks for, and the group that changes."""
+    """The composition of a target, and the group that changes."""
     table, changed = entry.get("composition"), entry.get("changed")
     if table is None:
         if changed is not None:

@@ -65,7 +65,7 @@ class Cost:
 
 
 class CostMeter(Reporter):
-    """A reporter that measures every task and hands it on.
+    """A reporter that measures every task and passes it on.
 
     Args:
         inner: receives everything.

@@ -1,4 +1,4 @@
-"""The page: every edit beside its source, the other methods' and the true one, with its figures."""
+"""The page: every edit next to its source, the other methods' and the true edit, with its figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def page(
     about: Sequence[str],
     title: str = "Comparison of editing methods",
 ) -> str:
-    """The page as HTML; it asks no other host for anything.
+    """The page as HTML, without external resources.
 
     Args:
         out: the bench's folder, which the page is for.

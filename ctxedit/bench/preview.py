@@ -65,7 +65,7 @@ class Preview:
 
 
 def measure(bench: Bench, preview: Preview) -> None:
-    """Time a pass and a tuning step of every method that was never measured here, on the first clip."""
+    """Time a pass and a tuning step of every method not yet measured on this machine, on the first clip."""
     for clip in bench.clips:
         if clip.prompt and clip.name not in preview.failing:
             break
@@ -115,7 +115,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def look(bench: Bench) -> Preview:
-    """Check every method on every clip, and say what is left to do; loads nothing.
+    """Check every method on every clip, and list the remaining work, without loading weights.
 
     Raises:
         ConfigError: a method asks for a control that a clip lacks; settings that a model cannot serve.

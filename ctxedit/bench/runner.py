@@ -74,7 +74,7 @@ def _lost(job: Job, lost: Lost) -> list[ResultRow]:
 
 
 def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
-    """Whether the row of this key is done and its video is what was measured; if it is not, it is said."""
+    """Whether the row of this key is done and its video is the measured one; warns if it is not."""
     row = results.done(key)
     if row is None:
         return False

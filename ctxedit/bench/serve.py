@@ -206,7 +206,7 @@ def _edit(
 
 
 def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) -> Path:
-    """The edit where people look for it: a copy, by clip and target, if the bench asks for one."""
+    """The delivered edit: a copy named by clip and target, if the bench wants one."""
     if bench.results is None:
         return video
     name = f"{slug(clip.name)}-{slug(target.prompt)}-{key[:6]}{video.suffix}"
@@ -274,7 +274,7 @@ def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8
 
 
 def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of an edit; ``made`` is what its run notes of it: it may be of another machine."""
+    """Facts of an edit; ``made`` are its run's, which may be from another machine."""
     config, parts = session.config, session.parts
     height_width = parts.prepared.frames.shape[1:3]
     return {
@@ -286,7 +286,7 @@ def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[
 
 
 def _trained(session: Session) -> int:
-    """Parameters that the tuning moved: counted in what it left."""
+    """Number of tuned parameters, counted in the tuning's file."""
     file = session.run.folder / "tune" / "tuned.safetensors"
     if not session.config.tune.steps or not file.exists():
         return 0

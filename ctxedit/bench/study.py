@@ -142,7 +142,7 @@ def write(
 
 
 def _anonymous(out: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Videos by number: in the page, or as numbered copies beside it where they are too large."""
+    """Videos by number: in the page, or as numbered copies next to it if they are too large."""
     files = [out / name for name in names]
     if gone := [file for file in files if not file.is_file()]:
         raise InputError(f"{gone[0]} is missing", "run the same `ctxedit bench` again")
@@ -155,7 +155,7 @@ def _anonymous(out: Path, names: Sequence[str], folder: Path) -> list[str]:
 
 
 def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
-    """Preference rates of each pair of methods that was asked about, by criterion.
+    """Preference rates of each pair of methods in the study, by criterion.
 
     Args:
         out: the bench's folder, with its study.
@@ -228,7 +228,7 @@ def _answers(file: Path, study: str, questions: dict[str, Question]) -> dict[str
 
 
 def write_preferences(out: Path, found: Sequence[Preference], people: int) -> Path:
-    """Write ``preferences.json`` and ``preferences.md`` beside the study; returns the latter."""
+    """Write ``preferences.json`` and ``preferences.md`` next to the study; returns the latter."""
     folder = out / FOLDER
     rows = [["preferred", "to", *CRITERIA.values(), "answers"]]
     for first, second in dict.fromkeys((p.first, p.second) for p in found):

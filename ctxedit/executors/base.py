@@ -46,7 +46,7 @@ class Overseer(Reporter):
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the results of a job whose worker died every time that it was tried."""
+    """In place of the result of a job whose worker died at every attempt."""
 
     reason: str
 
@@ -64,7 +64,7 @@ class Executor(ABC):
         return self
 
     def __exit__(self, *error: object) -> None:  # noqa: B027
-        """Let go of what was taken when it was made."""
+        """Release what the constructor acquired."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -147,7 +147,7 @@ class Prepared(Generic[J, R]):
         self._work, self._ready = work, False
 
     def ready(self, place: str) -> Answer[R]:
-        """Prepare it; what is raised is part of the answer."""
+        """Prepare the work; an exception is part of the answer."""
         try:
             self._prepare()
         except BaseException as error:

@@ -164,7 +164,7 @@ def _amount(name: str, amounts: dict[str, Any]) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Raise for an address where nothing listens: Ray itself would try for minutes."""
+    """Raise for an unreachable address: Ray itself would retry for minutes."""
     if address == "local":
         return
     if address == "auto":

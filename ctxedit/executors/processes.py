@@ -142,7 +142,7 @@ def _end_with_parent() -> None:
 
 
 def _stop(*_: object) -> None:
-    """Ends a job as Ctrl-C does: what is half written is cleared away."""
+    """End a job as Ctrl-C does, removing partly written files."""
     if not _here["busy"]:
         os._exit(1)
     raise KeyboardInterrupt

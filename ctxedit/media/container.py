@@ -101,7 +101,7 @@ def _rank(stream: Any) -> tuple[bool, bool, float, int]:
 
 
 def _seconds(stream: Any) -> float:
-    """A stream's length as the container says it; Matroska keeps it in a tag. 0 where it is not said."""
+    """A stream's length by the container (for Matroska, in a tag); 0 where it is not given."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tags = {name.upper(): value for name, value in stream.metadata.items()}

@@ -108,7 +108,7 @@ def read_frames(
 
 
 def span_of(info: ClipInfo, frames: int, start: int, stride: int) -> Span:
-    """When the frames that ``read_frames`` would read are shown; nothing is read.
+    """Display times of the frames that ``read_frames`` would read, without reading them.
 
     Raises:
         InputError: the clip has too few frames.

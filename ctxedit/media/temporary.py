@@ -1,4 +1,4 @@
-"""Writing so that a place holds either the whole result or what was there before.
+"""Atomic writing: a path holds either the complete result or what was there before.
 
 What is being written has a temporary name that says which process writes it, so that what a killed process
 left behind can be told from what a living one still needs, and is deleted (:func:`sweep`).
@@ -35,7 +35,7 @@ _swept: set[Path] = set()
 
 @contextmanager
 def atomic(path: str | Path, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`, of the same suffix; rename it to `path` when the body is done.
+    """Give a temporary path next to `path`, with the same suffix; rename it to `path` when the body is done.
 
     The body makes a file or a folder there. Whatever ends the body early (Ctrl-C too), the temporary thing
     is deleted and `path` is as before; what a killed process leaves is deleted by the next one that writes
@@ -110,7 +110,7 @@ def staging(folder: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left in `folder` while they wrote; never fails.
+    """Delete partly written files of killed processes in `folder`; never fails.
 
     A folder that was moved aside and not replaced gets its name back. What a living process of this machine
     writes, and what another machine's may be writing, stays.
@@ -141,7 +141,7 @@ def synchronize(path: Path) -> None:
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """See beforehand that `path` may be written; leaves nothing behind.
+    """Check in advance that `path` can be written; leaves nothing behind.
 
     Raises:
         OutputError: it exists and not `overwrite`, or its folder cannot be written.
@@ -193,7 +193,7 @@ def remove(path: Path) -> None:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """``os.replace``, also where a folder takes the place of a folder that holds something."""
+    """``os.replace``, also of a non-empty folder by a folder."""
     if not path.is_dir() or path.is_symlink():
         os.replace(temporary, path)
         return

@@ -213,7 +213,7 @@ def _timeline(
 
 
 def _end(container: Any, stream: Any, packets: _Packets, pts: np.ndarray | None) -> int | None:
-    """The stamp at which the last frame ends. Matroska may say it of the whole file only."""
+    """The timestamp at which the last frame ends. Matroska may give it for the whole file only."""
     end = max(packets.ends, default=None)
     said_of_all = container.duration and not container.streams.audio
     if pts is not None and (end is None or end <= pts[-1]) and said_of_all:

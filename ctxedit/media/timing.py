@@ -62,7 +62,7 @@ def varies(clock: Clock) -> bool:
 
 
 def frame_rate(clock: Clock) -> Fraction:
-    """The exact rate. Equal steps of a fine clock say it exactly; a coarse clock (Matroska's milliseconds)
+    """The exact rate. Equal steps of a fine clock give it exactly; a coarse clock (Matroska's milliseconds)
     only bounds it, and the container's declared rate that agrees with the measured one is taken. Uneven
     steps have an average only."""
     declared = [rate for rate in clock.declared_rates if rate and 0 < rate <= 1000]
@@ -132,7 +132,7 @@ def _fitting(clock: Clock, measured: Fraction, seconds: Fraction) -> Fraction:
 
 
 def _end(clock: Clock) -> int:
-    """The stamp at which the last frame ends; where the container does not say it, a usual step later."""
+    """The timestamp at which the last frame ends; if the container does not give it, a usual step later."""
     assert clock.pts is not None
     if clock.end is not None and clock.end > clock.pts[-1]:
         return clock.end

@@ -51,7 +51,7 @@ _FRAME_NAME = re.compile(r"\d{5,}\.png")
 
 
 def even_note(path: str | Path, width: int, height: int, chroma: str = "420") -> str | None:
-    """What is done to a size that H.264 in 4:2:0 cannot hold, as a sentence; None where nothing is."""
+    """How a size that H.264 in 4:2:0 cannot hold is changed, as a sentence; None if it is not."""
     if _suffix(path) not in _H264_SUFFIXES or chroma != "420" or not (width % 2 or height % 2):
         return None
     return (
@@ -257,7 +257,7 @@ def _lean(pixels: int) -> list[str]:
 
 
 def _verify(path: Path, frames: int, size: tuple[int, int]) -> None:
-    """FFmpeg's exit status does not come through imageio-ffmpeg, so the file itself is asked."""
+    """imageio-ffmpeg does not pass on FFmpeg's exit status, so the file is checked."""
     try:
         info = probe(path)
     except CtxeditError as error:

@@ -1,4 +1,4 @@
-"""Anyone's edit beside its source: both read, brought to one size and one number of frames, or refused."""
+"""Any edit and its source: both read and brought to one size and number of frames, or refused."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Edit:
             ) from error
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """A value that several metrics share, computed when it is first asked for."""
+        """A value that several metrics share, computed when it is first needed."""
         if name not in self._shared:
             self._shared[name] = compute()
         return self._shared[name]

@@ -1,4 +1,4 @@
-"""Scores of one edit: every metric that applies, or those that were asked for."""
+"""Scores of one edit: every metric that applies, or the requested ones."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _weathered(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def targets(sights: list[Sight], scene: Scene) -> dict[str, Any]:
-    """What is to be found, of up to ``MOST`` objects: those whose middle lies within the frame.
+    """Targets of up to ``MOST`` objects: those whose centre is in the frame.
 
     Returns:
         ``name``, ``colour`` (MOST,) long, ``place`` (MOST, 3): x, y and side in frame sizes; ``covered`` and

@@ -274,7 +274,7 @@ class Training:
 
     @contextmanager
     def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Hold the state; what killed processes left half written beside it is deleted."""
+        """Lock the state, and delete partly written files of killed processes."""
         new = [folder for folder in (self.states, *self.states.parents) if not folder.exists()]
         self.states.mkdir(parents=True, exist_ok=True)
         lock = self.states / f".{self.recipe.part}.lock"  # beside the folder, which a restart deletes

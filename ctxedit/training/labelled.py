@@ -134,7 +134,7 @@ def cropped(entry: Entry) -> list[tuple[int, tuple[float, float, float, float]]]
 
 @dataclass(frozen=True)
 class ClassFolders(Sequence[Entry]):
-    """The images of class folders as entries, made when they are asked for: ImageNet has over a million."""
+    """The images of class folders as entries, made on demand: ImageNet has over a million."""
 
     folder: Path
     names: tuple[str, ...]
@@ -191,7 +191,7 @@ def list_classes(folder: Path) -> tuple[Listing, list[str]]:
 
 
 def shard_classes(path: Path) -> list[str]:
-    """Names of the classes of shards, from ``classes.txt`` beside them: one a line, in order."""
+    """Names of the classes of shards, from ``classes.txt`` next to them: one a line, in order."""
     folder = path if path.is_dir() else path.parent
     names = _names(folder)
     if not names:

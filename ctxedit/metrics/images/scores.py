@@ -85,7 +85,7 @@ class Extractors:
 
 
 def chosen(keys: Sequence[str] | None, inception: bool, captions: bool) -> tuple[str, ...]:
-    """The figures to compute: those that were asked for, or all that the inputs allow.
+    """The figures to compute: the requested ones, or all that the inputs allow.
 
     Raises:
         ConfigError: an unknown one, or one that needs what is not given.
