@@ -89,6 +89,10 @@ class Costs:
         branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
         return self._network + max(self._passing(branches + self._fuses), self._decoding)
 
+    def writing(self, reused: bool) -> int:
+        """Bytes while an edit's files are written: the networks wait."""
+        return self._weights
+
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
         if self.upscaler is None:
