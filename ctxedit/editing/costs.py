@@ -91,6 +91,10 @@ class Costs:
         passing = self._passing(branches + self._fuses) + self._features
         return self._network + max(passing, self._decoding)
 
+    def writing(self, reused: bool) -> int:
+        """Bytes while an edit's files are written: the networks wait."""
+        return self._weights
+
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
         if self.upscaler is None:
