@@ -241,6 +241,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
     addons = check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
+    needs.check_cache(config, body, family)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     needs.check_layers(config, body, request.heatmaps)
     windows = plan_windows(span.frames, config.window.size, config.window.overlap)
