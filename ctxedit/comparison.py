@@ -88,7 +88,10 @@ def of_run(run: Run) -> list[Part]:
 def _of_file(path: Path) -> Part:
     count = probe(path).frames
     facts = from_text(embedded(path)) or {}
-    return Part(path, str(facts.get("target") or path.name), facts, ClipConfig(count, 0, 1))
+    shown = [facts["target"]] if "target" in facts else [*facts.get("labels", []), facts.get("text")]
+    return Part(
+        path, ", ".join(str(one) for one in shown if one) or path.name, facts, ClipConfig(count, 0, 1)
+    )
 
 
 def labels_for(parts: Sequence[Part]) -> list[str]:

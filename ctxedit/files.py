@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError
+from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, did_you_mean
 
 #: Bytes of a TOML or JSON file that a person writes or downloads.
 TEXT_LIMIT = 16 << 20
@@ -59,12 +59,22 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
     except FileNotFoundError as missing:
         raise error(
             f"{printable(path)} does not exist",
-            f"check the path of the {what}; a relative one is taken from the current folder",
+            f"{neighbour(path)}check the path of the {what}; a relative one is taken from the current folder",
         ) from missing
     except (OSError, ValueError) as refused:  # no permission, a link to itself, a name too long, a NUL in it
         raise error(
             f"{printable(path)[:400]} cannot be read: {reason(refused)}", f"check the path of the {what}"
         ) from refused
+
+
+def neighbour(path: Path) -> str:
+    """The beginning of a hint where nothing is at a path: which name of its folder may be meant, if any."""
+    try:
+        names = [one.name for one in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
+    guess = did_you_mean(path.name, filter(is_utf8, names))
+    return guess.replace("'", f"'{path.parent}/", 1) if guess and str(path.parent) != "." else guess
 
 
 def check_file(

@@ -26,6 +26,7 @@ from ctxedit.config import Config, merge, to_table
 from ctxedit.contents import fingerprint as fingerprint
 from ctxedit.display import facts_html
 from ctxedit.errors import InputError, OutputError
+from ctxedit.files import neighbour
 from ctxedit.locks import held
 from ctxedit.media.temporary import (
     check_writable,
@@ -67,8 +68,10 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / _FILE).is_file():
+            guess = "" if folder.exists() else neighbour(folder)
             raise InputError(
-                f"{folder} is not a run folder", "a run folder holds run.toml; `ctxedit tune` makes one"
+                f"{folder} is not a run folder",
+                f"{guess}a run folder holds run.toml; `ctxedit tune` makes one",
             )
         self._table = read_run(folder / _FILE)
 

@@ -13,6 +13,7 @@ from ctxedit.bench.formats import IMAGES, VIDEOS
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.files import neighbour
 from ctxedit.media.probe import probe
 from ctxedit.runs import slug
 from ctxedit.stages.prepare import Prepared, read_working
@@ -53,7 +54,8 @@ def parse(text: str) -> External:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise InputError(
-            f"--external {text}: {path} is not a folder", "name the folder that holds its videos"
+            f"--external {text}: {path} is not a folder",
+            f"{neighbour(path)}name the folder that holds its videos",
         )
     return External(label, path)
 

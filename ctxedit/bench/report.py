@@ -108,6 +108,8 @@ def _about(bench: Bench, rows: Sequence[ResultRow]) -> list[str]:
             f"Model {facts['model']} on {where}, {facts['frames']} frames at {width}×{height}, "
             f"seed {facts['seed']}; CLIP: {facts['clip_model']}."
         )
+        if any(method.config.upscale.scale > 1 for method in bench.methods):
+            said.append(f"Figures are measured at {width}×{height}; the videos are upscaled.")
     return said
 
 

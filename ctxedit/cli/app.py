@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shlex
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +96,9 @@ def build() -> Any:
 
 
 def _finish_help(command: Any) -> None:
-    """Keep ``[default: …]`` from being read as markup, and show no type beside a switch."""
+    """Fill the terminal's width, keep ``[default: …]`` from being markup, show no type beside a switch."""
+    if command.help:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help))
     for parameter in command.params:
         if getattr(parameter, "help", None):
             parameter.help = parameter.help.replace("[default", r"\[default")

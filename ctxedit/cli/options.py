@@ -339,6 +339,6 @@ class ScoringOptions(ClipModelOptions):
             panel=_METHOD,
             metavar="FILE",
             help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
-            "(.json).",
+            "(.json). Outside it the output is the source, at its size and, where sizes agree, to the pixel.",
         ),
     ] = None

@@ -82,7 +82,8 @@ def _lines(file: Path, facts: dict[str, Any], clip: str | None, again: list[str]
         where = clip or f"{source.get('name')}, not found here"
         rows.append(("source", f"{where} (BLAKE2b {source.get('blake2b')})"))
     rows += [("of", str(part.get("label"))) for part in facts.get("of", [])]
-    rows += [(label, str(facts[key])) for key, label in _LABELS.items() if key in facts]
+    rows += [("shows", ", ".join(map(str, facts["labels"])))] if facts.get("labels") else []
+    rows += [(label, str(facts[key])) for key, label in _LABELS.items() if facts.get(key, "") != ""]
     rows += [("setting", f"{key} = {value}") for key, value in facts.get("settings", {}).items()]
     rows += [("option", f"{key} = {value}") for key, value in facts.get("output", {}).items()]
     rows += [("again", line) for line in again]

@@ -67,6 +67,11 @@ class LabelOptions:
         told: dict[str, Any] = {"class": self.class_name, "layout": self.layout, "encoder": self.encoder}
         return {**told, "grid": self.grid or None}
 
+    @staticmethod
+    def shown(wanted: LabelRequest) -> dict[str, Any]:
+        """What the picture shows, for JSON and for the picture itself."""
+        return {"text": wanted.text, "labels": list(wanted.labels)}
+
     def check(self, text: str | None, adapter: Path | None, no_adapter: bool) -> None:
         """Raise ConfigError for options that do not go together, InputError for an empty text."""
         arguments.not_empty(text, "text")
@@ -99,6 +104,7 @@ class LabelOptions:
 def add_to_plan(plan: dict[str, Any], wanted: LabelRequest) -> None:
     """Make text to image's plan that of labels."""
     plan["evaluations"] *= len(wanted.pictures)
+    plan |= {"text": wanted.text, "labels": list(wanted.labels)}
 
 
 def drawn(

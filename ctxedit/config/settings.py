@@ -218,6 +218,8 @@ class EditConfig:
         guidance: classifier-free guidance scale; 1 is none.
         guidance_interval: the share of the steps, counted from the noisy end, at which guidance begins, and
             the one at which it ends (Kynkäänniemi et al. 2024); outside, the unconditional branch is not run.
+        cache_interval: where nothing is fused, run the whole UNet in every so many steps only, and in between
+            its finest level alone, on the deep features kept before (DeepCache, Ma et al. 2024); 1 is off.
         negative_prompt: what guidance leads away from. ``{source}`` in it stands for the source prompt:
             guidance then follows the difference between target and source alone, and the source prompt as
             target gives the inversion back (negative-prompt inversion, Miyake et al. 2023).
@@ -232,6 +234,7 @@ class EditConfig:
     solver: Solver = "ddim"
     guidance: float = 7.5
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
+    cache_interval: int = 1
     negative_prompt: str = ""
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"

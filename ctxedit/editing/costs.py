@@ -51,7 +51,8 @@ class Costs:
         window = self.config.window
         self.all_frames = self.config.clip.frames
         #: Of one window: the frames in memory at a time.
-        self.frames = plan_windows(self.all_frames, window.size, window.overlap)[0].stop
+        self._windows = plan_windows(self.all_frames, window.size, window.overlap)
+        self.frames = self._windows[0].stop
         self.long = self.frames < self.all_frames
         self.tuned = frames_of_step(config)
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
@@ -87,7 +88,12 @@ class Costs:
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
         branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
-        return self._network + max(self._passing(branches + self._fuses), self._decoding)
+        passing = self._passing(branches + self._fuses) + self._features
+        return self._network + max(passing, self._decoding)
+
+    def writing(self, reused: bool) -> int:
+        """Bytes while an edit's files are written: the networks wait."""
+        return self._weights
 
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
@@ -156,6 +162,14 @@ class Costs:
         if self.apart:
             passing = max(passing, self.body.text_encoder.parameters * self.stored)
         return max(passing, self._shifting(self.frames, False))
+
+    @property
+    def _features(self) -> int:
+        """Bytes of deep features kept for the next steps: of both branches, and of one run alone."""
+        if self.config.edit.cache_interval == 1:
+            return 0
+        (h, w), wide = self.side, self.body.channels[1]
+        return 3 * self.frames * wide * h * w * self.width * len(self._windows)
 
     @property
     def _at_once(self) -> int:

@@ -12,12 +12,12 @@ from ctxedit.config import Config
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import adapter_to_start_from
 from ctxedit.models.attention import make_kernel
-from ctxedit.models.backbones import split_words
+from ctxedit.models.backbones import Backbone, split_words
 from ctxedit.models.sites import AttentionSite, halvings_at
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
 from ctxedit.prompts import plain, weighted
-from ctxedit.stages.sample import fused_counts
+from ctxedit.stages.passes import fused_counts
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
 
@@ -38,6 +38,15 @@ def check_settings(config: Config, body: Sizes) -> None:
         _check_trained(config, body)
     if config.adapter.enabled and config.tune.adapter_init == "pretrained":
         adapter_to_start_from(config)
+
+
+def check_cache(config: Config, body: Sizes, family: type[Backbone]) -> None:
+    """Raise ConfigError where deep features are to be reused and the model has none."""
+    if config.edit.cache_interval > 1 and not (family.reuses_features and len(body.channels) > 1):
+        raise ConfigError(
+            f"edit.cache_interval = {config.edit.cache_interval}: this model has no deep features to reuse",
+            "leave it at 1",
+        )
 
 
 def check_layers(config: Config, body: Sizes, heatmaps: bool = False) -> None:

@@ -27,7 +27,7 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
-from ctxedit.media.memory import reading_bytes, writing_bytes
+from ctxedit.media.memory import pasting_bytes, reading_bytes, writing_bytes
 from ctxedit.media.probe import probe
 from ctxedit.media.read import Clip, Store, span_of
 from ctxedit.media.scratch import scratch
@@ -241,6 +241,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
     addons = check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
+    needs.check_cache(config, body, family)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     needs.check_layers(config, body, request.heatmaps)
     windows = plan_windows(span.frames, config.window.size, config.window.overlap)
@@ -272,12 +273,13 @@ def _rows(
             continue
         for label, target in stage.rows(request.targets):
             done = known.done(stage, target)
-            passes = 0 if done else stage.passes(request.config, known.prompt, target)
+            shown = [stage, *(one for one in map(stage_named, stage.shows) if not known.done(one, target))]
+            passes = 0 if done else sum(s.passes(request.config, known.prompt, target) for s in shown)
             beside = passes if costs.control.parameters and stage.name != "upscale" else 0
             work = Work(speed_kind(stage.name), request.config, *machine)
             seconds = seconds_of(work, passes) if passes else None
             frames = costs.tuned if stage.name == "tune" else costs.frames
-            peak = stage.peak(costs, done)
+            peak = max(one.peak(costs, done) for one in shown)
             rows.append(PlannedStage(label, done, passes, peak, beside, seconds, frames))
             disk += 0 if done else stage.disk(costs)
     return tuple(rows), disk
@@ -292,7 +294,10 @@ def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ..
     note = even_note(output, *size, request.chroma)
     sound = clip.info.sound_note if request.audio and holds_audio(output) else None
     notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
-    return writing_bytes(output, request.config.clip.frames, *size), notes
+    frames, pasted = request.config.clip.frames, 0
+    if request.mask is not None and size != (fit.width, fit.height):
+        pasted = pasting_bytes(min(frames, request.config.window.size), *size)
+    return writing_bytes(output, frames, *size) + pasted, notes
 
 
 def _output_size(request: Request, fit: Fit) -> tuple[int, int]:

@@ -150,10 +150,10 @@ class Session:
 
     def _job(self, stage: Stage, target: str) -> StageJob:
         name, key = self.key(stage.name, target)
-        edit_name = name.partition("/")[2] if stage.each_target else ""
-        return StageJob(
-            self.parts, name, key, self.run.folder, self.prompt, target, edit_name, probe=self.probe
-        )  # fmt: skip
+        if not stage.each_target:
+            return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, probe=self.probe)
+        edit_name, frames_name = name.partition("/")[2], self.keys.frames_name(self.prompt, target)
+        return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, edit_name, frames_name)
 
     def _done(self, stage: Stage, job: StageJob) -> bool:
         """Whether a stage can be skipped; damaged files that require it again are reported."""
@@ -181,7 +181,7 @@ class Session:
     def _measuring(self, stage: Stage, job: StageJob) -> Iterator[None]:
         """Keep how long a stage's passes of the network took, for the plans to come."""
         passes = stage.passes(self.config, self.prompt, job.target)
-        if not passes or stage.name == "edit":  # its passes are those of the frames that it writes
+        if not passes:
             yield
             return
         outer = self.reporter
@@ -241,7 +241,9 @@ class Session:
             files = edit_files(self.request, job.folder, job.edit_name)
             sweep(files.video.parent)
             if self._done(stage, job):
-                return EditResult(target, files, True, job.folder / job.frames_file)
+                # An older ctxedit kept the frames under the edit's own name.
+                kept = self.run.facts(job.name).get("frames", job.frames_file)
+                return EditResult(target, files, True, job.folder / kept)
             self.round_trip()
             needed = {name: self._bring(name, target) for name in stage.needs}
             self._make(stage, replace(job, needed=needed))

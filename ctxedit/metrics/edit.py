@@ -152,6 +152,11 @@ class Edit:
         return self.once(f"text {text}", lambda: self.networks.clip.embed_texts([text]))
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+    @property
     def unchanged(self) -> NDArray[np.bool_] | None:
         """Where nothing may change, (F, H, W); None without a mask."""
         return None if self.mask is None else self.mask <= 0.5

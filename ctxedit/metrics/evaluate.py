@@ -37,12 +37,15 @@ class Figures:
             mask).
         outside_mask: whether ``psnr`` and ``ssim`` compare only what is outside a mask.
         clip_version: a hash of a CLIP that is a folder; empty for the others, whose names say it.
+        size: width and height, in pixels, of the frames that were measured. An edit of a run is measured at
+            working size, whatever size it is written in.
     """
 
     clip_model: str
     values: Mapping[str, float | None] = field(default_factory=dict)
     outside_mask: bool = False
     clip_version: str = ""
+    size: tuple[int, int] = (0, 0)
 
     def __getattr__(self, key: str) -> float | None:
         values = self.__dict__.get("values", {})
@@ -53,7 +56,8 @@ class Figures:
     def table(self) -> dict[str, Any]:
         """As a plain table."""
         version = {"clip_version": self.clip_version} if self.clip_version else {}
-        return {"clip_model": self.clip_model, **version, **self.values, "outside_mask": self.outside_mask}
+        about = {"outside_mask": self.outside_mask, "measured_size": list(self.size)}
+        return {"clip_model": self.clip_model, **version, **self.values, **about}
 
 
 def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
@@ -135,4 +139,4 @@ def evaluate(
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
         values |= {key: value_of(edit, f"{key}_kept") for key in ("psnr", "ssim") if key in values}
-    return Figures(networks.clip.name, values, mask is not None, networks.clip.version)
+    return Figures(networks.clip.name, values, mask is not None, networks.clip.version, edit.size)

@@ -32,6 +32,10 @@ def locate_file(name: str, what: str, known: Sequence[str], offline: bool = Fals
         )
     if os.path.isdir(path):
         return path / layout.one_file(name, known)([file.name for file in path.iterdir()], False)[0]
+    # A folder that is there is meant, rather than an owner of the same name.
+    if os.path.isdir(path.parent) and path.suffix == ".safetensors":
+        check_file(path, what, error=WeightsError)
+        return path
     if os.path.exists(path) or (found := hub_file(name)) is None:
         check_file(path, what, error=WeightsError)
         return path

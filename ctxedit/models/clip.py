@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ctxedit.errors import ResourceError, WeightsError
-from ctxedit.files import check_model_files, read_json
+from ctxedit.files import check_model_files, neighbour, read_json
 from ctxedit.model_names import expanded
 from ctxedit.models import hub, layout
 from ctxedit.models.weights import is_half, variant_of
@@ -208,7 +208,8 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False, half: boo
     if not os.path.isdir(path):
         if isinstance(folder_or_id, Path) or os.path.exists(path) or not _HUB_ID.fullmatch(folder_or_id):
             raise WeightsError(
-                f"{folder_or_id} is not a folder", "give a folder in transformers' format, or a hub id"
+                f"{folder_or_id} is not a folder",
+                f"{neighbour(path)}give a folder in transformers' format, or a hub id",
             )
         path = _fetch(folder_or_id, offline, half)
     if not (path / "config.json").is_file():

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ctxedit.errors import WeightsError
+from ctxedit.files import neighbour
 from ctxedit.models.sizes import header, weight_of
 from ctxedit.models.tensors import save_tensors
 
@@ -170,8 +171,9 @@ class ConditionEncoder(nn.Module):
         """
         file = folder / FILE
         if not file.is_file():
+            guess = "" if folder.exists() else neighbour(folder)
             raise WeightsError(
-                f"no {kind} encoder in {folder}", f"train one: ctxedit train {kind}-encoder --out DIR"
+                f"no {kind} encoder in {folder}", f"{guess}train one: ctxedit train {kind}-encoder --out DIR"
             )
         try:
             config, labels, width = about(file)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
+from ctxedit.files import neighbour
 from ctxedit.model_names import SHORT_NAMES
 from ctxedit.models.layout import Select
 from ctxedit.models.transfer import (
@@ -283,7 +284,7 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
     ):
         return WeightsError(
             f"there is no {hub_id} on the hub, or you have no access to it",
-            "check the id; a private repository needs `hf auth login`",
+            f"{neighbour(Path(hub_id))}check the id; a private repository needs `hf auth login`",
         )
     if isinstance(error, Broken):
         return WeightsError(
@@ -302,7 +303,8 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return WeightsError(
         f"{hub_id} could not be fetched: {line}",
-        f"check the connection to {constants.ENDPOINT}, or give a folder; what was fetched is kept",
+        f"{neighbour(Path(hub_id))}check the connection to {constants.ENDPOINT}, or give a folder; "
+        "what was fetched is kept",
     )
 
 
@@ -310,7 +312,7 @@ def offline_error(hub_id: str) -> WeightsError:
     """For a repository that is not, or not wholly, in the cache."""
     return WeightsError(
         f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and this is offline",
-        f"fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "
+        f"{neighbour(Path(hub_id))}fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "
         "without --offline and HF_HUB_OFFLINE",
     )
 

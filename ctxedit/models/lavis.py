@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import CtxeditError, ResourceError, WeightsError
+from ctxedit.files import neighbour
 from ctxedit.models.captioner import shares
 
 VERSION = 1
@@ -61,7 +62,7 @@ class LavisCaptioner:
     ) -> None:
         found = shutil.which(str(Path(python).expanduser()))
         if found is None:
-            raise WeightsError(f"no Python interpreter at {python}", SETUP)
+            raise WeightsError(f"no Python interpreter at {python}", f"{neighbour(Path(python))}{SETUP}")
         self.name = f"lavis:{model}/{model_type}"
         self._command = [found, "-u", str(worker or _WORKER)]
         self._model = {"model": model, "model_type": model_type}

@@ -15,7 +15,7 @@ from torch import nn
 
 from ctxedit.contents import fingerprint
 from ctxedit.errors import CtxeditError, WeightsError, did_you_mean
-from ctxedit.files import check_file, check_model_files, process_folder
+from ctxedit.files import check_file, check_model_files, neighbour, process_folder
 from ctxedit.model_names import BUILTIN, VOCABULARY, expanded, is_own
 from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
 from ctxedit.models import hub, layout
@@ -89,7 +89,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     if not is_hub_id(model):
         raise WeightsError(
             f"no model named {model!r}",
-            f"{did_you_mean(model, ('builtin', *SHORT_NAMES))}"
+            f"{did_you_mean(model, ('builtin', *SHORT_NAMES)) or neighbour(path)}"
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline, half)), "folder")
@@ -213,7 +213,10 @@ def pipeline_folder(name: str, offline: bool, half: bool) -> Path:
     if os.path.isdir(path):
         return _diffusers_folder(path, layout_named)
     if not is_hub_id(name):
-        raise WeightsError(f"no folder or hub id {name!r}", "give a diffusers folder, or an id (owner/name)")
+        raise WeightsError(
+            f"no folder or hub id {name!r}",
+            f"{neighbour(path)}give a diffusers folder, or an id (owner/name)",
+        )
     return _diffusers_folder(_download(name, offline, half, layout_named), layout_named)
 
 

@@ -26,7 +26,8 @@ from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.edit import InvertedClip, edit_conditions
 from ctxedit.stages.invert import Inverter, Progress, counter, history_of, no_progress
-from ctxedit.stages.sample import Sampling, descend, first_level
+from ctxedit.stages.passes import first_level
+from ctxedit.stages.sample import Sampling, descend
 from ctxedit.windows import Window
 
 #: (F, C, h, w) float32 on disk.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +60,10 @@ class Score:
     interval: str
     each: tuple[float, ...] = ()
     without: tuple[float, ...] = ()
+
+    def table(self) -> dict[str, str | int | float | None]:
+        """As plain values, without the values of single images and groups."""
+        return {k: v for k, v in asdict(self).items() if k not in ("each", "without")}
 
 
 class Task(Protocol):

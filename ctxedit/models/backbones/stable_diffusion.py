@@ -23,6 +23,7 @@ from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.deep_cache import DeepBlocks
 from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
@@ -47,6 +48,7 @@ class StableDiffusion(Backbone):
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     lora_loader: ClassVar[str | None] = "StableDiffusionLoraLoaderMixin"
+    reuses_features: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -288,6 +290,9 @@ class StableDiffusion(Backbone):
     def _added(self, rows: Condition, x: Tensor) -> dict[str, Tensor] | None:
         """Additional inputs of the time embedding; none here."""
         return None
+
+    def deep_blocks(self) -> DeepBlocks:
+        return DeepBlocks(self.unet)
 
     @property
     def denoiser(self) -> Denoiser:
