@@ -28,7 +28,7 @@ _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_
 
 
 class Lines(Watcher):
-    """A line for every edit of these methods; what else is measured is said where it fails."""
+    """A line for every edit of these methods; other measurements are reported if they fail."""
 
     def __init__(self, screen: Screen, methods: Sequence[str], seconds: float | None = None) -> None:
         self.methods, self._seconds = tuple(methods), seconds
@@ -150,7 +150,7 @@ def _figures(row: ResultRow) -> str:
 def watcher(
     screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
 ) -> Iterator[Watcher]:
-    """Who shows the progress; libraries are told to keep silent. ``seconds`` is the estimate for all."""
+    """The display of the progress; silences libraries. ``seconds`` is the estimate for everything."""
     if not debugging():
         hush()
     if not screen.lively:

@@ -243,7 +243,7 @@ def _list_metrics(screen: Screen) -> None:
 
 
 def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Figures as a table of text; the CLIP model's name stands beside its figures, plugins' metrics last."""
+    """Figures as a table of text; the CLIP model's name next to its figures, plugins' metrics last."""
     head = (
         "target",
         "CLIP-text",

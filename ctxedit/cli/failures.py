@@ -71,7 +71,7 @@ class StdoutClosed(Exception):
 class Carried(BaseException):
     """Carries a command's exception past Typer.
 
-    Typer makes exits of broken pipes, EOFError and Ctrl-C, whoever's pipe it was that broke.
+    Typer turns broken pipes, EOFError and Ctrl-C into exits, whichever pipe broke.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -89,7 +89,7 @@ def work_begins() -> None:
 
 @contextmanager
 def resumable(folder: Path | str | None) -> Iterator[None]:
-    """On Ctrl-C say that the work in ``folder`` can be resumed; None is work that leaves nothing."""
+    """On Ctrl-C say that the work in ``folder`` can be resumed; None is for work without state."""
     work_begins()
     try:
         yield
@@ -100,7 +100,7 @@ def resumable(folder: Path | str | None) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> Failure:
-    """The failure an exception stands for."""
+    """The failure that an exception is reported as."""
     if isinstance(error, CtxeditError):
         hint = error.hint or _HINTS.get(error.exit_code)
         return Failure(error.message, hint, error.exit_code)
@@ -125,7 +125,7 @@ def explain(error: BaseException) -> Failure:
 
 
 def _of_a_kind(error: BaseException) -> Failure | None:
-    """What some of Python's exceptions stand for wherever they come from; None for a fault of our own."""
+    """How some of Python's own exceptions are reported; None for a bug of ctxedit."""
     if type(error).__name__ == "PanicException":  # Rust's, of tokenizers or safetensors; no Exception
         return Failure(f"the model's files are broken: {_line(error)}", _HINTS[4], WeightsError.exit_code)
     if isinstance(error, RecursionError):

@@ -1,4 +1,4 @@
-"""Before gigabytes are fetched: what, how much and where to is said; a person is asked."""
+"""Before a large download: says what is downloaded, how much and where to, and asks."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
 
 
 def hush() -> None:
-    """Silence huggingface_hub's advice; its errors are told in ctxedit's own words."""
+    """Silence huggingface_hub's advice; its errors are reported in ctxedit's own words."""
     if not debugging():
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -269,7 +269,7 @@ def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Do
     """Say what will be fetched; ask where it is more than a gigabyte.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: there is no terminal to ask on.
         typer.Abort: the answer was no.
     """
     for one in missing:
@@ -307,7 +307,7 @@ class Bar(Watcher):
             self._progress.add_task(self._name, total=self._total, completed=self._done)
 
     def waits(self, name: str) -> None:
-        """Say why nothing moves."""
+        """Say why there is no progress."""
         self.screen.say(f"{name} is being fetched by another process; waiting for it")
 
     def came(self, count: int) -> None:

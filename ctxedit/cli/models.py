@@ -1,4 +1,4 @@
-"""``ctxedit models``: what is built in and how good it is, and what lies in the hub's cache."""
+"""``ctxedit models``: the built-in models and their checks, and what is in the hub's cache."""
 
 from __future__ import annotations
 

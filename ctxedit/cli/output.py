@@ -1,4 +1,4 @@
-"""Where words go: the result on stdout, the talk on stderr, ``--json`` as one object."""
+"""Output: the result on stdout, messages on stderr, ``--json`` as one object."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ctxedit.files import printable
 
 #: Letters of an error's line.
 _LONGEST = 1000
-#: What stands in for typographic characters where a stream's encoding lacks them.
+#: Replacements of typographic characters that a stream's encoding lacks.
 _PLAIN = {
     "…": "...", "×": "x", "“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "→": "->", "²": "2",
     "−": "-", "≤": "<=", "≥": ">=", "·": ".",
@@ -36,7 +36,7 @@ def debugging() -> bool:
 
 
 def put(text: str) -> None:
-    """Print a result on stdout; raises StdoutClosed when nobody reads it any more."""
+    """Print a result on stdout; raises StdoutClosed when its reader has closed it."""
     try:
         print(text, flush=True)
     except BrokenPipeError as error:
@@ -65,7 +65,7 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Stderr(Console):
-    """Messages; when their reader has gone the work goes on."""
+    """Messages; if their reader has closed the stream, the work continues."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -99,7 +99,7 @@ class Screen:
             self.console.print(Text(text))
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed; each is said once."""
+        """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
             self.console.print(Text.assemble(("warning: ", "yellow"), text))
@@ -258,7 +258,7 @@ def _line(text: str) -> str:
 
 
 def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> bool:
-    """Whether an output is there as the same command left it, which is then said; -y makes it again."""
+    """Whether the same command has already written an output, with a message if so; -y redoes it."""
     from ctxedit.finished import is_finished
 
     if overwrite or not is_finished(output, key):

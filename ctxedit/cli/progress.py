@@ -76,7 +76,7 @@ class Teller(Reporter):
 
 
 def teller(screen: Screen) -> Teller:
-    """A reporter for the pipeline; libraries are told to keep silent. Imports are done, the work begins."""
+    """A reporter for the pipeline; silences libraries. Called when imports are done and the work begins."""
     work_begins()
     if not debugging():
         from ctxedit.models.quiet import hush

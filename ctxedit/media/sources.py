@@ -1,4 +1,4 @@
-"""What a path given as a clip refers to: a file, a photo that holds a video, or nothing that can be read."""
+"""What a path given as a clip refers to: a file, a photo that holds a video, or nothing readable."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from ctxedit.config import AttentionConfig, Config, merge
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
 from ctxedit.patterns import attended_frames
-from ctxedit.stages import sample as sampling
+from ctxedit.stages import passes
 from ctxedit.stages.invert import Inverter, history_of, invert
 from ctxedit.stages.sample import Sampling, sample
 
@@ -53,7 +53,7 @@ def walk(backbone):
 def test_guidance_outside_its_interval_costs_nothing_and_is_counted(walk, interval):
     walk.sample(guidance=3.0, interval=interval)
     table = {"edit": {"steps": STEPS, "guidance": 3.0, "guidance_interval": interval}, "fusion": PLAIN}
-    assert walk.passes == sampling.network_passes(merge(Config(), table))
+    assert walk.passes == passes.network_passes(merge(Config(), table))
     guided = [step for step in range(STEPS) if int(STEPS * interval[0]) <= step < int(STEPS * interval[1])]
     assert walk.passes == STEPS + len(guided)
 
