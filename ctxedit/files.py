@@ -73,7 +73,10 @@ def neighbour(path: Path) -> str:
         names = [one.name for one in path.parent.iterdir()]
     except (OSError, ValueError):
         return ""
-    guess = did_you_mean(path.name, filter(is_utf8, names))
+    # What files are called tells them apart, and not their suffix, which many have in common.
+    stems = {Path(name).stem: name for name in filter(is_utf8, names)}
+    stem = did_you_mean(path.stem, stems).partition("'")[2].rpartition("'")[0]
+    guess = f"did you mean {stems[stem]!r}? " if stem in stems else ""
     return guess.replace("'", f"'{path.parent}/", 1) if guess and str(path.parent) != "." else guess
 
 
@@ -92,10 +95,10 @@ def check_file(
 
 
 def check_kind(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
-    """Raise ``error`` for what is there and neither a regular file nor a folder."""
+    """Raise ``error`` for an existing path that is neither a regular file nor a folder."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever opens it says so
+    except (OSError, ValueError):  # opening it will report this
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise error(f"{printable(path)} is {_kind(mode)}", f"the {what} is read from regular files")
@@ -139,7 +142,7 @@ def read_json(path: Path, what: str, limit: int = TEXT_LIMIT, error: type[Ctxedi
 def check_model_files(folder: Path, parts: Sequence[str] = ()) -> None:
     """Raise WeightsError for a file of a model that is not regular, or JSON too large for what it should be.
 
-    The libraries that load models open whatever lies there.
+    The libraries that load models would open any kind of file.
 
     Args:
         folder: of the model; its own files are checked, and those of ``parts``.
@@ -204,7 +207,7 @@ def reason(error: BaseException) -> str:
 
 
 def _limits(path: Path) -> tuple[int, int]:
-    """(NAME_MAX, PATH_MAX) of the disk that a path will lie on."""
+    """(NAME_MAX, PATH_MAX) of the disk that holds a path."""
     for parent in path.parents:
         try:
             return os.pathconf(parent, "PC_NAME_MAX"), os.pathconf(parent, "PC_PATH_MAX")

@@ -55,7 +55,7 @@ def check_syntax(text: str, what: str) -> None:
     """Raise ConfigError for syntax that other tools give a meaning, and ctxedit does not.
 
     Args:
-        text: a prompt; ``{source}`` in it stands for the source prompt where that is offered.
+        text: a prompt; ``{source}`` in it stands for the source prompt where that is allowed.
         what: what it is called in the error.
     """
     rest = text.replace("{source}", " ")

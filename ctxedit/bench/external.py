@@ -54,7 +54,7 @@ def parse(text: str) -> External:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise InputError(
-            f"--external {text}: {path} is no folder",
+            f"--external {text}: {path} is not a folder",
             f"{neighbour(path)}name the folder that holds its videos",
         )
     return External(label, path)

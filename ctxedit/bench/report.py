@@ -32,7 +32,7 @@ class ComparisonFiles:
 
 
 def files_in(out: Path) -> ComparisonFiles:
-    """Where a bench's tables lie."""
+    """Paths of a bench's tables."""
     names = ("table.json", "table.csv", "table.md", "table.tex", "costs.md", "index.html")
     return ComparisonFiles(*(out / name for name in names))
 

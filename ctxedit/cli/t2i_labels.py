@@ -1,4 +1,4 @@
-"""``ctxedit t2i --class`` and ``--layout``: pictures of labels instead of words, or beside them."""
+"""``ctxedit t2i --class`` and ``--layout``: images from labels instead of words, or in addition to them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LabelOptions:
 
     @property
     def given(self) -> bool:
-        """Whether labels are asked for."""
+        """Whether labels are given."""
         return self.class_name is not None or self.layout is not None or self.grid
 
     @property

@@ -94,7 +94,7 @@ class AdapterConfig:
         bound: r = bound·tanh(r / bound); 0 leaves it free, as the paper does.
         scale: ``paper`` (k = a(1 − a)) or ``noise`` (the published code's variant).
         norm: ``kept`` scales a·x_0 + b back to the norm of a·x_0, frame by frame: the shift can move signal,
-            but not write x_0 louder. ``free`` leaves it, as the paper does.
+            but not amplify x_0. ``free`` does not rescale, as in the paper.
     """
 
     enabled: bool = True
@@ -111,7 +111,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A ControlNet beside the denoiser (Zhang et al. 2023), in tuning, inversion and sampling alike.
+    """A ControlNet (Zhang et al. 2023), used in tuning, inversion and sampling alike.
 
     Its frames attend to the same frames as the denoiser's, as in ControlVideo.
 
@@ -143,7 +143,7 @@ class TuneConfig:
     ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
     ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
 
-    ``frames`` is how many consecutive frames a step sees, drawn anew for each step; 0 is all of the clip, or
+    ``frames`` is how many consecutive frames a step sees, drawn again for each step; 0 is all of the clip, or
     of one window of it.
     """
 

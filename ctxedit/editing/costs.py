@@ -44,13 +44,13 @@ class Costs:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
         self.width = dtype.itemsize
-        #: Of what is not the denoiser's.
+        #: Of everything but the denoiser.
         self.stored = storage_dtype(dtype, torch.device(device)).itemsize
         #: What waits in main memory counts where that is the device's.
         self.device, self.apart = device, device != "cpu" and config.offload
         window = self.config.window
         self.all_frames = self.config.clip.frames
-        #: Of one window: what is in memory at once.
+        #: Of one window: the frames in memory at a time.
         self._windows = plan_windows(self.all_frames, window.size, window.overlap)
         self.frames = self._windows[0].stop
         self.long = self.frames < self.all_frames
@@ -76,7 +76,7 @@ class Costs:
         kept = footprint.backward_bytes(
             body, self.side, self.tuned, self.window, width, self.config.tune.gradient_checkpointing
         )
-        if self.control.parameters:  # the way down a second time
+        if self.control.parameters:  # the ControlNet repeats the encoder half
             kept = kept * 3 // 2
         working = masters + self._trained * 12 + kept + self._shifting(self.tuned, True)
         return self._network + max(working, self._encoding)
@@ -116,7 +116,7 @@ class Costs:
         return self._weights + clip_weight(self.config, self.own, self.offline).parameters * 4
 
     def tuning_disk(self) -> int:
-        """Bytes that tuning leaves: parameters and two moments on the way, the result beside them."""
+        """Bytes that tuning writes: the saved state (parameters and two moments) and the result."""
         return 4 * 4 * self._trained if self.config.tune.steps else 0
 
     def inverting_disk(self) -> int:
@@ -154,10 +154,10 @@ class Costs:
         return denoiser * self.width + others * self.stored + adapter
 
     def _passing(self, branches: int) -> int:
-        """Bytes of one pass of the denoiser, beside the weights."""
+        """Bytes of one pass of the denoiser, without the weights."""
         images = self.frames * branches
         passing = footprint.forward_bytes(self.body, self.side, images, self.window, self.width)
-        if self.control.parameters:  # what it hands over waits beside the denoiser's own
+        if self.control.parameters:  # its outputs are kept along with the denoiser's own activations
             passing += footprint.skip_bytes(self.body, self.side, images, self.width)
         if self.apart:
             passing = max(passing, self.body.text_encoder.parameters * self.stored)

@@ -92,7 +92,7 @@ class Keys:
         return ["outside the mask the source's pixels"] if self.request.mask else []
 
     def beside(self) -> list[Any]:
-        """What settings name on disk beside model, CLIP and captioner, by its content; empty for nothing."""
+        """Hash of the files that settings name besides model, CLIP and captioner; empty if none."""
         config, print_of = self.request.config, self._print_of
         found = _addons(config, self.request.offline, print_of)
         if config.control.kind != "none":
@@ -195,7 +195,7 @@ def _upscaling(config: Config, print_of: Callable[[Path], str]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Caption:
-    """A source prompt, and what the run notes of where it comes from."""
+    """A source prompt, and the run's facts about its origin."""
 
     text: str
     key: str
@@ -215,7 +215,7 @@ def known_caption(request: Request, keys: Keys) -> Caption | None:
 
 
 def find_run(request: Request, keys: Keys, prompt: str) -> Run | None:
-    """The run of a request whose source prompt is known; None where there is none yet."""
+    """The existing run of a request whose source prompt is known; None if there is none."""
     if request.run is not None:
         return request.run
     if found := Run.find(request.runs, request.clip, request.preset, keys.identity(prompt)):

@@ -103,7 +103,7 @@ def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
     """The settings' model; raises ConfigError for settings that labels do not go with."""
     if config.control.kind != "none":
         raise ConfigError(
-            "labels have no clip to take a control from", "choose a preset without a ControlNet"
+            "there is no clip to compute a control map from", "choose a preset without a ControlNet"
         )
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -121,7 +121,7 @@ def generate(request: LabelRequest, config: Config, offline: bool, reporter: Rep
         request: from :func:`class_request` or :func:`layout_request`.
         config: model, edit.steps, guidance, negative prompt, ``clip.size``, ``upscale``.
         offline: fetch nothing.
-        reporter: is told of progress.
+        reporter: receives progress.
     """
     backbone = open_model(config, offline, reporter)
     request.encoder.fit(backbone)
@@ -154,7 +154,7 @@ def picture(
 
 
 def grid(request: LabelRequest, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pictures beside each other under their names, a layout's with its boxes over them."""
+    """The images in a row with their names, those of layouts with boxes drawn."""
     tiles: Sequence[NDArray[np.uint8]] = list(pictures)
     if request.layout is not None:
         tiles = [draw_boxes(one, request.layout) for one in tiles]

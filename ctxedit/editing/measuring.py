@@ -31,7 +31,7 @@ def work_of(kind: str, parts: Parts) -> Work:
 
 
 def measure(parts: Parts, prompt: str, kinds: Iterable[str]) -> None:
-    """Time one pass of each kind of work that was never measured here, and keep it.
+    """Time one pass of each kind of work not yet measured on this machine, and store the time.
 
     Args:
         parts: networks and clip; loaded here where they are not yet.

@@ -111,7 +111,7 @@ class Plan:
         return {**asdict(self), "fps": str(self.fps)}
 
     def works(self, config: Config) -> list[tuple[Work, int]]:
-        """What the network is asked for, and in how many passes; ``config`` is the request's."""
+        """Kinds of network passes, and how many of each; ``config`` is the request's."""
         device = name_of(pick_device(self.device))
         return [
             (Work(speed_kind(stage.name.split(" ")[0]), config, device, self.dtype, self.padded_size), n)
@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """How long the network's passes take in all; None where a stage was never measured here."""
+        """Seconds of all network passes; None if one of the kinds was not measured on this machine."""
         each = [stage.seconds for stage in self.stages if stage.evaluations]
         return None if None in each else sum(one for one in each if one is not None)
 
@@ -188,7 +188,7 @@ class _Known:
         return find_run(self.request, self.keys, self.prompt)
 
     def store(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array for what is read to be checked: on disk, for a clip that is worked in windows."""
+        """An array for frames that are read for checking; on disk for a clip in windows."""
         config, runs = self.request.config, self.request.runs
         if config.clip.frames <= config.window.size:
             return np.empty(shape, dtype)
@@ -311,7 +311,7 @@ def _output_size(request: Request, fit: Fit) -> tuple[int, int]:
 def _control(
     config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool, half: bool, store: Store
 ) -> tuple[str | None, Weight]:
-    """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
+    """The control map and the ControlNet's size; the network is not loaded, a map is read once."""
     control = config.control
     if control.kind == "none":
         return None, Weight()

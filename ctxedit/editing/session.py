@@ -156,13 +156,13 @@ class Session:
         return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, edit_name, frames_name)
 
     def _done(self, stage: Stage, job: StageJob) -> bool:
-        """Whether a stage need not be done; where damaged files are the reason that it must, it is said."""
+        """Whether a stage can be skipped; damaged files that require it again are reported."""
         if not stage.keeps:
             return False
         standing = self.run.standing(job.name, job.key)
         if standing.flaw:
             self.reporter.warn(f"{standing.flaw}: {stage.again} again")
-        # Two stages may need a third one: it is not made anew for each of them.
+        # Two stages may need a third one, which is made once for both.
         anew = stage.each_target and self.request.overwrite and job.name not in self._made
         return standing.done and not anew
 
@@ -194,7 +194,7 @@ class Session:
             note(work_of(speed_kind(stage.name), self.parts), seconds / passes)
 
     def measure(self, kinds: Iterable[str]) -> None:
-        """Time one pass of each kind of work (``pass``, ``tune``) that was never measured on this machine."""
+        """Time one pass of each kind of work (``pass``, ``tune``) not yet measured on this machine."""
         measure(self.parts, self.prompt, kinds)
 
     # -- stages by name --------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ class Session:
             return trajectory
 
     def round_trip(self) -> RoundTrip | None:
-        """How well the clip comes back from its inversion, said once; None where it is switched off."""
+        """How well the clip comes back from its inversion, reported once; None if switched off."""
         if self._round_trip is None and not self.parts.long:
             with self.working():
                 self._round_trip = self._walk(stage_named("round trip"))

@@ -114,7 +114,7 @@ def _tuning_folder(folder: Path, key: str) -> Path:
 
 
 def _make_adapter(job: StageJob) -> Made:
-    """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
+    """Save the adapter as a file of its own, for use elsewhere; the tuned tensors contain it as well."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
     tuned = load_file(job.folder / "tune" / "tuned.safetensors")
@@ -176,7 +176,7 @@ _BAD = (
 
 
 def _make_round_trip(job: StageJob) -> Made:
-    """Measure how well the clip comes back, and say so; nothing is done with it."""
+    """Measure how well the clip comes back, and report it."""
     parts, config = job.parts, job.config
     text = job.prompt if config.invert.prompt == "source" else ""
     with parts.backbone.room_for([text]):
@@ -294,7 +294,7 @@ def figures(
     chosen: Sequence[Metric] | None = None,
     networks: Networks | None = None,
 ) -> evaluating.Figures:
-    """Scores of an edit whose frames are kept, by the mask it was made with; the usual ones by default."""
+    """Scores of an edit whose frames are stored, with its mask; by default the usual ones."""
     return evaluating.evaluate(
         long.mapped(kept, "frames"), plain(target), networks or Networks(parts.scorer),
         parts.prepared.frames, prompt, mapped_tensor(kept, "mask"), chosen,

@@ -23,9 +23,9 @@ _REACH = 2
 
 
 def make(job: StageJob) -> Made:
-    """The edit's frames at four times their size, kept beside those at working size; written as they come.
+    """The edit's frames at four times their size, stored next to those at working size, chunk by chunk.
 
-    Outside a mask they are the source at that size, not what the upscaler makes of it.
+    Outside a mask they are the source's pixels at that size, not the upscaler's.
     """
     upscaler, config = job.parts.upscaler, job.config
     frames = job.needed["frames"]
@@ -98,11 +98,13 @@ def _own_side(side: int, may: bool, resolution: int, multiple: int) -> tuple[int
 
 
 def _divided(side: int, upscaled: bool, multiple: int, why: str = "") -> tuple[int, bool]:
-    """The side before upscaling. Raises ConfigError where that is no multiple of ``multiple``."""
+    """The side before upscaling. Raises ConfigError where that is not a multiple of ``multiple``."""
     unit = multiple * (SCALE if upscaled else 1)
     if side % unit:
         near = max(unit, round(side / unit) * unit)
-        raise ConfigError(f"--size {side} is no multiple of {unit}{why if upscaled else ''}", f"take {near}")
+        raise ConfigError(
+            f"--size {side} is not a multiple of {unit}{why if upscaled else ''}", f"take {near}"
+        )
     return (side // SCALE, True) if upscaled else (side, False)
 
 

@@ -43,7 +43,7 @@ def read_mask(
     )
     if not may_be_black and not any(frame.any() for frame in mask):
         raise InputError(
-            f"the mask {path} is black all over: nothing may change", "white marks what may change"
+            f"the mask {path} is completely black, so nothing may change", "white marks what may change"
         )
     return mask
 

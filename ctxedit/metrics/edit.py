@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: What a metric can need besides the edit's frames; each is an attribute of an ``Edit``.
 NEEDS = ("target", "source", "source_prompt", "mask", "reference", "expected", "composition")
-#: Where a metric can be computed without being asked for: ``run`` and ``eval`` of a run's edits; ``eval`` of
+#: Where a metric can be computed by default: ``run`` and ``eval`` of a run's edits; ``eval`` of
 #: any video; ``bench``.
 PLACES = ("run", "eval", "bench")
 Place = Literal["run", "eval", "bench"]
@@ -39,8 +39,8 @@ class Metric:
         about: what it measures, in a phrase.
         needs: of :data:`NEEDS`, those without which it does not apply.
         score: its value for an edit; None where it does not apply.
-        where: of :data:`PLACES`, those where it is computed unasked; none for one that only ``--metrics``
-            brings in.
+        where: of :data:`PLACES`, those where it is computed by default; empty for one that only
+            ``--metrics`` adds.
         order: columns are sorted by it.
         prepare: loads or fetches the networks it needs, so that a missing one stops the work before it
             starts; raises WeightsError.
@@ -133,11 +133,11 @@ class Edit:
                 raise
             raise CtxeditError(
                 f"the metric {metric.key} failed: {type(error).__name__}: {error}",
-                f"it is defined in {metric.source}, which is no part of ctxedit",
+                f"it is defined in {metric.source}, which is not part of ctxedit",
             ) from error
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """A value that several metrics share, computed when it is first asked for."""
+        """A value that several metrics share, computed when it is first needed."""
         if name not in self._shared:
             self._shared[name] = compute()
         return self._shared[name]

@@ -1,4 +1,4 @@
-"""Scores of one edit: every metric that applies, or those that were asked for."""
+"""Scores of one edit: every metric that applies, or the requested ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Figures:
         clip_model: which CLIP the CLIP metrics are of.
         values: by a metric's key; None where it does not apply (one frame, no source, nothing outside the
             mask).
-        outside_mask: whether ``psnr`` and ``ssim`` compare what lies outside a mask only.
+        outside_mask: whether ``psnr`` and ``ssim`` compare only what is outside a mask.
         clip_version: a hash of a CLIP that is a folder; empty for the others, whose names say it.
         size: width and height, in pixels, of the frames that were measured. An edit of a run is measured at
             working size, whatever size it is written in.

@@ -115,7 +115,7 @@ def value_of(edit: Edit, key: str) -> float | None:
 
 
 def usual(place: Place) -> tuple[Metric, ...]:
-    """The metrics that are computed there unasked, in the order of the columns."""
+    """The metrics that are computed there by default, in the order of the columns."""
     return tuple(one for one in metrics() if place in one.where)
 
 
@@ -153,7 +153,7 @@ def _take(found: dict[str, Metric], more: Sequence[Metric]) -> None:
     for one in more:
         if one.key in found:
             raise ConfigError(
-                f"two metrics are called {one.key!r}: in {found[one.key].source} and in {one.source}",
+                f"two metrics are named {one.key!r}: in {found[one.key].source} and in {one.source}",
                 "rename one of them",
             )
         found[one.key] = one

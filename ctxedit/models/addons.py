@@ -1,4 +1,4 @@
-"""Small files that are laid over a checkpoint (LoRA, embeddings): where they lie, and which are named."""
+"""Small files that extend a checkpoint (LoRAs, embeddings): locating them, and which the settings name."""
 
 from __future__ import annotations
 

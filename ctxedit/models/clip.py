@@ -38,7 +38,7 @@ class ClipScorer:
         folder_or_id: a folder in transformers' format, or a hub id such as ``openai/clip-vit-base-patch32``.
         device, dtype: where and in which precision the network runs; embeddings come back in float32 on CPU.
         offline: use the hub's cache only (``HF_HUB_OFFLINE`` does the same).
-        name: what stands beside the figures; the id, or the folder's name, unless given.
+        name: shown next to the figures; by default the id or the folder's name.
 
     Raises:
         WeightsError: nothing there, a pickle, or files missing or broken.
@@ -296,7 +296,7 @@ def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a Rust library (tokenizers, safetensors) gave up; PyO3's panic is no ``Exception``."""
+    """Whether a Rust library (tokenizers, safetensors) panicked; PyO3's panic is not an ``Exception``."""
     return type(error).__name__ == "PanicException"
 
 

@@ -33,7 +33,7 @@ Kind = Literal["class", "layout"]
 #: u, v, width, height and the share that is covered.
 _GEOMETRY = 5
 _GROUPS = 8
-#: A box of which others leave less than this share to be seen says nothing.
+#: A box of which less than this share is visible is dropped.
 HIDDEN = 0.02
 
 
@@ -263,7 +263,7 @@ def paint(labels: Tensor, boxes: Tensor, side: int) -> Painted:
 
 
 def hidden(boxes: Tensor, side: int = 64) -> list[int]:
-    """Numbers of the boxes (M, 4) of which the others leave nothing to be seen."""
+    """Indices of the boxes (M, 4) that others hide completely."""
     labels = torch.zeros(1, len(boxes), dtype=torch.long)
     seen = paint(labels, boxes[None], side).weight[0].flatten(1).sum(1) / side**2
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -105,7 +105,7 @@ def invert_long(
 ) -> None:
     """As :func:`ctxedit.stages.invert.invert`, into ``trajectory`` (S + 1, F, C, h, w) on disk.
 
-    ``progress`` is told of network evaluations over one window each.
+    ``progress`` counts network evaluations of one window each.
     """
     for window in strip.windows:
         trajectory[0, window.fresh] = latents[window.fresh]
@@ -142,7 +142,7 @@ def edit_long(
         strip: the windows.
         target, config, shift: as there, the shift of one window's length.
         mask: of one window.
-        progress: told of steps over one window each.
+        progress: counts steps of one window each.
 
     Returns:
         Latents (F, C, h, w) on disk.

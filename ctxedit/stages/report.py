@@ -19,7 +19,7 @@ from ctxedit.stages.prepare import Prepared
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Where an edit's results lie."""
+    """Paths of an edit's results."""
 
     video: Path
     side_by_side: Path
@@ -43,7 +43,7 @@ def check_image(path: Path, overwrite: bool) -> None:
 
 
 def files_for(video: Path) -> OutputFiles:
-    """The side-by-side (of an image an image) and the sheet lie beside the video, under its name."""
+    """The side-by-side (an image for an image) and the sheet are next to the video, under its name."""
     stem = video.with_suffix("") if video.suffix else video.parent / video.name
     return OutputFiles(
         video,
@@ -61,7 +61,7 @@ class HeatmapFiles:
 
 
 def heatmap_files(video: Path) -> HeatmapFiles:
-    """Heat maps are beside the edited video, under its name."""
+    """Heat maps are next to the edited video, under its name."""
     stem = video.with_suffix("") if video.suffix else video
     return HeatmapFiles(
         stem.with_name(f"{stem.name}-heatmaps.png"), stem.with_name(f"{stem.name}-heatmaps.mp4")
@@ -96,7 +96,7 @@ def write(
         overwrite: an existing file may be replaced.
         chroma: of the video, as for ``write_clip``.
         about: text to embed in all three; None embeds nothing.
-        warn: is told what a file could not be given: its sound, an odd size.
+        warn: called with what a file format could not hold: sound, an odd size.
     """
     shown = edited if full is None else full
     if is_image(files.video):

@@ -133,7 +133,7 @@ class Sampling:
         )  # fmt: skip
 
     def walk(self) -> Walk:
-        """A walk down the levels that has not begun."""
+        """The state at the start of sampling."""
         blend, history = Blend(self.fusion.mask_threshold), History(self.solver != "ddim")
         return Walk(blend, history, DeepFeatures(self.cache_interval))
 
@@ -153,7 +153,7 @@ class Sampling:
 
     @property
     def blends(self) -> str:
-        """``self``, ``latent`` or ``none``; no changed words, nothing to blend by."""
+        """``self``, ``latent`` or ``none``, which it also is without changed words."""
         some = self.source is not None and any(self.source.changed)
         return self.fusion.blend if some else "none"
 
@@ -250,7 +250,7 @@ def _predict(
     step: int,
     walk: Walk,
 ) -> Tensor:
-    """Guided x̂_0 at a level, with the source's branch beside it in a fused step."""
+    """Guided x̂_0 at a level, with the source's branch in the same batch in a fused step."""
     scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
     guided = scale != 1 or how.weights != (1.0,)
     together = guided and not how.one_by_one

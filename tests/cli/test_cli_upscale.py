@@ -201,7 +201,11 @@ def test_an_image_of_256_pixels_is_a_cascade(ctxedit, own, calls, tmp_path):
 
 
 def test_sizes_that_no_cascade_reaches(ctxedit, own, no_weights):
-    for size, words in (("300", "no multiple of 64"), ("1024", "cannot be reached"), ("100", "no multiple")):
+    for size, words in (
+        ("300", "not a multiple of 64"),
+        ("1024", "cannot be reached"),
+        ("100", "not a multiple"),
+    ):
         answer = ctxedit("t2i", "a tiger", "--size", size, "--dry-run", "--upscaler", own)
         assert answer.code == 2 and words in answer.err and "hint: take" in answer.err, answer.err
     answer = ctxedit("t2i", "a tiger", "--size", "256", "--upscale", "1", "--dry-run")

@@ -96,14 +96,14 @@ def test_an_arm_without_the_adapter_and_one_that_trains_the_denoiser(ctxedit, tm
     ("changes", "words"),
     [
         ({"boxes": []}, "has no boxes"),
-        ({"boxes": [{"label": "tiger", "box": [4, 20, 90, 56]}]}, "box 1 (tiger) is outside the picture"),
+        ({"boxes": [{"label": "tiger", "box": [4, 20, 90, 56]}]}, "box 1 (tiger) is outside the image"),
         ({"boxes": [{"label": "tiger", "box": [4, 20, 4, 56]}]}, "box 1 (tiger) is empty"),
         ({"boxes": [{"label": "tiger", "box": [4, 20, 30]}]}, "is not four numbers"),
         ({"boxes": [{"label": "tigre", "box": [4, 20, 30, 56]}]}, "unknown label 'tigre'"),
-        ({"boxes": [TWO["boxes"][0]] * 2}, "box 2 (tiger) is hidden by the others"),
+        ({"boxes": [TWO["boxes"][0]] * 2}, "box 2 (tiger) is completely hidden by the others"),
         ({"boxes": [TWO["boxes"][0]] * 9}, "9 boxes, and this encoder takes 4"),
-        ({"size": [64, 32]}, "pictures are square"),
-        ({"size": "64"}, "is no width and height"),
+        ({"size": [64, 32]}, "images are square"),
+        ({"size": "64"}, "is not a width and a height"),
         ({"colour": 1}, "unknown key 'colour'"),
     ],
 )

@@ -67,7 +67,7 @@ class Score:
 
 
 class Task(Protocol):
-    """Who is told of progress; a ``Reporter``'s ``task`` fits."""
+    """Receives progress; a ``Reporter``'s ``task`` fits."""
 
     def __call__(self, name: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]: ...
 
@@ -89,7 +89,7 @@ class Extractors:
 
 
 def chosen(keys: Sequence[str] | None, inception: bool, captions: bool) -> tuple[str, ...]:
-    """The figures to compute: those that were asked for, or all that the inputs allow.
+    """The figures to compute: the requested ones, or all that the inputs allow.
 
     Raises:
         ConfigError: an unknown one, or one that needs what is not given.
@@ -140,8 +140,8 @@ def score(
         networks: as :class:`Extractors` says.
         keys: from :func:`chosen`.
         captions: one for each generated image, for ``clip_score``.
-        warn: is told what makes a figure doubtful.
-        task: is told of progress.
+        warn: called with what makes a figure unreliable.
+        task: receives progress.
 
     Raises:
         InputError: sets of different sizes, or too few images for a figure.

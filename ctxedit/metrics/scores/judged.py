@@ -87,7 +87,7 @@ def _composition_kept(edit: Edit) -> float | None:
 
 
 def verdicts(edit: Edit) -> list[tuple[Verdict, Look]]:
-    """The composition judge's verdict on each frame, and what it saw; [] for an edit without composition."""
+    """The composition judge's verdict on each frame, and its detections; [] without a composition."""
     composition = edit.composition
     if composition is None:
         return []

@@ -133,11 +133,11 @@ class Backbone(ABC):
 
     def merge(self, lora: Lora) -> None:
         """Add a LoRA, read with :func:`ctxedit.models.lora.read_lora`, to the weights."""
-        raise WeightsError(f"{self.name} takes no LoRA", "leave out --lora")
+        raise WeightsError(f"{self.name} does not support LoRAs", "leave out --lora")
 
     def embed_tokens(self, embedding: Embedding) -> None:
         """Make a textual inversion's token known to prompts."""
-        raise WeightsError(f"{self.name} takes no embeddings", "leave out --embedding")
+        raise WeightsError(f"{self.name} does not support textual inversions", "leave out --embedding")
 
     # -- frames and words --------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Backbone(ABC):
 
     @contextmanager
     def room_for(self, texts: Sequence[str]) -> Iterator[None]:
-        """Conditions have as many chunks as the longest of the prompts needs, if long ones are asked for."""
+        """Pad conditions to the chunks of the longest prompt, where long prompts are allowed."""
         before, length = self.chunks, self.context_length // self.chunks
         if self.long_prompts:
             longest = max(len(self.token_spans(text)) for text in texts)
@@ -253,8 +253,8 @@ class Backbone(ABC):
 
         Args:
             x: latents, branches after one another.
-            timestep: what the network is told.
-            condition: one row for each branch; a tensor stands for its tokens alone.
+            timestep: the network's input.
+            condition: one row for each branch; a tensor is taken as tokens without anything else.
             alpha, sigma: the level that ``x`` is at.
             view: frames, branches, fusion.
         """

@@ -125,13 +125,13 @@ class StableDiffusion(Backbone):
         inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4)
         if inner != outer:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder gives {outer}",
+                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder has {outer}",
                 "inpainting, instruction and upscaling checkpoints are not supported",
             )
         extra = [key for key in ("class_embed_type", "time_cond_proj_dim") if unet.get(key) is not None]
         if unet.get("addition_embed_type") != cls.added_embedding or extra:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet is conditioned on more than its family's checkpoints are "
+                f"{checkpoint.name}: the UNet has conditioning that its model family does not "
                 f"({', '.join(extra) or 'addition_embed_type'})",
                 "distilled, upscaling and image-conditioned checkpoints are not supported",
             )
@@ -223,7 +223,7 @@ class StableDiffusion(Backbone):
         return tokens.reshape(-1, self.chunks * tokens.shape[1], tokens.shape[2])
 
     def _tokens(self, tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """A text's token ids and their characters; an embedding's token stands for all of its vectors."""
+        """A text's token ids and their characters; an embedding's token covers all of its vectors."""
         known = self._embedded.get(id(tokenizer), {})
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         pairs = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
@@ -260,7 +260,7 @@ class StableDiffusion(Backbone):
         return float(self.alphas_cumprod[0]) if first else None
 
     def training_level(self, generator: torch.Generator) -> tuple[int | float, Tensor, Tensor]:
-        # At zero signal a noise head says nothing of x_0: such a level teaches nothing.
+        # At zero signal a noise head does not determine x_0: such a level trains nothing.
         usable = self.alphas_cumprod > 0 if self.prediction == "epsilon" else self.alphas_cumprod >= 0
         t = int(torch.randint(0, int(usable.sum()), (), generator=generator))
         bar = self.alphas_cumprod[t]
@@ -288,7 +288,7 @@ class StableDiffusion(Backbone):
         return out.to(x.dtype)
 
     def _added(self, rows: Condition, x: Tensor) -> dict[str, Tensor] | None:
-        """What the time embedding is conditioned on besides; nothing here."""
+        """Additional inputs of the time embedding; none here."""
         return None
 
     def deep_blocks(self) -> DeepBlocks:

@@ -88,7 +88,7 @@ class UpscalerTask(Task):
     The low-resolution picture is the average of the large one or, where the data is drawn, the frame drawn
     small; either as it is or as the autoencoder gives it back, so that the network learns to repair what an
     edit or a generated picture brings. Then noise is added to it (noise-conditioning augmentation, Ho et al.
-    2022), with a level that the network is told.
+    2022), with a level that is an input of the network.
 
     Args:
         components: with ``vae``, ``text_encoder`` and ``tokenizer``.
