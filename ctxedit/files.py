@@ -73,7 +73,10 @@ def neighbour(path: Path) -> str:
         names = [one.name for one in path.parent.iterdir()]
     except (OSError, ValueError):
         return ""
-    guess = did_you_mean(path.name, filter(is_utf8, names))
+    # What files are called tells them apart, and not their suffix, which many have in common.
+    stems = {Path(name).stem: name for name in filter(is_utf8, names)}
+    stem = did_you_mean(path.stem, stems).partition("'")[2].rpartition("'")[0]
+    guess = f"did you mean {stems[stem]!r}? " if stem in stems else ""
     return guess.replace("'", f"'{path.parent}/", 1) if guess and str(path.parent) != "." else guess
 
 

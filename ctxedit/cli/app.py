@@ -21,6 +21,7 @@ from ctxedit.cli import (
     env,
     eval,
     models,
+    narrow_help,
     presets,
     runs,
     show,
@@ -99,15 +100,27 @@ def _finish_help(command: Any) -> None:
     """Fill the terminal's width, keep ``[default: …]`` from being markup, show no type beside a switch."""
     if command.help:
         command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help))
+    if narrow := narrow_help.is_narrow():
+        command.format_help = lambda context, formatter: formatter.write(
+            narrow_help.help_of(command, context)
+        )
     for parameter in command.params:
-        if getattr(parameter, "help", None):
+        if getattr(parameter, "help", None) and not narrow:
             parameter.help = parameter.help.replace("[default", r"\[default")
         if getattr(parameter, "is_flag", False):
             _hide_type(parameter)
+        else:
+            _plain_type(parameter)
     help_option = command.get_help_option
     command.get_help_option = lambda context: _hide_type(help_option(context))
     for inner in getattr(command, "commands", {}).values():
         _finish_help(inner)
+
+
+def _plain_type(parameter: Any) -> None:
+    """Show the type of one value where several may be given."""
+    shown = parameter.bare_type
+    parameter.bare_type = lambda: re.sub(r"^list\[(.+)\]$", r"\1", shown())
 
 
 def _hide_type(switch: Any) -> Any:

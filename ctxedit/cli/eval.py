@@ -28,6 +28,11 @@ class EditsUnlessNamed(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0].startswith("-"):  # it has options only; a word is a command, or a mistake
             args = [EDITS, *args]
+        elif args[0] not in self.commands and Path(args[0]).exists():
+            option = "--run" if Path(args[0], "run.toml").is_file() else "--prompt TEXT --video"
+            raise ConfigError(
+                f"{args[0]} is no command of eval", f"to score it: ctxedit eval {option} {args[0]}"
+            )
         return super().parse_args(ctx, args)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,14 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _READ_ONLY = {errno.EROFS, errno.EFBIG}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 _LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry-run shows what is needed"
+#: Pydantic's words for values of options, which Typer shows, and plainer ones.
+_VALIDATION = (
+    (r"Value error, ", ""),  # of a value that is none of a literal's
+    (r"Input should be a valid number\b.*", "must be a number"),
+    (r"Input should be a valid integer\b.*", "must be a whole number"),
+    (r"Input should be greater than or equal to ", "must be at least "),
+    (r"Input should be less than or equal to ", "must be at most "),
+)
 #: For errors that bring no hint of their own.
 _HINTS = {
     2: "see `ctxedit COMMAND --help`, and `ctxedit presets show contextdiff` for the settings",
@@ -146,7 +155,8 @@ def _usage(error: BaseException) -> Failure:
     message = str(getattr(error, "format_message", lambda: error)()).strip()
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ctxedit"
-    message = message.replace("Value error, ", "")  # Typer's, of a value that is none of a literal's
+    for found, plain in _VALIDATION:
+        message = re.sub(found, plain, message)
     first, rest = (message.split("\n")[0].rstrip("."), " ".join(message.split("\n")[1:]).strip())
     hint = rest or f"see `{command} --help`"
     return Failure(first[:1].lower() + first[1:], hint, 2)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn, Progress
 
+from ctxedit.cli.bars import bars
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.errors import ConfigError
@@ -301,10 +302,7 @@ class Bar(Watcher):
         self._name, self._total, self._done = download.hub_id, download.total, download.total - download.bytes
         self._said = time.monotonic()
         if self.screen.lively:
-            shown = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-            self._progress = Progress(
-                *shown, TimeRemainingColumn(), console=self.screen.console, transient=True
-            )
+            self._progress = bars(self.screen.console, DownloadColumn, transient=True)
             self._progress.start()
             self._progress.add_task(self._name, total=self._total, completed=self._done)
 

@@ -218,7 +218,7 @@ class AddonOptions:
             "--lora",
             panel=_SETTINGS,
             metavar="FILE[:SCALE]",
-            help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. style.safetensors:0.8. "
+            help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. art.safetensors:0.8. "
             "Repeatable.",
         ),
     ] = None

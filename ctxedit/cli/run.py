@@ -64,7 +64,7 @@ def run(
     targets = arguments.targets(text, target, result.output)
     given = (addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling)
     config = arguments.with_round_trip(arguments.settings(base, screen, *given))
-    config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
+    config = arguments.fitted(config, arguments.existing(clip, targets), base, screen, span)
 
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller

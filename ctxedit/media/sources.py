@@ -37,7 +37,7 @@ def check_exists(path: str | Path) -> Path:
         )
     if _URL.match(text):
         raise InputError(
-            f"{text} is a web address; only local files are read",
+            f"{text.replace(':/', '://', 1)} is a web address; only local files are read",
             "download the clip first, for example with curl -LO or yt-dlp",
         )
     if _PATTERN.search(path.name):
