@@ -90,7 +90,7 @@ def tune(
     offline: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Tune on one clip; nothing is done twice, and a tuning that was killed goes on.
+    """Tune on one clip; finished work is reused, and an interrupted tuning resumes.
 
     Args:
         clip: as for :func:`caption`. Frames are kept as PNGs in ``runs``, at 8 frames a second.

@@ -83,7 +83,7 @@ def evaluate(
     with teller.task("evaluate", 1) as progress:
         edit = Edit(material.frames, networks, prompt, material.source, source_prompt, material.mask)
         values = evaluating.scores(edit, wanted)
-        figures = Figures(scorer.name, values, clip_version=scorer.version)
+        figures = Figures(scorer.name, values, clip_version=scorer.version, size=edit.size)
         progress(1, "")
     return figures
 

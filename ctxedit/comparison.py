@@ -38,7 +38,7 @@ class Part:
 
     Attributes:
         path: its file or folder of frames.
-        label: what stands above it.
+        label: shown above it.
         facts: how it was made, as :mod:`ctxedit.provenance` has it; empty where that is not known.
         span: which of its frames.
     """
@@ -88,7 +88,10 @@ def of_run(run: Run) -> list[Part]:
 def _of_file(path: Path) -> Part:
     count = probe(path).frames
     facts = from_text(embedded(path)) or {}
-    return Part(path, str(facts.get("target") or path.name), facts, ClipConfig(count, 0, 1))
+    shown = [facts["target"]] if "target" in facts else [*facts.get("labels", []), facts.get("text")]
+    return Part(
+        path, ", ".join(str(one) for one in shown if one) or path.name, facts, ClipConfig(count, 0, 1)
+    )
 
 
 def labels_for(parts: Sequence[Part]) -> list[str]:
@@ -97,7 +100,7 @@ def labels_for(parts: Sequence[Part]) -> list[str]:
 
 
 def equally_long(parts: Sequence[Part], frames: int | None = None) -> list[Part]:
-    """Parts of one number of frames; a single image stands still beside clips."""
+    """Parts of one number of frames; a single image is repeated next to clips."""
     counts = [part.span.frames for part in parts]
     longest = max(counts)
     moving = sorted({count for count in counts if count > 1})
@@ -133,7 +136,7 @@ def compose(
 ) -> Path:
     """Write the comparison: a labelled grid that plays, or, as an image, a labelled row of frames for each.
 
-    Videos play at the first moving part's times; ``warn`` is told of parts that were made for others.
+    Videos play at the first moving part's times; ``warn`` is called for parts made for other times.
     ``complete`` is called with the complete file before it gets its name.
 
     Raises:

@@ -111,7 +111,7 @@ def _remembered(path: Path, stamps: list[_Stamp]) -> str | None:
 
 
 def _remember(path: Path, stamps: list[_Stamp], found: str) -> None:
-    """Note a hash; a cache that cannot be written costs time and nothing else."""
+    """Store a hash; without a writable cache it is only computed again."""
     from ctxedit.media.temporary import atomic
 
     table = _memory()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError
+from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, did_you_mean
 
 #: Bytes of a TOML or JSON file that a person writes or downloads.
 TEXT_LIMIT = 16 << 20
@@ -59,12 +59,25 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
     except FileNotFoundError as missing:
         raise error(
             f"{printable(path)} does not exist",
-            f"check the path of the {what}; a relative one is taken from the current folder",
+            f"{neighbour(path)}check the path of the {what}; a relative one is taken from the current folder",
         ) from missing
     except (OSError, ValueError) as refused:  # no permission, a link to itself, a name too long, a NUL in it
         raise error(
             f"{printable(path)[:400]} cannot be read: {reason(refused)}", f"check the path of the {what}"
         ) from refused
+
+
+def neighbour(path: Path) -> str:
+    """The beginning of a hint where nothing is at a path: which name of its folder may be meant, if any."""
+    try:
+        names = [one.name for one in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
+    # What files are called tells them apart, and not their suffix, which many have in common.
+    stems = {Path(name).stem: name for name in filter(is_utf8, names)}
+    stem = did_you_mean(path.stem, stems).partition("'")[2].rpartition("'")[0]
+    guess = f"did you mean {stems[stem]!r}? " if stem in stems else ""
+    return guess.replace("'", f"'{path.parent}/", 1) if guess and str(path.parent) != "." else guess
 
 
 def check_file(
@@ -82,10 +95,10 @@ def check_file(
 
 
 def check_kind(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
-    """Raise ``error`` for what is there and neither a regular file nor a folder."""
+    """Raise ``error`` for an existing path that is neither a regular file nor a folder."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever opens it says so
+    except (OSError, ValueError):  # opening it will report this
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise error(f"{printable(path)} is {_kind(mode)}", f"the {what} is read from regular files")
@@ -129,7 +142,7 @@ def read_json(path: Path, what: str, limit: int = TEXT_LIMIT, error: type[Ctxedi
 def check_model_files(folder: Path, parts: Sequence[str] = ()) -> None:
     """Raise WeightsError for a file of a model that is not regular, or JSON too large for what it should be.
 
-    The libraries that load models open whatever lies there.
+    The libraries that load models would open any kind of file.
 
     Args:
         folder: of the model; its own files are checked, and those of ``parts``.
@@ -194,7 +207,7 @@ def reason(error: BaseException) -> str:
 
 
 def _limits(path: Path) -> tuple[int, int]:
-    """(NAME_MAX, PATH_MAX) of the disk that a path will lie on."""
+    """(NAME_MAX, PATH_MAX) of the disk that holds a path."""
     for parent in path.parents:
         try:
             return os.pathconf(parent, "PC_NAME_MAX"), os.pathconf(parent, "PC_PATH_MAX")

@@ -22,7 +22,7 @@ def forward_bytes(a: Sizes, side: tuple[int, int], images: int, window: int, wid
 
 
 def skip_bytes(a: Sizes, side: tuple[int, int], images: int, width: int) -> int:
-    """What the way down keeps for the way up; a ControlNet hands over as much."""
+    """Activations that the encoder half keeps for the decoder half; a ControlNet adds as many."""
     sides = _sides(side, len(a.channels))
     return (
         images * width * sum((a.layers + 1) * c * h * w for c, (h, w) in zip(a.channels, sides, strict=True))

@@ -1,4 +1,4 @@
-"""What a model's name says by itself: whether it is one of ctxedit's own, and where a path leads."""
+"""Model names: whether a model is one of ctxedit's own, and the path that a name stands for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT_NAMES = {
 }
 
 
-#: Settings that say which, whatever lies in the current folder.
+#: Keywords of the settings, even if the current folder has a file of this name.
 _KEYWORDS = ("auto", BUILTIN, "lavis")
 
 

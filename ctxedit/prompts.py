@@ -21,6 +21,13 @@ _FOREIGN = (
     ("a LoRA tag", r"<\s*(?i:lora|lyco|locon|hypernet)\s*:", "a LoRA is given as an option: --lora FILE:0.8"),
     ("an embedding's name", r"\b(?i:embedding)\s*:\s*\S+", _TOKEN),
     ("emphasis by double brackets", r"\(\([^()]*\)\)", _NO_WEIGHT),
+    (
+        "a weight in a bracket that is not closed",
+        rf"\([^()]*?[^\W\d_][^()]*?:\s*{_NUMBER}(?![\w.])[^()]*$",
+        _NO_WEIGHT,
+    ),
+    ("a weight that is no finite number", r"\([^():]+:\s*[-+]?(?i:nan|inf|infinity)\s*\)", _NO_WEIGHT),
+    ("an escaped bracket", r"\\[][(){}]", "brackets around words are plain text: write no backslash"),
     ("a weight behind brackets", rf"\)(?:\+|-{{2}}|{_NUMBER}(?![\w.]))", _NO_WEIGHT),
     ("emphasis or a schedule in square brackets", r"\[[^\[\]]*\]", _NO_WEIGHT),
     ("a choice of words", r"\{[^{}]*\|[^{}]*\}", "give one --target for each of them"),
@@ -55,13 +62,16 @@ def check_syntax(text: str, what: str) -> None:
     """Raise ConfigError for syntax that other tools give a meaning, and ctxedit does not.
 
     Args:
-        text: a prompt; ``{source}`` in it stands for the source prompt where that is offered.
+        text: a prompt; ``{source}`` in it stands for the source prompt where that is allowed.
         what: what it is called in the error.
     """
     rest = text.replace("{source}", " ")
     if found := _WEIGHT.search(rest):
         words, weight = found.groups()
-        raise ConfigError(f"the {what} has a weight in it: {found.group()[:60]}", _weight_hint(words, weight))
+        hint = _weight_hint(words, weight)
+        if what != "target":
+            hint = f"write “{' '.join(words.split())}” plainly; only the target of an edit takes weights"
+        raise ConfigError(f"the {what} has a weight in it: {found.group()[:60]}", hint)
     for name, pattern, hint in _FOREIGN:
         if found := re.search(pattern, rest):
             raise ConfigError(f"the {what} has {name} in it: {found.group().strip()[:60]}", hint)

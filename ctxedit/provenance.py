@@ -15,7 +15,7 @@ from ctxedit.config import Config, load, to_table
 from ctxedit.renames import with_current_names
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
-#: Settings that do not change a result, or stand in facts of their own.
+#: Settings that do not change a result, or are facts of their own.
 _ASIDE = ("model", "seed", "device", "offload", "low_memory", "round_trip", "captioner", "caption_by")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -45,7 +45,7 @@ def differences(
 
 
 def facts(kind: str, config: Config, preset: str, version: str, **more: Any) -> dict[str, Any]:
-    """What stands in a result: plain values for JSON, files by their names alone.
+    """The metadata of a result: plain values for JSON, files by name without their folders.
 
     Args:
         kind: ``edit`` or ``image``.

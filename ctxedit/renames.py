@@ -36,7 +36,7 @@ def current_name(name: str) -> str:
 def with_current_names(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested table of settings, or a flat one of dotted names, under the names of today.
 
-    Where the old and the new name both stand in it, the new one counts.
+    Where it has both the old and the new name, the new one counts.
     """
     out: dict[str, Any] = {}
     for key, value in table.items():

@@ -56,7 +56,7 @@ def _check_stage(stage: str, entry: Any) -> None:
         if isinstance(settings := entry["facts"].get("settings"), dict):
             entry["facts"]["settings"] = with_current_names(settings)
     if not good:
-        raise InputError(f"stage {stage} is not what was noted")
+        raise InputError(f"the entry of stage {stage} is malformed")
 
 
 def _is_noted(file: Any) -> bool:
@@ -82,7 +82,7 @@ def name_of(noted: Any) -> str:
 
 
 def is_ruined(path: Path, file: Mapping[str, Any]) -> bool:
-    """Whether `path` is what is left of a noted file that was cut off, be it all of it: nobody's work.
+    """Whether `path` is a truncated (or emptied) copy of a recorded file, so that no user's work is in it.
 
     Of a folder: whether files are missing or cut off, the rest are unchanged, and there are no others.
     """
@@ -107,7 +107,7 @@ def write_toml(path: Path, table: Mapping[str, Any]) -> None:
     """
     text = tomli_w.dumps(_plain(table)).encode()
     if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: its folder is gone", "check the folder and the disk")
+        raise OutputError(f"{path} cannot be written: its folder is missing", "check the folder and the disk")
     with atomic(path, True) as temporary:
         temporary.write_bytes(text)
 

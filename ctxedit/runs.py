@@ -4,7 +4,7 @@
 stages) and one artefact a stage. A stage is valid while the key it was finished with, a hash of all that it
 depends on, is the key that it would get today, and its files have the hashes that they were finished with.
 
-One process at a time works in a run folder (:meth:`Run.working`); notes are merged, whoever makes them.
+One process at a time works in a run folder (:meth:`Run.working`); entries of several processes are merged.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ctxedit.config import Config, merge, to_table
 from ctxedit.contents import fingerprint as fingerprint
 from ctxedit.display import facts_html
 from ctxedit.errors import InputError, OutputError
+from ctxedit.files import neighbour
 from ctxedit.locks import held
 from ctxedit.media.temporary import (
     check_writable,
@@ -46,7 +47,7 @@ Say = Callable[[str], None]
 
 
 def _silent(text: str) -> None:
-    """Whom nobody listens to."""
+    """Discard a message."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / _FILE).is_file():
+            guess = "" if folder.exists() else neighbour(folder)
             raise InputError(
-                f"{folder} is not a run folder", "a run folder holds run.toml; `ctxedit tune` makes one"
+                f"{folder} is not a run folder",
+                f"{guess}a run folder holds run.toml; `ctxedit tune` makes one",
             )
         self._table = read_run(folder / _FILE)
 
@@ -78,7 +81,7 @@ class Run:
     ) -> Run:
         """The run of this identity: the one there is, or a new one.
 
-        A run whose ``run.toml`` is damaged starts over in its place, and ``warn`` is told.
+        A run whose ``run.toml`` is damaged starts over in its place, with a warning to ``warn``.
 
         Raises:
             OutputError: the place cannot be written.
@@ -125,7 +128,7 @@ class Run:
 
     @classmethod
     def newest(cls, root: Path, warn: Say = _silent, clip: Path | None = None) -> Run:
-        """The run that was changed last, of ``clip`` if given; ``warn`` is told of damaged ones passed over.
+        """The run that was changed last, of ``clip`` if given; damaged ones are skipped with a warning.
 
         Raises:
             InputError: there is none.
@@ -146,7 +149,7 @@ class Run:
 
     @classmethod
     def noted_of(cls, root: Path, clip: Path, stage: str, key: str) -> dict[str, Any]:
-        """What any run of a clip noted of a stage that finished with this key; empty where none did."""
+        """Facts of a stage that finished with this key in any run of a clip; empty if none did."""
         for file in sorted(root.glob(f"{slug(clip.stem, 32)}-*/{_FILE}"), key=_changed, reverse=True):
             with suppress(InputError):
                 run = cls(file.parent)
@@ -183,11 +186,11 @@ class Run:
     def check_clip(self, warn: Say = _silent) -> None:
         """Raise InputError when the clip is gone or is no longer the file that was tuned on.
 
-        A run of ctxedit 0.1 noted too little of its clip to say so. It goes on with the clip that is there;
+        A run of ctxedit 0.1 recorded too little of its clip to tell. It continues with the present clip;
         since the hash is in every key, its stages are made again.
         """
         if not self.clip.exists():
-            raise InputError(f"the run's clip is gone: {self.clip}", "put it back, or tune again")
+            raise InputError(f"the run's clip is missing: {self.clip}", "restore it, or tune again")
         now, noted = fingerprint(self.clip), self._table["clip_hash"]
         if len(noted) != len(now):
             warn(f"{self.folder} was made by an older ctxedit, without checksums: its stages are made again")
@@ -197,7 +200,7 @@ class Run:
 
     @contextmanager
     def working(self, say: Say = _silent) -> Iterator[None]:
-        """Hold the run for work; another process that holds it is waited for, and ``say`` is told.
+        """Hold the run for work; waits for another process that holds it, with a message to ``say``.
 
         What that one noted is read, and what a killed one left half written is deleted. May be nested.
 
@@ -223,7 +226,7 @@ class Run:
             yield
 
     def standing(self, stage: str, key: str) -> Standing:
-        """Whether the stage finished with this key and left what is still there, unchanged."""
+        """Whether the stage finished with this key and its files are still there, unchanged."""
         entry = self._table["stages"].get(stage)
         if entry is None or entry["key"] != key:
             return Standing(False)
@@ -236,18 +239,18 @@ class Run:
         return self.standing(stage, key).done
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What the stage noted when it finished; empty when it did not."""
+        """Facts of a finished stage; empty if it did not finish."""
         return dict(self._table["stages"].get(stage, {}).get("facts", {}))
 
     def flaw_of(self, stage: str, name: str) -> str | None:
-        """What is wrong with one file of a finished stage; None if nothing is."""
+        """What is wrong with one file of a finished stage, or None."""
         entry = self._table["stages"].get(stage, {"files": []})
         return self._flaw(next((f for f in entry["files"] if name_of(f) == name), name))
 
     def may_replace(self, stage: str, key: str, output: Path) -> bool:
         """Whether an output that exists is the stage's own of this key: as it was written, or ruined since.
 
-        Ruined is one that was cut off, be it all of it: nobody's work.
+        A ruined file is one that was truncated or emptied, so that no user's work is in it.
         """
         file = self._known(stage, key, output)
         if file is None or not output.exists():
@@ -271,7 +274,7 @@ class Run:
         """Make a stage's results for the person, and note that it has finished.
 
         They are written apart, noted with their hashes, and only then renamed: killed at whichever moment,
-        what lies at their place is known to be the run's own.
+        the file at their path is known to be the run's own.
 
         Args:
             stage, key: as for :meth:`finish`.
@@ -297,7 +300,7 @@ class Run:
                 files.append(noted(new, self._name(path)))
                 old = self._known(stage, key, path)
                 if old is not None and old["hash"] != files[-1]["hash"]:
-                    # Until the new one has its place: killed before, what lies there is still its own.
+                    # Until the new file is in place: if killed before, the old one is still the run's own.
                     files[-1]["before"] = old["hash"]
             self._note(stage, key, files, facts)
             for new, path in zip(staged, outputs, strict=True):
@@ -312,19 +315,19 @@ class Run:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         entry = {"key": key, "files": files, "finished": now, "facts": dict(facts)}
         with self.noting():
-            # Another process may have noted something since this one read the file.
+            # Another process may have written since this one read the file.
             with suppress(InputError):
                 self._table["stages"] = read_run(self.folder / _FILE)["stages"]
             self._table["stages"][stage] = entry
             write_toml(self.folder / _FILE, self._table)
 
     def _name(self, path: Path) -> str:
-        """How an output is noted: relative where it is inside, so that the run folder can be moved."""
+        """An output's path for ``run.toml``: relative inside the run folder, so that it can be moved."""
         here, whole = self.folder.resolve(), path.resolve()
         return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
     def _known(self, stage: str, key: str, output: Path) -> dict[str, Any] | None:
-        """What is noted of an output of a stage of this key."""
+        """The entry of an output of a stage with this key."""
         entry = self._table["stages"].get(stage)
         if entry is None or entry["key"] != key:
             return None

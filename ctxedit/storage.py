@@ -46,7 +46,7 @@ class Store:
         return f"{self.url}/{name}"
 
     def put(self, file: Path, name: str) -> None:
-        """Write a local file under a name (with ``/``), over what is there. Raises OutputError."""
+        """Write a local file under a name (with ``/``), replacing an existing one. Raises OutputError."""
 
         def upload() -> None:
             path = self._path(name)
@@ -96,7 +96,7 @@ class Store:
         return self._tried(look, f"{self.at(name)} cannot be read")
 
     def delete(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none. Raises OutputError."""
+        """Delete a file if it exists. Raises OutputError."""
 
         def remove() -> None:
             if self._fs.isfile(self._path(name)):
@@ -112,7 +112,7 @@ class Store:
 
 
 def work_folder(url: str) -> Path:
-    """Where work whose results go to ``url`` keeps what it needs itself: run folders, copies."""
+    """Local folder for run folders and copies of work whose results go to ``url``."""
     return cache_folder() / "batch" / _digest(url.rstrip("/"))
 
 
@@ -173,7 +173,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 def _tried(what: Callable[[], T], failure: Callable[[str], CtxeditError]) -> T:
-    """What a file system does, whose exceptions are its package's own, as one of our errors."""
+    """Turn the exceptions of a file system's package into ctxedit's errors."""
     try:
         return what()
     except (CtxeditError, KeyboardInterrupt):

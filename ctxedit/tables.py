@@ -58,7 +58,7 @@ def merge_into(under: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """The nested table that ``table.key`` stands for, with one value in it."""
+    """The nested table of ``table.key``, with one value in it."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)

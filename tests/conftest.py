@@ -9,7 +9,9 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # Defaults that cost time or depend on the processor; the tests of each take them out or name the value.
 os.environ["CTXEDIT_UPSCALE_SCALE"] = "1"
 os.environ["CTXEDIT_DTYPE"] = "float32"
+os.environ["CTXEDIT_ROUND_TRIP"] = "off"
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,17 @@ def a_processor_without_bfloat16():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "processor_flags", frozenset)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """Take what is alive now, mostly imported modules, out of the garbage collections of this file's tests.
+
+    Each full collection would walk through half a million objects of torch, diffusers and transformers: a
+    tenth of the suite's time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

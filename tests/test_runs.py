@@ -157,7 +157,7 @@ class TestStages:
         with pytest.raises(InputError, match="changed"):
             run.check_clip()
         clip.unlink()
-        with pytest.raises(InputError, match="gone"):
+        with pytest.raises(InputError, match="missing"):
             run.check_clip()
 
 

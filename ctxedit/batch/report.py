@@ -1,4 +1,4 @@
-"""What a batch leaves beside the edits: ``report.json``, ``report.md`` and ``index.html``."""
+"""A batch's report: ``report.json``, ``report.md`` and ``index.html``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EDITS = "edits"
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a batch's report lies."""
+    """Paths of a batch's report."""
 
     json: Path
     markdown: Path
@@ -30,7 +30,7 @@ class ReportFiles:
 
 
 def files_in(out: Path) -> ReportFiles:
-    """Where the report of a batch in ``out`` lies."""
+    """Paths of the report of a batch in ``out``."""
     return ReportFiles(out / "report.json", out / "report.md", out / "index.html")
 
 

@@ -23,7 +23,7 @@ LOVEU_TARGETS = {
     "Background Change Caption": "background",
     "Multiple Changes Caption": "other",
 }
-#: How deep below the list's folder videos may lie.
+#: Maximum depth of videos below the list's folder.
 _DEPTH = 3
 _VIDEOS = (".mp4", ".gif", ".mov", ".webm", ".avi", ".mkv")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -35,7 +35,7 @@ def is_loveu(columns: list[str]) -> bool:
 
 
 def loveu(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Entries of LOVEU-TGVE's list: where each stands, and its table.
+    """Entries of LOVEU-TGVE's list: its position, and its table.
 
     Lines without captions are headings between the three collections.
     """
@@ -43,7 +43,7 @@ def loveu(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[st
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
         cells = {key: value.strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
-        texts: dict[str, str] = {}  # the same text may stand in two columns
+        texts: dict[str, str] = {}  # two columns may have the same text
         for column, kind in LOVEU_TARGETS.items():
             if column in cells:
                 texts.setdefault(cells[column], kind)
@@ -60,7 +60,7 @@ def v2vbench(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{path}, entry {number}"
         if not isinstance(one, Mapping) or not isinstance(one.get("edit"), list):
             raise ConfigError(
-                f"{where} is none of V2VBench", "an entry has video_id and a list of edits, edit"
+                f"{where} is not an entry of V2VBench", "an entry has video_id and a list of edits, edit"
             )
         name = str(one.get("video_id", "")).strip()
         targets = [_target(edit, where) for edit in one["edit"]]
@@ -109,7 +109,8 @@ def _entry(
     stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in _VIDEOS else name
     if stem not in videos:
         raise InputError(
-            f"{where}: there is no video {stem!r} in {path.parent} or below", "put the videos beside the list"
+            f"{where}: there is no video {stem!r} in {path.parent} or below",
+            "put the videos next to the list",
         )
     table = {"name": stem, "path": str(videos[stem].absolute()), "prompt": prompt, "targets": targets}
     return {key: value for key, value in table.items() if value is not None}

@@ -66,7 +66,7 @@ def choose(captions: Path, images: Path, count: int, seed: int = 0) -> list[Item
     if count > len(ids):
         raise InputError(
             f"{captions} has captions of {len(ids)} images, and --count is {count}",
-            f"--count {len(ids)} is the most",
+            f"--count {len(ids)} is the maximum",
         )
     if not images.is_dir():
         raise InputError(f"{images} is not a folder", "give the folder of the captions' images, e.g. val2014")
@@ -75,7 +75,7 @@ def choose(captions: Path, images: Path, count: int, seed: int = 0) -> list[Item
     if lacking := [item.image.name for item in items if not item.image.is_file()]:
         raise InputError(
             f"{images} lacks {len(lacking)} of {count} images, {lacking[0]} among them",
-            "give the folder that the captions are of, e.g. val2014",
+            "give the folder of the captions' images, e.g. val2014",
         )
     return items
 
@@ -89,7 +89,7 @@ def make(
     reporter: Reporter | None = None,
     adapter: Path | None = None,
 ) -> list[Path]:
-    """Generate what is not there yet; returns the images' paths, in order.
+    """Generate missing images; returns all paths, in order.
 
     An image depends on the settings, the seed and its own id alone, so the same call resumes what was
     interrupted. A file that cannot be read whole is made again.
@@ -100,7 +100,7 @@ def make(
         config: model, seed, edit.steps, guidance, eta and negative prompt; ``clip.size``.
         offline: fetch nothing from the hub.
         overwrite: generate all of them again.
-        reporter: is told of progress.
+        reporter: receives progress.
         adapter: a context adapter of the model, or None.
 
     Raises:
@@ -124,7 +124,7 @@ def make(
     network = None if adapter is None else text_to_image.load_adapter(adapter, backbone)
     texts = [_fitting(backbone, item.caption) for item, _ in due]
     if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):
-        teller.warn(f"{cut} captions are longer than the text encoder takes and are cut")
+        teller.warn(f"{cut} captions are longer than the text encoder accepts and are truncated")
     warn_of_unknown_words(backbone, " ".join(texts[:20]), teller)  # enough to see that it is the wrong model
     side = config.clip.size
     with teller.task("generate", len(due)) as step:
@@ -145,7 +145,7 @@ def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | No
         ConfigError: a ControlNet, for which there is no clip.
     """
     if config.control.kind != "none":
-        raise ConfigError("images from captions have no clip to take a control from", "choose another preset")
+        raise ConfigError("there is no clip to compute a control map from", "choose another preset")
     if not overwrite:
         hint = "choose another --out, or -y to generate all of them again"
         check_note(out / _NOTE, _facts(config, adapter), hint)

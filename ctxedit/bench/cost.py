@@ -1,4 +1,4 @@
-"""What the context adapter and the cascade cost beside the plain denoiser (table 5)."""
+"""Cost of the context adapter and the cascade over the plain denoiser (table 5)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def measure(
             adapter of its own; ``upscale.scale`` above 1 adds the cascade.
         batch: images of a training step.
         repeats: measured rounds.
-        reporter: is told of progress.
+        reporter: receives progress.
         offline: fetch nothing.
 
     Returns:

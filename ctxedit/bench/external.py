@@ -13,6 +13,7 @@ from ctxedit.bench.formats import IMAGES, VIDEOS
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.files import neighbour
 from ctxedit.media.probe import probe
 from ctxedit.runs import slug
 from ctxedit.stages.prepare import Prepared, read_working
@@ -52,7 +53,10 @@ def parse(text: str) -> External:
         raise ConfigError(f"--external {text}", "it takes a name and a folder: --external tokenflow=videos/")
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise InputError(f"--external {text}: {path} is no folder", "name the folder that holds its videos")
+        raise InputError(
+            f"--external {text}: {path} is not a folder",
+            f"{neighbour(path)}name the folder that holds its videos",
+        )
     return External(label, path)
 
 

@@ -1,4 +1,4 @@
-"""The figures of one edit in a comparison: every metric that is usual there, measured with what is known."""
+"""The figures of one edit in a comparison: every usual metric that applies."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def mean_of(rows: Sequence[Values], key: str) -> float | None:
 
 
 def _may_change(kind: str, mask: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-    """Where an edit of this kind may change the picture; None where it may everywhere, or nobody knows."""
+    """Where an edit of this kind may change the picture; None for everywhere or unknown."""
     if mask is None or kind == "style":
         return None
     return mask if kind in _OUTSIDE else 1 - mask

@@ -31,7 +31,7 @@ _OF_TARGET = ("target", "kind", "mask", "ideal")
 
 @dataclass(frozen=True)
 class Entry:
-    """One clip of a list: where it stands, for messages, and what is said of it; nothing is checked yet."""
+    """One clip of a list: its position, for messages, and its fields, not yet checked."""
 
     where: str
     table: Any
@@ -87,7 +87,7 @@ def _in_json_lines(path: Path) -> Iterator[Entry]:
 
 
 def _with_targets(table: Any, where: str) -> Any:
-    """A JSON object with its targets as tables; what is no object is left to be refused."""
+    """A JSON object with its targets as tables; anything else is returned unchanged, to be refused later."""
     if not isinstance(table, dict):
         return table
     table = dict(table)
@@ -116,7 +116,7 @@ def _in_csv(path: Path) -> list[Entry]:
         where = f"{path}, line {number}"
         if None in row or None in row.values():
             raise ConfigError(
-                f"{where} has another number of cells than the heading", "quote cells that hold commas"
+                f"{where} does not have as many cells as the header", "quote cells that hold commas"
             )
         cells = {key: value for key, value in row.items() if value.strip()}
         if not cells:
@@ -130,7 +130,7 @@ def _in_csv(path: Path) -> list[Entry]:
         target = {"prompt" if k == "target" else k: cells[k] for k in _OF_TARGET if k in cells}
         known["targets"] += [target] if target else []
     if not clips:
-        raise ConfigError(f"{path} lists no clips", "it has a heading and no lines below it")
+        raise ConfigError(f"{path} lists no clips", "it has a header and no rows")
     return [
         Entry(where, {k: v for k, v in clip.items() if k != "targets" or v}) for where, clip in clips.values()
     ]

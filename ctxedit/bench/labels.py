@@ -102,7 +102,7 @@ def make(
     offline: bool,
     reporter: Reporter,
 ) -> tuple[list[Path], list[Path]]:
-    """Write the generated and the real images; what is there already is kept.
+    """Write the generated and the real images; existing ones are kept.
 
     Returns:
         The files in ``out/generated`` and ``out/real``.
@@ -157,13 +157,13 @@ def judged(
     kind: Kind, samples: Sequence[LabelSample], encoder: LabelEncoder, files: Sequence[Path],
     warn: Callable[[str], None],
 ) -> list[Score]:  # fmt: skip
-    """The drawn world's judges' figures; none, and ``warn`` is told, for labels that they do not know."""
+    """The drawn world's judges' figures; none, with a warning, for labels they do not know."""
     labels = encoder.encoder.labels
     if not set(labels) <= set(composition_judge.NAMES):
         warn("the judges know the drawn world's objects only: the labels are not looked for")
         return []
     if samples[0].real.shape[:2] != (composition_judge.SIDE,) * 2:
-        raise ConfigError(f"the judges take pictures of {composition_judge.SIDE} pixels", "leave out --size")
+        raise ConfigError(f"the judges take images of {composition_judge.SIDE} pixels", "leave out --size")
     frames = np.stack([read_image(file) for file in files])
     if kind == "class":
         return _of_classes(samples, labels, frames)
@@ -213,7 +213,7 @@ def _of_layouts(
 def counted(wanted: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
     """Boxes for which the judge sees an object with the label, each object for one box.
 
-    With ``inside`` the object's middle lies in the box; the boxes nearest to their objects come first.
+    With ``inside`` the object's centre is in the box; the boxes nearest to their objects come first.
     """
     pairs = []
     for b, (number, (x0, y0, x1, y1)) in enumerate(zip(wanted.numbers, wanted.boxes, strict=True)):

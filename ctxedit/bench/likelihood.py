@@ -92,7 +92,7 @@ def measure(
         plan: how much.
         key: what identifies model and data; rows of another key are refused.
         out: folder for the rows that are done.
-        reporter: is told of progress.
+        reporter: receives progress.
 
     Raises:
         InputError: a class that the model does not know, or fewer images than asked for.
@@ -100,7 +100,7 @@ def measure(
     """
     if plan.count > len(pixels):
         raise InputError(
-            f"{plan.count} images are asked for, and there are {len(pixels)}", "a smaller --count"
+            f"{plan.count} images were requested, and there are {len(pixels)}", "a smaller --count"
         )
     labels = _labels(model, pixels)
     order = np.random.default_rng((plan.seed, 1)).permutation(len(pixels))[: plan.count]
@@ -128,7 +128,7 @@ def _check_usable(pixels: PixelSet, order: NDArray[np.int64]) -> None:
         listed = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:2])
         raise InputError(
             f"{len(found)} of the {len(order)} images cannot be used ({listed})",
-            "remove them: a likelihood is of all images that were chosen",
+            "remove them: the likelihood is computed over all chosen images",
         )
 
 
@@ -255,7 +255,7 @@ def _curve(rows: list[dict[str, Any]], steps: int) -> tuple[tuple[float, float, 
     terms = np.concatenate([row["terms"] for row in rows])
     whole = len(rows[0]["levels"]) == steps - 1
     edges = np.arange(1.5, steps + 1) if whole else np.linspace(1.5, steps + 0.5, min(_BINS, steps - 1) + 1)
-    # Levels are drawn with different chances: within a bin, each counts by what it stands for.
+    # Levels are drawn with different chances: within a bin, each is weighted by the inverse of its density.
     weights = np.ones(len(levels)) if whole else 1 / level_chances(steps).numpy()[levels - 2]
     count, _ = np.histogram(levels, edges)
     share, _ = np.histogram(levels, edges, weights=weights)

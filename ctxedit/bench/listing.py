@@ -85,7 +85,7 @@ def read_list(
     folder = None if url is None else url.rpartition("/")[0]
     reading = _Reading(base_of(path), batch, tuple(targets), folder)
     if path.is_dir() and not batch:
-        raise ConfigError(f"{path} is a folder", "a comparison takes a list, which says what each clip shows")
+        raise ConfigError(f"{path} is a folder", "a comparison needs a list that gives each clip's prompt")
     clips = tuple(_clip(entry.table, reading, entry.where) for entry in entries(path))
     _distinct((clip.name for clip in clips), "name", str(path), "give one of them a `name`")
     return clips
@@ -146,11 +146,13 @@ def _target(entry: Any, reading: _Reading, where: str) -> Target:
 def _composition(
     entry: Mapping[str, Any], expect: Mapping[str, str], where: str
 ) -> tuple[Composition | None, int | None]:
-    """The composition that a target asks for, and the group that changes."""
+    """The composition of a target, and the group that changes."""
     table, changed = entry.get("composition"), entry.get("changed")
     if table is None:
         if changed is not None:
-            raise ConfigError(f"{where}: changed without a composition", "it is the number of a group in it")
+            raise ConfigError(
+                f"{where}: changed without a composition", "it numbers a group of the composition"
+            )
         return None, None
     try:
         composition = Composition.from_table(_as_table(table, f"{where}: composition"))
@@ -158,13 +160,13 @@ def _composition(
         raise ConfigError(f"{where}: composition: {error}") from error
     if changed is None and composition.relation is None:
         raise ConfigError(
-            f"{where}: neither changed nor a relation", "say which group the edit is of, from 0"
+            f"{where}: neither changed nor a relation", "give the number of the edited group, counting from 0"
         )
     if changed is not None and changed not in range(len(composition.groups)):
         raise ConfigError(f"{where}: changed = {changed!r}", f"0 to {len(composition.groups) - 1}")
     if strange := sorted(set(expect) - {"background"}):
         raise ConfigError(
-            f"{where}: expect.{strange[0]} beside a composition", "the composition says it; leave it out"
+            f"{where}: expect.{strange[0]} beside a composition", "the composition implies it; leave it out"
         )
     return composition, changed
 
@@ -186,7 +188,7 @@ def _text(table: Mapping[str, Any], key: str, where: str, required: str | None =
     if value is None and required:
         raise ConfigError(f"{where} has no {key}", required)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key} = {value!r}", "it takes a text")
+        raise ConfigError(f"{where}: {key} = {value!r}", "it must be text")
     if value is not None and not value.strip():
         raise InputError(f"{where}: the {key} is empty", required)
     return value
@@ -210,5 +212,5 @@ def _distinct(names: Iterable[str], what: str, where: str, hint: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ConfigError(f"{where}: the {what} {name!r} is there twice", hint)
+            raise ConfigError(f"{where}: the {what} {name!r} occurs twice", hint)
         seen.add(name)

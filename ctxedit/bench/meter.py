@@ -65,10 +65,10 @@ class Cost:
 
 
 class CostMeter(Reporter):
-    """A reporter that measures every task and hands it on.
+    """A reporter that measures every task and passes it on.
 
     Args:
-        inner: who is told.
+        inner: receives everything.
     """
 
     def __init__(self, inner: Reporter) -> None:
@@ -124,7 +124,7 @@ class CostMeter(Reporter):
         """Give each task of a stage to ``note``, interrupted ones too.
 
         That is before the stage's result is kept: a process that is killed in between leaves no result whose
-        cost nobody knows.
+        unknown cost.
         """
         self._notes[stage] = note
         try:

@@ -1,4 +1,4 @@
-"""The page: every edit beside its source, the other methods' and the true one, with its figures."""
+"""The page: every edit next to its source, the other methods' and the true edit, with its figures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def page(
     about: Sequence[str],
     title: str = "Comparison of editing methods",
 ) -> str:
-    """The page as HTML; it asks no other host for anything.
+    """The page as HTML, without external resources.
 
     Args:
-        out: the bench's folder, where the page will lie.
+        out: the bench's folder, which the page is for.
         rows: of all methods and references.
         methods: in the order of their columns.
         about: sentences for the head.
@@ -50,7 +50,7 @@ def page(
 
 
 def fill(template: str, data: dict[str, Any]) -> str:
-    """A template of this package with its data, which cannot end the script that it stands in."""
+    """A template of this package with its data, escaped so that it cannot end the script element."""
     text = resources.files("ctxedit.bench").joinpath(template).read_text(encoding="utf-8")
     before, after = text.split(_MARK)
     return before + json.dumps(data, ensure_ascii=False).replace("<", "\\u003c") + after

@@ -65,7 +65,7 @@ class Preview:
 
 
 def measure(bench: Bench, preview: Preview) -> None:
-    """Time a pass and a tuning step of every method that was never measured here, on the first clip."""
+    """Time a pass and a tuning step of every method not yet measured on this machine, on the first clip."""
     for clip in bench.clips:
         if clip.prompt and clip.name not in preview.failing:
             break
@@ -94,7 +94,7 @@ def methods(
     for name in presets:
         label = Path(name).stem if name.endswith(".toml") else name
         if label in found:
-            raise ConfigError(f"two presets are called {label!r}", "name each once; rename a file's copy")
+            raise ConfigError(f"two presets are named {label!r}", "name each once; rename a file's copy")
         if label in REFERENCES:
             raise ConfigError(f"a preset cannot be called {label!r} here", "rename the file")
         found[label] = Method(label, name, load(name, {}))
@@ -106,7 +106,7 @@ def methods(
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raise ConfigError for a label that stands twice, or that the tables need themselves."""
+    """Raise ConfigError for a label that occurs twice or that the tables reserve."""
     for label in labels:
         if label in REFERENCES or labels.count(label) > 1:
             raise ConfigError(
@@ -115,7 +115,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def look(bench: Bench) -> Preview:
-    """Check every method on every clip, and say what is left to do; loads nothing.
+    """Check every method on every clip, and list the remaining work, without loading weights.
 
     Raises:
         ConfigError: a method asks for a control that a clip lacks; settings that a model cannot serve.

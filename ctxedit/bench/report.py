@@ -32,7 +32,7 @@ class ComparisonFiles:
 
 
 def files_in(out: Path) -> ComparisonFiles:
-    """Where a bench's tables lie."""
+    """Paths of a bench's tables."""
     names = ("table.json", "table.csv", "table.md", "table.tex", "costs.md", "index.html")
     return ComparisonFiles(*(out / name for name in names))
 
@@ -108,6 +108,8 @@ def _about(bench: Bench, rows: Sequence[ResultRow]) -> list[str]:
             f"Model {facts['model']} on {where}, {facts['frames']} frames at {width}×{height}, "
             f"seed {facts['seed']}; CLIP: {facts['clip_model']}."
         )
+        if any(method.config.upscale.scale > 1 for method in bench.methods):
+            said.append(f"Figures are measured at {width}×{height}; the videos are upscaled.")
     return said
 
 

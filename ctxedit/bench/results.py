@@ -46,7 +46,7 @@ class ResultRow:
 
 
 def row_of(table: dict[str, Any]) -> ResultRow:
-    """A row from JSON; raises TypeError for what is none."""
+    """A row from JSON; raises TypeError for anything else."""
     row = ResultRow(**table)
     texts = (row.key, row.method, row.clip, row.target, row.kind, row.prompt)
     tables = (row.figures, row.costs, row.facts)
@@ -86,7 +86,7 @@ class Results:
                 continue
             if row is None:
                 raise InputError(
-                    f"{self.path}, line {number} is no result", "delete the line, or choose another --out"
+                    f"{self.path}, line {number} is not a result", "delete the line, or choose another --out"
                 )
             self._rows[row.key] = row
         if self.damaged and not self._rows:
@@ -119,7 +119,7 @@ class Results:
 
 
 def _row(line: bytes) -> ResultRow | None:
-    """The row that a line holds; None for other JSON. Raises ValueError for what is none."""
+    """The row that a line holds; None for other JSON. Raises ValueError for other text."""
     table = json.loads(line)
     kinds: dict[str, Any] = {
         "figures": dict,

@@ -13,7 +13,7 @@ from ctxedit.executors import Executor, Here, Lost, Overseer
 
 
 class Watcher(Overseer):
-    """Who is told of a bench; a reporter of stages too. This one keeps silent."""
+    """Receives a bench's progress; also a reporter of stages. This one discards it."""
 
     def began(self, edits: int, done: int) -> None:
         """So many edits in all, so many of them were done before."""
@@ -31,7 +31,7 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
 
     Args:
         bench: what to run.
-        watcher: is told what happens.
+        watcher: receives progress.
         executor: where the jobs run; None is this process.
     """
     watcher, executor = watcher or Watcher(), executor or Here()
@@ -74,7 +74,7 @@ def _lost(job: Job, lost: Lost) -> list[ResultRow]:
 
 
 def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
-    """Whether the row of this key is done and its video is what was measured; if it is not, it is said."""
+    """Whether the row of this key is done and its video is the measured one; warns if it is not."""
     row = results.done(key)
     if row is None:
         return False

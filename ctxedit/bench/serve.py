@@ -63,7 +63,7 @@ class Job:
 
 
 class _Named(Reporter):
-    """Hands on what is told, warnings with the clip's name."""
+    """Passes messages on, warnings with the clip's name."""
 
     def __init__(self, inner: Reporter, name: str) -> None:
         self.inner, self.name = inner, name
@@ -109,7 +109,7 @@ class Serving:
         if self._token and self._marked() != self._token.encode():
             place = self.bench.out if self.bench.store is None else self.bench.store.url
             raise OutputError(
-                f"a worker on {platform.node()} does not see {place}",
+                f"a worker on {platform.node()} cannot read {place}",
                 "choose --out on storage that all workers share",
             )
         if os.environ.get("CTXEDIT_DEBUG", "") in ("", "0"):
@@ -170,7 +170,7 @@ def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, flo
     for stage in ("tune", "invert"):
         key = session.key(stage)[1]
         ledger = Ledger(session.run.folder)
-        # A tuning goes on where it was killed, and so does its cost; an inversion starts afresh.
+        # An interrupted tuning resumes, and so does its cost; an inversion starts over.
         note = ledger.add if stage == "tune" else ledger.put
         with meter.noting(stage, partial(note, stage, key)):
             session.bring(stage)
@@ -206,7 +206,7 @@ def _edit(
 
 
 def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) -> Path:
-    """The edit where people look for it: a copy, by clip and target, if the bench asks for one."""
+    """The delivered edit: a copy named by clip and target, if the bench wants one."""
     if bench.results is None:
         return video
     name = f"{slug(clip.name)}-{slug(target.prompt)}-{key[:6]}{video.suffix}"
@@ -274,7 +274,7 @@ def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8
 
 
 def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of an edit; ``made`` is what its run notes of it: it may be of another machine."""
+    """Facts of an edit; ``made`` are its run's, which may be from another machine."""
     config, parts = session.config, session.parts
     height_width = parts.prepared.frames.shape[1:3]
     return {
@@ -286,7 +286,7 @@ def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[
 
 
 def _trained(session: Session) -> int:
-    """Parameters that the tuning moved: counted in what it left."""
+    """Number of tuned parameters, counted in the tuning's file."""
     file = session.run.folder / "tune" / "tuned.safetensors"
     if not session.config.tune.steps or not file.exists():
         return 0

@@ -14,7 +14,7 @@ __all__ = ["LEVEL", "Interval", "bootstrap", "wilson"]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its interval; ``low`` and ``high`` are None for one clip, which says nothing of it.
+    """An estimate and its interval; ``low`` and ``high`` are None for one clip.
 
     Attributes:
         mean: of ``count`` values.

@@ -1,6 +1,6 @@
 """The user study: which of two anonymous edits fits the text better, which holds together better over time.
 
-The page knows no method's name; which edit is whose stands in ``key.json`` beside it, and answers are counted
+The page knows no method's name; ``key.json`` next to it says which edit is whose, and answers are counted
 with it.
 """
 
@@ -113,7 +113,8 @@ def write(
     name = key_of([asdict(q) for q in questions])
     if not overwrite and (folder / "key.json").exists() and _key(out)["study"] != name:
         raise OutputError(
-            f"{folder} holds another study", "pass -y to replace it; its answers can then not be counted"
+            f"{folder} holds another study",
+            "pass -y to replace it; its answers can then no longer be counted",
         )
     by_edit = {(row.method, row.clip, row.target): row.video for row in rows if row.error is None}
     # Paths name the preset: every video gets a number instead.
@@ -141,10 +142,10 @@ def write(
 
 
 def _anonymous(out: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Videos by number: in the page, or as numbered copies beside it where they are too large."""
+    """Videos by number: in the page, or as numbered copies next to it if they are too large."""
     files = [out / name for name in names]
     if gone := [file for file in files if not file.is_file()]:
-        raise InputError(f"{gone[0]} is gone", "run the same `ctxedit bench` again")
+        raise InputError(f"{gone[0]} is missing", "run the same `ctxedit bench` again")
     if sum(file.stat().st_size for file in files) <= page.INLINE_BYTES:
         return [page.data_url(file) for file in files]
     (folder / "videos").mkdir(exist_ok=True)
@@ -154,7 +155,7 @@ def _anonymous(out: Path, names: Sequence[str], folder: Path) -> list[str]:
 
 
 def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
-    """Preference rates of each pair of methods that was asked about, by criterion.
+    """Preference rates of each pair of methods in the study, by criterion.
 
     Args:
         out: the bench's folder, with its study.
@@ -174,7 +175,7 @@ def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
         blob = _answers(file, key["study"], questions)
         if blob["rater"] in raters:
             raise InputError(
-                f"{file} and {raters[blob['rater']]} are of the same person", "leave one of them out"
+                f"{file} and {raters[blob['rater']]} are by the same rater", "leave one of them out"
             )
         raters[blob["rater"]] = file
         for answer in blob["answers"]:
@@ -219,7 +220,7 @@ def _answers(file: Path, study: str, questions: dict[str, Question]) -> dict[str
     for answer in blob["answers"]:
         known = isinstance(answer, dict) and isinstance(answer.get("id"), str) and answer["id"] in questions
         if not known or any(answer.get(criterion) not in SIDES for criterion in CRITERIA):
-            raise InputError(f"{file}: {json.dumps(answer)[:80]} is no answer", hint)
+            raise InputError(f"{file}: {json.dumps(answer)[:80]} is not an answer", hint)
         if answer["id"] in seen:
             raise InputError(f"{file} answers {answer['id']} twice", hint)
         seen.add(answer["id"])
@@ -227,7 +228,7 @@ def _answers(file: Path, study: str, questions: dict[str, Question]) -> dict[str
 
 
 def write_preferences(out: Path, found: Sequence[Preference], people: int) -> Path:
-    """Write ``preferences.json`` and ``preferences.md`` beside the study; returns the latter."""
+    """Write ``preferences.json`` and ``preferences.md`` next to the study; returns the latter."""
     folder = out / FOLDER
     rows = [["preferred", "to", *CRITERIA.values(), "answers"]]
     for first, second in dict.fromkeys((p.first, p.second) for p in found):

@@ -124,7 +124,7 @@ def measure(
     reporter: Reporter,
     offline: bool = False,
 ) -> list[Point]:
-    """Generate the images of every model at every guidance scale and score them; resumes what is there.
+    """Generate the images of every model at every guidance scale and score them; resumes.
 
     Args:
         models: a model's own context adapter is used where it has one.
@@ -133,7 +133,7 @@ def measure(
         config: seed, steps and the rest of sampling.
         networks: for FID and CLIP score.
         out: a folder for each set of images is created here.
-        reporter: is told of progress.
+        reporter: receives progress.
         offline: fetch nothing.
 
     Raises:

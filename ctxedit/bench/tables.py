@@ -94,7 +94,7 @@ def _paired(both: Sequence[tuple[ResultRow, ResultRow]]) -> Table:
 
 
 def costs(rows: Sequence[ResultRow]) -> Table:
-    """Mean costs: tuning and inversion once a clip, editing once an edit; None where nothing was spent."""
+    """Mean costs: tuning and inversion once a clip, editing once an edit; None without any."""
     per_clip = list({row.clip: row for row in rows}.values())
     found: Table = {}
     for stage in STAGES:
@@ -174,7 +174,7 @@ def _change(change: Table) -> str:
 
 
 def cost_table(methods: Sequence[Table]) -> str:
-    """The paper's Table 5 and what it lacks: parameters, seconds, passes, memory."""
+    """The paper's Table 5, extended: parameters, seconds, passes, memory."""
     heading = ["method", "trained parameters", "s / tuning step", "tuning s", "inversion s", "s / edit"]
     rows = [[*heading, "passes: tuning", "inversion", "edit", "peak MiB"]]
     for table in methods:
@@ -197,7 +197,7 @@ def cost_table(methods: Sequence[Table]) -> str:
 
 
 def costs_markdown(methods: Sequence[Table], pairs: Sequence[tuple[str, str]], about: Sequence[str]) -> str:
-    """The cost table by itself, with the adapter's share for every method that is there with and without."""
+    """The cost table alone, with the adapter's share for every method measured with and without it."""
     parts = ["# Costs", "", *about, "", cost_table(methods), ""]
     by_name = {table["method"]: table["costs"] for table in methods}
     rows = [["adapter added to", "trained parameters", "s / tuning step", "s / edit"]]

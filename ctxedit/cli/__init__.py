@@ -15,7 +15,7 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return the process's exit code; errors are told on stderr, never raised.
+    """Run one command line and return the process's exit code; errors are printed on stderr, never raised.
 
     Args:
         argv: arguments without the program's name; None takes the process's.
@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script() -> int:
-    """As :func:`main`, in a process that ends afterwards: a Ctrl-C that comes too late changes nothing."""
+    """As :func:`main`, in a process that ends afterwards: a late Ctrl-C is ignored."""
+    from ctxedit.cli import collecting
+
+    collecting.pause()
     code = main()
     # The exit handlers of torch and others take a moment; interrupted they would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from ctxedit.tables import DEFAULT_PRESET, merge_into, nested, parse, preset_fil
 
 #: CTXEDIT_* environment variables that are not settings.
 VARIABLES = ("CTXEDIT_DEBUG", "CTXEDIT_OFFLINE", "CTXEDIT_PRESET", "CTXEDIT_RUNS")
+#: Words that say nothing by themselves: as targets they are parts of a text without quotes.
+_NO_TARGETS = frozenset(("a", "an", "the", "on", "in", "at", "of", "with", "and", "is", "to", "into"))
+#: What an empty text should say.
+_MEANT = {"target": "what the edited clip should show", "text": "what the image should show"}
 #: The settings that each option sets.
 _KEYS: dict[str, tuple[str, ...]] = {
     "model": ("model",),
@@ -158,6 +164,11 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
         )
     for text in found:
         not_empty(text, "target")
+    if len(found) > 1 and any(text.lower() in _NO_TARGETS for text in found):
+        raise ConfigError(
+            f"{len(found)} target prompts, {', '.join(found)[:80]}: the words of one need quotes",
+            f'ctxedit run CLIP "{" ".join(found)}"',
+        )
     found = list(dict.fromkeys(found))  # the same words twice are one edit
     if output is not None and len(found) > 1:
         raise ConfigError(
@@ -174,13 +185,21 @@ def split_names(text: str) -> tuple[str, ...]:
 def not_empty(text: str | None, what: str) -> None:
     """Raise InputError for a blank text; None means that it was not given."""
     if text is not None and not text.strip():
-        raise InputError(f"the {what} is empty", "describe what the clip shows")
+        raise InputError(f"the {what} is empty", f"describe {_MEANT.get(what, 'what the clip shows')}")
 
 
-def existing(path: Path) -> Path:
-    """The path itself; raises InputError if it does not exist or cannot be reached."""
+def existing(path: Path, texts: Sequence[str] = ()) -> Path:
+    """The path itself; raises InputError if it does not exist or cannot be reached.
+
+    ``texts`` are what stands beside it: where one of them is a file, the order is wrong.
+    """
     from ctxedit.media.sources import check_exists
 
+    if not os.path.lexists(path) and (files := [text for text in texts if os.path.isfile(text)]):
+        raise InputError(
+            f"{path} does not exist",
+            f"the clip comes first, then the text: {files[0]} {shlex.quote(str(path))}",
+        )
     return check_exists(path)
 
 

@@ -21,7 +21,7 @@ from ctxedit.cli.options import (
     TargetOption,
     TuningOptions,
 )
-from ctxedit.cli.output import Screen, columns, print_failure
+from ctxedit.cli.output import Screen, pairs, print_failure
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.where import ExecutorOptions, executor_of
 from ctxedit.config import ClipConfig, Config
@@ -176,7 +176,7 @@ def _planned(job: Bench, plan: Preview, where: str) -> str:
         ("where", where),
         *[("fails", f"{clip}: {why}") for clip, why in plan.failing.items()],
     ]
-    return columns(rows)
+    return pairs(rows)
 
 
 def _show(screen: Screen, job: Bench, whole: dict[str, Any]) -> None:

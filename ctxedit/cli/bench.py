@@ -20,7 +20,7 @@ from ctxedit.cli.bench_speed import speed
 from ctxedit.cli.bench_study import answers, study
 from ctxedit.cli.failures import resumable, work_begins
 from ctxedit.cli.options import MessageOptions, SettingOptions
-from ctxedit.cli.output import Screen, columns, debugging, print_table
+from ctxedit.cli.output import Screen, columns, debugging, pairs, print_table
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.cli.where import ExecutorOptions, executor_of
@@ -293,14 +293,13 @@ def _planned(bench: Bench, plan: Preview, where: str) -> str:
         ("where", where),
         ("time", f"about {duration(total)} with one worker (estimate)" if total else _no_time(plan)),
     ]
-    lines = [f"{name.ljust(6)}  {value}" for name, value in facts]
-    lines += [f"fails   {clip}: {why}" for clip, why in plan.failing.items()]
+    facts += [("fails", f"{clip}: {why}") for clip, why in plan.failing.items()]
     rows = [("preset", "network passes remaining", "time (estimate)")]
     for method in bench.methods:
         about = seconds.get(method.label)
         passes = str(plan.evaluations.get(method.label, 0))
         rows.append((method.label, passes, "-" if not about else duration(about)))
-    return "\n".join([*lines, "", columns(rows)])
+    return f"{pairs(facts)}\n\n{columns(rows)}"
 
 
 def _no_time(plan: Preview) -> str:

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.measure import Measurement
+from rich.progress import MofNCompleteColumn
+from rich.table import Column, Table
 
 from ctxedit.bench.figures import mean_of
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.results import ResultRow
 from ctxedit.bench.runner import Watcher
 from ctxedit.bench.serve import Job
+from ctxedit.cli.bars import bars
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.cli.work import duration
 from ctxedit.executors.base import counted
@@ -26,7 +28,7 @@ _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_
 
 
 class Lines(Watcher):
-    """A line for every edit of these methods; what else is measured is said where it fails."""
+    """A line for every edit of these methods; other measurements are reported if they fail."""
 
     def __init__(self, screen: Screen, methods: Sequence[str], seconds: float | None = None) -> None:
         self.methods, self._seconds = tuple(methods), seconds
@@ -78,11 +80,7 @@ class Board(Lines):
         super().__init__(screen, methods, seconds)
         self._rows: dict[str, list[ResultRow]] = {method: [] for method in methods}
         self._each = sum(len(clip.targets) for clip in clips)
-        shown = (
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )  # fmt: skip
-        self._bars = Progress(*shown, console=screen.console)
+        self._bars = bars(screen.console, MofNCompleteColumn)
         self._whole = self._bars.add_task("edits", total=None)
         self.live = Live(
             console=screen.console, refresh_per_second=4, get_renderable=self._drawn, transient=True
@@ -101,7 +99,7 @@ class Board(Lines):
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        bar = self._bars.add_task(name[:60], total=total)
+        bar = self._bars.add_task(name, total=total)
 
         def step(done: int, note: str = "") -> None:
             self._bars.update(bar, completed=done)
@@ -112,20 +110,31 @@ class Board(Lines):
             self._bars.remove_task(bar)
 
     def _drawn(self) -> Group:
-        table = Table("method", "edits now", "failed", *[title for _, title, _ in _SHOWN], "now at")
+        console = self.screen.console
+        table = self._table(_SHOWN)
+        if Measurement.get(console, console.options, table).minimum > console.width:
+            table = self._table(())  # the figures stand in the table at the end
+        return Group(table, self._bars)
+
+    def _table(self, shown: Sequence[tuple[str, str, int]]) -> Table:
+        """Each method's edits so far, with these figures."""
+        numbers = [
+            Column(title, no_wrap=True) for title in ("edits now", "failed", *[one[1] for one in shown])
+        ]
+        table = Table(Column("method", overflow="fold"), *numbers, Column("now at", overflow="fold"))
         for method, rows in self._rows.items():
             good = [row.figures for row in rows if row.error is None]
-            means = [mean_of(good, key) for key, _, _ in _SHOWN]
+            means = [mean_of(good, key) for key, _, _ in shown]
             cells = [
                 "-" if m is None else f"{m:.{digits}f}"
-                for m, (_, _, digits) in zip(means, _SHOWN, strict=True)
+                for m, (_, _, digits) in zip(means, shown, strict=True)
             ]
             at = "\n".join(
                 f"{job.clip.name} ({worker})" if worker else job.clip.name
                 for worker, job in self.at.items() if job.method.label == method
             )  # fmt: skip
             table.add_row(method, f"{len(good)}/{self._each}", str(len(rows) - len(good)), *cells, at)
-        return Group(table, self._bars)
+        return table
 
 
 def _figures(row: ResultRow) -> str:
@@ -141,7 +150,7 @@ def _figures(row: ResultRow) -> str:
 def watcher(
     screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
 ) -> Iterator[Watcher]:
-    """Who shows the progress; libraries are told to keep silent. ``seconds`` is the estimate for all."""
+    """The display of the progress; silences libraries. ``seconds`` is the estimate for everything."""
     if not debugging():
         hush()
     if not screen.lively:

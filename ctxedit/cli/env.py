@@ -73,7 +73,7 @@ def _devices(torch: Any) -> list[dict[str, Any]]:
 def _quietly(ask: Any) -> str:
     try:
         return str(ask())
-    except Exception as error:  # no ffmpeg: a bug report shall say so, not fail
+    except Exception as error:  # no ffmpeg: a bug report should say so, not fail
         return f"missing ({error})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,11 @@ class EditsUnlessNamed(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0].startswith("-"):  # it has options only; a word is a command, or a mistake
             args = [EDITS, *args]
+        elif args[0] not in self.commands and Path(args[0]).exists():
+            option = "--run" if Path(args[0], "run.toml").is_file() else "--prompt TEXT --video"
+            raise ConfigError(
+                f"{args[0]} is no command of eval", f"to score it: ctxedit eval {option} {args[0]}"
+            )
         return super().parse_args(ctx, args)
 
 
@@ -88,10 +94,11 @@ def edits(
     """Score the edits of a run, or any clip with --video and --prompt, and print a table.
 
     CLIP-text is the mean cosine of frames and prompt, CLIP-temp that of all pairs of frames (consec.: of
-    neighbours), PSNR and SSIM compare with the source at working size. A figure that does not apply is a dash
-    (null in JSON); the PSNR of an unchanged clip is inf (in JSON the text "inf"). The figures of a run are
-    written to its metrics.json. With --source, --video is scored against the clip it was made from, by every
-    metric that the inputs allow, whatever program made it. The word `edits` can be left out.
+    neighbours), PSNR and SSIM compare with the source. Edits of a run are measured at working size, before
+    they are upscaled. A figure that does not apply is a dash (null in JSON); the PSNR of an unchanged clip is
+    inf (in JSON the text "inf"). The figures of a run are written to its metrics.json. With --source, --video
+    is scored against the clip it was made from, by every metric that the inputs allow, whatever program made
+    it. The word `edits` can be left out.
     """
     screen = Screen(messages.quiet, messages.json)
     if metrics == "help":
@@ -205,7 +212,8 @@ def _of_video(
         return {"video": video, "prompt": prompt, **api.plain_figures(figures.table())}
     values = api.plain_figures(figures.values)
     about = {"video": video, "prompt": prompt, "source": source, "source_prompt": source_prompt}
-    return {**about, "mask": scoring.mask, "clip_model": figures.clip_model, **values}
+    facts = {"clip_model": figures.clip_model, "measured_size": list(figures.size)}
+    return {**about, "mask": scoring.mask, **facts, **values}
 
 
 def _weights(texts: list[str], keys: tuple[str, ...]) -> dict[str, str]:
@@ -235,7 +243,7 @@ def _list_metrics(screen: Screen) -> None:
 
 
 def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Figures as a table of text; the CLIP model's name stands beside its figures, plugins' metrics last."""
+    """Figures as a table of text; the CLIP model's name next to its figures, plugins' metrics last."""
     head = (
         "target",
         "CLIP-text",
@@ -246,6 +254,7 @@ def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         "PSNR dB",
         "SSIM",
         "fidelity of",
+        "measured",
         "file",
     )
     from ctxedit.metrics.registry import usual
@@ -263,6 +272,7 @@ def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 figure(row["psnr"], 2),
                 figure(row["ssim"]),
                 ("outside the mask" if row["outside_mask"] else "all") if compared else "-",
+                measured_at(row),
                 Path(row["video"]).name,
                 *[figure(row[one.key], one.digits) for one in more],
             )
@@ -278,6 +288,8 @@ def one_by_one(row: dict[str, Any]) -> list[tuple[str, ...]]:
     for one in metrics():
         if one.key in row:
             table.append((one.title, figure(row[one.key], max(one.digits, 3)), one.better, one.about))
+    size = measured_at(row).removeprefix("at ")
+    table.append(("size", size, "", "width and height of the frames that were measured, in pixels"))
     return [*table, ("CLIP", row["clip_model"], "", "the model of the CLIP metrics")]
 
 
@@ -286,8 +298,16 @@ def chosen_only(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[tuple
     from ctxedit.metrics.registry import named
 
     chosen = named(keys)
-    table = [("target", *[one.title for one in chosen])]
-    return table + [(r["target"], *[figure(r[m.key], max(m.digits, 3)) for m in chosen]) for r in rows]
+    table = [("target", *[one.title for one in chosen], "measured")]
+    return table + [
+        (r["target"], *[figure(r[m.key], max(m.digits, 3)) for m in chosen], measured_at(r)) for r in rows
+    ]
+
+
+def measured_at(row: Mapping[str, Any]) -> str:
+    """At which size figures were measured: the working size, of a run's edits, whatever size they have."""
+    width, height = row["measured_size"]
+    return f"at {width}×{height}"
 
 
 def figure(value: Any, digits: int = 4) -> str:

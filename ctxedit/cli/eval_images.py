@@ -310,7 +310,7 @@ def _scored(
 def show(screen: Screen, found: list[Score], about: dict[str, Any]) -> None:
     """The scores as a table, or with everything about them as one JSON object."""
     if screen.json:
-        screen.result("", {**about, "scores": [dataclasses.asdict(one) for one in found]})
+        screen.result("", {**about, "scores": [one.table() for one in found]})
         return
     rows = [("metric", "value", "95 % interval", "better", "images", "features", "interval by")]
     for one in found:

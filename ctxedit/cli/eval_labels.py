@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,38 +18,42 @@ from ctxedit.errors import ConfigError
 if TYPE_CHECKING:
     from ctxedit.models.condition_encoder import Kind
 
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", metavar="PATH", show_default=False,
-        help="Real images: class folders, or shards with classes; for layouts COCO's instances_*.json. "
-        "[default: held-out drawn scenes]",
-    ),
-]  # fmt: skip
-Encoder = Annotated[
-    Path | None,
-    typer.Option("--encoder", metavar="DIR", show_default=False, help="Encoder. [default: the model's own]"),
-]
-Count = Annotated[int, typer.Option("--count", min=1, help="Images to generate.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", metavar="DIR", show_default=False,
-        help="Folder for the images. [default: classes-MODEL or layouts-MODEL]",
-    ),
-]  # fmt: skip
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Which images are generated and compared."""
+
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder", metavar="DIR", show_default=False, help="Encoder. [default: the model's own]"
+        ),
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="PATH", show_default=False,
+            help="Real images: class folders, or shards with classes; for layouts COCO's instances_*.json. "
+            "[default: held-out drawn scenes]",
+        ),
+    ] = None  # fmt: skip
+    count: Annotated[int, typer.Option("--count", min=1, help="Images to generate.")] = 200
+    features: Features = "clip"
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", show_default=False,
+            help="Folder for the images. [default: classes-MODEL or layouts-MODEL]",
+        ),
+    ] = None  # fmt: skip
 
 
 def classes(
     base: SettingOptions,
     judging: ClipModelOptions,
     sampling: SamplingOptions,
+    chosen: LabelOptions,
     messages: MessageOptions,
-    encoder: Encoder = None,
-    data: Data = None,
-    count: Count = 200,
-    features: Features = "clip",
-    out: Out = None,
 ) -> None:
     """Generate images of classes and compare them with real ones: FID, IS, precision, recall.
 
@@ -56,19 +61,15 @@ def classes(
     the inception score its classes; with --features inception the score is Inception's. Run the same command
     again to resume.
     """
-    _evaluate("class", base, judging, sampling, messages, encoder, data, count, features, out)
+    _evaluate("class", base, judging, sampling, chosen, messages)
 
 
 def layouts(
     base: SettingOptions,
     judging: ClipModelOptions,
     sampling: SamplingOptions,
+    chosen: LabelOptions,
     messages: MessageOptions,
-    encoder: Encoder = None,
-    data: Data = None,
-    count: Count = 200,
-    features: Features = "clip",
-    out: Out = None,
 ) -> None:
     """Generate images of layouts and compare them with real ones: FID, and the boxes that hold their label.
 
@@ -76,7 +77,7 @@ def layouts(
     label, how often the label is anywhere, and in which boxes of the real images it finds it. Run the same
     command again to resume.
     """
-    _evaluate("layout", base, judging, sampling, messages, encoder, data, count, features, out)
+    _evaluate("layout", base, judging, sampling, chosen, messages)
 
 
 def _evaluate(
@@ -84,15 +85,12 @@ def _evaluate(
     base: SettingOptions,
     judging: ClipModelOptions,
     sampling: SamplingOptions,
+    chosen: LabelOptions,
     messages: MessageOptions,
-    encoder: Path | None,
-    data: Path | None,
-    count: int,
-    features: str,
-    out: Path | None,
 ) -> None:
     screen = Screen(messages.quiet, messages.json)
     config = arguments.without_upscaling(arguments.settings(base, screen, judging, sampling))
+    data, count = chosen.data, chosen.count
     if data is not None:
         arguments.existing(data)
 
@@ -106,13 +104,13 @@ def _evaluate(
 
     reporter = teller(screen)
     plural = "classes" if kind == "class" else "layouts"
-    out = out or Path(f"{plural}-{slug(Path(config.model).name)}")
-    kinds, which = scores.features_from(features)
+    out = chosen.out or Path(f"{plural}-{slug(Path(config.model).name)}")
+    kinds, which = scores.features_from(chosen.features)
     names = ["fid", "precision", "recall"] if kind == "class" else ["fid"]
     names += ["is"] if kind == "class" and kinds == "inception" else []
     keys = scores.chosen(names, kinds == "inception", False)
     scores.check_counts(keys, count, count)
-    opened = open_encoder(kind, config.model, encoder)
+    opened = open_encoder(kind, config.model, chosen.encoder)
     labels.check(out, opened, config)
     plan = text_to_image.plan("", config, base.offline, out / "a.png", True)
     if plan["upscaler"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import typer
 
+from ctxedit.cli import collecting
 from ctxedit.errors import (
     ConfigError,
     CtxeditError,
@@ -28,6 +30,14 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _READ_ONLY = {errno.EROFS, errno.EFBIG}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 _LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry-run shows what is needed"
+#: Pydantic's words for values of options, which Typer shows, and plainer ones.
+_VALIDATION = (
+    (r"Value error, ", ""),  # of a value that is none of a literal's
+    (r"Input should be a valid number\b.*", "must be a number"),
+    (r"Input should be a valid integer\b.*", "must be a whole number"),
+    (r"Input should be greater than or equal to ", "must be at least "),
+    (r"Input should be less than or equal to ", "must be at most "),
+)
 #: For errors that bring no hint of their own.
 _HINTS = {
     2: "see `ctxedit COMMAND --help`, and `ctxedit presets show contextdiff` for the settings",
@@ -61,7 +71,7 @@ class StdoutClosed(Exception):
 class Carried(BaseException):
     """Carries a command's exception past Typer.
 
-    Typer makes exits of broken pipes, EOFError and Ctrl-C, whoever's pipe it was that broke.
+    Typer turns broken pipes, EOFError and Ctrl-C into exits, whichever pipe broke.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -70,7 +80,8 @@ class Carried(BaseException):
 
 
 def work_begins() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt: there may be something to clean up."""
+    """Imports are over. From now on Ctrl-C raises KeyboardInterrupt: there may be something to clean up."""
+    collecting.resume()
     current = signal.getsignal(signal.SIGINT)
     if getattr(current, "__module__", "") == "ctxedit.cli":
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,7 +89,7 @@ def work_begins() -> None:
 
 @contextmanager
 def resumable(folder: Path | str | None) -> Iterator[None]:
-    """On Ctrl-C say that the work in ``folder`` can be resumed; None is work that leaves nothing."""
+    """On Ctrl-C say that the work in ``folder`` can be resumed; None is for work without state."""
     work_begins()
     try:
         yield
@@ -89,7 +100,7 @@ def resumable(folder: Path | str | None) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> Failure:
-    """The failure an exception stands for."""
+    """The failure that an exception is reported as."""
     if isinstance(error, CtxeditError):
         hint = error.hint or _HINTS.get(error.exit_code)
         return Failure(error.message, hint, error.exit_code)
@@ -114,7 +125,7 @@ def explain(error: BaseException) -> Failure:
 
 
 def _of_a_kind(error: BaseException) -> Failure | None:
-    """What some of Python's exceptions stand for wherever they come from; None for a fault of our own."""
+    """How some of Python's own exceptions are reported; None for a bug of ctxedit."""
     if type(error).__name__ == "PanicException":  # Rust's, of tokenizers or safetensors; no Exception
         return Failure(f"the model's files are broken: {_line(error)}", _HINTS[4], WeightsError.exit_code)
     if isinstance(error, RecursionError):
@@ -144,7 +155,8 @@ def _usage(error: BaseException) -> Failure:
     message = str(getattr(error, "format_message", lambda: error)()).strip()
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ctxedit"
-    message = message.replace("Value error, ", "")  # Typer's, of a value that is none of a literal's
+    for found, plain in _VALIDATION:
+        message = re.sub(found, plain, message)
     first, rest = (message.split("\n")[0].rstrip("."), " ".join(message.split("\n")[1:]).strip())
     hint = rest or f"see `{command} --help`"
     return Failure(first[:1].lower() + first[1:], hint, 2)

@@ -1,4 +1,4 @@
-"""Before gigabytes are fetched: what, how much and where to is said; a person is asked."""
+"""Before a large download: says what is downloaded, how much and where to, and asks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn, Progress
 
+from ctxedit.cli.bars import bars
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.errors import ConfigError
@@ -222,7 +223,7 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
 
 
 def hush() -> None:
-    """Silence huggingface_hub's advice; its errors are told in ctxedit's own words."""
+    """Silence huggingface_hub's advice; its errors are reported in ctxedit's own words."""
     if not debugging():
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -268,7 +269,7 @@ def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Do
     """Say what will be fetched; ask where it is more than a gigabyte.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: there is no terminal to ask on.
         typer.Abort: the answer was no.
     """
     for one in missing:
@@ -301,15 +302,12 @@ class Bar(Watcher):
         self._name, self._total, self._done = download.hub_id, download.total, download.total - download.bytes
         self._said = time.monotonic()
         if self.screen.lively:
-            shown = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-            self._progress = Progress(
-                *shown, TimeRemainingColumn(), console=self.screen.console, transient=True
-            )
+            self._progress = bars(self.screen.console, DownloadColumn, transient=True)
             self._progress.start()
             self._progress.add_task(self._name, total=self._total, completed=self._done)
 
     def waits(self, name: str) -> None:
-        """Say why nothing moves."""
+        """Say why there is no progress."""
         self.screen.say(f"{name} is being fetched by another process; waiting for it")
 
     def came(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""``ctxedit models``: what is built in and how good it is, and what lies in the hub's cache."""
+"""``ctxedit models``: the built-in models and their checks, and what is in the hub's cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from ctxedit.cli import arguments
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import MessageOptions, SettingOptions
-from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output import Screen, columns, human_size, pairs
 from ctxedit.cli.output_options import DownloadOption
 from ctxedit.cli.spread import help_unless_called, spread
 
@@ -44,22 +44,22 @@ def ls(
     from ctxedit.models.weights import SHORT_NAMES
 
     parts, words, checked, cache = builtin(), knowledge(), check_results(), cached()
-    rows = [("part", "parameters", "bytes", "trained on", "images", "weights", "licence")]
+    rows = [("part", "parameters", "size", "trained on", "images", "weights", "licence")]
     rows += [
         (
-            p["part"], f"{p['parameters']:,}", f"{p['bytes']:,}", p["trained_on"] or "?",
+            p["part"], f"{p['parameters']:,}", human_size(p["bytes"]), p["trained_on"] or "?",
             f"{p['images']:,}" if p["images"] else "?", _RECORDED[p["recorded"]], p["licence"],
         )
         for p in parts
     ]  # fmt: skip
     lines = ["builtin", columns(rows), "", "The built-in models know:"]
-    lines += [*(f"{name}: {', '.join(values)}" for name, values in words.items()), ""]
-    lines += ["On held-out combinations (ctxedit models check):"]
+    lines += [pairs([(name, ", ".join(values)) for name, values in words.items()]), ""]
+    lines += ["On combinations held out of training:"]
     lines += [check_table(checked)] if checked else ["not checked"]
     lines += ["", "In the hub's cache:"]
-    lines += [f"{c['id']}  {c['bytes'] / 2**30:.2f} GiB" for c in cache] or ["nothing"]
+    lines += [f"{c['id']}  {human_size(c['bytes'])}" for c in cache] or ["nothing"]
     known, fetched = named(), []
-    lines += ["", "Short names (`ctxedit models pull NAME` fetches them):"]
+    lines += ["", "Short names for `ctxedit models pull`:"]
     lines += [
         columns([("name", "repository", "size", "half precision", "is there"), *map(_named_row, known)])
     ]
@@ -178,16 +178,16 @@ def check(
 
 
 def check_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A check's rows as a Markdown table; figures of other weights than those there are marked."""
-    lines = ["| part | figure | reached | wanted | on |", "|---|---|---|---|---|"]
+    """A check's rows as a table; figures of other weights than those there are marked."""
+    lines = [("part", "figure", "reached", "wanted", "on")]
     for row in rows:
         old = " (of earlier weights)" if row.get("current") is False else ""
         value, wanted = f"{row['value']:.3g}", f"{row['wanted']:g}"
         if row.get("interval"):
             value += " ({:.3g} to {:.3g})".format(*row["interval"])
-        figures = f"{value} | {'at most ' if row.get('lower') else ''}{wanted} | {row['count']}"
-        lines.append(f"| {row['part']} | {row['figure']}{old} | {figures} |")
-    return "\n".join(lines)
+        limit = f"{'at most ' if row.get('lower') else ''}{wanted}"
+        lines.append((row["part"], f"{row['figure']}{old}", value, limit, str(row["count"])))
+    return columns(lines)
 
 
 def check_results() -> list[dict[str, Any]]:

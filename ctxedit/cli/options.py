@@ -31,7 +31,7 @@ def _model_names() -> list[str]:
 
 
 def option(*names: str, panel: str, **more: Any) -> Any:
-    """A Typer option in a panel of the help; defaults stand in the help texts."""
+    """A Typer option in a panel of the help; the help texts give the defaults."""
     return typer.Option(*names, rich_help_panel=panel, show_default=False, **more)
 
 
@@ -218,7 +218,7 @@ class AddonOptions:
             "--lora",
             panel=_SETTINGS,
             metavar="FILE[:SCALE]",
-            help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. style.safetensors:0.8. "
+            help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. art.safetensors:0.8. "
             "Repeatable.",
         ),
     ] = None
@@ -339,6 +339,6 @@ class ScoringOptions(ClipModelOptions):
             panel=_METHOD,
             metavar="FILE",
             help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
-            "(.json).",
+            "(.json). Outside it the output is the source, at its size and, where sizes agree, to the pixel.",
         ),
     ] = None

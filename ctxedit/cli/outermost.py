@@ -47,7 +47,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _reader_left(error: BaseException) -> bool:
-    """Whether it was our stdout that nobody reads any more; other pipes (a worker's) break with an error."""
+    """Whether our stdout was closed by its reader; other broken pipes (a worker's) are errors."""
     if isinstance(error, Carried):
         return isinstance(error.error, StdoutClosed)
     # Outside of commands only help and versions are printed; Typer turns their broken pipe into an exit.
@@ -59,7 +59,7 @@ def _reader_left(error: BaseException) -> bool:
 def _tell(failure: Failure, as_json: bool) -> int:
     try:
         print_failure(failure, as_json)
-    except (OSError, ValueError, StdoutClosed):  # nobody is there to be told
+    except (OSError, ValueError, StdoutClosed):  # there is no reader left
         _discard_stdout()
     return failure.exit_code
 

@@ -1,4 +1,4 @@
-"""Where words go: the result on stdout, the talk on stderr, ``--json`` as one object."""
+"""Output: the result on stdout, messages on stderr, ``--json`` as one object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ctxedit.files import printable
 
 #: Letters of an error's line.
 _LONGEST = 1000
-#: What stands in for typographic characters where a stream's encoding lacks them.
+#: Replacements of typographic characters that a stream's encoding lacks.
 _PLAIN = {
     "…": "...", "×": "x", "“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "→": "->", "²": "2",
     "−": "-", "≤": "<=", "≥": ">=", "·": ".",
@@ -34,7 +36,7 @@ def debugging() -> bool:
 
 
 def put(text: str) -> None:
-    """Print a result on stdout; raises StdoutClosed when nobody reads it any more."""
+    """Print a result on stdout; raises StdoutClosed when its reader has closed it."""
     try:
         print(text, flush=True)
     except BrokenPipeError as error:
@@ -63,15 +65,10 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Stderr(Console):
-    """Messages; when their reader has gone the work goes on."""
+    """Messages; if their reader has closed the stream, the work continues."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-
-
-class _Stdout(Console):
-    def on_broken_pipe(self) -> None:
-        raise StdoutClosed
 
 
 def _stderr() -> Console:
@@ -102,7 +99,7 @@ class Screen:
             self.console.print(Text(text))
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed; each is said once."""
+        """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
             self.console.print(Text.assemble(("warning: ", "yellow"), text))
@@ -135,37 +132,78 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None where it is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def pairs(rows: Sequence[tuple[str, str]], whole: str = "") -> str:
+    """Names and values beside each other; on a terminal the values fold, at spaces, behind their names.
+
+    Those of the name ``whole`` do not: commands have to be copied.
+    """
+    longest = max((len(name) for name, _ in rows), default=0)
+    room = terminal_width()
+    lines = []
+    for name, value in rows:
+        folded = [value]
+        if room is not None and name != whole:
+            folded = textwrap.wrap(
+                value, max(room - longest - 2, 12), break_long_words=False, break_on_hyphens=False
+            )
+        behind = "\n".ljust(longest + 3)
+        lines.append(f"{name.ljust(longest)}  {behind.join(folded)}".rstrip())
+    return "\n".join(lines)
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text in aligned columns; the first row is the heading."""
+    """Rows as text in aligned columns; the first row is the heading.
+
+    On a terminal that is too narrow for them as :func:`table_text`.
+    """
+    text, room = _aligned(rows), terminal_width()
+    return text if room is None or max(map(len, text.split("\n"))) <= room else table_text(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows on stdout; the first row is the heading. Nothing is ever cut.
+    """Rows on stdout, as :func:`table_text`."""
+    put(table_text(rows))
+
+
+def table_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table; the first row is the heading. Nothing is ever cut.
 
     Off a terminal, aligned text. On one, a drawn table: texts fold, numbers stay whole; where even that is
     too wide, each row becomes a block of ``heading  value`` lines.
     """
-    if sys.stdout is None or not sys.stdout.isatty():
-        put(columns(rows))
-        return
+    room = terminal_width()
+    if room is None:
+        return _aligned(rows)
+    from rich import box
     from rich.table import Table
 
-    console = _Stdout(highlight=False)
     head, *body = rows
     # A column of prose can fold to about its longest word, any other cell has to stay on one line.
     prose = [any(" " in row[i].strip() for row in body) for i in range(len(head))]
-    if _least_width(rows, prose) > console.width:
-        put("\n\n".join(_block(head, row) for row in body))
-        return
-    table = Table()
+    if _least_width(rows, prose) > room:
+        return _blocks(rows)
+    lines = box.HEAVY_HEAD if (sys.stdout.encoding or "").lower().startswith("utf") else box.ASCII
+    table = Table(box=lines)
     for cell, folds in zip(head, prose, strict=True):
         table.add_column(Text(cell), no_wrap=not folds, overflow="fold")
     for row in body:
         table.add_row(*[Text(cell) for cell in row])
-    console.print(table)
+    drawn = io.StringIO()
+    Console(file=drawn, width=room, highlight=False).print(table)
+    return drawn.getvalue().rstrip("\n")
 
 
 def _least_width(rows: Sequence[Sequence[str]], prose: Sequence[bool]) -> int:
@@ -186,9 +224,9 @@ def _longest(cell: str, folds: bool) -> int:
     return max(map(len, cell.split()), default=0) if folds else len(cell)
 
 
-def _block(head: Sequence[str], row: Sequence[str]) -> str:
-    width = max(map(len, head))
-    return "\n".join(f"{name.ljust(width)}  {cell}" for name, cell in zip(head, row, strict=True))
+def _blocks(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n\n".join(pairs(list(zip(head, row, strict=True))) for row in body)
 
 
 def human_size(count: int) -> str:
@@ -220,7 +258,7 @@ def _line(text: str) -> str:
 
 
 def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> bool:
-    """Whether an output is there as the same command left it, which is then said; -y makes it again."""
+    """Whether the same command has already written an output, with a message if so; -y redoes it."""
     from ctxedit.finished import is_finished
 
     if overwrite or not is_finished(output, key):

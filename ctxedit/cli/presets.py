@@ -12,7 +12,7 @@ import typer
 from ctxedit import config
 from ctxedit.cli.failures import work_begins
 from ctxedit.cli.options import MessageOptions
-from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output import Screen, pairs
 from ctxedit.cli.output_options import OverwriteOption
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.tables import BASE, preset_table, read_table
@@ -35,7 +35,7 @@ def ls(messages: MessageOptions) -> None:
     tables = {name: preset_table(name) for name in config.preset_names()}
     about = {name: str(table.get("about", "")) for name, table in tables.items()}
     Screen(messages.quiet, messages.json).result(
-        columns([(name, text) for name, text in about.items()]),
+        pairs(list(about.items())),
         {"presets": [{"name": name, "about": text} for name, text in about.items()]},
     )
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
+from ctxedit.cli.bars import bars, folding
 from ctxedit.cli.failures import work_begins
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.editing.reporter import Reporter
@@ -45,11 +46,8 @@ class Teller(Reporter):
     def _bar(
         self, name: str, total: int, note: Callable[[int, str], None]
     ) -> Iterator[Callable[[int, str], None]]:
-        shown = [
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-        ]  # fmt: skip
-        with Progress(*shown, console=self.screen.console, transient=True) as progress:
+        note_column = folding("{task.fields[note]}")
+        with bars(self.screen.console, MofNCompleteColumn, note_column, transient=True) as progress:
             bar = progress.add_task(name, total=total, note="")
 
             def step(done: int, text: str = "") -> None:
@@ -78,7 +76,7 @@ class Teller(Reporter):
 
 
 def teller(screen: Screen) -> Teller:
-    """A reporter for the pipeline; libraries are told to keep silent. Imports are done, the work begins."""
+    """A reporter for the pipeline; silences libraries. Called when imports are done and the work begins."""
     work_begins()
     if not debugging():
         from ctxedit.models.quiet import hush

@@ -64,7 +64,7 @@ def run(
     targets = arguments.targets(text, target, result.output)
     given = (addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling)
     config = arguments.with_round_trip(arguments.settings(base, screen, *given))
-    config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
+    config = arguments.fitted(config, arguments.existing(clip, targets), base, screen, span)
 
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
@@ -130,8 +130,8 @@ def _table(result: EditResult, figures: dict[str, object]) -> dict[str, object]:
 
 
 def _tell(screen: Screen, target: str, figures: dict[str, object]) -> None:
-    from ctxedit.cli.eval import figure
+    from ctxedit.cli.eval import figure, measured_at
 
     named = (("clip_text", "CLIP-text"), ("clip_temp", "CLIP-temp"), ("psnr", "PSNR"), ("ssim", "SSIM"))
     said = [f"{name} {figure(figures[key])}" for key, name in named if figures.get(key) is not None]
-    screen.say(f"“{target}”: {', '.join(said)} (CLIP: {figures['clip_model']})")
+    screen.say(f"“{target}”: {', '.join(said)} ({measured_at(figures)}; CLIP: {figures['clip_model']})")

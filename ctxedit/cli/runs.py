@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ctxedit.cli.options import MessageOptions
-from ctxedit.cli.output import Screen, human_size, print_table
+from ctxedit.cli.output import Screen, human_size, pairs, print_table
 from ctxedit.cli.output_options import RemoveOption, RunsOptions
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
@@ -83,15 +83,14 @@ def show(run: Folder, place: RunsOptions, messages: MessageOptions) -> None:
     summary = _summary(opened)
     edits = _edits(opened)
     changed = _changed(opened)
-    lines = [
-        f"run        {opened.folder}", f"clip       {summary.clip}", f"prompt     {summary.prompt or '-'}",
-        f"preset     {summary.preset}", f"size       {human_size(summary.bytes)}",
-        f"last used  {_ago(summary.used)}",
-        *(f"setting    {key} = {value}" for key, value in changed.items()),
-        *(f"edit       {e['label']}: {e['video']}{'' if e['exists'] else ' (missing)'}" for e in edits),
+    facts = [
+        ("run", str(opened.folder)), ("clip", str(summary.clip)), ("prompt", summary.prompt or "-"),
+        ("preset", summary.preset), ("size", human_size(summary.bytes)), ("last used", _ago(summary.used)),
+        *(("setting", f"{key} = {value}") for key, value in changed.items()),
+        *(("edit", f"{e['label']}: {e['video']}{'' if e['exists'] else ' (missing)'}") for e in edits),
     ]  # fmt: skip
     table = {**summary.table(), "settings": changed, "edits": edits}
-    screen.result("\n".join(lines), table)
+    screen.result(pairs(facts), table)
 
 
 @app.command("rm")

@@ -9,7 +9,7 @@ import typer
 
 from ctxedit.cli import arguments
 from ctxedit.cli.options import MessageOptions
-from ctxedit.cli.output import Screen
+from ctxedit.cli.output import Screen, pairs
 from ctxedit.errors import CtxeditError, InputError
 
 File = Annotated[
@@ -39,7 +39,7 @@ def show(file: File, messages: MessageOptions) -> None:
         raise InputError(
             f"{file}: its ctxedit metadata is damaged", "the file was changed after ctxedit wrote it"
         ) from error
-    screen.result("\n".join(_lines(file, facts, clip, again)), {"file": file, **facts, "commands": again})
+    screen.result(_lines(file, facts, clip, again), {"file": file, **facts, "commands": again})
 
 
 def facts_in(file: Path) -> dict[str, Any]:
@@ -76,15 +76,15 @@ def _source_near(file: Path, source: Any) -> str | None:
     return None
 
 
-def _lines(file: Path, facts: dict[str, Any], clip: str | None, again: list[str]) -> list[str]:
+def _lines(file: Path, facts: dict[str, Any], clip: str | None, again: list[str]) -> str:
     rows = [("file", str(file)), ("made by", f"ctxedit {facts['ctxedit']}")]
     if isinstance(source := facts.get("source"), dict):
         where = clip or f"{source.get('name')}, not found here"
         rows.append(("source", f"{where} (BLAKE2b {source.get('blake2b')})"))
     rows += [("of", str(part.get("label"))) for part in facts.get("of", [])]
-    rows += [(label, str(facts[key])) for key, label in _LABELS.items() if key in facts]
+    rows += [("shows", ", ".join(map(str, facts["labels"])))] if facts.get("labels") else []
+    rows += [(label, str(facts[key])) for key, label in _LABELS.items() if facts.get(key, "") != ""]
     rows += [("setting", f"{key} = {value}") for key, value in facts.get("settings", {}).items()]
     rows += [("option", f"{key} = {value}") for key, value in facts.get("output", {}).items()]
     rows += [("again", line) for line in again]
-    width = max(len(name) for name, _ in rows)
-    return [f"{name.ljust(width)}  {value}" for name, value in rows]
+    return pairs(rows, whole="again")

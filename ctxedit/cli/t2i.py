@@ -101,7 +101,8 @@ def t2i(
         adapter = text_to_image.own_adapter(config)
     files = [file for file in (adapter, labelled.layout, labelled.encoder) if file]
     key = image_key(config, base.offline, files, text, labelled.facts(), no_metadata, __version__)
-    result = {"image": path, "text": text, "seed": config.seed}
+    shown = {"text": text} if wanted is None else labelled.shown(wanted)
+    result = {"image": path, **shown, "seed": config.seed}
     if not dry.dry_run and finished_before(path, key, overwrite.yes, screen):
         screen.result(str(path), result)
         return
@@ -113,10 +114,10 @@ def t2i(
     if dry.dry_run:
         screen.result(_planned(path, plan), {"plan": plan})
         return
-    screen.say(f"seed {config.seed}")
+    screen.say(f"seed {config.seed}" if wanted is None else f"seed {config.seed}: {wanted.shows}")
     about = None
     if not no_metadata:
-        made_with = {"text": text, "adapter": adapter, **labelled.facts()}
+        made_with = {**shown, "adapter": adapter, **labelled.facts()}
         about = to_text(facts("image", config, base.preset or DEFAULT_PRESET, __version__, **made_with))
     with resumable(None):
         if wanted is None:

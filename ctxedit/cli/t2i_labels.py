@@ -1,4 +1,4 @@
-"""``ctxedit t2i --class`` and ``--layout``: pictures of labels instead of words, or beside them."""
+"""``ctxedit t2i --class`` and ``--layout``: images from labels instead of words, or in addition to them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LabelOptions:
 
     @property
     def given(self) -> bool:
-        """Whether labels are asked for."""
+        """Whether labels are given."""
         return self.class_name is not None or self.layout is not None or self.grid
 
     @property
@@ -66,6 +66,11 @@ class LabelOptions:
         """What provenance tells of it."""
         told: dict[str, Any] = {"class": self.class_name, "layout": self.layout, "encoder": self.encoder}
         return {**told, "grid": self.grid or None}
+
+    @staticmethod
+    def shown(wanted: LabelRequest) -> dict[str, Any]:
+        """What the picture shows, for JSON and for the picture itself."""
+        return {"text": wanted.text, "labels": list(wanted.labels)}
 
     def check(self, text: str | None, adapter: Path | None, no_adapter: bool) -> None:
         """Raise ConfigError for options that do not go together, InputError for an empty text."""
@@ -99,6 +104,7 @@ class LabelOptions:
 def add_to_plan(plan: dict[str, Any], wanted: LabelRequest) -> None:
     """Make text to image's plan that of labels."""
     plan["evaluations"] *= len(wanted.pictures)
+    plan |= {"text": wanted.text, "labels": list(wanted.labels)}
 
 
 def drawn(

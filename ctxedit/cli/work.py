@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxedit.cli.failures import resumable
-from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output import Screen, columns, pairs
 from ctxedit.runs import Run
 
 if TYPE_CHECKING:
@@ -80,8 +80,6 @@ def describe(plan: Plan) -> str:
         ("disk", f"{gib(plan.disk_needed)} needed, {gib(plan.disk_free)} free"),
         ("time", _time(plan)),
     ]
-    width = max(len(name) for name, _ in facts)
-    lines = [f"{name.ljust(width)}  {value}" for name, value in facts]
     rows = [("stage", "does", "evaluations", "time (estimate)", "peak memory (estimate)")]
     rows += [
         (
@@ -93,7 +91,7 @@ def describe(plan: Plan) -> str:
         )
         for stage in plan.stages
     ]
-    return "\n".join([*lines, "", columns(rows)])
+    return f"{pairs(facts)}\n\n{columns(rows)}"
 
 
 def _windows(plan: Plan) -> str:

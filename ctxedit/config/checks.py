@@ -100,6 +100,7 @@ def _sampling(config: Config) -> Iterator[_Check]:
     shares = edit.guidance_interval
     ordered = len(shares) == 2 and 0 <= shares[0] <= shares[1] <= 1
     yield ordered, "edit.guidance_interval", "two shares in order, e.g. [0.2, 0.8]"
+    yield edit.cache_interval >= 1, "edit.cache_interval", "1 (off) or more"
     yield 0 <= edit.eta <= 1, "edit.eta", "0 to 1"
     deterministic = edit.solver == "ddim" or edit.eta == 0
     yield deterministic, "edit.eta", f"0 with edit.solver = {edit.solver}"

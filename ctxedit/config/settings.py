@@ -94,7 +94,7 @@ class AdapterConfig:
         bound: r = bound·tanh(r / bound); 0 leaves it free, as the paper does.
         scale: ``paper`` (k = a(1 − a)) or ``noise`` (the published code's variant).
         norm: ``kept`` scales a·x_0 + b back to the norm of a·x_0, frame by frame: the shift can move signal,
-            but not write x_0 louder. ``free`` leaves it, as the paper does.
+            but not amplify x_0. ``free`` does not rescale, as in the paper.
     """
 
     enabled: bool = True
@@ -111,7 +111,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A ControlNet beside the denoiser (Zhang et al. 2023), in tuning, inversion and sampling alike.
+    """A ControlNet (Zhang et al. 2023), used in tuning, inversion and sampling alike.
 
     Its frames attend to the same frames as the denoiser's, as in ControlVideo.
 
@@ -143,7 +143,7 @@ class TuneConfig:
     ``adapter_init`` is what the adapter starts from: ``zero`` (it changes nothing, as in the paper), or the
     ``pretrained`` one in the model's ``adapter`` folder, whose sizes ``[adapter]`` must then have.
 
-    ``frames`` is how many consecutive frames a step sees, drawn anew for each step; 0 is all of the clip, or
+    ``frames`` is how many consecutive frames a step sees, drawn again for each step; 0 is all of the clip, or
     of one window of it.
     """
 
@@ -218,6 +218,8 @@ class EditConfig:
         guidance: classifier-free guidance scale; 1 is none.
         guidance_interval: the share of the steps, counted from the noisy end, at which guidance begins, and
             the one at which it ends (Kynkäänniemi et al. 2024); outside, the unconditional branch is not run.
+        cache_interval: where nothing is fused, run the whole UNet in every so many steps only, and in between
+            its finest level alone, on the deep features kept before (DeepCache, Ma et al. 2024); 1 is off.
         negative_prompt: what guidance leads away from. ``{source}`` in it stands for the source prompt:
             guidance then follows the difference between target and source alone, and the source prompt as
             target gives the inversion back (negative-prompt inversion, Miyake et al. 2023).
@@ -232,6 +234,7 @@ class EditConfig:
     solver: Solver = "ddim"
     guidance: float = 7.5
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
+    cache_interval: int = 1
     negative_prompt: str = ""
     eta: float = 0.0
     start: Literal["inversion", "noise"] = "inversion"

@@ -41,7 +41,7 @@ def contextual_shift(r: Tensor, alpha: Level, sigma: Level, kind: ShiftKind = "p
 def keep_norm(shift: Tensor, x0: Tensor, alpha: Level) -> Tensor:
     """The shift with which ``a x_0 + b`` has the norm of ``a x_0``, in the direction that it had.
 
-    A free shift lowers the loss by writing ``x_0`` louder into ``x_t``. This one cannot: it moves signal from
+    A free shift lowers the loss by adding more of ``x_0`` to ``x_t``. This one cannot: it moves signal from
     one place to another. It is a function of ``(x_0, c, t)`` like any other: every kernel stays as it is.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a network's output means. Everything else in this package speaks of ``x_0``; here it is made.
+"""What a network's output means, converted to ``x_0``, which the rest of this package uses.
 
 Noise and velocity are the *effective* ones: ``x_t = a x_0 + s eps`` defines ``eps``, the shift's share
 included. So no conversion needs ``b_t``, and nothing is circular. Without a shift they are the ordinary
@@ -20,7 +20,7 @@ Weighting = Literal["snr", "one", "min_snr"]
 
 
 def to_x0(output: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Prediction) -> Tensor:
-    """The ``x_0`` that a network's output stands for (Eq 6's f_theta).
+    """The ``x_0`` that a network's output implies (Eq 6's f_theta).
 
     Args:
         output: the network's output, (B, ...).
@@ -51,7 +51,7 @@ def to_x0(output: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Predict
 
 
 def to_noise(output: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Prediction) -> Tensor:
-    """The effective noise that a network's output stands for, at zero noise as well where the head tells it.
+    """The effective noise that a network's output implies; at zero noise too where the head determines it.
 
     Args:
         output, x_t, alpha, sigma, kind: as in `to_x0`.
@@ -77,7 +77,7 @@ def to_noise(output: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Pred
 
 
 def from_x0(x0: Tensor, x_t: Tensor, alpha: Level, sigma: Level, kind: Prediction) -> Tensor:
-    """The output that stands for ``x_0``: the inverse of `to_x0`, and a head's training target.
+    """The output that implies ``x_0``: the inverse of `to_x0`, and a head's training target.
 
     Args:
         x0, x_t: (B, ...).

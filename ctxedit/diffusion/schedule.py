@@ -24,7 +24,7 @@ class Levels:
     ``timesteps`` by level.
 
     Attributes:
-        timesteps: (S,) int64, or floating point (flow models), strictly descending; what the network is told.
+        timesteps: (S,) int64, or floating point (flow models), strictly descending; the network's input.
         alpha: (S+1,) in [0, 1], descending: ``sqrt(alpha_bar)``. ``alpha[0]`` is 1 for clean data.
         sigma: (S+1,) in [0, 1], ascending: ``sqrt(1 - alpha_bar)``. ``sigma[0]`` is 0 for clean data.
     """

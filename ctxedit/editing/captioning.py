@@ -1,4 +1,4 @@
-"""Captioning a clip by itself: its checks and costs, and the caption."""
+"""Captioning without a run: checks, costs and the caption."""
 
 from __future__ import annotations
 

@@ -44,14 +44,15 @@ class Costs:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
         self.width = dtype.itemsize
-        #: Of what is not the denoiser's.
+        #: Of everything but the denoiser.
         self.stored = storage_dtype(dtype, torch.device(device)).itemsize
         #: What waits in main memory counts where that is the device's.
         self.device, self.apart = device, device != "cpu" and config.offload
         window = self.config.window
         self.all_frames = self.config.clip.frames
-        #: Of one window: what is in memory at once.
-        self.frames = plan_windows(self.all_frames, window.size, window.overlap)[0].stop
+        #: Of one window: the frames in memory at a time.
+        self._windows = plan_windows(self.all_frames, window.size, window.overlap)
+        self.frames = self._windows[0].stop
         self.long = self.frames < self.all_frames
         self.tuned = frames_of_step(config)
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
@@ -78,7 +79,7 @@ class Costs:
         kept = footprint.backward_bytes(
             body, self.side, self.tuned, self.window, width, self.config.tune.gradient_checkpointing
         )
-        if self.control.parameters:  # the way down a second time
+        if self.control.parameters:  # the ControlNet repeats the encoder half
             kept = kept * 3 // 2
         working = masters + self._trained * 12 + kept + self._shifting(self.tuned, True)
         return self._network + max(working, self._encoding)
@@ -90,7 +91,12 @@ class Costs:
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
         branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
-        return self._network + max(self._passing(branches + self._fuses), self._decoding)
+        passing = self._passing(branches + self._fuses) + self._features
+        return self._network + max(passing, self._decoding)
+
+    def writing(self, reused: bool) -> int:
+        """Bytes while an edit's files are written: the networks wait."""
+        return self._weights
 
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
@@ -113,7 +119,7 @@ class Costs:
         return self._weights + clip_weight(self.config, self.own, self.offline).parameters * 4
 
     def tuning_disk(self) -> int:
-        """Bytes that tuning leaves: parameters and two moments on the way, the result beside them."""
+        """Bytes that tuning writes: the saved state (parameters and two moments) and the result."""
         return 4 * 4 * self._trained if self.config.tune.steps else 0
 
     def inverting_disk(self) -> int:
@@ -155,14 +161,22 @@ class Costs:
         return self.width if self.device == "cpu" else 4
 
     def _passing(self, branches: int) -> int:
-        """Bytes of one pass of the denoiser, beside the weights."""
+        """Bytes of one pass of the denoiser, without the weights."""
         images = self.frames * branches
         passing = footprint.forward_bytes(self.body, self.side, images, self.window, self.width)
-        if self.control.parameters:  # what it hands over waits beside the denoiser's own
+        if self.control.parameters:  # its outputs are kept along with the denoiser's own activations
             passing += footprint.skip_bytes(self.body, self.side, images, self.width)
         if self.apart:
             passing = max(passing, self.body.text_encoder.parameters * self.stored)
         return max(passing, self._shifting(self.frames, False))
+
+    @property
+    def _features(self) -> int:
+        """Bytes of deep features kept for the next steps: of both branches, and of one run alone."""
+        if self.config.edit.cache_interval == 1:
+            return 0
+        (h, w), wide = self.side, self.body.channels[1]
+        return 3 * self.frames * wide * h * w * self.width * len(self._windows)
 
     @property
     def _at_once(self) -> int:

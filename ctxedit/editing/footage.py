@@ -19,7 +19,7 @@ from ctxedit.models.weights import is_half, own_part
 from ctxedit.stages.caption import caption, make_captioner
 from ctxedit.tables import DEFAULT_PRESET
 
-#: Below this similarity the built-in CLIP does not see a text in a clip. Ten drawn clips with captions gave
+#: Below this similarity, a text is taken not to describe a clip. Ten drawn clips with captions gave
 #: 0.79 to 0.96, six of real footage with the built-in captions 0.10 to 0.67.
 RECOGNISED = 0.75
 #: The checkpoint to name instead, and its sizes: all Stable Diffusion 1.x have them.
@@ -63,7 +63,7 @@ def _similarity(parts: Parts, text: str) -> float:
 
 
 def _own_caption(parts: Parts) -> str | None:
-    """What the captioner beside the models says; None where there is none, or it says nothing."""
+    """The caption by the models' own captioner; None without one, or for an empty caption."""
     if own_part("auto", parts.own, "captioner") is None:
         return None
     captioner = make_captioner("auto", parts.own, parts.device, parts.backbone.dtype, True, None)

@@ -61,20 +61,38 @@ class Keys:
         config = self.request.config
         return key_of(self.invert(prompt), config.round_trip, config.edit.solver)
 
-    def edit(self, prompt: str, target: str) -> str:
-        """What an edit depends on."""
-        request, config = self.request, self.request.config
-        mask = self._print_of(request.mask) if request.mask else None
+    def frames(self, prompt: str, target: str) -> str:
+        """What an edit's frames at working size depend on: nothing of how they are written."""
+        return key_of(*self._sampling(prompt, target))
+
+    def upscale(self, prompt: str, target: str) -> str:
+        """What the same frames at the upscaled size depend on."""
         return key_of(
-            self.invert(prompt), config.fusion, config.edit, config.seed, target, mask,
-            request.source_size, request.audio, str(request.output),
+            self.frames(prompt, target), *_upscaling(self.request.config, self._print_of), *self._pasting()
+        )
+
+    def edit(self, prompt: str, target: str) -> str:
+        """What an edit's files depend on."""
+        request = self.request
+        return key_of(
+            *self._sampling(prompt, target), request.source_size, request.audio, str(request.output),
             *([request.chroma] if request.chroma != "420" else []),
             *([] if request.metadata else ["no metadata"]),
-            *_upscaling(config, self._print_of),
+            *_upscaling(request.config, self._print_of),
+            *(self._pasting() if request.config.upscale.scale > 1 or request.source_size else []),
         )  # fmt: skip
 
+    def _sampling(self, prompt: str, target: str) -> list[Any]:
+        request, config = self.request, self.request.config
+        mask = self._print_of(request.mask) if request.mask else None
+        return [self.invert(prompt), config.fusion, config.edit, config.seed, target, mask]
+
+    def _pasting(self) -> list[str]:
+        """Marks edits by a mask that are larger than they were sampled; those of ctxedit 0.2 are remade."""
+        return ["outside the mask the source's pixels"] if self.request.mask else []
+
     def beside(self) -> list[Any]:
-        """What settings name on disk beside model, CLIP and captioner, by its content; empty for nothing."""
+        """Hash of the files that settings name besides model, CLIP and captioner; empty if none."""
         config, print_of = self.request.config, self._print_of
         found = _addons(config, self.request.offline, print_of)
         if config.control.kind != "none":
@@ -83,7 +101,11 @@ class Keys:
 
     def edit_name(self, prompt: str, target: str) -> str:
         """An edit's file name without a suffix; edits that differ in any setting have names of their own."""
-        return f"{slug(target)}-{self.edit(prompt, target)[:6]}"
+        return artifact_name(target, self.edit(prompt, target))
+
+    def frames_name(self, prompt: str, target: str) -> str:
+        """The name of an edit's frames without a suffix; edits that are written differently share it."""
+        return artifact_name(target, self.frames(prompt, target))
 
     def _shared(self) -> list[Any]:
         """Settings that tuning depends on; edits of one run may differ in the rest."""
@@ -110,6 +132,11 @@ class Keys:
         if path not in self._prints:
             self._prints[path] = fingerprint(path)
         return self._prints[path]
+
+
+def artifact_name(target: str, key: str) -> str:
+    """The name of what is made for a target, from the key of the stage that makes it."""
+    return f"{slug(target)}-{key[:6]}"
 
 
 def image_key(config: Config, offline: bool, files: Sequence[Path], *more: Any) -> str:
@@ -168,7 +195,7 @@ def _upscaling(config: Config, print_of: Callable[[Path], str]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Caption:
-    """A source prompt, and what the run notes of where it comes from."""
+    """A source prompt, and the run's facts about its origin."""
 
     text: str
     key: str
@@ -188,7 +215,7 @@ def known_caption(request: Request, keys: Keys) -> Caption | None:
 
 
 def find_run(request: Request, keys: Keys, prompt: str) -> Run | None:
-    """The run of a request whose source prompt is known; None where there is none yet."""
+    """The existing run of a request whose source prompt is known; None if there is none."""
     if request.run is not None:
         return request.run
     if found := Run.find(request.runs, request.clip, request.preset, keys.identity(prompt)):

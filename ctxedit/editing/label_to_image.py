@@ -44,13 +44,22 @@ class LabelRequest:
         encoder: the condition encoder.
         text: what they show besides; may be empty.
         pictures: one, or those of a grid.
+        labels: what is drawn, in the layout's order, or by the number of the class.
         layout: whose boxes are drawn over the pictures of a grid, or None.
     """
 
     encoder: LabelEncoder
     text: str
     pictures: tuple[Picture, ...]
+    labels: tuple[str, ...]
     layout: Layout | None = None
+
+    @property
+    def shows(self) -> str:
+        """What is drawn, for people: labels, and the text where there is one."""
+        many = len(self.labels) > _COLUMNS
+        labels = [f"{len(self.labels)} labels"] if many else self.labels
+        return ", ".join([*labels, *([self.text] if self.text else [])])
 
 
 def class_request(
@@ -68,9 +77,8 @@ def class_request(
     if name is not None and grid:
         wanted *= SAMPLES
     seeds = [config.seed + (i if name is not None else 0) for i in range(len(wanted))]
-    return LabelRequest(
-        opened, text, tuple(Picture(one, s, n) for (one, n), s in zip(wanted, seeds, strict=True))
-    )
+    pictures = tuple(Picture(one, s, n) for (one, n), s in zip(wanted, seeds, strict=True))
+    return LabelRequest(opened, text, pictures, tuple(names))
 
 
 def layout_request(
@@ -85,15 +93,17 @@ def layout_request(
     opened = open_encoder("layout", config.model, encoder)
     labels = opened.layout_of(layout.boxes)
     count = SAMPLES if grid else 1
-    pictures = tuple(Picture(labels, config.seed + i, f"seed {config.seed + i}") for i in range(count))
-    return LabelRequest(opened, text or layout.text, pictures, layout)
+    names = tuple(label for label, _ in layout.boxes)
+    titles = [f"{', '.join(names)}, seed {config.seed + i}" for i in range(count)]
+    pictures = tuple(Picture(labels, config.seed + i, title) for i, title in enumerate(titles))
+    return LabelRequest(opened, text or layout.text, pictures, names, layout)
 
 
 def open_model(config: Config, offline: bool, reporter: Reporter) -> Backbone:
     """The settings' model; raises ConfigError for settings that labels do not go with."""
     if config.control.kind != "none":
         raise ConfigError(
-            "labels have no clip to take a control from", "choose a preset without a ControlNet"
+            "there is no clip to compute a control map from", "choose a preset without a ControlNet"
         )
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -111,7 +121,7 @@ def generate(request: LabelRequest, config: Config, offline: bool, reporter: Rep
         request: from :func:`class_request` or :func:`layout_request`.
         config: model, edit.steps, guidance, negative prompt, ``clip.size``, ``upscale``.
         offline: fetch nothing.
-        reporter: is told of progress.
+        reporter: receives progress.
     """
     backbone = open_model(config, offline, reporter)
     request.encoder.fit(backbone)
@@ -121,7 +131,7 @@ def generate(request: LabelRequest, config: Config, offline: bool, reporter: Rep
     if request.text:
         warn_of_unknown_words(backbone, request.text, reporter)
     made = []
-    with reporter.task("images of labels", len(request.pictures)) as progress:
+    with reporter.task(f"image “{request.shows}”", len(request.pictures)) as progress:
         for done, one in enumerate(request.pictures, 1):
             made.append(
                 picture(backbone, request.encoder, one.labels, request.text, replace(small, seed=one.seed))
@@ -144,7 +154,7 @@ def picture(
 
 
 def grid(request: LabelRequest, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pictures beside each other under their names, a layout's with its boxes over them."""
+    """The images in a row with their names, those of layouts with boxes drawn."""
     tiles: Sequence[NDArray[np.uint8]] = list(pictures)
     if request.layout is not None:
         tiles = [draw_boxes(one, request.layout) for one in tiles]

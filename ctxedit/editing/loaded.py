@@ -44,7 +44,7 @@ class LoadedNetworks:
         self._backbone = held
 
     def drop(self) -> None:
-        """Forget what is held: after a failure nobody knows its state."""
+        """Drop what is held: after a failure its state is unknown."""
         self._backbone = self._scorer = None
 
     def scorer(self, key: Any, load: Callable[[], ClipScorer]) -> ClipScorer:

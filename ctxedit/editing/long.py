@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ctxedit.editing.outside import outside
 from ctxedit.editing.parts import Parts
 from ctxedit.media.scratch import release
 from ctxedit.models.tensors import mapped_tensor, tensors_in_parts
@@ -84,14 +85,6 @@ def sample_long(
             inverted, trajectory, parts.strip, target, config, parts.shift(plain(target)), mask,
             lambda done, _: progress(done, ""),
         )  # fmt: skip
-
-
-def outside(
-    edited: NDArray[np.uint8], source: NDArray[np.uint8], mask: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    """Outside a person's mask the pixels are the source's own, not the autoencoder's."""
-    inside = mask[..., None]
-    return np.rint(edited * inside + source * (1 - inside)).astype(np.uint8)
 
 
 def mapped(path: Path, name: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ import torch
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.speed import Work, note, seconds_of
 from ctxedit.models.device import name_of
-from ctxedit.stages.invert import ascend
+from ctxedit.stages.invert import Inverter
 from ctxedit.stages.tune import frames_of_step, gradient_pass
 
 #: Seconds after which a first pass is believed; otherwise a second one is timed, since the first does much
@@ -30,7 +30,7 @@ def work_of(kind: str, parts: Parts) -> Work:
 
 
 def measure(parts: Parts, prompt: str, kinds: Iterable[str]) -> None:
-    """Time one pass of each kind of work that was never measured here, and keep it.
+    """Time one pass of each kind of work not yet measured on this machine, and store the time.
 
     Args:
         parts: networks and clip; loaded here where they are not yet.
@@ -68,9 +68,7 @@ def _pass(parts: Parts, prompt: str) -> None:
     with backbone.room_for([prompt]):
         condition = backbone.condition([prompt])
     levels = backbone.levels(parts.config.invert.steps)
-    ascend(
-        backbone, parts.latents, condition, levels, 0, parts.view, parts.shift(prompt), 0, lambda done: None
-    )  # fmt: skip
+    Inverter(backbone, condition, levels, parts.view, parts.shift(prompt)).step(parts.latents, 0)
 
 
 def _step(parts: Parts, prompt: str) -> None:

@@ -12,12 +12,12 @@ from ctxedit.config import Config
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import adapter_to_start_from
 from ctxedit.models.attention import make_kernel
-from ctxedit.models.backbones import split_words
+from ctxedit.models.backbones import Backbone, split_words
 from ctxedit.models.sites import AttentionSite, halvings_at
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
 from ctxedit.prompts import plain, weighted
-from ctxedit.stages.sample import fused_counts
+from ctxedit.stages.passes import fused_counts
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
 
@@ -40,6 +40,15 @@ def check_settings(config: Config, body: Sizes) -> None:
         adapter_to_start_from(config)
 
 
+def check_cache(config: Config, body: Sizes, family: type[Backbone]) -> None:
+    """Raise ConfigError where deep features are to be reused and the model has none."""
+    if config.edit.cache_interval > 1 and not (family.reuses_features and len(body.channels) > 1):
+        raise ConfigError(
+            f"edit.cache_interval = {config.edit.cache_interval}: this model has no deep features to reuse",
+            "leave it at 1",
+        )
+
+
 def check_layers(config: Config, body: Sizes, heatmaps: bool = False) -> None:
     """Raise ConfigError where fusion, its mask or heat maps take attention layers that the model lacks.
 
@@ -55,14 +64,15 @@ def check_layers(config: Config, body: Sizes, heatmaps: bool = False) -> None:
     coarsest = max(layers, default=0)
     if fuses and (fuses_self or fuses_cross) and layers and halvings_at(fusion.max_resolution) > coarsest:
         raise ConfigError(
-            f"fusion.max_resolution = {fusion.max_resolution:g}: this model has no layers that coarse",
-            f"its coarsest are at {_share(coarsest)} of the latent's side: "
+            f"fusion.max_resolution = {fusion.max_resolution:g}: this model has no layers that low"
+            " in resolution",
+            f"its lowest resolution is {_share(coarsest)} of the latent's side: "
             f"--set fusion.max_resolution={_share(coarsest)} or more",
         )
     masks = fuses and (fusion.blend == "latent" or (fusion.blend == "self" and fuses_self > 0))
     if (masks or heatmaps) and halvings_at(fusion.mask_resolution) not in layers:
         if not layers:
-            raise ConfigError("this model has no cross-attention to make masks of", "--set fusion.blend=none")
+            raise ConfigError("this model has no cross-attention for masks", "--set fusion.blend=none")
         nearest = min(layers, key=lambda level: abs(level + math.log2(fusion.mask_resolution)))
         shares = ", ".join(_share(level) for level in sorted(layers))
         raise ConfigError(
@@ -81,7 +91,7 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
     if config.edit.start != "inversion":
         if in_text is not None:
             raise ConfigError(
-                f"the weights in “{in_text[:60]}” have no effect: edits that start from noise fuse nothing",
+                f"the weights in “{in_text[:60]}” have no effect: edits from noise have no fusion",
                 "write the target without them, or --set edit.start=inversion",
             )
         return
@@ -92,7 +102,7 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
     ):
         raise ConfigError(
             f"{'fusion.word_weights has' if in_text is None else 'the weights of words have'} no effect: "
-            "it acts where cross-attention is fused, and no step fuses it",
+            "it acts in steps with cross-attention fusion, and there are none",
             "--set fusion.word_weights_where=everywhere, or a larger fusion.cross_replace_steps",
         )
     for target in targets:
@@ -128,7 +138,7 @@ def _check_channels(config: Config, body: Sizes) -> None:
     if attention.frames != "none" and widths and attention.min_channels > max(widths):
         raise ConfigError(
             f"attention.min_channels = {attention.min_channels}: this model's widest attention layers have "
-            f"{max(widths)} channels, so no frame would see another",
+            f"{max(widths)} channels, so no frame would attend to another",
             f"its layers have {', '.join(map(str, sorted(set(widths))))}: "
             f"--set attention.min_channels={max(widths)} or less",
         )
@@ -178,9 +188,7 @@ def _check_trained(config: Config, body: Sizes) -> None:
         else:
             found += 1
     if not found:
-        raise ConfigError(
-            "tune.trainable_modules names nothing that there is to tune", "or set tune.steps = 0"
-        )
+        raise ConfigError("tune.trainable_modules names nothing that this model has", "or set tune.steps = 0")
 
 
 def _cross(body: Sizes) -> list[AttentionSite]:

@@ -101,7 +101,7 @@ class Parts:
         texts = [*self.request.targets, self.config.edit.negative_prompt, self.request.prompt or ""]
         unused = [t for t in backbone.learned_tokens if not any(t in text for text in texts)]
         for token in unused if self.request.targets else ():
-            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt: it does nothing")
+            self.reporter.warn(f"{token}, the token of an embedding, is in no prompt, so it has no effect")
         backbone.long_prompts = self.config.edit.long_prompts
         backbone.final_alpha = self.config.invert.final_alpha
         self._stack.enter_context(backbone.attention(self.config.attention))
@@ -146,7 +146,7 @@ class Parts:
         return len(self.windows) > 1
 
     def store(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """An empty array for all frames of the clip: on disk, beside the runs, where the clip is long."""
+        """An empty array for all frames of the clip; for a long clip on disk, in the folder for runs."""
         run = self.request.run
         return (
             scratch(run.folder if run else self.request.runs, shape, dtype)
@@ -312,7 +312,7 @@ class Parts:
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
-    """Say which words ctxedit's own models were never taught."""
+    """Warn of words that ctxedit's own models do not know."""
     known = builtin_vocabulary(backbone.path)
     if known is None:
         return

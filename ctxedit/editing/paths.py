@@ -64,9 +64,7 @@ class Paths:
                 check_kind(one.path, one.what)
         for what, path in self.written:
             if str(path) == "-" or _URL.match(str(path)):
-                raise ConfigError(
-                    f"the {what} {path} is no file", "outputs are files or folders of this machine"
-                )
+                raise ConfigError(f"the {what} {path} is not a file", "outputs are local files or folders")
             check_utf8(path, what, OutputError)
             check_name_fits(path, what)
         for place in self.places:
@@ -148,7 +146,7 @@ def _kept(folder: Path) -> tuple[tuple[str, Path], ...]:
 
 
 def _refused(text: str, one: Input) -> OutputError:
-    return OutputError(text, f"the {one.what} would be lost: choose another place; -y does not change that")
+    return OutputError(text, f"the {one.what} would be lost: choose another path; -y does not allow this")
 
 
 def _id(path: Path) -> tuple[int, int] | None:

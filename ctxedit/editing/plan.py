@@ -27,7 +27,7 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
-from ctxedit.media.memory import reading_bytes, writing_bytes
+from ctxedit.media.memory import pasting_bytes, reading_bytes, writing_bytes
 from ctxedit.media.probe import probe
 from ctxedit.media.read import Clip, Store, span_of
 from ctxedit.media.scratch import scratch
@@ -111,7 +111,7 @@ class Plan:
         return {**asdict(self), "fps": str(self.fps)}
 
     def works(self, config: Config) -> list[tuple[Work, int]]:
-        """What the network is asked for, and in how many passes; ``config`` is the request's."""
+        """Kinds of network passes, and how many of each; ``config`` is the request's."""
         device = name_of(pick_device(self.device))
         return [
             (Work(speed_kind(stage.name.split(" ")[0]), config, device, self.dtype, self.padded_size), n)
@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """How long the network's passes take in all; None where a stage was never measured here."""
+        """Seconds of all network passes; None if one of the kinds was not measured on this machine."""
         each = [stage.seconds for stage in self.stages if stage.evaluations]
         return None if None in each else sum(one for one in each if one is not None)
 
@@ -188,7 +188,7 @@ class _Known:
         return find_run(self.request, self.keys, self.prompt)
 
     def store(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array for what is read to be checked: on disk, for a clip that is worked in windows."""
+        """An array for frames that are read for checking; on disk for a clip in windows."""
         config, runs = self.request.config, self.request.runs
         if config.clip.frames <= config.window.size:
             return np.empty(shape, dtype)
@@ -241,6 +241,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
     addons = check_addons(config, checkpoint, request.offline)
     needs.check_settings(config, body)
+    needs.check_cache(config, body, family)
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     needs.check_layers(config, body, request.heatmaps)
     windows = plan_windows(span.frames, config.window.size, config.window.overlap)
@@ -272,12 +273,13 @@ def _rows(
             continue
         for label, target in stage.rows(request.targets):
             done = known.done(stage, target)
-            passes = 0 if done else stage.passes(request.config, known.prompt, target)
+            shown = [stage, *(one for one in map(stage_named, stage.shows) if not known.done(one, target))]
+            passes = 0 if done else sum(s.passes(request.config, known.prompt, target) for s in shown)
             beside = passes if costs.control.parameters and stage.name != "upscale" else 0
             work = Work(speed_kind(stage.name), request.config, *machine)
             seconds = seconds_of(work, passes) if passes else None
             frames = costs.tuned if stage.name == "tune" else costs.frames
-            peak = stage.peak(costs, done)
+            peak = max(one.peak(costs, done) for one in shown)
             rows.append(PlannedStage(label, done, passes, peak, beside, seconds, frames))
             disk += 0 if done else stage.disk(costs)
     return tuple(rows), disk
@@ -292,7 +294,10 @@ def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ..
     note = even_note(output, *size, request.chroma)
     sound = clip.info.sound_note if request.audio and holds_audio(output) else None
     notes = (*clip.notes, *(said for said in (sound, note) if said is not None))
-    return writing_bytes(output, request.config.clip.frames, *size), notes
+    frames, pasted = request.config.clip.frames, 0
+    if request.mask is not None and size != (fit.width, fit.height):
+        pasted = pasting_bytes(min(frames, request.config.window.size), *size)
+    return writing_bytes(output, frames, *size) + pasted, notes
 
 
 def _output_size(request: Request, fit: Fit) -> tuple[int, int]:
@@ -306,7 +311,7 @@ def _output_size(request: Request, fit: Fit) -> tuple[int, int]:
 def _control(
     config: Config, checkpoint: Checkpoint, body: Sizes, fit: Fit, offline: bool, half: bool, store: Store
 ) -> tuple[str | None, Weight]:
-    """What the ControlNet is shown, and its size; nothing of it is loaded, a map is read once."""
+    """The control map and the ControlNet's size; the network is not loaded, a map is read once."""
     control = config.control
     if control.kind == "none":
         return None, Weight()

@@ -1,4 +1,4 @@
-"""What is asked for: the one description of a job that the command line, the API and bench all make."""
+"""The request: one description of a job, made by the command line, the API and the bench alike."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Request:
         Args:
             run: the run.
             config: replaces the run's settings where they may still change (edit, fusion, invert, seed).
-            warn: told of a run that an older version made.
+            warn: called with a message about a run that an older version made.
             others: further attributes.
 
         Raises:

@@ -26,7 +26,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, sample
 
-#: Levels that the estimate asks at, and frames that are decoded for either figure.
+#: Levels that the estimate evaluates, and frames that are decoded for each figure.
 _ASKED, _DECODED = 4, 4
 #: Below these, in dB against the autoencoder's own reconstruction, an edit loses the clip.
 _LOW = {"estimate": 17.0, "whole": 20.0}
@@ -52,7 +52,7 @@ class RoundTrip:
 
     @classmethod
     def of_facts(cls, facts: dict[str, Any]) -> RoundTrip:
-        """What :meth:`facts` noted."""
+        """The inverse of :meth:`facts`."""
         return cls(float(facts["psnr"]), float(facts["autoencoder_psnr"]), str(facts["kind"]))
 
     @property
@@ -116,7 +116,7 @@ def round_trip(
         whole: sample the whole way, S passes of the network; otherwise estimate it from a few.
         frames: uint8 (F, H, W, 3), what was encoded.
         progress: told (done, total) passes.
-        solver: of the way down.
+        solver: of the sampling.
     """
     clean = trajectory[0]
     if whole:

@@ -58,6 +58,7 @@ class Session:
         self.parts, self.keys = Parts(request, reporter or Reporter(), loaded), Keys(request)
         self.probe: Callable[[int], float | None] = lambda step: None
         self._tuned = False
+        self._made: set[str] = set()
         self._round_trip: RoundTrip | None = None
 
     def __enter__(self) -> Session:
@@ -149,19 +150,21 @@ class Session:
 
     def _job(self, stage: Stage, target: str) -> StageJob:
         name, key = self.key(stage.name, target)
-        edit_name = name.partition("/")[2] if stage.each_target else ""
-        return StageJob(
-            self.parts, name, key, self.run.folder, self.prompt, target, edit_name, probe=self.probe
-        )  # fmt: skip
+        if not stage.each_target:
+            return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, probe=self.probe)
+        edit_name, frames_name = name.partition("/")[2], self.keys.frames_name(self.prompt, target)
+        return StageJob(self.parts, name, key, self.run.folder, self.prompt, target, edit_name, frames_name)
 
     def _done(self, stage: Stage, job: StageJob) -> bool:
-        """Whether a stage need not be done; where damaged files are the reason that it must, it is said."""
+        """Whether a stage can be skipped; damaged files that require it again are reported."""
         if not stage.keeps:
             return False
         standing = self.run.standing(job.name, job.key)
         if standing.flaw:
             self.reporter.warn(f"{standing.flaw}: {stage.again} again")
-        return standing.done and not (stage.each_target and self.request.overwrite)
+        # Two stages may need a third one, which is made once for both.
+        anew = stage.each_target and self.request.overwrite and job.name not in self._made
+        return standing.done and not anew
 
     def _make(self, stage: Stage, job: StageJob) -> Any:
         with self._measuring(stage, job):
@@ -171,13 +174,14 @@ class Session:
             self.run.publish(job.name, job.key, made.outputs, made.write, replaces, made.files, **made.facts)
         elif stage.keeps:
             self.run.finish(job.name, job.key, made.files, **made.facts)
+        self._made.add(job.name)
         return made.value
 
     @contextmanager
     def _measuring(self, stage: Stage, job: StageJob) -> Iterator[None]:
         """Keep how long a stage's passes of the network took, for the plans to come."""
         passes = stage.passes(self.config, self.prompt, job.target)
-        if not passes or stage.name == "edit":  # its passes are those of the frames that it writes
+        if not passes:
             yield
             return
         outer = self.reporter
@@ -190,7 +194,7 @@ class Session:
             note(work_of(speed_kind(stage.name), self.parts), seconds / passes)
 
     def measure(self, kinds: Iterable[str]) -> None:
-        """Time one pass of each kind of work (``pass``, ``tune``) that was never measured on this machine."""
+        """Time one pass of each kind of work (``pass``, ``tune``) not yet measured on this machine."""
         measure(self.parts, self.prompt, kinds)
 
     # -- stages by name --------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ class Session:
             return trajectory
 
     def round_trip(self) -> RoundTrip | None:
-        """How well the clip comes back from its inversion, said once; None where it is switched off."""
+        """How well the clip comes back from its inversion, reported once; None if switched off."""
         if self._round_trip is None and not self.parts.long:
             with self.working():
                 self._round_trip = self._walk(stage_named("round trip"))
@@ -237,7 +241,9 @@ class Session:
             files = edit_files(self.request, job.folder, job.edit_name)
             sweep(files.video.parent)
             if self._done(stage, job):
-                return EditResult(target, files, True, job.folder / job.frames_file)
+                # An older ctxedit kept the frames under the edit's own name.
+                kept = self.run.facts(job.name).get("frames", job.frames_file)
+                return EditResult(target, files, True, job.folder / kept)
             self.round_trip()
             needed = {name: self._bring(name, target) for name in stage.needs}
             self._make(stage, replace(job, needed=needed))

@@ -72,7 +72,7 @@ def speed_kind(stage: str) -> str:
 
 
 def seconds_of(work: Work, passes: int) -> float | None:
-    """How long passes of the network over the clip will take; None where nothing like it was measured.
+    """How long passes of the network over the clip will take; None without a comparable measurement.
 
     Of clips of another size or length the nearest measured one counts, in proportion to the pixels.
     """
@@ -89,7 +89,7 @@ def note(work: Work, seconds: float) -> None:
     measured = _measured(table, work)
     measured[work.pixels] = (measured.get(work.pixels, seconds) + seconds) / 2
     table[work.name] = measured
-    # A home that cannot be written costs nothing but the estimate.
+    # If it cannot be written, only the estimate is lost.
     with suppress(CtxeditError, OSError):
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def note(work: Work, seconds: float) -> None:
 
 
 def _measured(table: dict[str, Any], work: Work) -> dict[int, float]:
-    """Seconds of a pass by the pixels of the clip; what is damaged is left out."""
+    """Seconds of a pass by number of pixels; damaged entries are skipped."""
     known = table.get(work.name)
     entries = known.items() if isinstance(known, dict) else ()
     return {
@@ -147,7 +147,7 @@ class Stopwatch(Reporter):
             yield step
 
     def seconds(self) -> float | None:
-        """Of all steps, the first taken for one like the others: much is done in it that is done once.
+        """Seconds of all steps, the first replaced by an average one: it includes one-time work.
 
         None for a task of few steps, and for one that was not seen from its beginning to its end.
         """

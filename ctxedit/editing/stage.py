@@ -9,7 +9,7 @@ from typing import Any
 
 from ctxedit.config import Config
 from ctxedit.editing.costs import Costs
-from ctxedit.editing.keys import Keys
+from ctxedit.editing.keys import Keys, artifact_name
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
 
@@ -25,7 +25,8 @@ class StageJob:
         folder: the run folder; artefacts are written to it.
         prompt: the source prompt.
         target: of an edit; else empty.
-        edit_name: of an edit, its file name without suffix.
+        edit_name: of a stage that is done for each target, the name of what it makes, without suffix.
+        frames_name: of an edit, the name of its frames' file, without suffix.
         needed: values of the stages that this one needs, by name.
         probe: asked after every tuning step; see :func:`ctxedit.stages.tune.tune`.
     """
@@ -37,6 +38,7 @@ class StageJob:
     prompt: str = ""
     target: str = ""
     edit_name: str = ""
+    frames_name: str = ""
     needed: Mapping[str, Any] = field(default_factory=dict)
     probe: Callable[[int], float | None] = lambda step: None
 
@@ -53,7 +55,7 @@ class StageJob:
     @property
     def frames_file(self) -> str:
         """Where an edit's frames are kept, relative to the run folder."""
-        return f"edits/{self.edit_name}.safetensors"
+        return f"edits/{self.frames_name}.safetensors"
 
     @property
     def upscaled_file(self) -> str:
@@ -85,7 +87,7 @@ class Stage:
     """One stage.
 
     Attributes:
-        name: of the stage; each target's is ``name/edit-name`` in the run folder.
+        name: of the stage; each target's is ``name/target-key`` in the run folder.
         key: of (keys, prompt, target); needs neither weights nor a caption.
         make: does the work.
         read: the value of a stage that is done.
@@ -96,6 +98,7 @@ class Stage:
         each_target: whether it is done for each target.
         keeps: whether it leaves artefacts, and is reused.
         listed: whether the plan has a row for it.
+        shows: stages without a row whose passes its row shows.
         optional: whether the row is left out where the stage does not apply.
         passes: of the network over the clip, of (config, prompt or None, target).
         peak: bytes of memory, of (costs, reused).
@@ -113,6 +116,7 @@ class Stage:
     each_target: bool = False
     keeps: bool = True
     listed: bool = True
+    shows: tuple[str, ...] = ()
     optional: bool = False
     passes: Callable[[Config, str | None, str], int] = lambda config, prompt, target: 0
     peak: Callable[[Costs, bool], int] = lambda costs, reused: 0
@@ -120,7 +124,9 @@ class Stage:
 
     def name_of(self, keys: Keys, prompt: str, target: str = "") -> str:
         """The stage's name in the run folder."""
-        return f"{self.name}/{keys.edit_name(prompt, target)}" if self.each_target else self.name
+        if not self.each_target:
+            return self.name
+        return f"{self.name}/{artifact_name(target, self.key(keys, prompt, target))}"
 
     def rows(self, targets: Sequence[str]) -> list[tuple[str, str]]:
         """The plan's rows, as (label, target)."""

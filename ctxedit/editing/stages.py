@@ -20,6 +20,7 @@ from ctxedit import provenance
 from ctxedit.editing import long, upscaling
 from ctxedit.editing import round_trip as returning
 from ctxedit.editing.costs import Costs
+from ctxedit.editing.outside import at_source_size, outside
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
 from ctxedit.editing.stage import Made, Stage, StageJob
@@ -116,7 +117,7 @@ def _tuning_folder(folder: Path, key: str) -> Path:
 
 
 def _make_adapter(job: StageJob) -> Made:
-    """Save the adapter by itself, to be used elsewhere; the tuned tensors hold it, too."""
+    """Save the adapter as a file of its own, for use elsewhere; the tuned tensors contain it as well."""
     shift = job.parts.shift(job.prompt)
     assert shift is not None  # as ``applies`` says
     tuned = load_file(job.folder / "tune" / "tuned.safetensors")
@@ -178,7 +179,7 @@ _BAD = (
 
 
 def _make_round_trip(job: StageJob) -> Made:
-    """Measure how well the clip comes back, and say so; nothing is done with it."""
+    """Measure how well the clip comes back, and report it."""
     parts, config = job.parts, job.config
     text = job.prompt if config.invert.prompt == "source" else ""
     with parts.backbone.room_for([text]):
@@ -221,7 +222,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
         )
     frames = parts.prepared.unpad(backbone.decode(latents))
     if pixels is not None:
-        frames = long.outside(frames, parts.prepared.frames, pixels)
+        frames = outside(frames, parts.prepared.frames, pixels)
     return frames
 
 
@@ -263,13 +264,14 @@ def _make_edit(job: StageJob) -> Made:
     files = edit_files(request, job.folder, job.edit_name)
     about, upscaled = provenance_of(job), job.needed["upscale"]
     frames = job.needed["frames"] if upscaled is None else upscaled
+    full = at_source_size(parts, frames) if request.source_size else None
 
     def write(staged: list[Path]) -> None:
         if files.video.is_dir():
             staged[0].mkdir()  # a folder's name need not tell that it is one
         reporting.write(
             parts.prepared, frames, job.target, job.prompt, reporting.OutputFiles(*staged),
-            source_size=request.source_size, audio=request.audio, overwrite=True,
+            source_size=request.source_size, full=full, audio=request.audio, overwrite=True,
             chroma=request.chroma, about=to_text(about) if request.metadata else None,
             warn=parts.reporter.warn,
         )  # fmt: skip
@@ -295,7 +297,7 @@ def figures(
     chosen: Sequence[Metric] | None = None,
     networks: Networks | None = None,
 ) -> evaluating.Figures:
-    """Scores of an edit whose frames are kept, by the mask it was made with; the usual ones by default."""
+    """Scores of an edit whose frames are stored, with its mask; by default the usual ones."""
     return evaluating.evaluate(
         long.mapped(kept, "frames"), plain(target), networks or Networks(parts.scorer),
         parts.prepared.frames, prompt, mapped_tensor(kept, "mask"), chosen,
@@ -336,12 +338,12 @@ STAGES: tuple[Stage, ...] = (
         passes=lambda config, prompt, target: returning.network_passes(config), peak=Costs.inverting,
     ),
     Stage(
-        "frames", lambda keys, prompt, target: keys.edit(prompt, target), _make_frames, _read_frames,
+        "frames", lambda keys, prompt, target: keys.frames(prompt, target), _make_frames, _read_frames,
         ("tune", "invert"), again="the edit is sampled", each_target=True, listed=False,
-        passes=editing.network_passes,
+        passes=editing.network_passes, peak=Costs.editing,
     ),
     Stage(
-        "upscale", lambda keys, prompt, target: keys.edit(prompt, target), upscaling.make, upscaling.read,
+        "upscale", lambda keys, prompt, target: keys.upscale(prompt, target), upscaling.make, upscaling.read,
         ("frames",), again="the edit is upscaled", each_target=True, optional=True,
         applies=lambda config: config.upscale.scale > 1,
         passes=lambda config, prompt, target: upscaling.network_passes(config),
@@ -351,8 +353,8 @@ STAGES: tuple[Stage, ...] = (
         "edit", lambda keys, prompt, target: keys.edit(prompt, target), _make_edit,
         lambda job: edit_files(job.request, job.folder, job.edit_name),
         ("frames", "upscale"),
-        again="the edit's files are written", each_target=True,
-        passes=editing.network_passes, peak=Costs.editing, disk=Costs.editing_disk,
+        again="the edit's files are written", each_target=True, shows=("frames",),
+        peak=Costs.writing, disk=Costs.editing_disk,
     ),
     Stage(
         "evaluate", lambda keys, prompt, target: keys.edit(prompt, target), _make_figures, _nothing,

@@ -170,7 +170,7 @@ def generate(
     side, upscaled = image_side(config, backbone.resolution, backbone.multiple, own)
     warn_of_unknown_words(backbone, " ".join(weights), reporter)
     if config.control.kind != "none":
-        reporter.warn("an image from text has no clip to take a control from: the ControlNet is left out")
+        reporter.warn("text to image has no clip to compute a control map from: the ControlNet is not used")
     shift = None if adapter is None else _shift(adapter, backbone, title, count)
     with reporter.task(f"image “{title}”", config.edit.steps) as progress:
         images = generating.generate(

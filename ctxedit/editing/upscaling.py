@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit.config import Config
+from ctxedit.editing.outside import paste_source
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.stage import Made, StageJob
 from ctxedit.errors import ConfigError
@@ -22,7 +23,10 @@ _REACH = 2
 
 
 def make(job: StageJob) -> Made:
-    """The edit's frames at four times their size, kept beside those at working size; written as they come."""
+    """The edit's frames at four times their size, stored next to those at working size, chunk by chunk.
+
+    Outside a mask they are the source's pixels at that size, not the upscaler's.
+    """
     upscaler, config = job.parts.upscaler, job.config
     frames = job.needed["frames"]
     count, height, width, channels = frames.shape
@@ -40,6 +44,8 @@ def make(job: StageJob) -> Made:
             progress=lambda done, _: progress(done, ""),
             out=arrays["frames"],
         )
+        if job.request.mask is not None:
+            paste_source(job.parts, arrays["frames"], arrays["frames"])
     return Made(read(job), (job.upscaled_file,), {"upscaler": upscaler.name})
 
 
@@ -92,11 +98,13 @@ def _own_side(side: int, may: bool, resolution: int, multiple: int) -> tuple[int
 
 
 def _divided(side: int, upscaled: bool, multiple: int, why: str = "") -> tuple[int, bool]:
-    """The side before upscaling. Raises ConfigError where that is no multiple of ``multiple``."""
+    """The side before upscaling. Raises ConfigError where that is not a multiple of ``multiple``."""
     unit = multiple * (SCALE if upscaled else 1)
     if side % unit:
         near = max(unit, round(side / unit) * unit)
-        raise ConfigError(f"--size {side} is no multiple of {unit}{why if upscaled else ''}", f"take {near}")
+        raise ConfigError(
+            f"--size {side} is not a multiple of {unit}{why if upscaled else ''}", f"take {near}"
+        )
     return (side // SCALE, True) if upscaled else (side, False)
 
 

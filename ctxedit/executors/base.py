@@ -46,7 +46,7 @@ class Overseer(Reporter):
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the results of a job whose worker died every time that it was tried."""
+    """In place of the result of a job whose worker died at every attempt."""
 
     reason: str
 
@@ -64,7 +64,7 @@ class Executor(ABC):
         return self
 
     def __exit__(self, *error: object) -> None:  # noqa: B027
-        """Let go of what was taken when it was made."""
+        """Release what the constructor acquired."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -147,7 +147,7 @@ class Prepared(Generic[J, R]):
         self._work, self._ready = work, False
 
     def ready(self, place: str) -> Answer[R]:
-        """Prepare it; what is raised is part of the answer."""
+        """Prepare the work; an exception is part of the answer."""
         try:
             self._prepare()
         except BaseException as error:
@@ -251,7 +251,7 @@ class _Round(Generic[J, R]):
 
     def _told(self, now: _Running[J, R], given: Answer[R]) -> Iterator[tuple[J, R | Lost]]:
         if now.job is not None and given.place != now.name:
-            self.overseer.warn(f"{now.name} died: {given.place} did again what it was doing")
+            self.overseer.warn(f"{now.name} died: {given.place} repeated its job")
         now.worker.name = given.place
         for text in given.warnings:
             self.overseer.warn(text)
@@ -269,11 +269,11 @@ class _Round(Generic[J, R]):
         line = f"{type(died).__name__}: {str(died).strip()}".split("\n")[0][:200]
         if now.job is None or not isinstance(died, worker.died):
             raise ResourceError(
-                f"{now.name} cannot work: {line}",
-                "ctxedit and its packages must be the same on every machine",
+                f"{now.name} failed to start: {line}",
+                "install the same ctxedit and packages on every machine",
             ) from died
         if now.tries < worker.retries:
-            self.overseer.warn(f"{now.name} died: what it was doing is done again")
+            self.overseer.warn(f"{now.name} died: its job is repeated")
             self.running[worker.submit(now.job)] = _Running(worker, now.name, now.job, tries)
             return
         yield (

@@ -164,7 +164,7 @@ def _amount(name: str, amounts: dict[str, Any]) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Raise for an address where nothing listens: Ray itself would try for minutes."""
+    """Raise for an unreachable address: Ray itself would retry for minutes."""
     if address == "local":
         return
     if address == "auto":
@@ -174,7 +174,7 @@ def _check_answers(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(
-            f"--ray {address!r} is no address",
+            f"--ray {address!r} is not an address",
             "auto, local, HOST:PORT (usually port 6379) or ray://HOST:10001",
         )
     try:

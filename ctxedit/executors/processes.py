@@ -134,7 +134,7 @@ def _begin(name: str, threads: int, gpu: str | None, work: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can stop nobody."""
+    """A killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -142,7 +142,7 @@ def _end_with_parent() -> None:
 
 
 def _stop(*_: object) -> None:
-    """Ends a job as Ctrl-C does: what is half written is cleared away."""
+    """End a job as Ctrl-C does, removing partly written files."""
     if not _here["busy"]:
         os._exit(1)
     raise KeyboardInterrupt

@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CurveFiles:
-    """Where a curve lies."""
+    """Paths of a curve."""
 
     table: Path
     picture: Path
@@ -91,7 +91,7 @@ def _tuned_while_sampling(session: Session, target: str, every: int) -> list[dic
 
 
 def _clip_text_now(session: Session, target: str) -> float:
-    """CLIP-text of an edit with the weights as they are: inverted, sampled and decoded, nothing kept."""
+    """CLIP-text of an edit with the present weights; nothing is stored."""
     config, parts = session.config, session.parts
     trajectory = parts.latents[None]
     if config.edit.start == "inversion":

@@ -101,10 +101,10 @@ def recorded_edit(
 
     Returns:
         Latents (F, C, h, w), and for each word (F, h, w): attention probabilities, at latent size. A word
-        that stands twice has a number behind it.
+        that occurs twice has a number appended.
 
     Raises:
-        InputError: the target has no word to look for.
+        InputError: the target has no content word to draw.
     """
     with inverted.backbone.room_for([target, inverted.prompt]):
         return _with_room(inverted, target, config, shift, mask, progress)
@@ -121,7 +121,7 @@ def _with_room(
     """As :func:`recorded_edit`, with prompts that the conditions have room for."""
     words = content(inverted.backbone.words(plain(target)))
     if not words:
-        raise InputError(f"{target!r} has no word to look for", "name what the clip should show")
+        raise InputError(f"{target!r} has no content word to draw", "name what the clip should show")
     halvings = halvings_at(config.fusion.mask_resolution)
     table = columns(words, inverted.backbone.context_length)
     recorder = AttentionRecorder(table, 0, inverted.view.side, halvings)

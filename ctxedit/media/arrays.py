@@ -71,7 +71,7 @@ def _stacked(value: Any, what: str) -> NDArray[Any]:
     try:
         return np.asarray(plain(value) if not isinstance(value, (list, tuple)) else [plain(v) for v in value])
     except (ValueError, TypeError) as error:
-        raise InputError(f"the {what} is no array of frames: {error}", _HINT) from error
+        raise InputError(f"the {what} is not an array of frames: {error}", _HINT) from error
 
 
 def _written(frames: NDArray[np.uint8], place: Path, what: str) -> Path:

@@ -1,4 +1,4 @@
-"""Pictures that lie beside a clip, one to each of its frames: masks, and maps for a ControlNet."""
+"""Images that accompany a clip, one for each frame: masks, and control maps."""
 
 from __future__ import annotations
 

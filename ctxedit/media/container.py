@@ -18,7 +18,7 @@ DAMAGED = (
     "the file is damaged or cut short; copy it again, or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4"
 )
 
-#: Tags that are no UTF-8: PyAV 19 replaces what it cannot read of them by itself, and takes no word on it.
+#: For tags that are not UTF-8. PyAV 19 replaces invalid bytes itself and has no such option.
 _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 #: Codecs of cover art that is not marked as an attached picture, beside a stream in a codec of films.
@@ -51,7 +51,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
             yield container, stream, _decoder(stream, path)
     except av.FFmpegError as error:
         if "moov" in str(error) or (path.suffix.lower() in (".mp4", ".mov", ".m4v") and _is_mp4(path)):
-            raise InputError(f"{path} is cut short or damaged", DAMAGED) from error
+            raise InputError(f"{path} is truncated or damaged", DAMAGED) from error
         raise InputError(
             f"{path} cannot be read as a video",
             "mp4, mov, webm, mkv, gif, images and folders of images are read",
@@ -82,7 +82,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     if films:
         return max(moving or films, key=_rank)
     if container.streams.audio:
-        raise InputError(f"{path} holds sound only, no picture", "give a clip with a video stream")
+        raise InputError(f"{path} holds sound but no video", "give a clip with a video stream")
     raise InputError(
         f"{path} holds no video", "mp4, mov, webm, mkv, gif, images and folders of images are read"
     )
@@ -101,7 +101,7 @@ def _rank(stream: Any) -> tuple[bool, bool, float, int]:
 
 
 def _seconds(stream: Any) -> float:
-    """A stream's length as the container says it; Matroska keeps it in a tag. 0 where it is not said."""
+    """A stream's length by the container (for Matroska, in a tag); 0 where it is not given."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tags = {name.upper(): value for name, value in stream.metadata.items()}

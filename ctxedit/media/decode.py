@@ -65,7 +65,7 @@ def _starts(timeline: Timeline, want: int) -> tuple[list[int | None], int | None
 
 
 def _find(frames: Iterator[tuple[int, Any]], want: int) -> Any:
-    """The frame whose place is `want`, or None once the frames have passed it."""
+    """The frame at index `want`, or None if the frames have passed it."""
     for place, frame in frames:
         if place >= want:
             return frame if place == want else None

@@ -53,26 +53,26 @@ def read_layout(file: Path, clip: tuple[int, int] | None = None) -> Layout:
     """
     table = read_json(file, "layout")
     if not isinstance(table, dict) or not isinstance(table.get("boxes"), list):
-        raise InputError(f"{file} is no layout: it has no list of boxes", _HINT)
+        raise InputError(f"{file} is not a layout: it has no list of boxes", _HINT)
     if unknown := sorted(set(table) - {"size", "boxes", "text"}):
         raise InputError(f"{file}: unknown key {unknown[0]!r}", _HINT)
     size, text = table.get("size"), table.get("text", "")
     if not isinstance(size, list) or not _numbers(size, 2) or min(size) <= 0:
-        raise InputError(f"{file}: size = {size!r} is no width and height", _HINT)
+        raise InputError(f"{file}: size = {size!r} is not a width and a height", _HINT)
     if clip is not None and abs(size[0] * clip[1] - size[1] * clip[0]) > max(*size, *clip):
         raise InputError(
             f"{file}: size is {size[0]:g}×{size[1]:g}, of another shape than the clip's {clip[0]}×{clip[1]}",
-            "measure the boxes on a frame of the clip",
+            "give the boxes in pixels of a frame of the clip",
         )
     if clip is None and size[0] != size[1]:
         raise InputError(
-            f"{file}: size is {size[0]:g}×{size[1]:g}, and pictures are square",
-            "measure the boxes in a square picture",
+            f"{file}: size is {size[0]:g}×{size[1]:g}, and images are square",
+            "give the boxes in a square image",
         )
     if not isinstance(text, str):
-        raise InputError(f"{file}: text is no text", _HINT)
+        raise InputError(f"{file}: text is not a string", _HINT)
     if not table["boxes"]:
-        raise InputError(f"{file} has no boxes", "a picture of words alone needs no --layout")
+        raise InputError(f"{file} has no boxes", "an image of text alone needs no --layout")
     return Layout(tuple(_box(file, i, one, size) for i, one in enumerate(table["boxes"], 1)), text)
 
 
@@ -89,7 +89,7 @@ def _box(file: Path, number: int, one: Any, size: list[float]) -> tuple[str, Box
         )
     if x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]:
         raise InputError(
-            f"{where} ({one['label']}) is outside the picture of {size[0]:g}×{size[1]:g}: {one['box']}",
+            f"{where} ({one['label']}) is outside the image of {size[0]:g}×{size[1]:g}: {one['box']}",
             "move it inside, or correct size",
         )
     return one["label"], (x0 / size[0], y0 / size[1], x1 / size[0], y1 / size[1])

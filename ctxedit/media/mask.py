@@ -19,14 +19,16 @@ _BLACK, _WHITE = 8, 247
 
 
 def read_mask(
-    path: str | Path, frames: int, start: int, stride: int, size: Fit, store: Store = np.empty
-) -> np.ndarray:
+    path: str | Path, frames: int, start: int, stride: int, size: Fit, store: Store = np.empty,
+    may_be_black: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Read a mask for `frames` frames of a clip read with the same `start` and `stride`.
 
     A layout (``.json``, see :mod:`ctxedit.media.layouts`) is white in its boxes, in every frame. Of pictures,
     white may change, black stays, grey is between; what is transparent counts as black. One image serves
     every frame. A video or folder of exactly `frames` pictures gives one to each frame; a longer one runs
     beside the source and is read at the source's indices. ``store`` is as for ``read_frames``.
+    ``may_be_black``: take a mask that lets nothing change, which was checked at another size.
 
     Returns:
         (F, h, w) float32 in [0, 1], of the working size of `size`.
@@ -39,9 +41,9 @@ def read_mask(
     mask = read_companion(
         path, "mask", frames, start, stride, size, lambda picture: _working(picture, size), store
     )
-    if not any(frame.any() for frame in mask):
+    if not may_be_black and not any(frame.any() for frame in mask):
         raise InputError(
-            f"the mask {path} is black all over: nothing may change", "white marks what may change"
+            f"the mask {path} is completely black, so nothing may change", "white marks what may change"
         )
     return mask
 

@@ -32,6 +32,11 @@ def kept_bytes(frames: int, width: int, height: int) -> int:
     return 3 * frames * width * height * _RGB
 
 
+def pasting_bytes(frames: int, width: int, height: int) -> int:
+    """Bytes of the frames of an edit by a mask at the size that they are written in, and of the mask."""
+    return frames * width * height * (_RGB + 4)
+
+
 def writing_bytes(path: str | Path, frames: int, width: int, height: int) -> int:
     """Bytes at the peak of writing `frames` frames of this size: one in RGB, and what encoders keep."""
     kept = min(frames, _ENCODED) * _YUV if Path(path).suffix.lower() in VIDEO_SUFFIXES else 0

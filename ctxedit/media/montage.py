@@ -1,4 +1,4 @@
-"""Pictures for people: source beside edit, and a sheet of frames with a label for each row."""
+"""Montages: source next to edit, and a sheet of frames with a label for each row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_TILE = 320
 
 
 class Pictures:
-    """A clip (F, H, W, 3) of which each frame is made when it is asked for.
+    """A clip (F, H, W, 3) whose frames are made on demand.
 
     Args:
         count: F, at least 1.
@@ -113,7 +113,7 @@ def contact_sheet(
 
 
 def labelled_row(clips: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """A clip of several clips beside each other, each under its label.
+    """A clip of several clips in a grid, each under its label.
 
     Args:
         clips: label and (F, H, W, 3) uint8 frames, equally many.

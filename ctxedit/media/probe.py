@@ -123,7 +123,7 @@ def _probe_stills(path: Path, kind: Kind, files: list[Path]) -> ClipInfo:
             raise InputError(
                 f"the images in {path} differ in size: {files[0].name} is {_size(first.size)}, "
                 f"{file.name} is {_size(size)}",
-                "bring them to one size, or move the odd ones out of the folder",
+                "bring them to one size, or move the others out of the folder",
             )
     width, height = first.size
     return ClipInfo(

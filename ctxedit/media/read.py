@@ -39,7 +39,7 @@ class Clip:
         frames: (F, H, W, 3) uint8 RGB, upright, square pixels; or what ``each`` made of them.
         fps: the source's frame rate divided by the stride, exact; the average where `durations` is given.
         indices: of each frame in the source, in the order of presentation.
-        start_seconds: where the first frame lies, counted as FFmpeg's ``-ss`` counts.
+        start_seconds: time of the first frame, as for FFmpeg's ``-ss``.
         span_seconds: how much of the source the frames stand for.
         durations: seconds that each frame stays, where the source's timing is uneven; else None.
     """
@@ -108,7 +108,7 @@ def read_frames(
 
 
 def span_of(info: ClipInfo, frames: int, start: int, stride: int) -> Span:
-    """When the frames that ``read_frames`` would read are shown; nothing is read.
+    """Display times of the frames that ``read_frames`` would read, without reading them.
 
     Raises:
         InputError: the clip has too few frames.
@@ -148,7 +148,7 @@ def decord_fits(info: ClipInfo) -> bool:
     no alpha, is built on an FFmpeg that lacks newer codecs, finds frames of uneven streams by guess, gives
     the wrong frames after a seek into open groups of pictures, and trusts a seek to land where it aimed,
     which it does not in MPEG-TS, Matroska or fragmented MP4. So it gets the common case, for which the tests
-    hold both equal: an MP4 or MOV whose every frame stands in its table, 8-bit H.264 4:2:0 in limited range,
+    hold both equal: an MP4 or MOV whose table lists every frame, 8-bit H.264 4:2:0 in limited range,
     progressive, upright, square pixels, even size, even timing, closed groups. All else goes to PyAV.
     """
     if info.kind != "video":

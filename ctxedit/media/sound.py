@@ -1,4 +1,4 @@
-"""Putting the sound of a span of a clip beside an edited picture."""
+"""Adding the sound of a span of a clip to an edited video."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def holds_audio(path: str | Path) -> bool:
 def add_sound(
     video: Path, source: Path, start: float, duration: float, about: str | None = None
 ) -> str | None:
-    """Put the sound of a span beside the picture, which is copied untouched.
+    """Add the sound of a span to the video stream, which is copied unchanged.
 
     The track is the one that ``probe`` chose. Sound that cannot be decoded, encoded or written leaves the
     video silent, as it was.
 
     Args:
-        video: is replaced by itself with sound.
+        video: replaced by the same video with sound.
         source: the clip whose sound is taken.
         start, duration: of the span in seconds.
         about: text that the video carries, which is kept.

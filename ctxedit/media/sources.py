@@ -1,4 +1,4 @@
-"""What a path given as a clip refers to: a file, a photo that holds a video, or nothing that can be read."""
+"""What a path given as a clip refers to: a file, a photo that holds a video, or nothing readable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from ctxedit.errors import InputError, did_you_mean
+from ctxedit.errors import InputError
+from ctxedit.files import neighbour
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has already merged the two slashes
 _PATTERN = re.compile(r"%\d*d|[*?\[]")
@@ -36,7 +37,7 @@ def check_exists(path: str | Path) -> Path:
         )
     if _URL.match(text):
         raise InputError(
-            f"{text} is a web address; only local files are read",
+            f"{text.replace(':/', '://', 1)} is a web address; only local files are read",
             "download the clip first, for example with curl -LO or yt-dlp",
         )
     if _PATTERN.search(path.name):
@@ -47,18 +48,8 @@ def check_exists(path: str | Path) -> Path:
             f"give the folder that holds the frames{where}; its images are read in numerical order",
         )
     raise InputError(
-        f"{text} does not exist", f"{_neighbour(path)}check the path; it is taken from the current folder"
+        f"{text} does not exist", f"{neighbour(path)}check the path; it is taken from the current folder"
     )
-
-
-def _neighbour(path: Path) -> str:
-    """A guess at which file of the folder was meant."""
-    try:
-        names = [one.name for one in path.parent.iterdir()]
-    except (OSError, ValueError):
-        return ""
-    guess = did_you_mean(path.name, names)
-    return guess.replace("'", f"'{path.parent}/", 1) if guess and str(path.parent) != "." else guess
 
 
 def location(path: Path) -> str:

@@ -108,7 +108,7 @@ def header(path: Path) -> Header:
             # A JPEG of several pictures (MPO) is a photo with its previews: its first one is the photo.
             if image.format != "MPO" and frames > 1:
                 raise InputError(
-                    f"{path} holds several pictures in one {image.format} file",
+                    f"{path} holds several images in one {image.format} file",
                     "turn it into a GIF, an MP4 or a folder of images",
                 )
             frames = 1
@@ -203,7 +203,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels",
-            "scale it down first: models work at a thousandth of that",
+            "scale it down first: models use a thousandth of that",
         ) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise InputError(

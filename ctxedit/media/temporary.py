@@ -1,4 +1,4 @@
-"""Writing so that a place holds either the whole result or what was there before.
+"""Atomic writing: a path holds either the complete result or what was there before.
 
 What is being written has a temporary name that says which process writes it, so that what a killed process
 left behind can be told from what a living one still needs, and is deleted (:func:`sweep`).
@@ -35,7 +35,7 @@ _swept: set[Path] = set()
 
 @contextmanager
 def atomic(path: str | Path, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`, of the same suffix; rename it to `path` when the body is done.
+    """Give a temporary path next to `path`, with the same suffix; rename it to `path` when the body is done.
 
     The body makes a file or a folder there. Whatever ends the body early (Ctrl-C too), the temporary thing
     is deleted and `path` is as before; what a killed process leaves is deleted by the next one that writes
@@ -59,7 +59,7 @@ def atomic(path: str | Path, overwrite: bool = False, durable: bool = True) -> I
             sweep(path.parent)
         yield temporary
         if not temporary.exists():
-            raise OutputError(f"nothing was written for {path}")
+            raise OutputError(f"nothing was written to {path}")
         _refuse_existing(path, overwrite)
         if durable:
             synchronize(temporary)
@@ -110,7 +110,7 @@ def staging(folder: Path, name: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left in `folder` while they wrote; never fails.
+    """Delete partly written files of killed processes in `folder`; never fails.
 
     A folder that was moved aside and not replaced gets its name back. What a living process of this machine
     writes, and what another machine's may be writing, stays.
@@ -141,7 +141,7 @@ def synchronize(path: Path) -> None:
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """See beforehand that `path` may be written; leaves nothing behind.
+    """Check in advance that `path` can be written; leaves nothing behind.
 
     Raises:
         OutputError: it exists and not `overwrite`, or its folder cannot be written.
@@ -169,12 +169,12 @@ def as_output_error(error: BaseException, path: Path) -> OutputError | None:
     elif type(error).__name__ == "SafetensorError" and (found := _RUST_ERRNO.search(str(error))):
         code = int(found[1])
     elif isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITER):
-        return OutputError(f"{path} cannot be written; what was there stays", "check the free disk space")
+        return OutputError(f"{path} cannot be written; it is unchanged", "check the free disk space")
     else:
         return None
     if code in _FULL:
         return OutputError(
-            f"the disk is full: {path} is not written", "free some disk space, or write to another disk"
+            f"the disk is full: {path} was not written", "free some disk space, or write to another disk"
         )
     if code == errno.EIO:
         return OutputError(f"cannot write {path}: the disk reports an error", "write to another disk")
@@ -193,7 +193,7 @@ def remove(path: Path) -> None:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """``os.replace``, also where a folder takes the place of a folder that holds something."""
+    """``os.replace``, also of a non-empty folder by a folder."""
     if not path.is_dir() or path.is_symlink():
         os.replace(temporary, path)
         return

@@ -63,7 +63,7 @@ class Timeline:
         transfer, primaries: of the colours, in H.273's numbers (as FFmpeg's).
         interlaced: whether pictures are made of two fields, half a frame's time apart.
         sound: the track that goes with the picture.
-        indexed: whether every frame stands in the MP4's own table, so that any seek is exact.
+        indexed: whether the MP4's own table lists every frame, so that any seek is exact.
     """
 
     pts: np.ndarray | None
@@ -213,7 +213,7 @@ def _timeline(
 
 
 def _end(container: Any, stream: Any, packets: _Packets, pts: np.ndarray | None) -> int | None:
-    """The stamp at which the last frame ends. Matroska may say it of the whole file only."""
+    """The timestamp at which the last frame ends. Matroska may give it for the whole file only."""
     end = max(packets.ends, default=None)
     said_of_all = container.duration and not container.streams.audio
     if pts is not None and (end is None or end <= pts[-1]) and said_of_all:

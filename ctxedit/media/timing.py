@@ -52,7 +52,7 @@ class Span:
 
 
 def varies(clock: Clock) -> bool:
-    """Whether frames lie unevenly in time, beyond what a container's clock (Matroska: 1 ms) rounds."""
+    """Whether frames are unevenly spaced in time, beyond a container's rounding (Matroska: 1 ms)."""
     if clock.pts is None or clock.count < 2:
         return False
     steps = np.diff(clock.pts)
@@ -62,7 +62,7 @@ def varies(clock: Clock) -> bool:
 
 
 def frame_rate(clock: Clock) -> Fraction:
-    """The exact rate. Equal steps of a fine clock say it exactly; a coarse clock (Matroska's milliseconds)
+    """The exact rate. Equal steps of a fine clock give it exactly; a coarse clock (Matroska's milliseconds)
     only bounds it, and the container's declared rate that agrees with the measured one is taken. Uneven
     steps have an average only."""
     declared = [rate for rate in clock.declared_rates if rate and 0 < rate <= 1000]
@@ -91,7 +91,7 @@ def span(clock: Clock, indices: Sequence[int], stride: int, fps: Fraction) -> Sp
     """When the frames of rising `indices`, `stride` apart, are shown.
 
     Args:
-        fps: the file's rate, which holds wherever its frames lie evenly in time.
+        fps: the file's rate, used wherever its frames are evenly spaced.
     """
     length = len(indices) * stride
     if clock.pts is None:
@@ -132,7 +132,7 @@ def _fitting(clock: Clock, measured: Fraction, seconds: Fraction) -> Fraction:
 
 
 def _end(clock: Clock) -> int:
-    """The stamp at which the last frame ends; where the container does not say it, a usual step later."""
+    """The timestamp at which the last frame ends; if the container does not give it, a usual step later."""
     assert clock.pts is not None
     if clock.end is not None and clock.end > clock.pts[-1]:
         return clock.end

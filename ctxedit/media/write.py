@@ -42,7 +42,7 @@ _COLOUR = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_
 _COLOUR += ["-color_range", "tv"]
 _H264 = ["-crf", "12", "-preset", "medium", *_COLOUR]
 _VP9 = ["-crf", "14", "-b:v", "0", "-deadline", "good", "-cpu-used", "4", *_COLOUR]
-# One palette for the clip, made of what moves as much as of what stands.
+# One palette for the clip, with moving and still areas weighted alike.
 _GIF = [
     "-filter_complex",
     "[0:v]split[a][b];[a]palettegen=reserve_transparent=0[p];[b][p]paletteuse=dither=sierra2_4a",
@@ -51,7 +51,7 @@ _FRAME_NAME = re.compile(r"\d{5,}\.png")
 
 
 def even_note(path: str | Path, width: int, height: int, chroma: str = "420") -> str | None:
-    """What is done to a size that H.264 in 4:2:0 cannot hold, as a sentence; None where nothing is."""
+    """How a size that H.264 in 4:2:0 cannot hold is changed, as a sentence; None if it is not."""
     if _suffix(path) not in _H264_SUFFIXES or chroma != "420" or not (width % 2 or height % 2):
         return None
     return (
@@ -85,7 +85,7 @@ def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool 
         and path.is_dir()
         and not all(_FRAME_NAME.fullmatch(file.name) for file in path.iterdir())
     ):
-        raise OutputError(f"{path} is a folder that holds other things than frames", "choose a new folder")
+        raise OutputError(f"{path} is a folder with files other than frames", "choose a new folder")
     check_writable(path, overwrite)
 
 
@@ -119,7 +119,7 @@ def write_clip(
             seconds but no longer than the frames last. Kept as it is where the container takes its codec,
             else encoded as AAC or Opus. A source without sound, and a GIF or folder, give a silent clip.
         about: text to embed (see :mod:`ctxedit.media.embed`); None embeds nothing.
-        warn: is told of sound that could not be copied and of odd sizes; the picture is written all the same.
+        warn: called when sound could not be copied or a size is odd; the video is written all the same.
         complete: is called with the complete file, or folder, before it gets its name.
 
     Raises:
@@ -212,7 +212,7 @@ def _write_video(
     elif suffix == ".gif":
         codec, pixels, options = "gif", "pal8", _GIF
     if durations is not None and codec == "libx264":
-        options = [*options, "-bf", "0"]  # frames stand in the file as they are shown, for ``retime``
+        options = [*options, "-bf", "0"]  # no reordering, as ``retime`` needs
     writer = imageio_ffmpeg.write_frames(
         str(path.absolute()),
         (width, height),
@@ -257,7 +257,7 @@ def _lean(pixels: int) -> list[str]:
 
 
 def _verify(path: Path, frames: int, size: tuple[int, int]) -> None:
-    """FFmpeg's exit status does not come through imageio-ffmpeg, so the file itself is asked."""
+    """imageio-ffmpeg does not pass on FFmpeg's exit status, so the file is checked."""
     try:
         info = probe(path)
     except CtxeditError as error:

@@ -5,7 +5,8 @@ with ctxedit, one family a file, over the pure functions in :mod:`~ctxedit.metri
 :mod:`~ctxedit.metrics.flow` and :mod:`~ctxedit.metrics.structure`. ``images`` compares whole sets of images.
 """
 
-from ctxedit.metrics.edit import Edit, Networks
-from ctxedit.metrics.registry import Metric, metric, metrics
+from ctxedit.metrics.edit import Edit, Metric
+from ctxedit.metrics.networks import Networks
+from ctxedit.metrics.registry import metric, metrics
 
 __all__ = ["Edit", "Metric", "Networks", "metric", "metrics"]

@@ -1,4 +1,4 @@
-"""Anyone's edit beside its source: both read, brought to one size and one number of frames, or refused."""
+"""Any edit and its source: both read and brought to one size and number of frames, or refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read_pair(
         mask: white may change; read beside the source.
         frames: how many; None is all of the edit's.
         start, stride: which frames of the *source* the edit's frames were made from.
-        say: is told what was assumed.
+        say: called with what was assumed.
 
     Raises:
         InputError: an unreadable clip; a source of another shape or with too few frames; a bad mask.

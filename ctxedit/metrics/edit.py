@@ -1,72 +1,74 @@
-"""What a metric sees: an edit with all that it can be compared with, and the networks that look at it."""
+"""A metric, and the edit that it scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ctxedit.errors import CtxeditError
-from ctxedit.metrics.registry import Metric, metrics
+from ctxedit.metrics.networks import Networks
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from ctxedit.models.clip import ClipScorer
     from ctxedit.synthetic.compositions import Composition
 
 T = TypeVar("T")
+#: What a metric can need besides the edit's frames; each is an attribute of an ``Edit``.
+NEEDS = ("target", "source", "source_prompt", "mask", "reference", "expected", "composition")
+#: Where a metric can be computed by default: ``run`` and ``eval`` of a run's edits; ``eval`` of
+#: any video; ``bench``.
+PLACES = ("run", "eval", "bench")
+Place = Literal["run", "eval", "bench"]
+Score = Callable[["Edit"], "float | None"]
 
 
-class Networks:
-    """The networks that metrics share; each is loaded once, when it is first asked for.
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
 
-    Args:
-        clip: the CLIP of the CLIP metrics; None where none of them is computed.
-        device: where further networks run; None is CLIP's.
-        offline: fetch nothing from the hub.
-        weights: where the weights of a metric's own network are, by its key: a path or a hub id.
+    Attributes:
+        key: its name in JSON and in ``--metrics``: lower-case letters, digits and underscores.
+        title: its column heading.
+        better: which direction is better.
+        digits: decimals in tables.
+        about: what it measures, in a phrase.
+        needs: of :data:`NEEDS`, those without which it does not apply.
+        score: its value for an edit; None where it does not apply.
+        where: of :data:`PLACES`, those where it is computed by default; empty for one that only
+            ``--metrics`` adds.
+        order: columns are sorted by it.
+        prepare: loads or fetches the networks it needs, so that a missing one stops the work before it
+            starts; raises WeightsError.
+        version: raise it when the same edit gets another value; results of another version are not reused.
+        source: the module that defines it.
     """
 
-    def __init__(
-        self,
-        clip: ClipScorer | None,
-        device: torch.device | str | None = None,
-        offline: bool = False,
-        weights: Mapping[str, str] | None = None,
-    ) -> None:
-        self._weights = dict(weights or {})
-        self._clip, self.offline = clip, offline
-        self.device = device or (clip.device if clip else "cpu")
-        self._loaded: dict[str, Any] = {}
+    key: str
+    title: str
+    better: Literal["higher", "lower"]
+    digits: int
+    about: str
+    needs: tuple[str, ...] = ()
+    score: Score = field(default=lambda edit: None, repr=False, compare=False)
+    where: tuple[str, ...] = PLACES
+    order: int = 1000
+    prepare: Callable[[Networks], object] | None = field(default=None, repr=False, compare=False)
+    version: int = 1
+    source: str = ""
 
-    def with_clip(self, clip: ClipScorer) -> Networks:
-        """The same networks with this CLIP; what one of both loads, the other has."""
-        made = Networks(clip, self.device, self.offline, self._weights)
-        made._loaded = self._loaded
-        return made
+    def table(self) -> dict[str, Any]:
+        """What a reader needs to know of it, as a plain table."""
+        return {k: getattr(self, k) for k in ("key", "title", "better", "digits", "about")}
 
     @property
-    def clip(self) -> ClipScorer:
-        """The CLIP of the CLIP metrics."""
-        if self._clip is None:
-            raise ValueError("a CLIP metric is computed, and no CLIP was given")
-        return self._clip
-
-    def weights_of(self, key: str, default: str) -> str:
-        """Where a metric's weights are: what was given for it, or ``default``."""
-        return self._weights.get(key, default)
-
-    def once(self, name: str, load: Callable[[], T]) -> T:
-        """What ``load`` gave when it was first called under this name."""
-        if name not in self._loaded:
-            self._loaded[name] = load()
-        return self._loaded[name]
+    def builtin(self) -> bool:
+        """Whether it comes with ctxedit."""
+        return self.source.startswith("ctxedit.metrics.")
 
 
 @dataclass(eq=False)
@@ -131,15 +133,11 @@ class Edit:
                 raise
             raise CtxeditError(
                 f"the metric {metric.key} failed: {type(error).__name__}: {error}",
-                f"it is defined in {metric.source}, which is no part of ctxedit",
+                f"it is defined in {metric.source}, which is not part of ctxedit",
             ) from error
 
-    def value(self, key: str) -> float | None:
-        """Another metric's value, by its key."""
-        return self.score(next(one for one in metrics() if one.key == key))
-
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """A value that several metrics share, computed when it is first asked for."""
+        """A value that several metrics share, computed when it is first needed."""
         if name not in self._shared:
             self._shared[name] = compute()
         return self._shared[name]
@@ -152,6 +150,11 @@ class Edit:
     def text_embedding(self, text: str) -> Tensor:
         """CLIP's embedding (1, D) of a text, of length 1."""
         return self.once(f"text {text}", lambda: self.networks.clip.embed_texts([text]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        return self.frames.shape[2], self.frames.shape[1]
 
     @property
     def unchanged(self) -> NDArray[np.bool_] | None:

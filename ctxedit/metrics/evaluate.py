@@ -1,4 +1,4 @@
-"""Scores of one edit: every metric that applies, or those that were asked for."""
+"""Scores of one edit: every metric that applies, or the requested ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ctxedit.errors import ConfigError
-from ctxedit.metrics.edit import Edit, Networks
-from ctxedit.metrics.registry import NEEDS, Metric, Place, named, usual
+from ctxedit.metrics.edit import NEEDS, Edit, Metric, Place
+from ctxedit.metrics.networks import Networks
+from ctxedit.metrics.registry import named, usual, value_of
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import own_part, part_identity
 
@@ -34,14 +35,17 @@ class Figures:
         clip_model: which CLIP the CLIP metrics are of.
         values: by a metric's key; None where it does not apply (one frame, no source, nothing outside the
             mask).
-        outside_mask: whether ``psnr`` and ``ssim`` compare what lies outside a mask only.
+        outside_mask: whether ``psnr`` and ``ssim`` compare only what is outside a mask.
         clip_version: a hash of a CLIP that is a folder; empty for the others, whose names say it.
+        size: width and height, in pixels, of the frames that were measured. An edit of a run is measured at
+            working size, whatever size it is written in.
     """
 
     clip_model: str
     values: Mapping[str, float | None] = field(default_factory=dict)
     outside_mask: bool = False
     clip_version: str = ""
+    size: tuple[int, int] = (0, 0)
 
     def __getattr__(self, key: str) -> float | None:
         values = self.__dict__.get("values", {})
@@ -52,7 +56,8 @@ class Figures:
     def table(self) -> dict[str, Any]:
         """As a plain table."""
         version = {"clip_version": self.clip_version} if self.clip_version else {}
-        return {"clip_model": self.clip_model, **version, **self.values, "outside_mask": self.outside_mask}
+        about = {"outside_mask": self.outside_mask, "measured_size": list(self.size)}
+        return {"clip_model": self.clip_model, **version, **self.values, **about}
 
 
 def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
@@ -133,5 +138,5 @@ def evaluate(
     values = scores(edit, chosen)
     if mask is not None:
         # With a mask, a run's PSNR and SSIM are of what had to stay.
-        values |= {key: edit.value(f"{key}_kept") for key in ("psnr", "ssim") if key in values}
-    return Figures(networks.clip.name, values, mask is not None, networks.clip.version)
+        values |= {key: value_of(edit, f"{key}_kept") for key in ("psnr", "ssim") if key in values}
+    return Figures(networks.clip.name, values, mask is not None, networks.clip.version, edit.size)

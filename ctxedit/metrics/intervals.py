@@ -20,7 +20,7 @@ Bounds = tuple[float, float] | None
 
 
 def wilson(wins: float, count: int) -> tuple[float, float]:
-    """Interval of a share ``wins / count`` (Wilson 1927, score interval), in [0, 1]; (0, 1) of nothing."""
+    """Interval of a share ``wins / count`` (Wilson 1927, score interval), in [0, 1]; (0, 1) for no trials."""
     if count == 0:
         return 0.0, 1.0
     if not 0 <= wins <= count:

@@ -95,7 +95,7 @@ def fetched(url: str, what: str, instead: str, offline: bool) -> Path:
 
 
 def tensors(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` or ``.pth`` file; nothing in it is run.
+    """The tensors of a ``.safetensors`` or ``.pth`` file, read without executing code.
 
     Raises:
         WeightsError: unreadable, or anything but tensors.

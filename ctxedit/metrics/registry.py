@@ -26,71 +26,17 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ctxedit import plugins
 from ctxedit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ctxedit.metrics.edit import Edit, Networks
+from ctxedit.metrics.edit import NEEDS, PLACES, Edit, Metric, Place, Score
+from ctxedit.metrics.networks import Networks
 
 GROUP = "ctxedit.metrics"
-#: What a metric can need besides the edit's frames; each is an attribute of an ``Edit``.
-NEEDS = ("target", "source", "source_prompt", "mask", "reference", "expected", "composition")
-#: Where a metric can be computed without being asked for: ``run`` and ``eval`` of a run's edits; ``eval`` of
-#: any video; ``bench``.
-PLACES = ("run", "eval", "bench")
-Place = Literal["run", "eval", "bench"]
-Score = Callable[["Edit"], "float | None"]
-
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
-
-    Attributes:
-        key: its name in JSON and in ``--metrics``: lower-case letters, digits and underscores.
-        title: its column heading.
-        better: which direction is better.
-        digits: decimals in tables.
-        about: what it measures, in a phrase.
-        needs: of :data:`NEEDS`, those without which it does not apply.
-        score: its value for an edit; None where it does not apply.
-        where: of :data:`PLACES`, those where it is computed unasked; none for one that only ``--metrics``
-            brings in.
-        order: columns are sorted by it.
-        prepare: loads or fetches the networks it needs, so that a missing one stops the work before it
-            starts; raises WeightsError.
-        version: raise it when the same edit gets another value; results of another version are not reused.
-        source: the module that defines it.
-    """
-
-    key: str
-    title: str
-    better: Literal["higher", "lower"]
-    digits: int
-    about: str
-    needs: tuple[str, ...] = ()
-    score: Score = field(default=lambda edit: None, repr=False, compare=False)
-    where: tuple[str, ...] = PLACES
-    order: int = 1000
-    prepare: Callable[[Networks], object] | None = field(default=None, repr=False, compare=False)
-    version: int = 1
-    source: str = ""
-
-    def table(self) -> dict[str, Any]:
-        """What a reader needs to know of it, as a plain table."""
-        return {k: getattr(self, k) for k in ("key", "title", "better", "digits", "about")}
-
-    @property
-    def builtin(self) -> bool:
-        """Whether it comes with ctxedit."""
-        return self.source.startswith("ctxedit.metrics.")
 
 
 def metric(
@@ -163,8 +109,13 @@ def named(keys: Iterable[str]) -> tuple[Metric, ...]:
     return tuple(one for one in known.values() if one.key in wanted)
 
 
+def value_of(edit: Edit, key: str) -> float | None:
+    """An edit's value of the metric of this key, computed once; None where it does not apply."""
+    return edit.score(named([key])[0])
+
+
 def usual(place: Place) -> tuple[Metric, ...]:
-    """The metrics that are computed there unasked, in the order of the columns."""
+    """The metrics that are computed there by default, in the order of the columns."""
     return tuple(one for one in metrics() if place in one.where)
 
 
@@ -202,7 +153,7 @@ def _take(found: dict[str, Metric], more: Sequence[Metric]) -> None:
     for one in more:
         if one.key in found:
             raise ConfigError(
-                f"two metrics are called {one.key!r}: in {found[one.key].source} and in {one.source}",
+                f"two metrics are named {one.key!r}: in {found[one.key].source} and in {one.source}",
                 "rename one of them",
             )
         found[one.key] = one

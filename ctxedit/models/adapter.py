@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -136,7 +137,7 @@ class ContextAdapter(nn.Module):
         x0 = x0.to(self.out.weight.dtype)
         h, w = x0.shape[-2:]
         patch = self.config.patch
-        # A latent side that is no multiple of the patch is continued at its edge and cut off again.
+        # A latent side that is not a multiple of the patch is continued at its edge and cut off again.
         padded = F.pad(x0, (0, -w % patch, 0, -h % patch), mode="replicate")
         image = self.patches(padded)
         rows, columns = image.shape[-2:]
@@ -237,10 +238,12 @@ def adapter_to_start_from(config: Config) -> Path:
     return file
 
 
+@lru_cache(maxsize=16)
 def adapter_parameters(config: AdapterConfig, channels: int, context_width: int, image_width: int = 0) -> int:
     """Parameters of a :class:`ContextAdapter` of these sizes; exact, and quick for any number of blocks.
 
-    Counted on adapters of one and of two blocks without memory: each further block is like the second.
+    Counted on the meta device, on adapters of one and of two blocks: each further block is like the second.
+    A plan asks for the same sizes several times.
     """
 
     def count(blocks: int) -> int:

@@ -1,4 +1,4 @@
-"""Small files that are laid over a checkpoint (LoRA, embeddings): where they lie, and which are named."""
+"""Small files that extend a checkpoint (LoRAs, embeddings): locating them, and which the settings name."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def locate_file(name: str, what: str, known: Sequence[str], offline: bool = Fals
         )
     if os.path.isdir(path):
         return path / layout.one_file(name, known)([file.name for file in path.iterdir()], False)[0]
+    # A folder that is there is meant, rather than an owner of the same name.
+    if os.path.isdir(path.parent) and path.suffix == ".safetensors":
+        check_file(path, what, error=WeightsError)
+        return path
     if os.path.exists(path) or (found := hub_file(name)) is None:
         check_file(path, what, error=WeightsError)
         return path

@@ -12,7 +12,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.attention import WordAlignment
 from ctxedit.models.backbones import Word
 
-#: Words that say nothing of what is seen: never the reason for a mask.
+#: Function words, which never make a mask.
 _FUNCTION_WORDS = frozenset(
     "a an the its his her and or is are was be style "  # noqa: SIM905
     "of on in at by to with under over near next into from".split()
@@ -95,7 +95,7 @@ def changed(source: Sequence[Word], target: Sequence[Word]) -> tuple[list[Word],
 
 
 def content(words: Sequence[Word]) -> list[Word]:
-    """The words that say something of what is seen."""
+    """The content words."""
     return [w for w in words if _is_content(w.text)]
 
 

@@ -76,7 +76,7 @@ class AttentionRecorder:
     def mean(self) -> Tensor:
         """(frames, words, h, w): mean over layers and heads."""
         if self.total is None:
-            raise ConfigError("no attention layer is of a size that the recorder takes")
+            raise ConfigError("no attention layer has a resolution that the recorder accepts")
         return self.total / self.layers
 
 
@@ -153,7 +153,7 @@ def current_view() -> FrameView:
     """The view in effect; raises ConfigError outside of one."""
     view = _VIEW.get()
     if view is None:
-        raise ConfigError("this network's attention was prepared for clips: call it through the backbone")
+        raise ConfigError("this network's attention is set up for video: call it through the backbone")
     return view
 
 

@@ -93,7 +93,7 @@ class Blip2Captioner:
             NumericsError: a likelihood that is not finite.
         """
         if not getattr(self._model.config, "use_decoder_only_language_model", True):
-            raise ConfigError(f"{self.name} tells no likelihoods of captions", "take --caption-by vote")
+            raise ConfigError(f"{self.name} does not give likelihoods of captions", "take --caption-by vote")
         beams = [beam for image in images for beam in self._search(image, self._options["num_beams"])]
         # Tokens, not texts: of one text they differ by the spelling, or by a tail behind its first line.
         found = list({tuple(beam.tolist()): beam for beam in beams if self._text(beam)}.values())
@@ -162,7 +162,7 @@ class Blip2Captioner:
             start = self._tokenizer.bos_token_id
         if start is None:
             raise WeightsError(
-                f"{self.name} does not say how a text begins", "set text_config.bos_token_id in config.json"
+                f"{self.name} has no start-of-text token", "set text_config.bos_token_id in config.json"
             )
         if config.image_token_index is None:
             # Checkpoints from before transformers 4.46 have no placeholder. Any token that is not the

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ctxedit.errors import ResourceError, WeightsError
-from ctxedit.files import check_model_files, read_json
+from ctxedit.files import check_model_files, neighbour, read_json
 from ctxedit.model_names import expanded
 from ctxedit.models import hub, layout
 from ctxedit.models.weights import is_half, variant_of
@@ -38,7 +38,7 @@ class ClipScorer:
         folder_or_id: a folder in transformers' format, or a hub id such as ``openai/clip-vit-base-patch32``.
         device, dtype: where and in which precision the network runs; embeddings come back in float32 on CPU.
         offline: use the hub's cache only (``HF_HUB_OFFLINE`` does the same).
-        name: what stands beside the figures; the id, or the folder's name, unless given.
+        name: shown next to the figures; by default the id or the folder's name.
 
     Raises:
         WeightsError: nothing there, a pickle, or files missing or broken.
@@ -208,7 +208,8 @@ def checkpoint_folder(folder_or_id: str | Path, offline: bool = False, half: boo
     if not os.path.isdir(path):
         if isinstance(folder_or_id, Path) or os.path.exists(path) or not _HUB_ID.fullmatch(folder_or_id):
             raise WeightsError(
-                f"{folder_or_id} is not a folder", "give a folder in transformers' format, or a hub id"
+                f"{folder_or_id} is not a folder",
+                f"{neighbour(path)}give a folder in transformers' format, or a hub id",
             )
         path = _fetch(folder_or_id, offline, half)
     if not (path / "config.json").is_file():
@@ -295,7 +296,7 @@ def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a Rust library (tokenizers, safetensors) gave up; PyO3's panic is no ``Exception``."""
+    """Whether a Rust library (tokenizers, safetensors) panicked; PyO3's panic is not an ``Exception``."""
     return type(error).__name__ == "PanicException"
 
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ctxedit.errors import WeightsError
+from ctxedit.files import neighbour
 from ctxedit.models.sizes import header, weight_of
 from ctxedit.models.tensors import save_tensors
 
@@ -32,7 +33,7 @@ Kind = Literal["class", "layout"]
 #: u, v, width, height and the share that is covered.
 _GEOMETRY = 5
 _GROUPS = 8
-#: A box of which others leave less than this share to be seen says nothing.
+#: A box of which less than this share is visible is dropped.
 HIDDEN = 0.02
 
 
@@ -170,8 +171,9 @@ class ConditionEncoder(nn.Module):
         """
         file = folder / FILE
         if not file.is_file():
+            guess = "" if folder.exists() else neighbour(folder)
             raise WeightsError(
-                f"no {kind} encoder in {folder}", f"train one: ctxedit train {kind}-encoder --out DIR"
+                f"no {kind} encoder in {folder}", f"{guess}train one: ctxedit train {kind}-encoder --out DIR"
             )
         try:
             config, labels, width = about(file)
@@ -261,7 +263,7 @@ def paint(labels: Tensor, boxes: Tensor, side: int) -> Painted:
 
 
 def hidden(boxes: Tensor, side: int = 64) -> list[int]:
-    """Numbers of the boxes (M, 4) of which the others leave nothing to be seen."""
+    """Indices of the boxes (M, 4) that others hide completely."""
     labels = torch.zeros(1, len(boxes), dtype=torch.long)
     seen = paint(labels, boxes[None], side).weight[0].flatten(1).sum(1) / side**2
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

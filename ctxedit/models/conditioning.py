@@ -1,4 +1,4 @@
-"""What a denoiser is conditioned on, as a type of its own: text now; labels and layouts give tokens as well.
+"""Conditions of a denoiser: text; labels and layouts give tokens as well.
 
 A condition has one row for each branch of classifier-free guidance: unconditional, conditional, the source's.
 """

@@ -1,4 +1,4 @@
-"""A ControlNet beside the denoiser (Zhang et al. 2023): found, checked, loaded, run.
+"""ControlNets (Zhang et al. 2023): finding, checking, loading and running them.
 
 ControlVideo (Zhao et al. 2023) runs it in tuning, inversion and sampling alike, for the unconditional branch
 of guidance as for the conditional one; here also for the source's branch of a fused step. Its frames attend
@@ -36,7 +36,7 @@ class Denoiser:
         name: for errors.
         own: folder of the models, if they are ctxedit's own.
         channels: of the UNet, finest level first.
-        layers: residual blocks at each level on the way down.
+        layers: residual blocks at each level of the encoder half.
         latent_channels: that it takes.
         context_width: of the text encoder.
         factor: pixels a latent, in each direction.
@@ -62,13 +62,13 @@ def check_settings(config: ControlConfig, own: bool) -> None:
         check_library(config.model)
     elif not config.map:
         raise ConfigError(
-            "the settings ask for a control map, and there is none",
-            "bring it with --control FILE (depth, pose, edges of each frame), or use edges of the clip: "
+            "the settings need a control map, and none was given",
+            "give one with --control FILE (depth, pose or edges of each frame), or use the clip's edges: "
             "--set control.kind=canny",
         )
     if config.model == "auto" and not own:
         raise ConfigError(
-            "which ControlNet belongs to the control map is not said",
+            "no ControlNet is named for the control map",
             "name the one for its kind, e.g. --set control.model=lllyasviel/sd-controlnet-depth",
         )
 
@@ -86,7 +86,7 @@ def locate_control(
     """
     if denoiser is None:
         raise ConfigError(
-            "this kind of model takes no ControlNet",
+            "this kind of model does not support ControlNets",
             "choose a preset without one, or set control.kind = none",
         )
     check_settings(config, denoiser.own is not None)
@@ -179,7 +179,7 @@ class Control:
 
         Args:
             x: noisy latents (branches·frames, C, h, w).
-            timestep: as the denoiser is told.
+            timestep: the denoiser's.
             tokens: (branches·frames, L, D).
             view: the denoiser's; its ``control`` is shown to every branch.
             added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.

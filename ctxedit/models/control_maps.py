@@ -24,7 +24,7 @@ from ctxedit.errors import ConfigError, WeightsError
 _LIBRARY = "controlnet_aux"
 #: Where the library's authors keep the detectors' weights.
 WEIGHTS = "lllyasviel/Annotators"
-#: What stands in a ControlNet's name, the map's name, and the class that computes it.
+#: A part of the ControlNet's name, the map's name, and the class that computes it.
 _DETECTORS = {
     "hed": ("HED edges", "HEDdetector"),
     "softedge": ("HED edges", "HEDdetector"),
@@ -43,9 +43,9 @@ def check_library(model: str) -> None:
     """Raise ConfigError where a ControlNet's map can be computed and the library for it is not installed."""
     if find_spec(_LIBRARY) is None:
         raise ConfigError(
-            f"{model} wants a map of {computed_map(model)}, and controlnet_aux, which computes it, "
+            f"{model} needs a map of {computed_map(model)}, and controlnet_aux, which computes it, "
             "is not installed",
-            "pip install 'ctxedit[control]', or bring the map: --control FILE (a video, image or folder)",
+            "pip install 'ctxedit[control]', or give the map: --control FILE (a video, image or folder)",
         )
 
 
@@ -79,7 +79,7 @@ class Detector:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise WeightsError(
                 f"the detector of {entry[0]} could not be loaded: {line}",
-                f"its weights come from {WEIGHTS} on the hub; or bring the map: --control FILE",
+                f"its weights come from {WEIGHTS} on the hub; or give the map: --control FILE",
             ) from error
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

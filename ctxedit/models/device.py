@@ -1,4 +1,4 @@
-"""Devices and precisions, from what a person asks for."""
+"""Devices and precisions, from the settings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"no device named {name!r}", "auto, cpu, cuda, cuda:1, mps") from error
     if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
-        raise ConfigError(f"ctxedit does not run on {name!r}", "auto, cpu, cuda, cuda:1, mps")
+        raise ConfigError(f"ctxedit does not support the device {name!r}", "auto, cpu, cuda, cuda:1, mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(f"{name} is not there", "this machine has no such CUDA device; try --device cpu")
+        raise ResourceError(f"there is no device {name}", "try --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ResourceError("mps is not there", "try --device cpu")
+        raise ResourceError("there is no MPS device", "try --device cpu")
     return device
 
 
@@ -52,7 +52,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def settled_dtype(name: str, device: str) -> str:
     """A precision as it is part of a run's identity: ``auto`` is bfloat16 on a CPU where it means that.
 
-    A run that another processor began in another precision is thus not mistaken for this one's.
+    A run started on another processor in another precision is then not taken for this one's.
     """
     here = name == "auto" and pick_device(device).type == "cpu" and multiplies_bfloat16()
     return "bfloat16" if here else name

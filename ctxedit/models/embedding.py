@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2022): learned vectors that a token in a prompt stands for."""
+"""Textual inversion (Gal et al. 2022): learned vectors, written as a token in a prompt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Embedding:
     """A learned token.
 
     Attributes:
-        file: where it lies.
+        file: its path.
         token: what is written in a prompt.
         vectors: (n, D) for each text encoder, by its folder's name.
     """
@@ -113,7 +113,7 @@ def _misfit(file: Path, name: str, part: str, found: Tensor, width: int | None) 
 
 
 def add_embedding(embedding: Embedding, name: str, tokenizer: Any, encoder: Any, part: str) -> list[int]:
-    """Teach a tokenizer the token and its text encoder the vectors; the ids that the token stands for.
+    """Teach a tokenizer the token and its text encoder the vectors; the ids of the token.
 
     Raises:
         WeightsError: the token is a word of the tokenizer already, or the vectors do not fit.
@@ -127,8 +127,8 @@ def add_embedding(embedding: Embedding, name: str, tokenizer: Any, encoder: Any,
     names = [embedding.token, *(f"{embedding.token}_{i}" for i in range(1, len(vectors)))]
     if tokenizer.add_tokens([AddedToken(n, single_word=True, normalized=False) for n in names]) < len(names):
         raise WeightsError(
-            f"{embedding.token!r}, the token of {embedding.file.name}, is a token of {name} already",
-            "an embedding can be given once; rename the file if it is called by its name",
+            f"{embedding.token!r}, the token of {embedding.file.name}, is already a token of {name}",
+            "give each embedding once; rename the file if its token comes from the file name",
         )
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ids: list[int] = tokenizer.convert_tokens_to_ids(names)

@@ -2,7 +2,7 @@
 
 Tune-A-Video, FateZero and ControlVideo hand five-dimensional tensors (B, C, F, H, W) to the residual blocks'
 ``norm1`` and ``norm2`` and to ``conv_norm_out``, so mean and variance of a group are the clip's. Here frames
-are folded into the batch, and the stock norms would see each frame by itself. The group norm at the entrance
+are folded into the batch, and the stock norms would treat frames separately. The group norm at the entrance
 of a transformer stays as it is: the published code folds the frames before it, too.
 """
 

@@ -2,7 +2,7 @@
 
 Files are fetched here rather than by ``huggingface_hub``, which discards a file whose transfer broke: here
 the part that came is kept, continued by the next attempt with a range request, and compared with the hash
-that the hub lists. The result lies in the hub's own cache and layout; ``huggingface_hub`` links the snapshot.
+that the hub lists. The result is in the hub's own cache and layout; ``huggingface_hub`` links the snapshot.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
+from ctxedit.files import neighbour
 from ctxedit.model_names import SHORT_NAMES
 from ctxedit.models.layout import Select
 from ctxedit.models.transfer import (
@@ -28,7 +29,7 @@ from ctxedit.models.transfer import (
     part_of,
 )
 
-#: Other names that `ctxedit models pull` takes, and what `auto` stands for with a real checkpoint.
+#: Other names that `ctxedit models pull` takes, and what `auto` means with a real checkpoint.
 COMPANIONS = {
     "blip2": "Salesforce/blip2-opt-2.7b",
     "clip": "openai/clip-vit-base-patch32",
@@ -104,7 +105,7 @@ def place_of(hub_id: str) -> Path:
 
 
 def cached(hub_id: str, select: Select, half: bool = False) -> Path | None:
-    """The snapshot of a repository in the cache, if all that is needed of it is there; asks nobody.
+    """The snapshot of a repository in the cache, if all that is needed of it is there; makes no request.
 
     Full precision serves half precision as well. The reverse holds only where the repository is not known to
     have more than its fp16 files.
@@ -138,7 +139,7 @@ def snapshot(hub_id: str) -> Path | None:
 
 
 def _known_names(hub_id: str, commit: str) -> Collection[str] | None:
-    """All names of the repository, where huggingface_hub noted them (2.x does) when it was fetched."""
+    """All names of the repository, where huggingface_hub recorded them (2.x does) at download."""
     try:
         from huggingface_hub import get_cached_repo_tree
 
@@ -189,7 +190,7 @@ def download_of(found: Listing, names: Collection[str]) -> Download:
 
 
 def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
-    """Fetch files of a repository into the cache; what is there is not fetched again.
+    """Download files of a repository into the cache; existing ones are skipped.
 
     Args:
         found: the repository.
@@ -218,7 +219,7 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
         finally:
             watcher.ended()
     with _explained(found.hub_id), _no_bars():
-        # Every content is there by now: this links the snapshot and notes the branch's commit.
+        # All content is there by now: this links the snapshot and records the branch's commit.
         return Path(
             snapshot_download(
                 found.hub_id, revision=SAFE_REVISIONS.get(found.hub_id), allow_patterns=sorted(names)
@@ -283,7 +284,7 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
     ):
         return WeightsError(
             f"there is no {hub_id} on the hub, or you have no access to it",
-            "check the id; a private repository needs `hf auth login`",
+            f"{neighbour(Path(hub_id))}check the id; a private repository needs `hf auth login`",
         )
     if isinstance(error, Broken):
         return WeightsError(
@@ -302,7 +303,8 @@ def _explanation(hub_id: str, error: Exception) -> CtxeditError:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return WeightsError(
         f"{hub_id} could not be fetched: {line}",
-        f"check the connection to {constants.ENDPOINT}, or give a folder; what was fetched is kept",
+        f"{neighbour(Path(hub_id))}check the connection to {constants.ENDPOINT}, or give a folder; "
+        "what was fetched is kept",
     )
 
 
@@ -310,14 +312,14 @@ def offline_error(hub_id: str) -> WeightsError:
     """For a repository that is not, or not wholly, in the cache."""
     return WeightsError(
         f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and this is offline",
-        f"fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "
+        f"{neighbour(Path(hub_id))}fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "
         "without --offline and HF_HUB_OFFLINE",
     )
 
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """huggingface_hub draws none: there is nothing left to transfer."""
+    """No bar by huggingface_hub: nothing is left to transfer."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     was = are_progress_bars_disabled()

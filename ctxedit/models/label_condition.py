@@ -1,4 +1,4 @@
-"""A trained condition encoder at work: found beside a model, checked against it, and asked for conditions."""
+"""A trained condition encoder in use: located, checked against its model, and applied."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Labels:
-    """What a picture is asked to show: numbers of labels, and their boxes in shares of its sides."""
+    """Content of an image: label numbers, and boxes in shares of its sides."""
 
     numbers: tuple[int, ...]
     boxes: tuple[Box, ...]
@@ -36,7 +36,7 @@ class LabelEncoder:
     """A condition encoder from a folder.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         encoder: in eval mode, on the CPU.
         adapter: the context adapter that it was trained with, or None.
     """
@@ -63,7 +63,7 @@ class LabelEncoder:
         places = tuple(box for _, box in boxes)
         if gone := hidden(torch.tensor(places)):
             raise InputError(
-                f"box {gone[0] + 1} ({boxes[gone[0]][0]}) is hidden by the others: nothing of it is seen",
+                f"box {gone[0] + 1} ({boxes[gone[0]][0]}) is completely hidden by the others",
                 "smaller boxes are in front of larger ones: move it, or leave it out",
             )
         return Labels(numbers, places)

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import CtxeditError, ResourceError, WeightsError
+from ctxedit.files import neighbour
 from ctxedit.models.captioner import shares
 
 VERSION = 1
@@ -61,7 +62,7 @@ class LavisCaptioner:
     ) -> None:
         found = shutil.which(str(Path(python).expanduser()))
         if found is None:
-            raise WeightsError(f"no Python interpreter at {python}", SETUP)
+            raise WeightsError(f"no Python interpreter at {python}", f"{neighbour(Path(python))}{SETUP}")
         self.name = f"lavis:{model}/{model_type}"
         self._command = [found, "-u", str(worker or _WORKER)]
         self._model = {"model": model, "model_type": model_type}
@@ -75,7 +76,7 @@ class LavisCaptioner:
             with tempfile.TemporaryDirectory(prefix="ctxedit-lavis-") as folder:
                 return [self._one(link, number, image, folder) for number, image in enumerate(images)]
         except BaseException:
-            self.close(at_once=True)  # an answer that still comes would be taken for the next one's
+            self.close(at_once=True)  # a late answer would be taken for the next request's
             raise
 
     def propose(self, images: list[np.ndarray]) -> dict[str, float]:
@@ -101,7 +102,7 @@ class LavisCaptioner:
         hello = link.receive("hello", self._timeout)
         if hello.get("version") != VERSION:
             raise WeightsError(
-                f"the LAVIS worker speaks version {hello.get('version')} of the protocol, not {VERSION}",
+                f"the LAVIS worker uses version {hello.get('version')} of the protocol, not {VERSION}",
                 "use the lavis_worker.py of this ctxedit",
             )
         link.send({"type": "load", **self._model})
@@ -166,7 +167,7 @@ class _Link:
             if message.get("type") == kind and message.get("id") == number:
                 return message
         raise WeightsError(
-            f"the LAVIS worker writes no messages, but for example: {line!r:.80}",
+            f"the LAVIS worker's output is not the protocol's: {line!r:.80}",
             "use the lavis_worker.py of this ctxedit",
         )
 
@@ -208,7 +209,7 @@ class _Link:
             code = None
         if code == -9:
             return ResourceError(
-                "the LAVIS worker was killed", "the system does that when memory runs out: BLIP-2 wants 16 GB"
+                "the LAVIS worker was killed", "usually because memory ran out: BLIP-2 needs 16 GB"
             )
         return WeightsError(f"the LAVIS worker ended (exit {code}){self._tail()}", SETUP)
 
@@ -217,7 +218,7 @@ class _Link:
         if message.get("kind") == "import":
             return WeightsError(f"LAVIS cannot be imported by that interpreter ({said})", SETUP)
         if "out of memory" in said.lower() or said.startswith("MemoryError"):
-            return ResourceError(f"LAVIS ran out of memory ({said})", "BLIP-2 wants 16 GB")
+            return ResourceError(f"LAVIS ran out of memory ({said})", "BLIP-2 needs 16 GB")
         return WeightsError(f"LAVIS failed ({said})", "check the model's names and the space on disk")
 
     def _tail(self) -> str:

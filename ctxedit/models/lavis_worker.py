@@ -1,4 +1,4 @@
-"""LAVIS's side of the captioner: runs in LAVIS's own interpreter (Python 3.8 or later) and stands alone.
+"""LAVIS's side of the captioner: runs in LAVIS's interpreter (Python 3.8 or later), without ctxedit.
 
 One JSON object a line. In on stdin, out on stdout:
     (start)                                        {"type": "hello", "version": 1, "python": "3.8.20"}

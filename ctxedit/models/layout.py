@@ -86,7 +86,7 @@ def flat(name: str) -> Select:
 
 
 def pipeline(networks: Sequence[str], others: Sequence[str], name: str) -> Select:
-    """What a diffusers repository must give: the folders of a family, and nothing beside them."""
+    """The parts of a diffusers repository that are needed: the folders of a family."""
 
     def select(names: Collection[str], half: bool) -> list[str]:
         wanted = ["model_index.json"]

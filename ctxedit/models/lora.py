@@ -46,7 +46,7 @@ class Lora:
     """A LoRA file, read and converted to peft's names.
 
     Attributes:
-        file: where it lies.
+        file: its path.
         scale: what its products are multiplied by; alpha over rank is in the matrices already.
         layers: (down, up) of each layer, by network (its folder's name) and layer.
     """
@@ -69,7 +69,7 @@ class Lora:
 
 
 def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool = False) -> Lora:
-    """A LoRA by its setting, ``FILE_OR_ID[:SCALE]``, checked to fit a checkpoint; nothing is merged.
+    """A LoRA by its setting, ``FILE_OR_ID[:SCALE]``, checked to fit a checkpoint, not merged.
 
     Args:
         setting: a file, a folder with one, a hub id, or a file of a repository (``owner/name/file``).
@@ -85,7 +85,7 @@ def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool =
     name, scale = split_scale(setting)
     file = locate_file(name, "LoRA", NAMES, offline)
     if family.lora_loader is None:
-        raise WeightsError(f"{checkpoint.name} takes no LoRA", "leave out --lora")
+        raise WeightsError(f"{checkpoint.name} does not support LoRAs", "leave out --lora")
     tensors = _numbers(load_file(file), file) if header([file]) else {}
     broken = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), None)
     if broken:
@@ -176,7 +176,7 @@ def _pairs(named: Mapping[str, Tensor], network: str) -> dict[str, tuple[Tensor,
         if network == "unet":
             own = convert_unet_state_dict_to_peft(own)
         else:
-            if any("_lora." in key for key in own):  # by itself diffusers looks for all four projections
+            if any("_lora." in key for key in own):  # diffusers would look for all four projections
                 own = convert_state_dict_to_diffusers(own, StateDictType.DIFFUSERS_OLD)
             own = convert_state_dict_to_peft(own, StateDictType.DIFFUSERS)
     downs = {k.removesuffix(_DOWN): v for k, v in own.items() if k.endswith(_DOWN)}

@@ -96,7 +96,7 @@ def _prefixes(shapes: Shapes, name: str) -> dict[str, str]:
 
     if not has(UNET):
         raise WeightsError(
-            f"{name} is not a whole Stable Diffusion 1.x, 2.x or XL checkpoint: it has no UNet under {UNET}*",
+            f"{name} is not a complete Stable Diffusion 1.x, 2.x or XL checkpoint: no UNet under {UNET}*",
             "a LoRA goes to --lora, an embedding to --embedding; other kinds as a diffusers folder",
         )
     if not has(f"{UNET}input_blocks."):
@@ -106,7 +106,7 @@ def _prefixes(shapes: Shapes, name: str) -> dict[str, str]:
         )
     if has(_REFINER):
         raise WeightsError(
-            f"{name} is the SDXL refiner, which only finishes what the base model began",
+            f"{name} is the SDXL refiner, which only refines the base model's latents",
             "use the base model, --model sdxl",
         )
     if not has(VAE):
@@ -130,7 +130,7 @@ def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def _unet(shapes: Shapes, prediction: Prediction) -> dict[str, Any]:
-    """Walk the way down: residual blocks, each maybe with attention, and a downsampler between levels."""
+    """Walk the encoder half: residual blocks with or without attention, and downsamplers."""
     channels, depth, counts = [0], [0], [0]
     number = 1
     while any(key.startswith(f"input_blocks.{number}.") for key in shapes):

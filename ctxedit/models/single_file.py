@@ -62,7 +62,7 @@ def open_single_file(path: Path) -> SingleFile:
     """Read a file's header; the same file is read once.
 
     Raises:
-        WeightsError: it cannot be read, or is not a whole Stable Diffusion 1.x, 2.x or XL base.
+        WeightsError: it cannot be read, or is not a complete Stable Diffusion 1.x, 2.x or XL base.
     """
     path = path.resolve()
     return _open(path, path.stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""How large a checkpoint is, from its config files and safetensors headers alone; nothing is loaded."""
+"""Size of a checkpoint, from its config files and safetensors headers, without loading it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sizes:
         unet, vae, text_encoder: their weights (all text encoders together).
         channels: of the denoiser, highest resolution first.
         depth: transformer blocks of each attention stack at these resolutions; 0 is no attention.
-        layers: residual blocks at each resolution on the way down (one more on the way up).
+        layers: residual blocks at each resolution of the encoder half (one more in the decoder half).
         vae_channels: of the autoencoder, highest resolution first.
         latent_channels, context_width, context_length, resolution: as ``Backbone`` has them.
         sites: the denoiser's attention layers.
@@ -85,7 +85,7 @@ class Sizes:
 
 
 def folder_weight(folder: Path, half: bool = False) -> Weight:
-    """The network of a folder: what is loaded, and no other copy of it."""
+    """The network of a folder: the files that are loaded, without other copies."""
     return weight_of(header(weight_files(folder, half)))
 
 
@@ -103,7 +103,7 @@ def weight_of(table: dict[str, dict[str, Any]]) -> Weight:
 
 
 def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Names, shapes and types of safetensors files' tensors; raises WeightsError for what is none."""
+    """Names, shapes and types of safetensors files' tensors; raises WeightsError for other files."""
     table: dict[str, dict[str, Any]] = {}
     for file in files:
         try:
@@ -121,7 +121,7 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
                 raise ValueError("cut off")
         except _NO_HEADER as error:
             raise WeightsError(
-                f"{file} is no whole safetensors file ({error})", "fetch or save it again"
+                f"{file} is not a complete safetensors file ({error})", "fetch or save it again"
             ) from error
         table |= found
     return table

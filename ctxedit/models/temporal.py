@@ -60,7 +60,7 @@ class TemporalAttention(nn.Module):
 
 
 class ParallelAttention(nn.Module):
-    """Attention over frames beside a block's self-attention, which it is copied from (ControlVideo).
+    """Attention over frames parallel to a block's self-attention, initialised from it (ControlVideo).
 
     It takes self-attention's own, normalised, input and adds to its output through a 1×1 convolution (here a
     linear layer over tokens) whose weight and bias are zero at the start.

@@ -1,4 +1,4 @@
-"""Tensors as one safetensors file."""
+"""Saving and reading tensors as one safetensors file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def tensors_in_parts(
 
 
 def mapped_tensor(path: Path, name: str) -> np.ndarray | None:
-    """A tensor of a safetensors file as a mapped array, of which only what is looked at is read.
+    """A tensor of a safetensors file as a memory-mapped array, read on access.
 
     None where the file has no tensor of that name. The file is trusted: run folders check their hashes.
     """

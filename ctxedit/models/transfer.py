@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from ctxedit.errors import WeightsError
 
 _CHUNK = 1 << 20
-#: Requests in a row that bring nothing new before a transfer is given up, and seconds between two.
+#: Fruitless requests in a row before a transfer is given up, and seconds between two.
 _ATTEMPTS = 5
 _PAUSE = 1.0
 
@@ -63,7 +63,7 @@ class Download:
 
 
 class Watcher:
-    """Is told of downloads. This one lets them happen in silence, as the Python API does."""
+    """Receives events of downloads. This one ignores them, as the Python API does."""
 
     def begins(self, download: Download) -> None:
         """Called before the first byte; may raise to refuse."""
@@ -114,13 +114,13 @@ def _fetch_and_check(download: Download, file: RemoteFile, part: Path, watcher: 
             return
         part.unlink()
     raise WeightsError(
-        f"{download.hub_id}/{file.name} arrived damaged: its hash is not the one that the hub lists",
-        "run the same command again; if it fails again, a proxy on the way may change files",
+        f"{download.hub_id}/{file.name} was damaged in transit: its hash is not the hub's",
+        "run the same command again; if it fails again, a proxy may be changing files",
     )
 
 
 def _transfer(download: Download, file: RemoteFile, part: Path, watcher: Watcher) -> None:
-    """Append to ``part`` what is still missing; a broken connection is tried again as long as bytes come."""
+    """Append to ``part`` what is still missing; retries while there is progress."""
     failures, most = 0, _size(part)
     while not part.is_file() or _size(part) < file.size:
         broken: Exception = ConnectionError("the connection ended early")
@@ -165,7 +165,7 @@ def _request(download: Download, file: RemoteFile, part: Path, have: int, watche
         if have and not goes_on:
             watcher.came(-have)
         with part.open("ab" if goes_on else "wb") as stream:
-            for chunk in answer.iter_bytes():  # as it comes: a break costs nothing
+            for chunk in answer.iter_bytes():  # unbuffered: nothing is lost if the connection breaks
                 stream.write(chunk)
                 watcher.came(len(chunk))
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ctxedit.contents import fingerprint
 from ctxedit.errors import CtxeditError, WeightsError, did_you_mean
-from ctxedit.files import check_file, check_model_files, process_folder
+from ctxedit.files import check_file, check_model_files, neighbour, process_folder
 from ctxedit.model_names import BUILTIN, VOCABULARY, expanded, is_own
 from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
 from ctxedit.models import hub, layout
@@ -31,7 +31,7 @@ BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model's files lie. ``name`` is what results are labelled with."""
+    """Location of a model's files. ``name`` labels results."""
 
     name: str
     path: Path
@@ -48,7 +48,7 @@ class Checkpoint:
 
     @property
     def note(self) -> str | None:
-        """What was assumed of a single file that does not say it; None for nothing."""
+        """Assumptions made about a single file; None without any."""
         return None if self.form == "folder" else open_single_file(self.path).note
 
     @property
@@ -89,7 +89,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     if not is_hub_id(model):
         raise WeightsError(
             f"no model named {model!r}",
-            f"{did_you_mean(model, ('builtin', *SHORT_NAMES))}"
+            f"{did_you_mean(model, ('builtin', *SHORT_NAMES)) or neighbour(path)}"
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline, half)), "folder")
@@ -104,14 +104,14 @@ def is_hub_id(model: str) -> bool:
 
 
 def own_folder(model: str) -> Path | None:
-    """Where one of ctxedit's own models lies; None for a checkpoint from elsewhere."""
+    """Folder of one of ctxedit's own models; None for any other checkpoint."""
     if not is_own(model):
         return None
     return BUILTIN_FOLDER if model == BUILTIN else expanded(model).resolve()
 
 
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
-    """Where ctxedit's own ``clip`` or ``captioner`` lies and how it is called, if the setting means that.
+    """Folder and name of ctxedit's own ``clip`` or ``captioner``, if the setting means that.
 
     ``builtin`` is the package's; ``auto`` the one beside the model in ``own``, or the package's if there is
     none. None for a setting that means one from elsewhere.
@@ -124,9 +124,9 @@ def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | No
 
 
 def identity(model: str) -> str:
-    """What a model is known by: a name for one on the hub, a hash of what is read of it for one on disk.
+    """Identity of a model: its id for one on the hub, a hash of the files read for one on disk.
 
-    Files on disk may be trained or written anew in their place, or be moved. ctxedit's own have both, name
+    Files on disk may be retrained, overwritten or moved. ctxedit's own have both, name
     and hash. What is not there, or cannot be read, is known by its name: loading it says what is wrong.
     """
     own = own_folder(model)
@@ -157,7 +157,7 @@ def part_identity(setting: str, own: Path | None, part: str) -> str:
 
 
 def folder_identity(folder: Path) -> str:
-    """What a folder of one network is known by: its files, but for pickles, which are never read."""
+    """Identity of a folder of one network: its files without pickles, which are never read."""
     return fingerprint(folder, skip=layout.PICKLES)
 
 
@@ -204,7 +204,7 @@ def pipeline_of(folder: Path) -> str:
 
 
 def pipeline_folder(name: str, offline: bool, half: bool) -> Path:
-    """The folder of a pipeline beside the model, such as an upscaler, by hub id or path; fetched if need be.
+    """The folder of a further pipeline, such as an upscaler, by hub id or path; downloaded if needed.
 
     Raises:
         WeightsError: nothing there, an unknown kind of pipeline, folders or weights missing.
@@ -213,12 +213,15 @@ def pipeline_folder(name: str, offline: bool, half: bool) -> Path:
     if os.path.isdir(path):
         return _diffusers_folder(path, layout_named)
     if not is_hub_id(name):
-        raise WeightsError(f"no folder or hub id {name!r}", "give a diffusers folder, or an id (owner/name)")
+        raise WeightsError(
+            f"no folder or hub id {name!r}",
+            f"{neighbour(path)}give a diffusers folder, or an id (owner/name)",
+        )
     return _diffusers_folder(_download(name, offline, half, layout_named), layout_named)
 
 
 def _download(hub_id: str, offline: bool, half: bool, named: _Named = family_named) -> Path:
-    """The folder of a hub id in the cache; of what is fetched, nothing but what its pipeline needs."""
+    """The folder of a hub id in the cache; downloads only what its pipeline needs."""
     if (found := in_cache(hub_id, half)) is not None:
         return found
     if hub.is_offline(offline):
@@ -290,7 +293,7 @@ def _completed(path: Path) -> tuple[str, Path]:
         return path.name, path
     if not (around / "model_index.json").is_file():
         raise WeightsError(
-            f"{path} holds {' and '.join(f'{part}/' for part in inside)} alone, and there is no pipeline "
+            f"{path} holds only {' and '.join(f'{part}/' for part in inside)}, and there is no pipeline "
             f"around it in {around}",
             f"copy the base model's folders and model_index.json to {around}, then name {path.name} again",
         )
@@ -327,7 +330,7 @@ def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:
 
 
 def network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
-    """One of diffusers' networks, from safetensors and nothing else, with no weight left to chance."""
+    """One of diffusers' networks, from safetensors only, with no missing weight."""
     network, report = cls.from_pretrained(
         path, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True,
         local_files_only=True, variant=variant_of(path / part, dtype),

@@ -20,7 +20,7 @@ from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.prompts import plain, weighted
 from ctxedit.stages import invert as inverting
-from ctxedit.stages import sample as sampling
+from ctxedit.stages import passes
 from ctxedit.stages.invert import Progress, no_progress
 from ctxedit.stages.sample import Sampling, Source, sample
 
@@ -47,11 +47,11 @@ class InvertedClip:
 def network_passes(config: Config, prompt: str | None, target: str) -> int:
     """Passes of the network over the clip that :func:`edit` makes; at most, where the prompt is not known."""
     if prompt is None:
-        return sampling.network_passes(config)
+        return passes.network_passes(config)
     removed, added = changed(
         *([Word(word, ()) for word in split_words(text)] for text in (prompt, plain(target)))
     )
-    return sampling.network_passes(config, bool(removed), bool(added))
+    return passes.network_passes(config, bool(removed), bool(added))
 
 
 def edit(
@@ -82,7 +82,7 @@ def edit(
     with edit_conditions(inverted, target, config) as (context, source):
         generator = torch.Generator().manual_seed(config.seed)
         if source is None:
-            start = sampling.first_level(config)
+            start = passes.first_level(config)
             clean = inverted.trajectory[0]
             noise = torch.randn(clean.shape, generator=generator).to(clean)
             a, s = levels.at(start)

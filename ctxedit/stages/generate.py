@@ -15,12 +15,13 @@ from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.invert import Progress, no_progress
-from ctxedit.stages.sample import Sampling, guided_count, sample
+from ctxedit.stages.passes import guided_count, saved_passes
+from ctxedit.stages.sample import Sampling, sample
 
 
 def network_passes(config: Config) -> int:
     """Passes of the network that :func:`generate` makes for each image, branches counted singly."""
-    return config.edit.steps + guided_count(config, config.edit.steps)
+    return config.edit.steps + guided_count(config, config.edit.steps) - saved_passes(config, 0)
 
 
 @torch.no_grad()

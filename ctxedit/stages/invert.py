@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """The progress of whoever does not ask for it."""
+    """Report nothing."""
 
 
 def network_passes(config: Config) -> int:
@@ -36,20 +38,93 @@ def network_passes(config: Config) -> int:
 
 
 def history_of(solver: Solver) -> History:
-    """Of a walk that has not begun."""
+    """The history of a trajectory that has not begun."""
     return History(solver != "ddim")
 
 
 def maps_of_level(config: Config) -> bool:
-    """Whether the inversion asked the network at each level with the latent of that level.
+    """Whether the inversion evaluates the network at each level with that level's own latents.
 
-    Refined and second-order inversions did; DDIM's asked with the latent of the level below.
+    It does with fixed-point iterations and with a second-order solver. Plain DDIM inversion uses the latents
+    of the level below.
     """
     return config.invert.fixed_point_iterations > 0 or config.invert.solver != "ddim"
 
 
 def _passes(steps: int, fixed_point_iterations: int) -> int:
     return steps * (1 + fixed_point_iterations)
+
+
+@dataclass(frozen=True)
+class Inverter:
+    """One step up the levels, of an image or a video: what :func:`invert` repeats.
+
+    Attributes:
+        backbone: with clip attention installed.
+        context: one row, of the prompt that is inverted with.
+        levels: S used levels.
+        view: one branch.
+        shift: b_t of the same prompt, or None.
+        fixed_point_iterations: network evaluations of each step beyond the first.
+        solver: ``ddim``, or ``dpm++2m`` without fixed-point iterations.
+    """
+
+    backbone: Backbone
+    context: Condition | Tensor
+    levels: Levels
+    view: FrameView
+    shift: ContextShift | None = None
+    fixed_point_iterations: int = 0
+    solver: Solver = "ddim"
+
+    @property
+    def passes(self) -> int:
+        """Network evaluations of a whole inversion."""
+        return _passes(self.levels.steps, self.fixed_point_iterations)
+
+    @torch.no_grad()
+    def step(
+        self, x: Tensor, low: int, passed: Callable[[], None] = lambda: None, history: History | None = None
+    ) -> Tensor:
+        """Latents (F, C, h, w) from level ``low`` to the one above.
+
+        Args:
+            x: latents at ``low``.
+            low: index of the level.
+            passed: called after each network evaluation.
+            history: of this inversion, handed from step to step; a step of second order needs it.
+
+        Raises:
+            NumericsError: NaN or infinity appeared.
+        """
+        levels, backbone = self.levels, self.backbone
+        if history is not None and history.second_order and low:
+            up = self._second_order(x, low, history)
+            passed()
+            return _finite(up, levels.timestep(low))
+        high = low + 1
+        t = levels.timestep(high)
+        up, level = x, low
+        for i in range(1 + self.fixed_point_iterations):
+            raw = backbone.raw(up, t, self.context, self.view)
+            x0 = to_x0(raw, up, *levels.at(level), backbone.prediction)
+            eps = _noise(raw, up, x0, levels, level, high, backbone.prediction)
+            up = _step_up(x, x0, eps, levels, low, self.shift, passes=1 if i else 2)
+            level = high
+            passed()
+        return _finite(up, t)
+
+    def _second_order(self, x: Tensor, low: int, history: History) -> Tensor:
+        """From level ``low``, which is not clean data, to the next, by the noise predicted at ``low``."""
+        levels, shift = self.levels, self.shift
+        here, above = levels.at(low), levels.at(low + 1)
+        x0 = self.backbone.predict_x0(x, levels.timestep(low), self.context, *here, self.view)
+        b = b_up = None
+        if shift is not None:
+            b, b_up = shift.at(x0, levels, low), shift.at(x0, levels, low + 1)
+        y = x if b is None else x - b
+        eps = history.improve(effective_noise(y, x0, *here), here, above)
+        return ddim(x, to_x0(eps, y, *here, "epsilon"), *here, *above, b, b_up, eps=eps)
 
 
 @torch.no_grad()
@@ -66,22 +141,17 @@ def invert(
 ) -> Tensor:
     """Walk clean latents up the levels.
 
-    DDIM's step from level s to u asks the network at u's timestep, as the way down will (Song et al. 2021;
-    diffusers' ``DDIMInverseScheduler``). Each refinement asks again at the latent just reached: the fixed
-    point of it is the exact inverse of the step down. What is handed on is the noise, not x̂_0: near clean
-    data x̂_0 hardly says which noise there was, and the iteration would run away. A step of second order asks
-    at its own level instead, as Adams and Bashforth do; the first one, from clean data, is DDIM's.
+    DDIM's step from level s to u evaluates the network at u's timestep, as the step down will (Song et al.
+    2021; diffusers' ``DDIMInverseScheduler``). Each fixed-point iteration evaluates it again at the latents
+    just reached: its fixed point is the exact inverse of the step down. The steps carry the noise rather
+    than x̂_0: near clean data x̂_0 hardly determines the noise, and the iteration would diverge. A second-order
+    step (Adams-Bashforth) evaluates the network at its own level instead; the first one, from clean data, is
+    DDIM's.
 
     Args:
-        backbone: with clip attention installed.
         latents: (F, C, h, w), clean.
-        context: one row, of the prompt that is inverted with.
-        levels: S used levels.
-        view: one branch.
-        shift: b_t of the same prompt, or None.
-        fixed_point_iterations: network evaluations of each step beyond the first.
         progress: told (done, total) network evaluations.
-        solver: ``ddim``, or ``dpm++2m`` without fixed-point iterations.
+        backbone, context, levels, view, shift, fixed_point_iterations, solver: as in :class:`Inverter`.
 
     Returns:
         (S + 1, F, C, h, w), level 0 first, contiguous whatever the memory format of the latents.
@@ -89,55 +159,19 @@ def invert(
     Raises:
         NumericsError: NaN or infinity appeared.
     """
-    trajectory, history = [latents], history_of(solver)
-    total = _passes(levels.steps, fixed_point_iterations)
+    inverter = Inverter(backbone, context, levels, view, shift, fixed_point_iterations, solver)
+    trajectory, history, passed = [latents], history_of(solver), counter(progress, inverter.passes)
     for low, _ in levels.up():
-
-        def passed(i: int, low: int = low) -> None:
-            progress(1 + i + (1 + fixed_point_iterations) * low, total)
-
-        up = ascend(
-            backbone, trajectory[-1], context, levels, low, view, shift, fixed_point_iterations, passed,
-            history,
-        )  # fmt: skip
-        trajectory.append(up)
-    # Networks round differently in each memory format, and a file holds contiguous tensors: what is fresh
-    # and what is read back must give the same edit.
+        trajectory.append(inverter.step(trajectory[-1], low, passed, history))
+    # Networks round differently in each memory format, and a file holds contiguous tensors: fresh latents and
+    # latents read back must give the same edit.
     return torch.stack(trajectory).contiguous()
 
 
-@torch.no_grad()
-def ascend(
-    backbone: Backbone,
-    x: Tensor,
-    context: Condition | Tensor,
-    levels: Levels,
-    low: int,
-    view: FrameView,
-    shift: ContextShift | None,
-    fixed_point_iterations: int,
-    passed: Callable[[int], None],
-    history: History | None = None,
-) -> Tensor:
-    """One step of :func:`invert`: latents (F, C, h, w) from level ``low`` to the one above.
-
-    ``passed`` is told of each network evaluation, counted from 0; ``history`` is handed from step to step.
-    """
-    if history is not None and history.second_order and low:
-        up = _second_order(backbone, x, context, levels, low, view, shift, history)
-        passed(0)
-        return _finite(up, levels.timestep(low))
-    high = low + 1
-    t = levels.timestep(high)
-    up, level = x, low
-    for i in range(1 + fixed_point_iterations):
-        raw = backbone.raw(up, t, context, view)
-        x0 = to_x0(raw, up, *levels.at(level), backbone.prediction)
-        eps = _noise(raw, up, x0, levels, level, high, backbone.prediction)
-        up = _step_up(x, x0, eps, levels, low, shift, passes=1 if i else 2)
-        level = high
-        passed(i)
-    return _finite(up, t)
+def counter(progress: Progress, total: int) -> Callable[[], None]:
+    """A function that reports one more of ``total`` each time it is called."""
+    numbers = count(1)
+    return lambda: progress(next(numbers), total)
 
 
 def _finite(latents: Tensor, timestep: int | float) -> Tensor:
@@ -146,33 +180,12 @@ def _finite(latents: Tensor, timestep: int | float) -> Tensor:
     return latents
 
 
-def _second_order(
-    backbone: Backbone,
-    x: Tensor,
-    context: Condition | Tensor,
-    levels: Levels,
-    low: int,
-    view: FrameView,
-    shift: ContextShift | None,
-    history: History,
-) -> Tensor:
-    """From level ``low``, which is not clean data, to the next, by the noise predicted at ``low``."""
-    here, above = levels.at(low), levels.at(low + 1)
-    x0 = backbone.predict_x0(x, levels.timestep(low), context, *here, view)
-    b = b_up = None
-    if shift is not None:
-        b, b_up = shift.at(x0, levels, low), shift.at(x0, levels, low + 1)
-    y = x if b is None else x - b
-    eps = history.improve(effective_noise(y, x0, *here), here, above)
-    return ddim(x, to_x0(eps, y, *here, "epsilon"), *here, *above, b, b_up, eps=eps)
-
-
 def _noise(
     raw: Tensor, x: Tensor, x0: Tensor, levels: Levels, level: int, high: int, kind: Prediction
 ) -> Tensor:
-    """The effective noise of ``x``. Clean data holds none to read: there the head says it.
+    """The effective noise of ``x``. Clean data contains none, so there the network's output gives it.
 
-    A head for x_0 says it only as what is left at the upper level, whose timestep the network was told.
+    A network that predicts x_0 gives it only at the upper level, whose timestep it was called with.
     """
     if level:
         return effective_noise(x, x0, *levels.at(level))
@@ -182,15 +195,15 @@ def _noise(
 def _step_up(
     x: Tensor, x0: Tensor, eps: Tensor, levels: Levels, low: int, shift: ContextShift | None, passes: int
 ) -> Tensor:
-    """From level ``low`` to the next: the step down, solved for where it starts.
+    """From level ``low`` to the next: the step down, solved for its starting point.
 
     Args:
         x: latents at ``low``.
         x0: the prediction, for the shift.
-        eps: the effective noise, the *upper* level's share of the shift included: that is whose timestep the
-            network was told.
-        passes: how often the shift is made. A first x̂_0, told of the lower level, takes a part of the shift
-            for signal: a second pass, with the x̂_0 of the first, does not.
+        eps: the effective noise, including the *upper* level's shift, because the network was called with the
+            upper level's timestep.
+        passes: how often the shift is computed. The first x̂_0, read at the lower level, contains a part of
+            the shift; a second pass, with the x̂_0 of the first, does not.
     """
     high = low + 1
     (a, s), (a_up, s_up) = levels.at(low), levels.at(high)

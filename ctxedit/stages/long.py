@@ -25,8 +25,9 @@ from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
 from ctxedit.stages.edit import InvertedClip, edit_conditions
-from ctxedit.stages.invert import Progress, ascend, history_of, no_progress
-from ctxedit.stages.sample import Sampling, descend, first_level
+from ctxedit.stages.invert import Inverter, Progress, counter, history_of, no_progress
+from ctxedit.stages.passes import first_level
+from ctxedit.stages.sample import Sampling, descend
 from ctxedit.windows import Window
 
 #: (F, C, h, w) float32 on disk.
@@ -104,27 +105,20 @@ def invert_long(
 ) -> None:
     """As :func:`ctxedit.stages.invert.invert`, into ``trajectory`` (S + 1, F, C, h, w) on disk.
 
-    ``progress`` is told of network evaluations over one window each.
+    ``progress`` counts network evaluations of one window each.
     """
     for window in strip.windows:
         trajectory[0, window.fresh] = latents[window.fresh]
         release(trajectory, latents)
     histories = [history_of(solver) for _ in strip.windows]
-    total = levels.steps * (1 + fixed_point_iterations) * len(strip.windows)
-    done = 0
-
-    def passed(_: int) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
+    inverter = Inverter(
+        backbone, context, levels, strip.view(strip.windows[0]), shift, fixed_point_iterations, solver
+    )
+    passed = counter(progress, inverter.passes * len(strip.windows))
     for low, high in levels.up():
 
         def up(number: int, view: FrameView, x: Tensor, low: int = low) -> Tensor:
-            return ascend(
-                backbone, x, context, levels, low, view, shift, fixed_point_iterations, passed,
-                histories[number],
-            )  # fmt: skip
+            return replace(inverter, view=view).step(x, low, passed, histories[number])
 
         strip.walk(trajectory[low], trajectory[high], up)
 
@@ -148,7 +142,7 @@ def edit_long(
         strip: the windows.
         target, config, shift: as there, the shift of one window's length.
         mask: of one window.
-        progress: told of steps over one window each.
+        progress: counts steps of one window each.
 
     Returns:
         Latents (F, C, h, w) on disk.

@@ -57,7 +57,7 @@ def prepare(
 
 
 def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[ClipConfig, str | None]:
-    """Fit the frames that settings ask for into a clip that has fewer; what a person gave is kept.
+    """Reduce the number of frames to what the clip has; values that the user gave are kept.
 
     Args:
         path: the clip.
@@ -72,7 +72,7 @@ def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[Cl
     """
     info = probe(path)
     there, frames, stride = info.frames - config.start, config.frames, config.stride
-    if not frames:  # all: every frame, unless a person gave a stride; at least one, for a start to be refused
+    if not frames:  # all: every frame, unless the user gave a stride
         stride = stride if "stride" in given else 1
         return replace(config, frames=max(1, (there - 1) // stride + 1), stride=stride), None
     if there < 1 or (frames - 1) * stride < there:
@@ -120,7 +120,7 @@ def read_for_caption(path: Path, config: ClipConfig) -> Clip:
 
 
 def check_readable(path: Path, config: ClipConfig) -> Clip:
-    """Read the frames that the settings name and keep nothing of them: a damaged one is found out.
+    """Read the frames that the settings name and discard them, to find damaged ones.
 
     Returns:
         What is known of the clip and of its times; the frames are of one pixel.

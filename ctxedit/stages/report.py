@@ -19,7 +19,7 @@ from ctxedit.stages.prepare import Prepared
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Where an edit's results lie."""
+    """Paths of an edit's results."""
 
     video: Path
     side_by_side: Path
@@ -43,7 +43,7 @@ def check_image(path: Path, overwrite: bool) -> None:
 
 
 def files_for(video: Path) -> OutputFiles:
-    """The side-by-side (of an image an image) and the sheet lie beside the video, under its name."""
+    """The side-by-side (an image for an image) and the sheet are next to the video, under its name."""
     stem = video.with_suffix("") if video.suffix else video.parent / video.name
     return OutputFiles(
         video,
@@ -61,7 +61,7 @@ class HeatmapFiles:
 
 
 def heatmap_files(video: Path) -> HeatmapFiles:
-    """Heat maps are beside the edited video, under its name."""
+    """Heat maps are next to the edited video, under its name."""
     stem = video.with_suffix("") if video.suffix else video
     return HeatmapFiles(
         stem.with_name(f"{stem.name}-heatmaps.png"), stem.with_name(f"{stem.name}-heatmaps.mp4")
@@ -76,6 +76,7 @@ def write(
     files: OutputFiles,
     *,
     source_size: bool,
+    full: NDArray[np.uint8] | None = None,
     audio: bool,
     overwrite: bool,
     chroma: str = "420",
@@ -90,41 +91,44 @@ def write(
         target, source_prompt: labels of the sheet.
         files: where to.
         source_size: scale the video to the source's size.
+        full: the edit at the source's size, where it is more than ``edited`` scaled; else None.
         audio: copy the span's sound.
         overwrite: an existing file may be replaced.
         chroma: of the video, as for ``write_clip``.
         about: text to embed in all three; None embeds nothing.
-        warn: is told what a file could not be given: its sound, an odd size.
+        warn: called with what a file format could not hold: sound, an odd size.
     """
+    shown = edited if full is None else full
     if is_image(files.video):
-        _write_images(prepared, edited, files, source_size, overwrite, about)
+        _write_images(prepared, edited, shown, files, source_size, overwrite, about)
     else:
         sound = audio and prepared.clip.info.has_audio
         if audio and holds_audio(files.video) and prepared.clip.info.sound_note is not None:
             warn(prepared.clip.info.sound_note)
-        _write_videos(prepared, edited, files, source_size, sound, overwrite, chroma, about, warn)
+        _write_videos(prepared, edited, shown, files, source_size, sound, overwrite, chroma, about, warn)
     _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
 
 
 def _write_images(
-    prepared: Prepared, edited: NDArray[np.uint8], files: OutputFiles,
+    prepared: Prepared, edited: NDArray[np.uint8], shown: NDArray[np.uint8], files: OutputFiles,
     source_size: bool, overwrite: bool, about: str | None,
 ) -> None:  # fmt: skip
     fit = prepared.fit
-    picture = resize(edited, fit.source_width, fit.source_height) if source_size else edited
+    picture = resize(shown, fit.source_width, fit.source_height) if source_size else shown
     write_image(files.video, picture[0], overwrite=overwrite, about=about)
     pair = side_by_side(prepared.frames, edited)[0]
     write_image(files.side_by_side, pair, overwrite=overwrite, about=about)
 
 
 def _write_videos(
-    prepared: Prepared, edited: NDArray[np.uint8], files: OutputFiles, source_size: bool, sound: bool,
-    overwrite: bool, chroma: str, about: str | None, warn: Callable[[str], None],
+    prepared: Prepared, edited: NDArray[np.uint8], shown: NDArray[np.uint8], files: OutputFiles,
+    source_size: bool, sound: bool, overwrite: bool, chroma: str, about: str | None,
+    warn: Callable[[str], None],
 ) -> None:  # fmt: skip
     clip, fit = prepared.clip, prepared.fit
     write_clip(
         files.video,
-        edited,
+        shown,
         clip.fps,
         durations=clip.durations,
         size=(fit.source_width, fit.source_height) if source_size else None,

@@ -20,9 +20,11 @@ from ctxedit.models.alignment import columns
 from ctxedit.models.attention import AttentionRecorder, FrameView, Fusion, WordAlignment
 from ctxedit.models.backbones import Backbone, Word
 from ctxedit.models.conditioning import Condition
+from ctxedit.models.deep_cache import DeepFeatures
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.sites import halvings_at
 from ctxedit.stages.invert import Progress, no_progress
+from ctxedit.stages.passes import fused_counts, is_guided
 
 
 @dataclass(frozen=True)
@@ -80,62 +82,13 @@ def word_mask(heat: Tensor, threshold: float) -> Tensor:
     return (heat / heat.amax((1, 2, 3), keepdim=True).clamp(min=1e-8) > threshold).float()
 
 
-def fused_steps(steps: int, share: float) -> int:
-    """How many steps a share is. 0.29 of 100 is 29, though 0.29 · 100 is a little less in floating point."""
-    return int(steps * share + 1e-9)
-
-
-def fused_counts(fusion: FusionConfig, steps: int) -> tuple[int, int]:
-    """In how many of the steps self- and cross-attention are fused."""
-    return fused_steps(steps, fusion.self_replace_steps), fused_steps(steps, fusion.cross_replace_steps)
-
-
-def network_passes(config: Config, removed: bool = True, added: bool = True) -> int:
-    """Passes of the network over the clip that :func:`sample` makes for one edit, branches counted singly.
-
-    Args:
-        config: settings.
-        removed, added: whether the source prompt has content words that the target lacks, and the other way
-            round; masks are made from them.
-    """
-    edit, fusion = config.edit, config.fusion
-    made = first_level(config) if edit.start == "noise" else edit.steps
-    branches = made + guided_count(config, made)
-    if edit.start == "noise":
-        return branches
-    blend = fusion.blend if removed or added else "none"
-    fuses_self, fuses_cross = fused_counts(fusion, edit.steps)
-    source = edit.steps if blend == "latent" else max(fuses_self, fuses_cross)
-    masks = fuses_self if blend == "self" and removed else 0
-    return branches + source + masks
-
-
-def first_level(config: Config) -> int:
-    """The level that an edit from noise starts at."""
-    return max(1, round(config.edit.steps * config.edit.strength))
-
-
-def guided_count(config: Config, made: int) -> int:
-    """In how many of the last ``made`` steps the unconditional branch is run."""
-    edit = config.edit
-    if edit.guidance == 1:
-        return 0
-    made_steps = range(edit.steps - made, edit.steps)
-    return sum(is_guided(step, edit.steps, edit.guidance_interval) for step in made_steps)
-
-
-def is_guided(step: int, steps: int, interval: Sequence[float]) -> bool:
-    """Whether a step, counted from the noisy end, lies in ``edit.guidance_interval``."""
-    begin, end = (fused_steps(steps, share) for share in interval)
-    return begin <= step < end
-
-
 @dataclass
 class Walk:
-    """What the steps of one walk down the levels hand on: masks, and the prediction of the step before."""
+    """What the steps of one walk down the levels hand on: masks, the prediction before, deep features."""
 
     blend: Blend
     history: History
+    features: DeepFeatures
 
 
 @dataclass(frozen=True)
@@ -145,6 +98,7 @@ class Sampling:
     Attributes:
         guidance: 1 runs the conditional branch alone.
         weights: of the conditions, where there are several; the last one is the edit's target.
+        cache_interval: see :class:`DeepFeatures`; steps in which the source runs beside are always whole.
         interval: the shares of the steps between which there is guidance; outside, as ``guidance`` 1.
         solver: ``ddim`` or ``dpm++2m``.
         eta: 0 deterministic, 1 ancestral.
@@ -167,6 +121,7 @@ class Sampling:
     interval: tuple[float, ...] = (0.0, 1.0)
     solver: Solver = "ddim"
     weights: tuple[float, ...] = (1.0,)
+    cache_interval: int = 1
 
     @classmethod
     def of(cls, config: Config, generator: torch.Generator, **more: Any) -> Sampling:
@@ -174,12 +129,13 @@ class Sampling:
         edit = config.edit
         return cls(
             edit.guidance, edit.eta, generator=generator, one_by_one=config.low_memory,
-            interval=edit.guidance_interval, solver=edit.solver, **more,
+            interval=edit.guidance_interval, solver=edit.solver, cache_interval=edit.cache_interval, **more,
         )  # fmt: skip
 
     def walk(self) -> Walk:
-        """A walk down the levels that has not begun."""
-        return Walk(Blend(self.fusion.mask_threshold), History(self.solver != "ddim"))
+        """The state at the start of sampling."""
+        blend, history = Blend(self.fusion.mask_threshold), History(self.solver != "ddim")
+        return Walk(blend, history, DeepFeatures(self.cache_interval))
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
@@ -197,7 +153,7 @@ class Sampling:
 
     @property
     def blends(self) -> str:
-        """``self``, ``latent`` or ``none``; no changed words, nothing to blend by."""
+        """``self``, ``latent`` or ``none``, which it also is without changed words."""
         some = self.source is not None and any(self.source.changed)
         return self.fusion.blend if some else "none"
 
@@ -260,7 +216,7 @@ def descend(
     ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``walk`` is handed from step to step.
     """
     low = high - 1
-    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, walk.blend)
+    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, walk)
     std = eta_std(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
     b_high = None if shift is None else shift.at(x0, levels, high)
     b_low = None if shift is None else shift.at(x0, levels, low)
@@ -292,9 +248,9 @@ def _predict(
     view: FrameView,
     how: Sampling,
     step: int,
-    blend: Blend,
+    walk: Walk,
 ) -> Tensor:
-    """Guided x̂_0 at a level, with the source's branch beside it in a fused step."""
+    """Guided x̂_0 at a level, with the source's branch in the same batch in a fused step."""
     scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
     guided = scale != 1 or how.weights != (1.0,)
     together = guided and not how.one_by_one
@@ -304,16 +260,22 @@ def _predict(
     t = levels.timestep(level)
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
+    keep, blocks = walk.features if not with_source else DeepFeatures(), backbone.deep_blocks
     alone = None
     if guided and not together:
-        alone = backbone.predict_x0(x, t, condition[:1], a, s, view)
+        alone = keep.run(
+            blocks, "alone", step, lambda: backbone.predict_x0(x, t, condition[:1], a, s, view)
+        )  # fmt: skip
     weight = None
     if source is not None and how.fusion.word_weights_where == "everywhere":
         weight = source.alignment.weight
     if not with_source:
         batched = replace(view, branches=len(rows), weight=weight, recorders=how.recorders(len(rows) - 1))
-        parts = backbone.predict_x0(x.repeat(len(rows), 1, 1, 1), t, rows, a, s, batched).chunk(len(rows))
-        return _guided(parts, alone, scale, how.weights)
+        each = x.repeat(len(rows), 1, 1, 1)
+        found = keep.run(
+            blocks, len(rows), step, lambda: backbone.predict_x0(each, t, rows, a, s, batched)
+        )  # fmt: skip
+        return _guided(found.chunk(len(rows)), alone, scale, how.weights)
     assert source is not None
     finest = halvings_at(how.fusion.max_resolution)
     target = len(rows)
@@ -330,7 +292,7 @@ def _predict(
     both = Condition.stack([Condition.of(source.context), rows])
     parts = backbone.predict_x0(batch, t, both, a, s, batched).chunk(1 + len(rows))
     if word_recorders:
-        blend.add(word_recorders)
+        walk.blend.add(word_recorders)
     return _guided(parts, alone, scale, how.weights)
 
 

@@ -32,7 +32,7 @@ ADAPTER, TEMPORAL, TEMPORAL_CONV, CONTROL = "adapter", "temporal", "temporal_con
 
 @dataclass(frozen=True)
 class TuneStep:
-    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, how loudly the adapter writes x_0.
+    """What one step reports. ``shift`` is ‖b_t‖ / ‖√ᾱ_t x_0‖, the relative size of the shift.
 
     ``clip_text`` is CLIP-text of an edit sampled after this step; None where none was.
     """
@@ -87,9 +87,7 @@ def trainable(
             )
         found |= here
     if not found:
-        raise ConfigError(
-            "tune.trainable_modules names nothing that there is to tune", "or set tune.steps = 0"
-        )
+        raise ConfigError("tune.trainable_modules names nothing that this model has", "or set tune.steps = 0")
     return found
 
 
@@ -125,7 +123,7 @@ def tune(
         report: called every step.
         probe: called with the number of steps done, after each; may sample with the weights as they are, and
             returns CLIP-text or None. It must not draw from the global random state.
-        warn: told of a state that is damaged: the tuning then starts over.
+        warn: called when the saved state is damaged; the tuning then starts over.
         draw: latents and view of a step, for a clip of which each step sees a part; None is all of it.
 
     Returns:
@@ -176,7 +174,7 @@ def gradient_pass(
 
 
 class Masters:
-    """Trained parameters in float32, beside those that the networks compute with.
+    """Float32 masters of the trained parameters, which the networks hold in their own dtype.
 
     What is trained takes steps that a half-precision weight would round away. Only these parameters have a
     float32 copy; the networks keep their precision.
@@ -223,7 +221,7 @@ def _descend(loss: Tensor, step: int, masters: Masters, optimizer: Any, scaler: 
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch.optim.Optimizer:
-    """AdamW; the adapter, which starts from nothing, may have a rate of its own."""
+    """AdamW; the adapter, which is trained from scratch, may have a learning rate of its own."""
     adapter = [p for k, p in parameters.items() if k.startswith("adapter.")]
     rest = [p for k, p in parameters.items() if not k.startswith("adapter.")]
     groups = [
@@ -281,7 +279,7 @@ def _resume(
     scaler: Any,
     warn: Callable[[str], None],
 ) -> int:
-    """Put back what was saved; returns the steps done, 0 where nothing was or where it is damaged."""
+    """Restore the saved state; returns the steps done, 0 without a state or if it is damaged."""
     file, log = folder / "state.pt", folder / "log.jsonl"
     try:
         state = load_state(file)
@@ -305,7 +303,7 @@ def _resume(
 
 
 def _check_finite(parameters: dict[str, nn.Parameter], step: int) -> None:
-    """A gradient may break where its loss did not: what is not finite is not saved."""
+    """A gradient can be infinite where its loss is not; such parameters are not saved."""
     for name, value in parameters.items():
         if not bool(value.isfinite().all()):
             raise _broken(f"NaN or infinity in {name} after step {step}")

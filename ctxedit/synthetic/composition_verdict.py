@@ -1,4 +1,4 @@
-"""Reading the composition judge: the objects of a frame, and whether they are what a caption asks for."""
+"""Reading the composition judge: the objects of a frame, and whether they match a caption."""
 
 from __future__ import annotations
 

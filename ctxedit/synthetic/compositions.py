@@ -91,7 +91,7 @@ class Composition:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Composition:
-        """Raises ValueError, with what is wrong, for a table that is not one of :meth:`to_table`."""
+        """The inverse of :meth:`to_table`; raises ValueError, with the reason, for any other table."""
         if unknown := sorted(set(table) - {"groups", "relation"}):
             raise ValueError(f"unknown key {unknown[0]}")
         entries = table.get("groups")
@@ -293,7 +293,7 @@ def _related(relation: str, rng: np.random.Generator) -> tuple[Place, Place]:
 
 
 def _sized(sizes: Sequence[str | None], rng: np.random.Generator) -> list[Place]:
-    """One object, or a tiny one beside a huge one."""
+    """One object, or a tiny one next to a huge one."""
     if len(sizes) == 1:
         x, y = rng.uniform(0.34, 0.66), rng.uniform(0.74, 0.94)
         if sizes[0] == "tiny":

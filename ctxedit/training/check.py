@@ -13,7 +13,7 @@ from ctxedit.training.tasks import base as tasks
 def check(
     config: CheckConfig, parts: Sequence[str] | None = None, reporter: Reporter | None = None
 ) -> Iterator[CheckRow]:
-    """Measure parts, or all whose weights there are; raises ConfigError for a part that has no check."""
+    """Measure parts, or all that have weights; raises ConfigError for a part that has no check."""
     known = tasks.all_checks()
     if unknown := sorted(set(parts or ()) - set(known)):
         raise ConfigError(f"no check of {unknown[0]!r}", f"parts with a check: {', '.join(known)}")

@@ -18,7 +18,7 @@ from ctxedit.synthetic.scenes import Actor, Scene
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME, COLOURS, GREY_STYLES, THINGS
 
-#: Objects of a frame that are told of; scattered scenes hold up to as many.
+#: Maximum objects of a frame; scattered scenes have up to this many.
 MOST = 6
 #: An object that others hide more of than this counts as covered.
 COVERED = 0.04
@@ -87,7 +87,7 @@ def _weathered(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def targets(sights: list[Sight], scene: Scene) -> dict[str, Any]:
-    """What is to be found, of up to ``MOST`` objects: those whose middle lies within the frame.
+    """Targets of up to ``MOST`` objects: those whose centre is in the frame.
 
     Returns:
         ``name``, ``colour`` (MOST,) long, ``place`` (MOST, 3): x, y and side in frame sizes; ``covered`` and

@@ -183,7 +183,7 @@ class Images(Dataset[dict[str, Any]]):
         raise InputError(f"{self.config.path}: images can no longer be read", "was the data moved?")
 
     def more(self, entry: Entry) -> dict[str, Any]:
-        """What a sample holds besides."""
+        """Additional values of a sample."""
         return {}
 
     def read(self, number: int) -> Tensor | str:

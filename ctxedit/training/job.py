@@ -92,7 +92,7 @@ class Training:
         return self.state_file.exists()
 
     def steps_done(self, warn: Callable[[str], None] = lambda text: None) -> int:
-        """Steps of the saved state; 0 without one, or if it is damaged, which ``warn`` is told."""
+        """Steps of the saved state; 0 without one, or if it is damaged, with a warning to ``warn``."""
         saved = read_state(self.state_file, warn)
         return int(saved["step"]) if saved else 0
 
@@ -259,7 +259,7 @@ class Training:
         """Train, resuming from the state if there is one; export the weights with their record.
 
         The task is built with the recipe's seed, so that its initial weights are determined by the recipe.
-        Another process that trains with the same state is waited for, and ``say`` is told.
+        Waits for another process that trains with the same state, with a message to ``say``.
 
         Returns:
             What has been done in total.
@@ -274,7 +274,7 @@ class Training:
 
     @contextmanager
     def _alone(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Hold the state; what killed processes left half written beside it is deleted."""
+        """Lock the state, and delete partly written files of killed processes."""
         new = [folder for folder in (self.states, *self.states.parents) if not folder.exists()]
         self.states.mkdir(parents=True, exist_ok=True)
         lock = self.states / f".{self.recipe.part}.lock"  # beside the folder, which a restart deletes

@@ -115,7 +115,7 @@ class LabelledImages(Images):
 
 
 def cropped(entry: Entry) -> list[tuple[int, tuple[float, float, float, float]]]:
-    """Labels and boxes in sides of the central square, cut at its edges; what lies outside is left out."""
+    """Labels and boxes in sides of the central square, clipped to it; boxes outside are dropped."""
     assert entry.sides is not None
     width, height = entry.sides
     side = min(width, height)
@@ -134,7 +134,7 @@ def cropped(entry: Entry) -> list[tuple[int, tuple[float, float, float, float]]]
 
 @dataclass(frozen=True)
 class ClassFolders(Sequence[Entry]):
-    """The images of class folders as entries, made when they are asked for: ImageNet has over a million."""
+    """The images of class folders as entries, made on demand: ImageNet has over a million."""
 
     folder: Path
     names: tuple[str, ...]
@@ -191,7 +191,7 @@ def list_classes(folder: Path) -> tuple[Listing, list[str]]:
 
 
 def shard_classes(path: Path) -> list[str]:
-    """Names of the classes of shards, from ``classes.txt`` beside them: one a line, in order."""
+    """Names of the classes of shards, from ``classes.txt`` next to them: one a line, in order."""
     folder = path if path.is_dir() else path.parent
     names = _names(folder)
     if not names:
@@ -240,7 +240,7 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
     except FileNotFoundError as error:
         raise InputError(f"no file {file}", _COCO_HINT) from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{file} is broken or cut off: {error}", "download it again") from error
+        raise InputError(f"{file} is damaged or truncated: {error}", "download it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not in COCO's instances format ({error!r})", _COCO_HINT) from error
     folder = _coco_images(file, [name for name, _ in images.values()])

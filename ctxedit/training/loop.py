@@ -323,7 +323,7 @@ class _Loop:
 
 
 def read_state(file: Path, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
-    """A saved state, on the CPU; None where there is none, or where it is damaged, which ``warn`` is told.
+    """A saved state, on the CPU; None if there is none, or if it is damaged, with a warning.
 
     States of ctxedit 0.1 have no checksum and are taken as they are: hours of work are in them.
     """

@@ -103,7 +103,7 @@ def _of_archive(path: Path, size: int, split: Split) -> PixelSet:
                     found[name] = file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(
-            f"{path} is broken or cut off: {' '.join(str(error).split())[:100]}", "download it again"
+            f"{path} is damaged or truncated: {' '.join(str(error).split())[:100]}", "download it again"
         ) from error
     if any(name.startswith("data_batch") and "." not in name for name in _member_names(path)):
         raise InputError(f"{path} is the pickled version, which is not read", "take cifar-10-binary.tar.gz")
@@ -125,7 +125,7 @@ def _of_batches(files: dict[str, bytes], size: int, path: Path) -> PixelSet:
     names = tuple(files.pop(_META).decode("utf-8", "replace").split())
     for name, data in files.items():
         if not data or len(data) % _RECORD:
-            raise InputError(f"{path}: {name} is cut off: {len(data)} bytes", "download it again")
+            raise InputError(f"{path}: {name} is truncated: {len(data)} bytes", "download it again")
     table = np.frombuffer(b"".join(files[name] for name in sorted(files)), np.uint8).reshape(-1, _RECORD)
     labels = table[:, 0].astype(np.int64)
     if labels.max() >= len(names):

@@ -125,7 +125,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def owner_of(folder: Path) -> str | None:
-    """The task that made the weights in a folder, or None if their record does not say."""
+    """The task that made the weights in a folder, or None if they are not recorded."""
     known = read(folder) or {}
     return known.get("part") if known.get("files") == hashes(folder) else None
 

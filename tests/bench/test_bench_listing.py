@@ -72,8 +72,8 @@ def test_a_list_is_read(write, tmp_path):
         ('object = "panda"', 'mood = "calm"', ConfigError, "unknown key mood"),
         ("mask =", "masks =", ConfigError, "unknown key masks"),
         ("kind =", "sort =", ConfigError, "unknown key sort"),
-        ('name = "again"', "", ConfigError, "the name 'a' is there twice"),
-        ("a tiger in the snow", "a panda", ConfigError, "the target 'a panda' is there twice"),
+        ('name = "again"', "", ConfigError, "the name 'a' occurs twice"),
+        ("a tiger in the snow", "a panda", ConfigError, "the target 'a panda' occurs twice"),
         ("[[clips]]\npath", "frames = 3\n[[clips]]\npath", ConfigError, "unknown key frames"),
         ("[[clips]]\nname", "[[clips]\nname", ConfigError, "TOML"),
     ],
@@ -291,7 +291,7 @@ def test_the_list_of_v2vbench_is_read(tmp_path, suffix):
     assert [t.prompt for t in clip.targets] == ["a superman hikes", "pixel art"]
     with pytest.raises(ConfigError, match="has no prompt"):
         read_list(tmp_path / f"list{suffix}")
-    for text, said in (("{", "is not"), ("[]", "lists no clips"), ("[3]", "none of V2VBench")):
+    for text, said in (("{", "is not"), ("[]", "lists no clips"), ("[3]", "not an entry of V2VBench")):
         (tmp_path / f"list{suffix}").write_text(text)
         with pytest.raises(ConfigError, match=said):
             read_list(tmp_path / f"list{suffix}", batch=True)

@@ -203,11 +203,11 @@ def test_answers_become_rates(bench):
     ("change", "said"),
     [
         (lambda blob: blob.update(study="other"), "no answers to this study"),
-        (lambda blob: blob["answers"][0].update(text="c"), "is no answer"),
-        (lambda blob: blob["answers"][0].pop("temporal"), "is no answer"),
-        (lambda blob: blob["answers"][0].update(id="zzz"), "is no answer"),
+        (lambda blob: blob["answers"][0].update(text="c"), "is not an answer"),
+        (lambda blob: blob["answers"][0].pop("temporal"), "is not an answer"),
+        (lambda blob: blob["answers"][0].update(id="zzz"), "is not an answer"),
         (lambda blob: blob["answers"].append(blob["answers"][0]), "twice"),
-        (lambda blob: blob.update(rater="one"), "same person"),
+        (lambda blob: blob.update(rater="one"), "same rater"),
         (lambda blob: blob.pop("rater"), "holds no answers"),
     ],
 )

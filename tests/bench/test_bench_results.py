@@ -56,7 +56,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
 
 def test_another_files_lines_are_refused(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"loss": 3}\n')
-    with pytest.raises(InputError, match=r"line 1 is no result"):
+    with pytest.raises(InputError, match=r"line 1 is not a result"):
         Results(tmp_path)
 
 

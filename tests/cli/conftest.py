@@ -9,7 +9,7 @@ from asking import FEW, TARGET, call
 from small_recipes import write_recipe
 
 #: Set by the suite for all tests.
-SUITE = ("CTXEDIT_DTYPE", "CTXEDIT_UPSCALE_SCALE")
+SUITE = ("CTXEDIT_DTYPE", "CTXEDIT_ROUND_TRIP", "CTXEDIT_UPSCALE_SCALE")
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,10 @@ def test_light_commands_import_nothing_heavy(arguments):
 def test_the_package_is_imported_lazily_and_offers_its_api():
     loaded, _ = modules_after("import ctxedit\nassert 'tune' in dir(ctxedit)")
     assert loaded.isdisjoint(HEAVY)
-    loaded, _ = modules_after("import ctxedit\nfor name in ctxedit.__all__: getattr(ctxedit, name)")
-    assert "torch" in loaded
     import ctxedit
 
+    for name in ctxedit.__all__:
+        assert getattr(ctxedit, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = ctxedit.nothing
 

@@ -279,8 +279,8 @@ def test_an_output_without_a_name_is_2(edit, name):
 
 @pytest.mark.parametrize("name", ["-", "https://host/out.mp4", "s3://bucket/out.mp4"])
 def test_an_output_that_is_no_file_is_2(edit, ctxedit, name):
-    assert "is no file" in told(edit("-o", name), 2)
-    assert "is no file" in told(ctxedit("t2i", "a cat", "-o", name), 2)
+    assert "is not a file" in told(edit("-o", name), 2)
+    assert "is not a file" in told(ctxedit("t2i", "a cat", "-o", name), 2)
 
 
 @pytest.mark.parametrize("option", ["--stride", "--frames"])

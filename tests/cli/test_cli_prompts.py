@@ -204,4 +204,4 @@ class TestEmbeddings:
             "t2i", "a cat", "--model", stable_diffusion, "--embedding", file, "--embedding", file,
             "--dry-run", "-o", tmp_path / "x.png",
         )  # fmt: skip
-        assert answer.code == 2 and "two embeddings are called '<my-cat>'" in answer.err
+        assert answer.code == 2 and "two embeddings are named '<my-cat>'" in answer.err

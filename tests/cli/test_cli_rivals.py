@@ -55,8 +55,7 @@ def test_plan_and_edit(ctxedit, arguments, preset):
     passes = {stage["name"].split()[0]: stage["evaluations"] for stage in plan["stages"]}
     # Guidance asks twice; a fused step once more for the source, and its mask once more.
     edit = {"fatezero": 8 + 2, "fatezero-shape": 8 + 2 + 2}.get(preset, 8)
-    # The round trip is estimated from all four steps.
-    assert passes == {"tune": 2 if tuned else 0, "invert": 4, "round": 4, "edit": edit, "evaluate": 0}
+    assert passes == {"tune": 2 if tuned else 0, "invert": 4, "round": 0, "edit": edit, "evaluate": 0}
     frames, folder = edited(ctxedit(*asked))
     assert frames.shape[0] == 4
     written = tomllib.loads((folder / "run.toml").read_text())

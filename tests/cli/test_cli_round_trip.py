@@ -3,7 +3,18 @@
 import pytest
 from asking import call
 
+from ctxedit import config
+from ctxedit.editing.request import Request
+from ctxedit.editing.session import Session
+from ctxedit.metrics.formulas import psnr
+
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
+
+
+@pytest.fixture(autouse=True)
+def measured_by_default(monkeypatch):
+    """As for a user: the suite switches it off elsewhere, because it takes time."""
+    monkeypatch.delenv("CTXEDIT_ROUND_TRIP")
 
 
 @pytest.fixture(scope="module")
@@ -19,28 +30,39 @@ def edited(clip, tmp_path_factory):
     return edit
 
 
-def test_the_estimate_stays_below_the_whole_way_and_follows_it(edited):
-    def measured(*more):
-        return edited("--json", *more).table["round_trip"]
+@pytest.fixture(scope="module")
+def measured(clip, tmp_path_factory):
+    """Measures the round trip alone, in runs that share what their settings leave the same."""
+    runs = tmp_path_factory.mktemp("measured")
 
-    exact = ("--set", "invert.fixed_point_iterations=3")
-    plain, better = measured(), measured(*exact)
-    whole, whole_better = measured("--round-trip", "whole"), measured("--round-trip", "whole", *exact)
-    assert plain["kind"] == "estimate" and whole["kind"] == "whole"
-    assert whole_better["psnr"] > whole["psnr"] + 5 and better["psnr"] > plain["psnr"] + 5
+    def measure(kind="estimate", **changes):
+        flags = {
+            "clip": {"frames": 2, "stride": 1}, "invert": {"steps": 8}, "edit": {"steps": 8},
+            "round_trip": kind,
+        }  # fmt: skip
+        for name, value in changes.items():
+            flags[name] = {**flags[name], **value}
+        settings = config.load("ddim", flags=flags, environ={})
+        with Session(Request(clip, settings, prompt=PROMPT, runs=runs)) as session:
+            return session.round_trip()
+
+    return measure
+
+
+def test_the_estimate_stays_below_the_whole_way_and_follows_it(measured):
+    exact = {"fixed_point_iterations": 3}
+    plain, better = measured(), measured(invert=exact)
+    whole, whole_better = measured("whole"), measured("whole", invert=exact)
+    assert plain.kind == "estimate" and whole.kind == "whole"
+    assert whole_better.psnr > whole.psnr + 5 and better.psnr > plain.psnr + 5
     for one, other in ((plain, whole), (better, whole_better)):
-        assert other["psnr"] - 15 < one["psnr"] < other["psnr"] + 1
-        assert one["autoencoder_psnr"] == pytest.approx(other["autoencoder_psnr"])
-    assert 25 < whole["autoencoder_psnr"] < 40
+        assert other.psnr - 15 < one.psnr < other.psnr + 1
+        assert one.autoencoder == pytest.approx(other.autoencoder)
+    assert 25 < whole.autoencoder < 40
 
 
 def test_the_whole_way_is_what_sampling_the_source_prompt_gives(clip, tmp_path):
     """By another road: a session of its own, at guidance 1 and without fusion."""
-    from ctxedit import config
-    from ctxedit.editing.request import Request
-    from ctxedit.editing.session import Session
-    from ctxedit.metrics.formulas import psnr
-
     flags = {
         "clip": {"frames": 2, "stride": 1}, "invert": {"steps": 6}, "round_trip": "whole",
         "edit": {"steps": 6, "guidance": 1.0},
@@ -76,17 +98,14 @@ def test_the_plan_counts_its_passes_and_off_has_none(edited):
     assert stages("--round-trip", "off")["round trip"]["evaluations"] == 0
 
 
-def test_second_order_comes_back_closer_and_its_passes_are_counted(edited):
+def test_second_order_comes_back_closer_and_its_passes_are_counted(edited, measured):
+    second = {"solver": "dpm++2m"}
+    assert measured("whole", invert=second, edit=second).psnr > measured("whole").psnr + 2
     order = ("--set", "invert.solver=dpm++2m", "--set", "edit.solver=dpm++2m")
-
-    def whole(*more):
-        return edited("--json", "--round-trip", "whole", *more).table["round_trip"]["psnr"]
-
-    assert whole(*order) > whole() + 2
     plan = edited("--dry-run", "--json", *order).table["plan"]["stages"]
     # The estimate looks at four steps, and at the prediction before each; the first has none before it.
     assert {s["name"]: s["evaluations"] for s in plan}["round trip"] == 8 - 1
-    assert edited("--json", *order).table["round_trip"]["kind"] == "estimate"
+    assert measured(invert=second, edit=second).kind == "estimate"
 
 
 def test_it_is_kept_with_the_run(edited):

@@ -1,34 +1,53 @@
-"""Tables on a terminal, through a pseudo-terminal of a given width: nothing is cut, no line is too long."""
+"""Commands on a pseudo-terminal of a given width: nothing is cut, numbers are whole, lines fit."""
 
-import fcntl
+import json
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
-from asking import TARGET
+from asking import TARGET, call
+from rich.console import Console
+from rich.progress import MofNCompleteColumn
 
-CODE = "import sys; from ctxedit.cli import main; sys.exit(main(sys.argv[1:]))"
+from ctxedit.cli.bars import bars, folding
+
+#: Runs command lines on a terminal of each width, in one process; a line of its own ends each one's output.
+CODE = """
+import fcntl, json, struct, sys, termios
+from ctxedit.cli import main
+for width, commands in json.loads(sys.argv[1]):
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    for arguments in commands:
+        code = main(arguments)
+        print(f"=== {code}", flush=True)
+"""
 
 
-def on_terminal(width, *arguments):
-    """What a command prints on a terminal of so many columns."""
+def on_terminal(*sessions, stderr=subprocess.PIPE):
+    """What each command of (width, commands) prints on a terminal of that width; all of them end well."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"}
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+    lines = [(width, [[str(a) for a in one] for one in commands]) for width, commands in sessions]
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE, json.dumps(lines)],
+        stdout=theirs, stderr=theirs if stderr is None else stderr, stdin=subprocess.DEVNULL, env=environment,
+    ) as process:  # fmt: skip
         os.close(theirs)
         read = b""
         while chunk := _read(ours):
             read += chunk
-        assert process.wait() == 0, process.stderr.read()
+        said = "" if stderr is None else process.stderr.read().decode()
+        assert process.wait() == 0, said
     os.close(ours)
-    return re.sub(r"\x1b\[[0-9;]*m", "", read.decode()).replace("\r\n", "\n")
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read.decode()).replace("\r\n", "\n")
+    *shown, rest = re.split(r"^=== (\d+)\n", text, flags=re.M)
+    assert not rest and "Traceback" not in text
+    assert all(code == "0" for code in shown[1::2]), (shown[-2:], said)
+    outputs = iter(shown[::2])
+    return [[next(outputs) for _ in commands] for _, commands in lines]
 
 
 def _read(terminal):
@@ -38,12 +57,87 @@ def _read(terminal):
         return b""
 
 
-@pytest.mark.parametrize("width", [200, 80, 40])
-def test_a_table_is_whole_at_any_width(made, runs, width):
-    shown = on_terminal(width, "runs", "ls", "--runs", runs)
-    lines = shown.splitlines()
-    assert "…" not in shown and max(map(len, lines)) <= max(width, len(next(runs.iterdir()).name) + 13)
-    assert re.search(r"\b\d+\.\d MiB", shown) and "contextdiff" in shown
-    assert next(runs.iterdir()).name in shown
-    assert ("─" in shown) == (width == 200)
-    assert TARGET not in shown
+def too_long(text, width):
+    """Lines that do not fit although they could be folded; a command to copy is not."""
+    return [
+        line
+        for line in re.sub(r"^again .*$", "", text, flags=re.M).splitlines()
+        if len(line) > width and all(len(word) + 18 < width for word in line.split())
+    ]
+
+
+WIDTHS, FIGURES_AT = (40, 60, 80, 120), (40, 80)
+
+
+@pytest.fixture(scope="module")
+def shown(made, runs, clip, tmp_path_factory):
+    """What commands show at each width, by width and a name of each command."""
+    run, video = next(runs.iterdir()), made.out.strip()
+    out = tmp_path_factory.mktemp("compared") / "both.gif"
+    light = {
+        "runs": ("runs", "ls", "--runs", runs), "help": ("help", "run"), "group": ("bench", "--help"),
+        "presets": ("presets", "ls"), "models": ("models", "ls"), "recipes": ("train", "--list"),
+        "plan": ("edit", "a dog", "--run", run, "--dry-run"), "metrics": ("eval", "--metrics", "help"),
+        "run": ("runs", "show", run), "file": ("show", video),
+    }  # fmt: skip
+    figures = {
+        "figures": ("eval", "--run", run), "chosen": ("eval", "--run", run, "--metrics", "psnr,clip_text"),
+        "compared": ("compare", clip, video, "--frames", 2, "-y", "-o", out),
+    }  # fmt: skip
+    asked = [(width, light | (figures if width in FIGURES_AT else {})) for width in WIDTHS]
+    answers = on_terminal(*((width, list(commands.values())) for width, commands in asked))
+    return {w: dict(zip(names, texts, strict=True)) for (w, names), texts in zip(asked, answers, strict=True)}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_cut_at_any_width(shown, runs, width):
+    run = next(runs.iterdir())
+    for name, text in shown[width].items():
+        assert not too_long(text, width), (name, too_long(text, width))
+        # Of what is said, these alone have the sign that stands for what was cut.
+        assert "…" not in re.sub(r"A,B,…|\(FID, KID, CMMD, …\)", "", text), (name, text)
+    text = shown[width]
+    assert re.search(r"\b\d+\.\d MiB", text["runs"]) and run.name in text["runs"]
+    for name in ("--negative-prompt", "--no-low-memory", "CTXEDIT_PRESET", "[default: contextdiff]"):
+        assert name in re.sub(r"[│\s]+", " ", text["help"]), name
+    assert re.search(r"6\.\d MiB", text["models"]) and "3,315,040" in text["models"]
+    assert "| part |" not in text["models"], "Markdown is drawn"
+    assert re.search(r"\d+ × 4 frames", text["plan"]) and re.search(r"\d\.\d+ [MG]iB", text["plan"])
+    assert re.search(r"^again +ctxedit run .* --set .*$", text["file"], re.M), "a command stays on one line"
+
+
+def test_a_table_is_drawn_where_there_is_room(shown):
+    assert "─" in shown[120]["metrics"] and "─" not in shown[40]["metrics"]
+
+
+@pytest.mark.parametrize("width", FIGURES_AT)
+def test_figures_are_whole(shown, made, runs, width):
+    rows = call("eval", "--run", next(runs.iterdir()), "--json").table["edits"]
+    (row, *_) = [row for row in rows if row["target"] == TARGET]
+    for text, digits in ((shown[width]["figures"], 2), (shown[width]["chosen"], 3)):
+        assert f"{row['psnr']:.{digits}f}" in text and "at 64×64" in text
+    assert f"{row['ssim']:.4f}" in shown[width]["figures"] and shown[width]["compared"].endswith("both.gif\n")
+
+
+def test_a_run_on_a_narrow_terminal_shows_bars_and_leaves_lines(made, runs, tmp_path):
+    """Progress on the terminal itself: no bar is wider than it."""
+    run, out = next(runs.iterdir()), tmp_path / "robot.gif"
+    target = "a robot walking on the beach, pencil sketch style"
+    ((text,),) = on_terminal((40, [("edit", target, "--run", run, "-o", out)]), stderr=None)
+    assert out.is_file() and f"edit “{target}”: done in" in text
+    drawn = [line for line in re.split(r"[\r\n]+", text) if "━" in line]
+    assert drawn and all(len(line.rstrip()) <= 40 for line in drawn)
+    assert any(re.search(r"\b4/4\b", line) for line in drawn), "the counter is whole"
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_a_bar_folds_its_texts_before_it_cuts_a_number(width):
+    console = Console(width=width, force_terminal=True, color_system=None, record=True)
+    progress = bars(console, MofNCompleteColumn, folding("{task.fields[note]}"))
+    note = "loss 0.1234, shift 0.013"
+    progress.update(progress.add_task("edit “a panda on the beach”", total=1200, note=note), completed=370)
+    with console.capture() as captured:
+        console.print(progress.get_renderable())
+    text = captured.get()
+    assert "370/1200" in text and "-:--:--" in text and "…" not in text
+    assert all(word in text for word in ("0.1234", "0.013", "panda", "beach”"))

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tiny import make_pixel_upscaler, make_x4_upscaler
 
-from ctxedit.editing import machine, text_to_image
+from ctxedit.editing import machine, stages, text_to_image
 from ctxedit.errors import WeightsError
 from ctxedit.models import weights
 from ctxedit.models.upscalers.base import Upscaler
@@ -77,6 +77,16 @@ def test_every_file_of_an_edit_is_larger(ctxedit, run, own, calls, frames_of):
     assert "upscale.steps=2" in ctxedit("show", video).out
 
 
+def test_an_edit_that_is_replaced_is_sampled_once(ctxedit, run, own, calls, monkeypatch):
+    """Upscaling and writing need the frames, either of which could have them sampled anew."""
+    sampled, real = [], stages.edited_frames
+    monkeypatch.setattr(stages, "edited_frames", lambda *args: sampled.append(1) or real(*args))
+    for _ in range(2):
+        answer = ctxedit("edit", DOG, "--run", run, "--upscaler", own, *FEW, "--yes", "--json")
+        assert answer.code == 0, answer.err
+    assert len(sampled) == len(calls) == 2
+
+
 def test_an_upscaler_is_known_by_its_weights(ctxedit, run, own, tmp_path):
     """Moved, it is the same; trained anew in its place, the edit is upscaled again."""
     moved = tmp_path / "moved" / "upscaler"
@@ -120,7 +130,8 @@ def test_a_damaged_result_is_upscaled_again(ctxedit, run, own, calls):
     asked = ("edit", TARGET, "--run", run, "--upscaler", own, *FEW, "--json")
     video = Path(ctxedit(*asked).table["video"])
     calls.clear()
-    (run / "edits" / f"{video.stem}-upscaled.safetensors").write_bytes(b"x")
+    for kept in (run / "edits").glob("*-upscaled.safetensors"):
+        kept.write_bytes(b"x")
     video.unlink()
     answer = ctxedit(*asked)
     assert answer.code == 0 and video.is_file() and calls == [4]
@@ -190,7 +201,11 @@ def test_an_image_of_256_pixels_is_a_cascade(ctxedit, own, calls, tmp_path):
 
 
 def test_sizes_that_no_cascade_reaches(ctxedit, own, no_weights):
-    for size, words in (("300", "no multiple of 64"), ("1024", "cannot be reached"), ("100", "no multiple")):
+    for size, words in (
+        ("300", "not a multiple of 64"),
+        ("1024", "cannot be reached"),
+        ("100", "not a multiple"),
+    ):
         answer = ctxedit("t2i", "a tiger", "--size", size, "--dry-run", "--upscaler", own)
         assert answer.code == 2 and words in answer.err and "hint: take" in answer.err, answer.err
     answer = ctxedit("t2i", "a tiger", "--size", "256", "--upscale", "1", "--dry-run")

@@ -163,6 +163,6 @@ def test_a_worker_that_cannot_start_ends_the_run():
             return future
 
     workers = [Broken("a")]
-    with pytest.raises(ResourceError, match="a cannot work: KeyError"):
+    with pytest.raises(ResourceError, match="a failed to start: KeyError"):
         list(hand_out(workers, [1], Log()))
     assert workers[0].closed

@@ -79,7 +79,7 @@ def test_the_map_is_the_mean_of_the_attention_to_that_word(scene, monkeypatch):
 def test_a_word_said_twice_has_two_maps_and_a_prompt_of_nothing_is_refused(scene):
     _, maps = recorded_edit(scene, "a panda and a panda", settings())
     assert list(maps) == ["panda", "panda (2)"]
-    with pytest.raises(InputError, match="no word to look for"):
+    with pytest.raises(InputError, match="no content word to draw"):
         recorded_edit(scene, "on the", settings())
 
 

@@ -81,8 +81,8 @@ def test_pixels_without_a_usable_image_are_refused_at_once(ctxedit, pixels, pngs
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda data: data[: len(data) // 2], "is broken or cut off"),
-        (lambda data: b"no archive", "is broken or cut off"),
+        (lambda data: data[: len(data) // 2], "is damaged or truncated"),
+        (lambda data: b"no archive", "is damaged or truncated"),
     ],
 )
 def test_an_archive_that_is_cut_is_refused_at_once(ctxedit, pixels, tmp_path, spoil, words):
@@ -118,7 +118,7 @@ def test_shards_that_are_cut_are_counted_or_refused(ctxedit, shards, tmp_path, p
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text[: len(text) // 2], "broken or cut off"),
+        (lambda text: text[: len(text) // 2], "damaged or truncated"),
         (lambda text: json.dumps({"images": []}), "not in COCO's instances format"),
         (lambda text: text.replace('"category_id": 18', '"category_id": 99'), "that is not listed"),
     ],

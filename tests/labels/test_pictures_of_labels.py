@@ -49,9 +49,19 @@ def test_a_layout_is_drawn_with_its_boxes(ctxedit, trained, layout):
     made = ctxedit("t2i", "--layout", layout(text="on the beach"), "--encoder", trained, *FEW)
     assert made.code == 0, made.err
     assert pixels("boxes.png").shape == (64, 64, 3)
+    names = ", ".join(box["label"] for box in TWO["boxes"])
+    assert f"seed 0: {names}, on the beach" in made.err
+    told = ctxedit("show", "boxes.png").out.splitlines()
+    assert f"shows    {names}" in told and "text     on the beach" in told
     moved = [{**TWO["boxes"][0], "box": [20, 2, 60, 30]}]
     other = ctxedit("t2i", "--layout", layout(boxes=moved), "--encoder", trained, *FEW, "-o", "b.png")
     assert other.code == 0 and not np.array_equal(pixels("boxes.png"), pixels("b.png"))
+    assert "image “tiger”" in other.err and "“”" not in other.err
+    again = ctxedit("t2i", "--layout", layout(), "--encoder", trained, *FEW, "-o", "c.png", "--json")
+    assert again.table["labels"] == [box["label"] for box in TWO["boxes"]] and again.table["text"] == ""
+    assert "text " not in ctxedit("show", "c.png").out, "there is none"
+    both = ctxedit("compare", "boxes.png", "b.png", "c.png", "-o", "sheet.png", "--json").table["edits"]
+    assert [edit["label"] for edit in both] == [f"{names}, on the beach", "tiger", names]
 
 
 def test_a_grid_shows_all_classes_or_samples(ctxedit, trained, layout, monkeypatch):
@@ -86,14 +96,14 @@ def test_an_arm_without_the_adapter_and_one_that_trains_the_denoiser(ctxedit, tm
     ("changes", "words"),
     [
         ({"boxes": []}, "has no boxes"),
-        ({"boxes": [{"label": "tiger", "box": [4, 20, 90, 56]}]}, "box 1 (tiger) is outside the picture"),
+        ({"boxes": [{"label": "tiger", "box": [4, 20, 90, 56]}]}, "box 1 (tiger) is outside the image"),
         ({"boxes": [{"label": "tiger", "box": [4, 20, 4, 56]}]}, "box 1 (tiger) is empty"),
         ({"boxes": [{"label": "tiger", "box": [4, 20, 30]}]}, "is not four numbers"),
         ({"boxes": [{"label": "tigre", "box": [4, 20, 30, 56]}]}, "unknown label 'tigre'"),
-        ({"boxes": [TWO["boxes"][0]] * 2}, "box 2 (tiger) is hidden by the others"),
+        ({"boxes": [TWO["boxes"][0]] * 2}, "box 2 (tiger) is completely hidden by the others"),
         ({"boxes": [TWO["boxes"][0]] * 9}, "9 boxes, and this encoder takes 4"),
-        ({"size": [64, 32]}, "pictures are square"),
-        ({"size": "64"}, "is no width and height"),
+        ({"size": [64, 32]}, "images are square"),
+        ({"size": "64"}, "is not a width and a height"),
         ({"colour": 1}, "unknown key 'colour'"),
     ],
 )

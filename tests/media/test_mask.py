@@ -91,5 +91,5 @@ def test_a_layout_is_white_in_its_boxes(tmp_path: Path, scale: int) -> None:
 
 
 def test_a_layout_of_another_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="of another shape than the clip's 128×96"):
+    with pytest.raises(InputError, match="another shape than the clip's 128×96"):
         read_mask(_layout(tmp_path, [64, 64], [1, 1, 9, 9]), 3, 0, 1, FIT)

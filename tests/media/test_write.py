@@ -75,7 +75,7 @@ def test_folder_is_lossless(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(OutputError, match="other things"):
+    with pytest.raises(OutputError, match="files other than frames"):
         write_clip(tmp_path, draw(2), NTSC, overwrite=True)
     assert os.listdir(tmp_path) == ["holiday.jpg"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from ctxedit.errors import ConfigError, CtxeditError
 from ctxedit.metrics import Edit, Networks, metric, metrics
-from ctxedit.metrics.registry import named, usual
+from ctxedit.metrics.registry import named, usual, value_of
 
 PLUGIN = '''
 from ctxedit.metrics import Edit, metric
@@ -138,7 +138,7 @@ def test_a_plugin_that_fails_is_named(install):
     install(PLUGIN.replace("float(edit.source.mean())", "1 / 0"))
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(CtxeditError, match="brightness failed: ZeroDivisionError") as error:
-        Edit(frames, Networks(None), source=frames).value("brightness")
+        value_of(Edit(frames, Networks(None), source=frames), "brightness")
     assert "toy_metric" in error.value.hint
 
 

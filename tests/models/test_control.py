@@ -130,7 +130,7 @@ def test_settings_that_lack_their_map_or_their_network():
     with pytest.raises(ConfigError, match="control map") as caught:
         check_settings(ControlConfig(kind="video"), True)
     assert "--control" in caught.value.hint
-    with pytest.raises(ConfigError, match="which ControlNet"):
+    with pytest.raises(ConfigError, match="no ControlNet is named"):
         check_settings(ControlConfig(kind="video", map="depth.mp4"), False)
     check_settings(ControlConfig(kind="video", map="depth.mp4", model="x/y"), False)
     check_settings(ControlConfig(kind="canny"), False)

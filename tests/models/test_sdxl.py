@@ -165,5 +165,5 @@ class TestRefusals:
 
     def test_a_refiner_that_calls_itself_a_base_model(self, folder, tmp_path):
         copy = copy_of(folder, tmp_path, "unet/config.json", projection_class_embeddings_input_dim=24 + 5 * 8)
-        with pytest.raises(WeightsError, match="six sizes"):
+        with pytest.raises(WeightsError, match="six size embeddings"):
             family_of(locate(str(copy)))

@@ -174,7 +174,7 @@ def test_real_checkpoints_take_the_x4_upscaler():
 def test_what_is_no_upscaler_is_refused(tmp_path: Path, stable_diffusion: Path):
     for folder, words in (
         (stable_diffusion, "is a StableDiffusionPipeline, not an upscaler"),
-        (stable_diffusion / "unet", "is no upscaler"),
+        (stable_diffusion / "unet", "is not an upscaler"),
         (make_x4_upscaler(tmp_path, in_channels=4), "takes 4 channels, not 7"),
         (tmp_path / "nothing", "no folder or hub id"),
     ):

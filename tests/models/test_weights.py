@@ -187,13 +187,15 @@ class TestSingleFile:
         path.write_bytes(b"rubbish")
         found = locate(str(path))
         assert (found.name, found.form) == ("model", "file")
-        with pytest.raises(WeightsError, match="is no whole safetensors file"):
+        with pytest.raises(WeightsError, match="is not a complete safetensors file"):
             parts(StableDiffusion, found, CPU, torch.float32)
 
     def test_a_file_of_other_weights_is_refused(self, tmp_path):
         path = tmp_path / "lora.safetensors"
         save_file({"lora": torch.zeros(2)}, path)
-        with pytest.raises(WeightsError, match=r"not a whole Stable Diffusion 1\.x, 2\.x or XL checkpoint"):
+        with pytest.raises(
+            WeightsError, match=r"not a complete Stable Diffusion 1\.x, 2\.x or XL checkpoint"
+        ):
             parts(StableDiffusion, locate(str(path)), CPU, torch.float32)
 
 

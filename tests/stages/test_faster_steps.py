@@ -8,8 +8,8 @@ from ctxedit.config import AttentionConfig, Config, merge
 from ctxedit.errors import ConfigError
 from ctxedit.models.attention import FrameView
 from ctxedit.patterns import attended_frames
-from ctxedit.stages import sample as sampling
-from ctxedit.stages.invert import ascend, history_of, invert
+from ctxedit.stages import passes
+from ctxedit.stages.invert import Inverter, history_of, invert
 from ctxedit.stages.sample import Sampling, sample
 
 STEPS, FRAMES = 6, 2
@@ -53,7 +53,7 @@ def walk(backbone):
 def test_guidance_outside_its_interval_costs_nothing_and_is_counted(walk, interval):
     walk.sample(guidance=3.0, interval=interval)
     table = {"edit": {"steps": STEPS, "guidance": 3.0, "guidance_interval": interval}, "fusion": PLAIN}
-    assert walk.passes == sampling.network_passes(merge(Config(), table))
+    assert walk.passes == passes.network_passes(merge(Config(), table))
     guided = [step for step in range(STEPS) if int(STEPS * interval[0]) <= step < int(STEPS * interval[1])]
     assert walk.passes == STEPS + len(guided)
 
@@ -142,9 +142,10 @@ def test_the_shift_is_carried_up_in_second_order(walk, monkeypatch):
 
         monkeypatch.setattr(walk.backbone, "raw", noise)
         history = history_of("dpm++2m")
+        inverter = Inverter(walk.backbone, None, levels, walk.view, shift)
         x = walk.x + (shift.at(None, levels, 1) if shift else 0)
         for low in range(1, STEPS):
-            x = ascend(walk.backbone, x, None, levels, low, walk.view, shift, 0, lambda number: None, history)
+            x = inverter.step(x, low, history=history)
         return x
 
     moved = climbed(Constant()) - Constant().at(None, levels, STEPS)

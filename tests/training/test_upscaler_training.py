@@ -10,7 +10,7 @@ from ctxedit.models.upscalers.checkpoints import locate_upscaler, open_upscaler
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training.components import Components
 from ctxedit.training.data import DataConfig
-from ctxedit.training.tasks.upscaler import UpscalerTask
+from ctxedit.training.tasks.upscaler import UpscalerTask, random_crops
 
 SMALL = {"channels": [16, 32], "layers": [1, 1], "head": 16}
 DATA = DataConfig(size=128)
@@ -33,18 +33,18 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def test_crops_of_both_resolutions_show_the_same_places(task):
+def test_crops_of_both_resolutions_show_the_same_places():
     large = torch.randn(2, 3, 128, 128)
-    image, low = task._cropped(large, F.avg_pool2d(large, 4), generator())
+    image, low = random_crops(large, F.avg_pool2d(large, 4), 8, 3, generator())
     assert image.shape == (6, 3, 32, 32) and low.shape == (6, 3, 8, 8)
     torch.testing.assert_close(F.avg_pool2d(image, 4), low)
     assert len({tuple(crop.flatten()[:2].tolist()) for crop in low}) == 6
 
 
-def test_without_crop_pictures_are_whole(tmp_path):
+def test_a_crop_of_the_whole_size_is_the_image():
     large = torch.randn(2, 3, 128, 128)
     low = F.avg_pool2d(large, 4)
-    image, same = build(tmp_path)._cropped(large, low, generator())
+    image, same = random_crops(large, low, 32, 1, generator())
     assert torch.equal(image, large) and torch.equal(same, low)
 
 

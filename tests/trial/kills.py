@@ -237,11 +237,13 @@ def kill_once(scenario: Scenario, blow: Blow, reference: Undisturbed, base: Path
     try:
         arguments = list(scenario.arguments)
         at = -1 if blow.event is None else blow.event
-        first = call(arguments, folder, stop=blow.signal, before=FileEvents(folder, at, blow.delay).install)
+        limit = 120 + 10 * reference.seconds  # a busy machine is slow; only what hangs takes longer
+        before = FileEvents(folder, at, blow.delay).install
+        first = call(arguments, folder, stop=blow.signal, before=before, limit=limit)
         if found := _end_complaint(first, blow):
             return f"stopped: {found}"
         time.sleep(0.02)
-        again = call(arguments, folder)
+        again = call(arguments, folder, limit=limit)
         if found := complaint(again, (0,)):
             return f"run again: {found}"
         found = difference(reference.tree, contents(folder))

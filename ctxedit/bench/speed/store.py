@@ -21,7 +21,7 @@ from ctxedit.models.attention import FrameView, WordAlignment
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
 from ctxedit.models.sites import AttentionSite, halvings_at
 from ctxedit.stages.invert import invert
-from ctxedit.stages.sample import fused_steps
+from ctxedit.stages.passes import fused_steps
 
 
 class MapStore:

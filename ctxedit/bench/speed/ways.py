@@ -88,7 +88,7 @@ class Way:
 
 
 def edits(presets: Sequence[tuple[str, Config]]) -> list[Way]:
-    """Every way to edit: stored maps and diffusers' pipeline beside the presets.
+    """Every way to edit: stored maps, diffusers' pipeline and the presets.
 
     Args:
         presets: by name; ``fatezero`` is among them or not, its settings serve the stored maps.

@@ -1,1 +1,1 @@
-"""How good a set of generated images is, beside a set of real ones: FID, KID, IS, precision, recall, CMMD."""
+"""Comparing a set of generated images with a set of real ones: FID, KID, IS, precision, recall, CMMD."""

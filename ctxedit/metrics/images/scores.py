@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -61,9 +61,13 @@ class Score:
     each: tuple[float, ...] = ()
     without: tuple[float, ...] = ()
 
+    def table(self) -> dict[str, str | int | float | None]:
+        """As plain values, without the values of single images and groups."""
+        return {k: v for k, v in asdict(self).items() if k not in ("each", "without")}
+
 
 class Task(Protocol):
-    """Who is told of progress; a ``Reporter``'s ``task`` fits."""
+    """Receives progress; a ``Reporter``'s ``task`` fits."""
 
     def __call__(self, name: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]: ...
 
@@ -85,7 +89,7 @@ class Extractors:
 
 
 def chosen(keys: Sequence[str] | None, inception: bool, captions: bool) -> tuple[str, ...]:
-    """The figures to compute: those that were asked for, or all that the inputs allow.
+    """The figures to compute: the requested ones, or all that the inputs allow.
 
     Raises:
         ConfigError: an unknown one, or one that needs what is not given.
@@ -136,8 +140,8 @@ def score(
         networks: as :class:`Extractors` says.
         keys: from :func:`chosen`.
         captions: one for each generated image, for ``clip_score``.
-        warn: is told what makes a figure doubtful.
-        task: is told of progress.
+        warn: called with what makes a figure unreliable.
+        task: receives progress.
 
     Raises:
         InputError: sets of different sizes, or too few images for a figure.

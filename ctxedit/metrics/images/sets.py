@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.errors import InputError
+from ctxedit.files import neighbour
 from ctxedit.media import stills
 
 #: Pixels that are in memory together.
@@ -73,7 +74,10 @@ def open_set(
         InputError: no such folder, no images, a broken one, or several sizes without ``side``.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder of images", "give the folder that the images are in")
+        guess = "" if folder.exists() else neighbour(folder)
+        raise InputError(
+            f"{folder} is not a folder of images", f"{guess}give the folder that the images are in"
+        )
     found = tuple(stills.image_files(folder)) if files is None else files
     first: tuple[int, int] | None = None
     for file in found:

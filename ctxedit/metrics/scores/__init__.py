@@ -1,1 +1,1 @@
-"""The metrics that come with ctxedit, one family a file; each file here is found by itself."""
+"""The metrics that come with ctxedit, one family a file; every file of this folder is loaded."""

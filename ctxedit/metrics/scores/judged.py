@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.metrics import Edit, metric
+from ctxedit.metrics.registry import value_of
 
 if TYPE_CHECKING:
     from ctxedit.synthetic.composition_judge import CompositionJudge
@@ -23,7 +24,7 @@ _SIDE = 64  # what the judge takes
 @metric("balance", title="balance", needs="", better="higher", decimals=3, where="bench", order=0)
 def balance(edit: Edit) -> float | None:
     """mean of edit found, rest kept and SSIM kept, of those there are"""
-    shares = [v for key in _SHARES if (v := edit.value(key)) is not None]
+    shares = [v for key in _SHARES if (v := value_of(edit, key)) is not None]
     return float(np.mean(shares)) if shares else None
 
 
@@ -86,7 +87,7 @@ def _composition_kept(edit: Edit) -> float | None:
 
 
 def verdicts(edit: Edit) -> list[tuple[Verdict, Look]]:
-    """The composition judge's verdict on each frame, and what it saw; [] for an edit without composition."""
+    """The composition judge's verdict on each frame, and its detections; [] without a composition."""
     composition = edit.composition
     if composition is None:
         return []

@@ -1,4 +1,4 @@
-"""Scores by networks of their own, computed only when they are asked for: PickScore, LPIPS, DINO structure.
+"""Scores by networks of their own, computed only on request: PickScore, LPIPS, DINO structure.
 
 Each follows its published definition. Weights are fetched when first needed, or named where they are missing;
 ``--weights METRIC=PATH`` takes a copy from elsewhere.

@@ -27,12 +27,13 @@ from ctxedit.config import AttentionConfig
 from ctxedit.diffusion.broadcast import Level
 from ctxedit.diffusion.parameterization import Prediction, to_x0
 from ctxedit.diffusion.schedule import Levels
-from ctxedit.errors import InputError, WeightsError
+from ctxedit.errors import ConfigError, InputError, WeightsError
 from ctxedit.files import read_json
 from ctxedit.model_names import VOCABULARY
 from ctxedit.models.attention import FrameView, current_view, frame_attention
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.deep_cache import DeepBlocks
 from ctxedit.models.embedding import Embedding
 from ctxedit.models.families import family_named
 from ctxedit.models.group_norm import statistics_over_clip
@@ -79,6 +80,8 @@ class Backbone(ABC):
     others_in: ClassVar[tuple[str, ...]]
     #: diffusers' mixin that reads LoRA files for this family; None takes none.
     lora_loader: ClassVar[str | None] = None
+    #: Whether :meth:`deep_blocks` gives some.
+    reuses_features: ClassVar[bool] = False
 
     name: str
     path: Path
@@ -130,11 +133,11 @@ class Backbone(ABC):
 
     def merge(self, lora: Lora) -> None:
         """Add a LoRA, read with :func:`ctxedit.models.lora.read_lora`, to the weights."""
-        raise WeightsError(f"{self.name} takes no LoRA", "leave out --lora")
+        raise WeightsError(f"{self.name} does not support LoRAs", "leave out --lora")
 
     def embed_tokens(self, embedding: Embedding) -> None:
         """Make a textual inversion's token known to prompts."""
-        raise WeightsError(f"{self.name} takes no embeddings", "leave out --embedding")
+        raise WeightsError(f"{self.name} does not support textual inversions", "leave out --embedding")
 
     # -- frames and words --------------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class Backbone(ABC):
 
     @contextmanager
     def room_for(self, texts: Sequence[str]) -> Iterator[None]:
-        """Conditions have as many chunks as the longest of the prompts needs, if long ones are asked for."""
+        """Pad conditions to the chunks of the longest prompt, where long prompts are allowed."""
         before, length = self.chunks, self.context_length // self.chunks
         if self.long_prompts:
             longest = max(len(self.token_spans(text)) for text in texts)
@@ -250,8 +253,8 @@ class Backbone(ABC):
 
         Args:
             x: latents, branches after one another.
-            timestep: what the network is told.
-            condition: one row for each branch; a tensor stands for its tokens alone.
+            timestep: the network's input.
+            condition: one row for each branch; a tensor is taken as tokens without anything else.
             alpha, sigma: the level that ``x`` is at.
             view: frames, branches, fusion.
         """
@@ -266,6 +269,14 @@ class Backbone(ABC):
                 if config.group_norm == "clip":
                     stack.enter_context(statistics_over_clip(net))
             yield
+
+    def deep_blocks(self) -> DeepBlocks:
+        """The denoiser's blocks whose features can be reused at the next step.
+
+        Raises:
+            ConfigError: this family has none.
+        """
+        raise ConfigError(f"{self.name} has no deep features to reuse", "leave edit.cache_interval at 1")
 
     @property
     def denoiser(self) -> Denoiser | None:

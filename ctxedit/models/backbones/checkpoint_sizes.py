@@ -58,7 +58,7 @@ def largest(value: int | Sequence[int]) -> int:
 
 
 def _widths(channels: Any) -> tuple[int, ...]:
-    """Channels of a network's levels; nonsense would make sizes that nothing holds."""
+    """Channels of a network's levels, checked to be plausible."""
     found = tuple(channels)
     if not 1 <= len(found) <= 8 or not all(type(c) is int and 1 <= c <= 1 << 16 for c in found):
         raise ValueError(f"block_out_channels = {channels!r}")

@@ -42,7 +42,7 @@ def check_addons(config: Config, checkpoint: Checkpoint, offline: bool = False) 
     embeddings = tuple(read_embedding(name, checkpoint, offline) for name in config.embedding)
     tokens = [embedding.token for embedding in embeddings]
     if twice := next((token for token in tokens if tokens.count(token) > 1), None):
-        raise ConfigError(f"two embeddings are called {twice!r}", "give each once, or rename a file")
+        raise ConfigError(f"two embeddings are named {twice!r}", "give each once, or rename a file")
     return Addons(loras, embeddings)
 
 

@@ -52,7 +52,7 @@ def check_scheduler(checkpoint: Checkpoint) -> None:
         and config.get("rescale_betas_zero_snr")
         and config.get("timestep_spacing", "leading") != "leading"
     ):
-        # At zero signal the noise says nothing of x_0; such a model needs a velocity or sample head.
+        # At zero signal the noise does not determine x_0; such a model needs a velocity or sample head.
         refused = "it predicts noise but starts at zero signal, where noise determines no image"
     else:
         refused = _broken_levels(config)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding and the image's size beside the timestep."""
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and size conditioning."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class StableDiffusionXL(StableDiffusion):
         rest, each = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
         if not rest or not each or rest - pooled != 6 * each:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet is not told the six sizes that the SDXL base model is told",
-                "the refiner cannot edit by itself: use the base model, --model sdxl",
+                f"{checkpoint.name}: the UNet does not take the six size embeddings of the SDXL base model",
+                "the refiner cannot edit alone: use the base model, --model sdxl",
             )
 
     @torch.no_grad()

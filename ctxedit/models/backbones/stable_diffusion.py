@@ -23,6 +23,7 @@ from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
+from ctxedit.models.deep_cache import DeepBlocks
 from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
@@ -53,6 +54,7 @@ class StableDiffusion(Backbone):
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     lora_loader: ClassVar[str | None] = "StableDiffusionLoraLoaderMixin"
+    reuses_features: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -139,13 +141,13 @@ class StableDiffusion(Backbone):
             )
         if inner != outer:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder gives {outer}",
+                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder has {outer}",
                 "inpainting, instruction and upscaling checkpoints are not supported",
             )
         extra = [key for key in _MORE_CONDITIONS if unet.get(key)]
         if unet.get("addition_embed_type") != cls.added_embedding or extra:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet is conditioned on more than its family's checkpoints are "
+                f"{checkpoint.name}: the UNet has conditioning that its model family does not "
                 f"({', '.join(extra) or 'addition_embed_type'})",
                 "distilled, upscaling and image-conditioned checkpoints are not supported",
             )
@@ -237,7 +239,7 @@ class StableDiffusion(Backbone):
         return tokens.reshape(-1, self.chunks * tokens.shape[1], tokens.shape[2])
 
     def _tokens(self, tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """A text's token ids and their characters; an embedding's token stands for all of its vectors."""
+        """A text's token ids and their characters; an embedding's token covers all of its vectors."""
         known = self._embedded.get(id(tokenizer), {})
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         pairs = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
@@ -274,7 +276,7 @@ class StableDiffusion(Backbone):
         return float(self.alphas_cumprod[0]) if first else None
 
     def training_level(self, generator: torch.Generator) -> tuple[int | float, Tensor, Tensor]:
-        # At zero signal a noise head says nothing of x_0: such a level teaches nothing.
+        # At zero signal a noise head does not determine x_0: such a level trains nothing.
         usable = self.alphas_cumprod > 0 if self.prediction == "epsilon" else self.alphas_cumprod >= 0
         t = int(torch.randint(0, int(usable.sum()), (), generator=generator))
         bar = self.alphas_cumprod[t]
@@ -302,8 +304,11 @@ class StableDiffusion(Backbone):
         return out.to(x.dtype)
 
     def _added(self, rows: Condition, x: Tensor) -> dict[str, Tensor] | None:
-        """What the time embedding is conditioned on besides; nothing here."""
+        """Additional inputs of the time embedding; none here."""
         return None
+
+    def deep_blocks(self) -> DeepBlocks:
+        return DeepBlocks(self.unet)
 
     @property
     def denoiser(self) -> Denoiser:

@@ -46,7 +46,7 @@ class UpscaleSampling:
 
 
 class Upscaler(ABC):
-    """A loaded upscaler. Subclasses say what is denoised and how it becomes pixels.
+    """A loaded upscaler. Subclasses define what is denoised and how it becomes pixels.
 
     Attributes:
         name: what messages call it.

@@ -61,7 +61,7 @@ class X4Layout:
         if (factor := 2 ** (len(vae.get("block_out_channels", ())) - 1)) != SCALE:
             raise WeightsError(f"{checkpoint.name} upscales {factor} times, not {SCALE}", _KINDS)
         if unet.get("num_class_embeds") is None and unet.get("class_embed_type") is None:
-            raise WeightsError(f"{checkpoint.name}: the UNet is not told the noise level", _KINDS)
+            raise WeightsError(f"{checkpoint.name}: the UNet does not take a noise level", _KINDS)
         check_scheduler(checkpoint)
 
 
@@ -80,7 +80,7 @@ class Found:
 
     @property
     def defaults(self) -> UpscaleSampling:
-        """What it does where the settings say nothing."""
+        """Its defaults."""
         return self.kind.defaults
 
     @property
@@ -124,7 +124,7 @@ def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half:
 
 
 def defaults_of(setting: str, own: Path | None) -> UpscaleSampling:
-    """What the upscaler of a setting does where the settings say nothing; nothing is fetched."""
+    """Defaults of the upscaler that a setting names, without downloading it."""
     path = expanded(setting)
     if own_part(setting, own, _PART) or (path.is_dir() and not (path / "model_index.json").is_file()):
         return PixelUpscaler.defaults
@@ -140,7 +140,7 @@ def _own(name: str, folder: Path) -> Found:
     config = read_json(folder / "config.json")
     channels = (config.get("in_channels"), config.get("out_channels"))
     if channels != (pixels.IN_CHANNELS, pixels.FOLDED):
-        raise WeightsError(f"{folder} is no upscaler: its network takes and gives {channels}", _KINDS)
+        raise WeightsError(f"{folder} is not an upscaler: its network maps {channels} channels", _KINDS)
     layout.require([file.name for file in folder.iterdir()], str(folder))
     return Found(name, folder, True)
 

@@ -1,4 +1,4 @@
-"""The check of super-resolution: held-out scenes against the same scenes drawn large, beside bicubic."""
+"""The check of super-resolution: held-out scenes against the same scenes drawn large, and bicubic."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class ConditionEncoderTask(Task):
         return loss, {"loss": loss.item(), "x0_error": out.squares.mean().item(), "shift": out.shift}
 
     def export(self, model: Any, folder: Path) -> None:
-        """Write the encoder, and the adapter and the trained part of the denoiser beside it, all in fp16."""
+        """Write the encoder, the adapter and the trained part of the denoiser, all in fp16."""
         folder.mkdir(parents=True, exist_ok=True)
         model["encoder"].save(folder, denoiser=self.trained_on)
         if "adapter" in model:

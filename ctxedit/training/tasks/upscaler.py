@@ -48,6 +48,35 @@ class LargeScenes(Scenes):
         return {"image": to_tensor(frame), "small": to_tensor(small), "caption": caption}
 
 
+def random_crops(
+    image: Tensor, low: Tensor, size: int, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The same random crops of images at both resolutions.
+
+    Args:
+        image: (B, C, 4h, 4h).
+        low: (B, C, h, h), the same images at low resolution.
+        size: side of a crop, in low-resolution pixels.
+        count: crops of each image.
+
+    Returns:
+        (B·count, C, 4·size, 4·size) and (B·count, C, size, size), image by image.
+    """
+    limit = low.shape[-1] - size + 1
+    corners = (torch.rand(len(low), count, 2, generator=generator) * limit).long().tolist()
+
+    def cut(images: Tensor, k: int) -> Tensor:
+        return torch.stack(
+            [
+                one[:, k * y : k * (y + size), k * x : k * (x + size)]
+                for one, places in zip(images, corners, strict=True)
+                for y, x in places
+            ]
+        )
+
+    return cut(image, pixels.SCALE), cut(low, 1)
+
+
 @register("upscaler")
 class UpscalerTask(Task):
     """Squared error of the residual: two thirds at pure noise, where sampling starts, a third at any level.
@@ -59,7 +88,7 @@ class UpscalerTask(Task):
     The low-resolution picture is the average of the large one or, where the data is drawn, the frame drawn
     small; either as it is or as the autoencoder gives it back, so that the network learns to repair what an
     edit or a generated picture brings. Then noise is added to it (noise-conditioning augmentation, Ho et al.
-    2022), with a level that the network is told.
+    2022), with a level that is an input of the network.
 
     Args:
         components: with ``vae``, ``text_encoder`` and ``tokenizer``.
@@ -127,7 +156,7 @@ class UpscalerTask(Task):
         device = batch["image"].device
         self.encoders.to(device)
         low = self._low(batch["image"], batch.get("small"), generator)
-        image, low = self._cropped(batch["image"], low, generator)
+        image, low = random_crops(batch["image"], low, self.crop, self.crops, generator)
         captions = [caption for caption in batch["caption"] for _ in range(self.crops)]
         n = len(image)
         level = (torch.rand(n, generator=generator) ** 3 * (self.augment + 1)).long().to(device)
@@ -149,24 +178,6 @@ class UpscalerTask(Task):
             "bicubic": decibels((image - base).square().mean()),
         }
         return error, {"loss": error.item(), **figures}
-
-    def _cropped(self, image: Tensor, low: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``crops`` random crops of each picture, at both resolutions, picture by picture."""
-        side, at = low.shape[-1], []
-        for corner in torch.rand(len(low), self.crops, 2, generator=generator):
-            at.append((corner * (side - self.crop + 1)).long().tolist())
-        size, scale = self.crop, pixels.SCALE
-
-        def cut(pictures: Tensor, k: int) -> Tensor:
-            return torch.stack(
-                [
-                    picture[:, k * y : k * (y + size), k * x : k * (x + size)]
-                    for picture, corners in zip(pictures, at, strict=True)
-                    for y, x in corners
-                ]
-            )
-
-        return cut(image, scale), cut(low, 1)
 
     @torch.no_grad()
     def _low(self, image: Tensor, small: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,40 @@
+"""What newcomers get wrong: each mistake is answered with what to type instead, before any work."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run", "a.mp4", "a", "dog", "on", "ice"), 2, 'ctxedit run CLIP "a dog on ice"'),
+        (("run", "a dog", "a.mp4"), 3, "the clip comes first, then the text: a.mp4 'a dog'"),
+        (("run", "a.mp4", ""), 3, "what the edited clip should show"),
+        (("run", "a.mp4", "a dog", "--guidance", "high"), 2, "'--guidance': must be a number\n"),
+        (("run", "a.mp4", "a dog", "--seed", "x"), 2, "'--seed': must be a whole number\n"),
+        (("run", "https://example.com/a.mp4", "a dog"), 3, "https://example.com/a.mp4 is a web address"),
+        (("edit", "a.mp4"), 2, 'ctxedit edit a.mp4 "a panda walking on the beach"'),
+        (("edit", "a dog", "a.mp4"), 3, "the clip comes first"),
+        (("t2i", ""), 3, "what the image should show"),
+        (("eval", "a.mp4"), 2, "ctxedit eval --prompt TEXT --video a.mp4"),
+        (("eval", "made"), 2, "ctxedit eval --run made"),
+        (("bench", "--presets", "ddim", "--limit", 0), 2, "'--limit': must be at least 1\n"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_gets_the_right_command(
+    ctxedit, clip, tmp_path, monkeypatch, no_weights, arguments, code, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "run.toml").write_text("")
+    answer = ctxedit(*arguments)
+    assert answer.code == code and words in answer.err, answer.err
+    assert answer.err.count("error:") == answer.err.count("hint:") == 1 and answer.out == ""
+
+
+def test_names_that_share_their_suffix_alone_are_no_guess(ctxedit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiger-beach.mp4").write_bytes(b"")
+    assert "did you mean" not in ctxedit("caption", "nothere.mp4").err
+    assert "did you mean 'tiger-beach.mp4'?" in ctxedit("caption", "tiger-baech.mov").err
