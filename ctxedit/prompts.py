@@ -13,7 +13,9 @@ import unicodedata
 from ctxedit.errors import ConfigError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?):\s*({_NUMBER})\s*\)")
+# Not the times of day and ratios of prose: (it is 12:30), (a screen, 4:3).
+_COLON = r"(?<!\b\d)(?<!\b\d\d):"
+_WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?){_COLON}\s*({_NUMBER})\s*\)")
 _NO_WEIGHT = "write (tiger:1.5) in the target, or --set fusion.word_weights.tiger=1.5"
 _TOKEN = "textual inversions are added with --embedding FILE; write the token alone"
 #: What it is, its pattern, and what there is instead.
@@ -23,7 +25,7 @@ _FOREIGN = (
     ("emphasis by double brackets", r"\(\([^()]*\)\)", _NO_WEIGHT),
     (
         "a weight in a bracket that is not closed",
-        rf"\([^()]*?[^\W\d_][^()]*?:\s*{_NUMBER}(?![\w.])[^()]*$",
+        rf"\([^()]*?[^\W\d_][^()]*?{_COLON}\s*{_NUMBER}(?![\w.])[^()]*$",
         _NO_WEIGHT,
     ),
     ("a weight that is no finite number", r"\([^():]+:\s*[-+]?(?i:nan|inf|infinity)\s*\)", _NO_WEIGHT),
