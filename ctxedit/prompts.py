@@ -13,7 +13,9 @@ import unicodedata
 from ctxedit.errors import ConfigError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?):\s*({_NUMBER})\s*\)")
+# Not the times of day and ratios of prose: (it is 12:30), (a screen, 4:3).
+_COLON = r"(?<!\b\d)(?<!\b\d\d):"
+_WEIGHT = re.compile(rf"\(([^()]*?[^\W\d_][^()]*?){_COLON}\s*({_NUMBER})\s*\)")
 _NO_WEIGHT = "write (tiger:1.5) in the target, or --set fusion.word_weights.tiger=1.5"
 _TOKEN = "textual inversions are added with --embedding FILE; write the token alone"
 #: What it is, its pattern, and what there is instead.
@@ -21,6 +23,13 @@ _FOREIGN = (
     ("a LoRA tag", r"<\s*(?i:lora|lyco|locon|hypernet)\s*:", "a LoRA is given as an option: --lora FILE:0.8"),
     ("an embedding's name", r"\b(?i:embedding)\s*:\s*\S+", _TOKEN),
     ("emphasis by double brackets", r"\(\([^()]*\)\)", _NO_WEIGHT),
+    (
+        "a weight in a bracket that is not closed",
+        rf"\([^()]*?[^\W\d_][^()]*?{_COLON}\s*{_NUMBER}(?![\w.])[^()]*$",
+        _NO_WEIGHT,
+    ),
+    ("a weight that is no finite number", r"\([^():]+:\s*[-+]?(?i:nan|inf|infinity)\s*\)", _NO_WEIGHT),
+    ("an escaped bracket", r"\\[][(){}]", "brackets around words are plain text: write no backslash"),
     ("a weight behind brackets", rf"\)(?:\+|-{{2}}|{_NUMBER}(?![\w.]))", _NO_WEIGHT),
     ("emphasis or a schedule in square brackets", r"\[[^\[\]]*\]", _NO_WEIGHT),
     ("a choice of words", r"\{[^{}]*\|[^{}]*\}", "give one --target for each of them"),
@@ -61,7 +70,10 @@ def check_syntax(text: str, what: str) -> None:
     rest = text.replace("{source}", " ")
     if found := _WEIGHT.search(rest):
         words, weight = found.groups()
-        raise ConfigError(f"the {what} has a weight in it: {found.group()[:60]}", _weight_hint(words, weight))
+        hint = _weight_hint(words, weight)
+        if what != "target":
+            hint = f"write “{' '.join(words.split())}” plainly; only the target of an edit takes weights"
+        raise ConfigError(f"the {what} has a weight in it: {found.group()[:60]}", hint)
     for name, pattern, hint in _FOREIGN:
         if found := re.search(pattern, rest):
             raise ConfigError(f"the {what} has {name} in it: {found.group().strip()[:60]}", hint)

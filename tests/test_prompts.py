@@ -17,6 +17,9 @@ from ctxedit.prompts import check_syntax
         ("ein (Bär:.5)", "--set 'fusion.word_weights.\"Bär\"=0.5'"),
         ("a ((tiger))", "fusion.word_weights"),
         ("a (tiger)1.4", "fusion.word_weights"),
+        ("a (tiger:1.3 walking on the beach", "fusion.word_weights"),
+        ("a (tiger:nan)", "fusion.word_weights"),
+        (r"a \(tiger\)", "backslash"),
         ("a (tiger)++", "fusion.word_weights"),
         ("a [tiger]", "fusion.word_weights"),
         ("a [cat:dog:0.5]", "fusion.word_weights"),
@@ -36,12 +39,21 @@ def test_other_tools_syntax(text, hint):
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("what", ["prompt", "negative prompt"])
+def test_only_a_target_takes_weights_and_the_hint_says_so(what):
+    with pytest.raises(ConfigError, match="weight") as caught:
+        check_syntax("(ugly:1.3), blurry", what)
+    assert "write “ugly” plainly" in caught.value.hint and "--set" not in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "a tiger (in the snow) walks",
         "a film still (4:3), grainy",
         "a clock (12:30)",
+        "a clock (it is 12:30) on a wall",
+        "a sign (left: red)",
         "a tiger (left) 2 cats (right)",
         "A TIGER AND A PANDA",
         "a brand and a sandy break",

@@ -17,7 +17,7 @@ from ctxedit.cli.output_options import OverwriteOption
 from ctxedit.errors import ConfigError, counted
 
 if TYPE_CHECKING:
-    from ctxedit.cli.progress import Teller
+    from ctxedit.cli.progress import CommandReporter
     from ctxedit.config import Config
     from ctxedit.metrics.images.scores import Extractors, Score
     from ctxedit.metrics.images.sets import ImageSet
@@ -245,7 +245,7 @@ def _from_coco(
 
 def _prepared(
     generated: Path, reference: Path, captions: Path | None, features: str, size: int | None,
-    keys: list[str] | None, config: Config, offline: bool, reporter: Teller,
+    keys: list[str] | None, config: Config, offline: bool, reporter: CommandReporter,
 ) -> tuple[tuple[ImageSet, ImageSet], list[str] | None, Extractors, tuple[str, ...]]:  # fmt: skip
     """Everything that can be wrong, found before the first feature is computed."""
     from ctxedit.metrics.images import scores
@@ -300,7 +300,7 @@ def extractors(
 
 def _scored(
     sets: tuple[ImageSet, ImageSet], networks: Extractors, chosen: tuple[str, ...], texts: list[str] | None,
-    reporter: Teller,
+    reporter: CommandReporter,
 ) -> list[Score]:  # fmt: skip
     from ctxedit.metrics.images import scores
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from ctxedit.cli.t2i_labels import LabelOptions, add_to_plan, drawn
 from ctxedit.errors import ConfigError
 from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
+
+if TYPE_CHECKING:
+    from ctxedit.config import Config
 
 Text = Annotated[
     str | None,
@@ -81,20 +84,15 @@ def t2i(
     _check_adapter(adapter, no_adapter)
     config = arguments.settings(base, screen, addons, size, sampling, upscaling)
 
-    from ctxedit.cli import fetching
     from ctxedit.cli.progress import teller
     from ctxedit.editing import text_to_image
     from ctxedit.editing.keys import image_key
     from ctxedit.finished import note
     from ctxedit.media.write import write_image
-    from ctxedit.provenance import facts, to_text
     from ctxedit.runs import slug
 
-    reporter = teller(screen)
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
-    needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
-    check = fetching.checks_model(config)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    if not _fetched(config, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
@@ -109,23 +107,35 @@ def t2i(
     plan = text_to_image.plan(
         text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
     )
-    if wanted is not None:
-        add_to_plan(plan, wanted)
+    add_to_plan(plan, wanted)
     if dry.dry_run:
         screen.result(_planned(path, plan), {"plan": plan})
         return
-    screen.say(f"seed {config.seed}" if wanted is None else f"seed {config.seed}: {wanted.shows}")
-    about = None
-    if not no_metadata:
-        made_with = {**shown, "adapter": adapter, **labelled.facts()}
-        about = to_text(facts("image", config, base.preset or DEFAULT_PRESET, __version__, **made_with))
+    screen.say(f"seed {config.seed}{f': {wanted.shows}' if wanted else ''}")
+    made_with = {**shown, "adapter": adapter, **labelled.facts()}
+    about = None if no_metadata else _metadata(config, base, made_with)
     with resumable(None):
         if wanted is None:
-            picture = text_to_image.generate(text, config, base.offline, reporter, adapter=adapter)[0]
+            picture = text_to_image.generate(text, config, base.offline, teller(screen), adapter=adapter)[0]
         else:
-            picture = drawn(wanted, labelled.grid, config, base.offline, reporter)
+            picture = drawn(wanted, labelled.grid, config, base.offline, teller(screen))
         write_image(path, picture, overwrite=overwrite.yes, about=about, complete=partial(note, path, key))
     screen.result(str(path), result)
+
+
+def _fetched(config: Config, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:
+    """Download what an image needs, after asking; whether the command can go on."""
+    from ctxedit.cli import fetching
+
+    needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
+    return fetching.settle(needs, screen, agreed, offline, dry_run, fetching.checks_model(config))
+
+
+def _metadata(config: Config, base: SettingOptions, made_with: dict[str, Any]) -> str:
+    """How the image is made, as text to embed."""
+    from ctxedit.provenance import facts, to_text
+
+    return to_text(facts("image", config, base.preset or DEFAULT_PRESET, __version__, **made_with))
 
 
 def _check_adapter(adapter: Path | None, no_adapter: bool) -> None:

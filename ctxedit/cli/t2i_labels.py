@@ -101,8 +101,10 @@ class LabelOptions:
         return label_to_image.class_request(self.class_name, text, config, self.encoder, self.grid)
 
 
-def add_to_plan(plan: dict[str, Any], wanted: LabelRequest) -> None:
-    """Make text to image's plan that of labels."""
+def add_to_plan(plan: dict[str, Any], wanted: LabelRequest | None) -> None:
+    """Turn a plan of text to image into that of labels, if there are any."""
+    if wanted is None:
+        return
     plan["evaluations"] *= len(wanted.pictures)
     plan |= {"text": wanted.text, "labels": list(wanted.labels)}
 

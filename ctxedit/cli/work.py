@@ -31,7 +31,7 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan 
     return None if dry_run else made
 
 
-def foretell(session: Session, plan: Plan, screen: Screen) -> None:
+def say_duration(session: Session, plan: Plan, screen: Screen) -> None:
     """Say how long a plan takes that could not say it; one pass and one tuning step are timed for it."""
     from ctxedit.editing.speed import WORTH_MEASURING, seconds_of
 

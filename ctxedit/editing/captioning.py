@@ -14,12 +14,13 @@ from ctxedit.editing.request import Request
 from ctxedit.editing.stage import StageJob
 from ctxedit.editing.stages import stage_named
 from ctxedit.errors import ConfigError
+from ctxedit.footprint import captioner_bytes
 from ctxedit.media.memory import reading_bytes
 from ctxedit.media.probe import probe
 from ctxedit.media.read import span_of
 from ctxedit.models.captioner import CAPTIONED
 from ctxedit.models.device import pick_device, pick_dtype
-from ctxedit.models.weights import is_half, own_folder
+from ctxedit.models.weights import is_half, own_folder, own_part
 from ctxedit.stages.caption import asks_clip
 from ctxedit.stages.prepare import captioned_size, check_readable, read_for_caption
 
@@ -42,7 +43,8 @@ def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -
     check_readable(clip, span)
     own = own_folder(config.model)
     weight = captioner_weight(config, own, offline, is_half(dtype))
-    peak = 2 * weight.parameters * dtype.itemsize  # beams and images take less than the weights once more
+    width = 4 if own_part(config.captioner, own, "captioner") else dtype.itemsize
+    peak = captioner_bytes(weight.parameters, width)
     if by_clip := asks_clip(config, own is not None):
         peak += clip_weight(config, own, offline).parameters * 4
     machine.check_memory("caption", peak, machine.memory_available(device))

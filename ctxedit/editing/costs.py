@@ -60,12 +60,15 @@ class Costs:
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
 
     def captioning(self, reused: bool) -> int:
-        """Bytes at the caption's peak, all that is loaded by then included."""
+        """Bytes at the caption's peak. ctxedit's own models may stay loaded meanwhile, others do not."""
         if reused:
             return self._weights
         choice = (self.config, self.own, self.offline)
         seen = clip_weight(*choice).parameters * 4 if asks_clip(self.config, self.own is not None) else 0
-        return self._weights + captioner_weight(*choice, half=self.width == 2).parameters * self.width + seen
+        captioner = captioner_weight(*choice, half=self.width == 2)
+        if own_part(self.config.captioner, self.own, "captioner"):
+            return self._weights + footprint.captioner_bytes(captioner.parameters, 4) + seen
+        return footprint.captioner_bytes(captioner.parameters, self.width) + seen
 
     def tuning(self, reused: bool) -> int:
         """Bytes at the tuning's peak: float32 masters, gradient and two moments of what is trained."""
@@ -149,9 +152,13 @@ class Costs:
         body = self.body
         denoiser = body.unet.parameters + self.control.parameters
         others = body.vae.parameters + body.text_encoder.parameters
-        # The adapter is in the denoiser's precision on a CPU.
-        adapter = self._adapter * (4 if self.device != "cpu" else self.width)
+        adapter = self._adapter * self._adapter_width
         return denoiser * self.width + others * self.stored + adapter
+
+    @property
+    def _adapter_width(self) -> int:
+        """Bytes of the adapter's numbers: on a CPU it is in the denoiser's precision."""
+        return self.width if self.device == "cpu" else 4
 
     def _passing(self, branches: int) -> int:
         """Bytes of one pass of the denoiser, without the weights."""
@@ -194,7 +201,9 @@ class Costs:
 
     def _shifting(self, frames: int, gradient: bool) -> int:
         adapter = self.config.adapter
-        return footprint.adapter_bytes(adapter, self.side, frames, gradient) if adapter.enabled else 0
+        if not adapter.enabled:
+            return 0
+        return footprint.adapter_bytes(adapter, self.side, frames, gradient, self._adapter_width)
 
     @property
     def _fuses(self) -> bool:

@@ -77,6 +77,11 @@ class Parts:
         """
         self._stack.__exit__(*(error or (None, None, None)))
 
+    def forget_loaded(self) -> None:
+        """Drop the networks that an earlier session left loaded, where large ones need the room."""
+        if self._loaded is not None:
+            self._loaded.drop()
+
     @cached_property
     def device(self) -> torch.device:
         device = pick_device(self.config.device)

@@ -30,6 +30,7 @@ from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.models.device import name_of, pick_dtype
 from ctxedit.models.tensors import mapped_tensor, save_tensors
+from ctxedit.models.weights import own_part
 from ctxedit.prompts import plain
 from ctxedit.provenance import to_text
 from ctxedit.runs import Run, fingerprint, versions
@@ -48,6 +49,8 @@ from ctxedit.stages.tune import TuneStep
 def _make_caption(job: StageJob) -> Made:
     parts, config, request = job.parts, job.config, job.request
     dtype = pick_dtype(config.dtype, parts.device)
+    if own_part(config.captioner, parts.own, "captioner") is None:
+        parts.forget_loaded()
     model = captioning.make_captioner(
         config.captioner, parts.own, parts.device, dtype, request.offline, request.lavis_python
     )

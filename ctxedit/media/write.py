@@ -125,11 +125,9 @@ def write_clip(
     Raises:
         OutputError, ConfigError: see ``check_output``; also a full disk. Nothing is left then.
     """
-    _expect_frames(frames)
+    _expect_frames(frames, durations)
     if chroma not in ("420", "444"):
-        raise ConfigError(f"unknown chroma {chroma!r}", 'take "420", or "444"')
-    if durations is not None and len(durations) != len(frames):
-        raise ValueError(f"{len(durations)} durations for {len(frames)} frames")
+        raise ConfigError(f"unknown chroma {chroma!r}", 'use "420" or "444"')
     check_output(path, fps, overwrite)
     suffix, path = _suffix(path), Path(path)
     size = size or (frames.shape[2], frames.shape[1])
@@ -277,6 +275,8 @@ def _failed(path: Path, error: Exception | None) -> OutputError:
     )
 
 
-def _expect_frames(frames: np.ndarray | Pictures) -> None:
+def _expect_frames(frames: np.ndarray | Pictures, durations: Sequence[Fraction] | None = None) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"expected (F, H, W, 3) uint8 frames, got {frames.shape} {frames.dtype}")
+    if durations is not None and len(durations) != len(frames):
+        raise ValueError(f"{len(durations)} durations for {len(frames)} frames")

@@ -20,6 +20,8 @@ from ctxedit.models.weights import Checkpoint
 NAMES = ("learned_embeds.safetensors",)
 #: Names of the vectors of each text encoder in files for Stable Diffusion XL.
 _ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+#: The same in files of diffusers' pivotal tuning.
+_PIVOTAL = {"text_encoders_0": "text_encoder", "text_encoders_1": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,13 @@ def read_embedding(name: str, checkpoint: Checkpoint, offline: bool = False) -> 
     file = locate_file(name, "embedding", NAMES, offline)
     tensors = load_file(file) if header([file]) else {}
     token, vectors = _read(file, tensors)
+    both = (checkpoint.settings / "text_encoder_2" / "config.json").is_file()
+    if both and "text_encoder_2" not in vectors:
+        raise WeightsError(
+            f"the embedding {file.name} does not fit {checkpoint.name}: it has vectors for one "
+            "of its two text encoders",
+            "take an embedding that was trained with Stable Diffusion XL, or another --model",
+        )
     for part, found in vectors.items():
         if not bool(torch.isfinite(found).all()):
             raise WeightsError(f"{file}: NaN or infinity in it", "the embedding is broken; fetch it again")
@@ -75,15 +84,19 @@ def read_embedding(name: str, checkpoint: Checkpoint, offline: bool = False) -> 
 
 def _read(file: Path, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The token, and the vectors by text encoder."""
-    rows = {key: (v[None] if v.ndim == 1 else v).float() for key, v in tensors.items()}
-    if set(rows) == set(_ENCODERS):
-        token, vectors = file.stem, {_ENCODERS[key]: v for key, v in rows.items()}
+    rows = {
+        key: (v[None] if v.ndim == 1 else v).float() for key, v in tensors.items() if v.is_floating_point()
+    }
+    encoders = next((known for known in (_ENCODERS, _PIVOTAL) if set(rows) == set(known)), None)
+    if encoders is not None:
+        token, vectors = file.stem, {encoders[key]: v for key, v in rows.items()}
     elif set(rows) == {"emb_params"}:
         token, vectors = file.stem, {"text_encoder": rows["emb_params"]}
     else:
         token, vectors = next(iter(rows), ""), dict(zip(["text_encoder"], rows.values(), strict=False))
     fine = vectors and all(v.ndim == 2 and 1 <= len(v) <= 75 for v in vectors.values())
-    if len(vectors) != len(rows) or not fine or not token.strip():
+    same = len({len(v) for v in vectors.values()}) == 1
+    if len(vectors) != len(tensors) or not fine or not same or not token.strip():
         raise WeightsError(
             f"{file} is not an embedding of textual inversion",
             "it holds the vectors of one token, as diffusers or AUTOMATIC1111's web UI save them",

@@ -20,13 +20,21 @@ from torch import Tensor, nn
 from ctxedit.errors import WeightsError
 from ctxedit.model_names import split_scale
 from ctxedit.models.addons import locate_file
-from ctxedit.models.sizes import header, weight_files
+from ctxedit.models.sizes import header, read_json, weight_files
 from ctxedit.models.weights import Checkpoint
 
 #: What diffusers and peft call the file of a LoRA in a folder or repository.
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 #: Factorizations that are no LoRA; A1111 and LyCORIS load them under the same name.
-_OTHERS = {"hada_w": "a LoHa", "lokr_w": "a LoKr", "oft_": "an OFT", "dora_scale": "a DoRA"}
+_OTHERS = {
+    "hada_w": "a LoHa", "lokr_w": "a LoKr", "oft_": "an OFT", "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA", "lora_mid.": "a LoCon of three factors", ".a1.weight": "a GLoRA",
+    ".on_input": "an (IA)³", ".diff": "a file of whole differences", "bundle_emb.": "a LoRA with embeddings",
+}  # fmt: skip
+#: What peft puts before the names of a network that it wrapped.
+_PEFT = "base_model.model."
+#: How the names of the UNet's layers begin.
+_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _SUPPORTED = "LoRA files in diffusers', peft's and kohya's formats are supported"
 #: Which checkpoints have text encoders of such a width.
@@ -78,20 +86,21 @@ def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool =
     file = locate_file(name, "LoRA", NAMES, offline)
     if family.lora_loader is None:
         raise WeightsError(f"{checkpoint.name} does not support LoRAs", "leave out --lora")
-    tensors = load_file(file) if header([file]) else {}
+    tensors = _numbers(load_file(file), file) if header([file]) else {}
     broken = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), None)
     if broken:
         raise WeightsError(f"{file}: NaN or infinity in {broken}", "the LoRA is broken; fetch it again")
     other = next((said for part, said in _OTHERS.items() if any(part in key for key in tensors)), None)
     if other is not None:
         raise WeightsError(f"{file} is {other}, not a LoRA", _SUPPORTED)
+    tensors = _prefixed(tensors, file)
     try:
         config = family.unet_config(checkpoint)
         named = _mixin(family).lora_state_dict(_scaled(tensors), unet_config=config)[0]
         networks = [part for part in family.networks_in if part != "vae"]
         layers = {part: _pairs(named, part) for part in networks}
     except Exception as error:  # each format breaks in its own way
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        line = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise WeightsError(f"{file} is not a LoRA that can be read ({line})", _SUPPORTED) from error
     if not any(layers.values()):
         raise WeightsError(f"{file} is not a LoRA for Stable Diffusion", _SUPPORTED)
@@ -101,6 +110,46 @@ def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool =
     lora = Lora(file, scale, layers)
     _check_fit(lora, family, checkpoint)
     return lora
+
+
+def _numbers(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors, those of eight bits in float32; raises WeightsError for integers (quantized files)."""
+    whole = next((k for k, v in tensors.items() if not v.is_floating_point() and ".alpha" not in k), None)
+    if whole:
+        raise WeightsError(f"{file}: {whole} holds {tensors[whole].dtype}, no fractions", _SUPPORTED)
+    return {key: value.float() if value.itemsize == 1 else value for key, value in tensors.items()}
+
+
+def _prefixed(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors under their network's name, which peft's files and diffusers' first ones leave out.
+
+    peft keeps alpha in ``adapter_config.json`` beside the file; it is multiplied in.
+    """
+    peft = any(_PEFT in key for key in tensors)
+    plain = {key.replace(_PEFT, ""): value for key, value in tensors.items()}
+    ratio = _peft_ratio(file) if any(key.startswith(_PEFT) for key in tensors) else 1.0
+    if any(key.startswith(_BLOCKS) for key in plain):
+        plain = {f"unet.{key}": value for key, value in plain.items()}
+    elif peft and any(key.startswith("text_model.") for key in plain):
+        plain = {f"text_encoder.{key}": value for key, value in plain.items()}
+    return {key: value * ratio if key.endswith(_UP) else value for key, value in plain.items()}
+
+
+def _peft_ratio(file: Path) -> float:
+    """What a product of peft's is multiplied by: alpha over rank, or over its root (rsLoRA)."""
+    beside = file.with_name("adapter_config.json")
+    if not beside.is_file():
+        raise WeightsError(
+            f"{file} does not say its alpha, which peft keeps in adapter_config.json",
+            "put that file beside it",
+        )
+    config = read_json(beside)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise WeightsError(f"{beside} has no r and lora_alpha", "copy it again")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise WeightsError(f"{beside} has ranks that differ from layer to layer", _SUPPORTED)
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _scaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,6 +184,11 @@ def _pairs(named: Mapping[str, Tensor], network: str) -> dict[str, tuple[Tensor,
     if len(downs) + len(ups) != len(own) or set(downs) != set(ups):
         strange = [k for k in own if not k.endswith((_DOWN, _UP))] or sorted(set(downs) ^ set(ups))
         raise ValueError(f"{len(strange)} tensors are no pairs of matrices: {network}.{strange[0]}, ...")
+    for name, down in downs.items():
+        if down.ndim < 2 or ups[name].ndim < 2 or not 0 < down.shape[0] == ups[name].shape[1]:
+            raise ValueError(
+                f"matrices of {tuple(down.shape)} and {tuple(ups[name].shape)}: {network}.{name}"
+            )
     return {name: (down, ups[name]) for name, down in downs.items()}
 
 

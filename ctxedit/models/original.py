@@ -99,6 +99,11 @@ def _prefixes(shapes: Shapes, name: str) -> dict[str, str]:
             f"{name} is not a complete Stable Diffusion 1.x, 2.x or XL checkpoint: no UNet under {UNET}*",
             "a LoRA goes to --lora, an embedding to --embedding; other kinds as a diffusers folder",
         )
+    if not has(f"{UNET}input_blocks."):
+        raise WeightsError(
+            f"{name} is not a Stable Diffusion 1.x, 2.x or XL checkpoint: its denoiser is another network",
+            "flow transformers (Stable Diffusion 3, Flux, video models) are not supported yet",
+        )
     if has(_REFINER):
         raise WeightsError(
             f"{name} is the SDXL refiner, which only refines the base model's latents",

@@ -79,7 +79,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
             f"{model}: pickled checkpoints are refused, reading one can run any code in it",
             "convert it to safetensors on a machine where that is safe",
         )
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         check_file(path, "checkpoint", error=WeightsError)
         return Checkpoint(path.stem, path, "file")
     if os.path.isdir(path):
@@ -98,7 +98,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
 def is_hub_id(model: str) -> bool:
     """Whether a model's setting means a repository on the hub, by short name or id."""
     path = expanded(model)
-    if model == BUILTIN or os.path.exists(path) or path.suffix in (".safetensors", *layout.PICKLES):
+    if model == BUILTIN or os.path.exists(path) or path.suffix.lower() in (".safetensors", *layout.PICKLES):
         return False
     return model in SHORT_NAMES or (model.count("/") == 1 and not model.startswith((".", "/", "~")))
 

@@ -11,7 +11,7 @@ PROMPT = "a tiger walking on the beach"
 SMALL = ("--preset", "tune-a-video", "--tune-steps", 1, "--set", "clip_model=builtin", "--size", 32)
 IMAGE = ("--steps", "2", "--size", "32", "--device", "cpu")
 LAYERS = {
-    "unet": (".to_q", ".to_k", ".to_v", ".to_out.0", ".proj_in", ".ff.net.2"),
+    "unet": (".to_q", ".to_k", ".to_v", ".to_out.0", ".proj_in", ".ff.net.2", ".conv1", ".time_emb_proj"),
     "text_encoder": (".q_proj", ".k_proj", ".v_proj", ".out_proj", ".fc1", ".fc2"),
 }
 RANK = 2
@@ -61,9 +61,15 @@ def in_kohya_format(products):
     return out
 
 
+def in_half_kohya_format(products):
+    """As most files are: products and alphas in half precision."""
+    return {key: value.half() for key, value in in_kohya_format(products).items()}
+
+
 FORMATS = {
     "diffusers": (in_diffusers_format, lambda layer: 1.0),
     "kohya": (in_kohya_format, lambda layer: alpha_of(layer) / RANK),
+    "kohya, half": (in_half_kohya_format, lambda layer: alpha_of(layer) / RANK),
 }
 
 
@@ -114,6 +120,57 @@ def test_it_is_the_product_added_to_the_weights(kind, stable_diffusion, products
     assert (found - wanted).abs().max() <= 1 and (found - plain).abs().mean() > 2
     assert "LoRA style.safetensors at 0.5" in answer.err
     assert "MISSING" not in answer.err and "peft" not in answer.err.lower()
+
+
+def older_formats(products):
+    """The UNet's attention as diffusers' and peft's scripts saved it over the years; what loads, what not."""
+    own = {
+        layer: pair for (part, layer), pair in products.items() if part == "unet" and ".to_" in layer
+    }  # fmt: skip
+    ends = {"down": 0, "up": 1}
+
+    def named(form):
+        return {form(layer, end): pair[n] for layer, pair in own.items() for end, n in ends.items()}
+
+    def processor(layer, end):
+        place, _, name = layer.removesuffix(".0").rpartition(".")
+        return f"{place}.processor.{name}_lora.{end}.weight"
+
+    def peft(layer, end):
+        return f"base_model.model.{layer}.lora_{'AB'[ends[end]]}.weight"
+
+    return own, {
+        "attention processors": named(lambda layer, end: f"unet.{processor(layer, end)}"),
+        "attention processors of the UNet alone": named(processor),
+        "linear layers": named(lambda layer, end: f"unet.{layer}.lora.{end}.weight"),
+        "peft of a wrapped UNet": named(lambda layer, end: f"unet.{peft(layer, end)}"),
+        "peft": named(peft),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "attention processors", "attention processors of the UNet alone", "linear layers",
+        "peft of a wrapped UNet", "peft",
+    ],
+)  # fmt: skip
+def test_older_formats_and_pefts_own(kind, stable_diffusion, products, tmp_path):
+    own, formats = older_formats(products)
+    ratio = 2.0 if kind == "peft" else 1.0  # in its config
+    by_hand = merged_by_hand(
+        stable_diffusion, tmp_path / "model", {("unet", layer): pair for layer, pair in own.items()},
+        lambda layer: ratio,
+    )  # fmt: skip
+    wanted, _ = picture(by_hand, tmp_path, name="hand.png")
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(formats[kind], file)
+    if kind == "peft":
+        refused = call("t2i", PROMPT, "--model", stable_diffusion, *IMAGE, "--lora", file, "--dry-run")
+        assert refused.code == 4 and "adapter_config.json" in refused.err
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 2 * RANK}))
+    found, _ = picture(stable_diffusion, tmp_path, "--lora", file)
+    assert (found - wanted).abs().max() <= 1
 
 
 def test_several_are_added_one_after_another(stable_diffusion, lora, tmp_path):
@@ -171,11 +228,39 @@ def spoiled(products):
         "LoHa": ({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, ("a LoHa, not a LoRA",)),
         "a checkpoint": ({"model.diffusion_model.out.weight": torch.zeros(2, 2)}, ("not a LoRA",)),
         "nothing": ({}, ("not a LoRA",)),
+        "LoKr": ({"lora_unet_x.lokr_w1": torch.zeros(2, 2)}, ("a LoKr, not a LoRA",)),
+        "DoRA": (good | {"unet.x.lora_magnitude_vector": torch.zeros(2)}, ("a DoRA",)),
+        "three factors": (good | {"lora_unet_x.lora_mid.weight": torch.zeros(2, 2, 3, 3)}, ("a LoCon",)),
+        "GLoRA": ({"lora_unet_x.a1.weight": torch.zeros(2, 2)}, ("a GLoRA",)),
+        "IA3": ({"lora_unet_x.on_input": torch.zeros(1)}, ("an (IA)³",)),
+        "with embeddings": (good | {"bundle_emb.x.string_to_param.*": torch.zeros(2, 2)}, ("embeddings",)),
+        "Flux": (
+            {f"transformer.blocks.0.attn.to_q.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"},
+            ("not a LoRA for Stable Diffusion",),
+        ),
+        "integers": ({k: v.to(torch.int8) for k, v in good.items()}, ("int8",)),
+        "ranks that disagree": (
+            good | {k: torch.zeros(3, *v.shape[1:]) for k, v in good.items() if "to_q.lora_A" in k},
+            ("matrices of (3, ",),
+        ),
+        "rank 0": (
+            {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in good.items()}, ("matrices of (0, ",),
+        ),
+        "half a pair": (
+            {k: v for k, v in good.items() if not k.endswith("to_q.lora_A.weight")}, ("no pairs",),
+        ),
         "NaN": (good | {"unet.x.lora_A.weight": torch.tensor([float("nan")])}, ("NaN or infinity",)),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["another kind", "another layer", "LoHa", "a checkpoint", "nothing", "NaN"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "another kind", "another layer", "LoHa", "LoKr", "DoRA", "three factors", "GLoRA", "IA3",
+        "with embeddings", "Flux", "integers", "ranks that disagree", "rank 0", "half a pair", "a checkpoint",
+        "nothing", "NaN",
+    ],
+)  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_by_the_dry_run(
     case, stable_diffusion, products, clip, tmp_path, no_weights
 ):

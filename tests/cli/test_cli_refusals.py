@@ -40,6 +40,17 @@ REFUSED = {
         "zero signal",
     ),
     "distilled": ({UNET: {"time_cond_proj_dim": 256}}, "time_cond_proj_dim"),
+    "image prompts": ({UNET: {"encoder_hid_dim_type": "ip_image_proj"}}, "encoder_hid_dim_type"),
+    "a video network": ({UNET: {"_class_name": "UNet3DConditionModel"}}, "UNet3DConditionModel"),
+    "a variance as well": ({UNET: {"out_channels": 8}}, "the UNet gives 8 channels"),
+    "one noise level": ({SCHEDULER: {"num_train_timesteps": 1}}, "has 1 noise levels"),
+    "noise levels in words": ({SCHEDULER: {"num_train_timesteps": "many"}}, "has 'many' noise levels"),
+    "few betas": ({SCHEDULER: {"trained_betas": [0.1, 0.2]}}, "2 trained_betas for 1000"),
+    "a beta above 1": ({SCHEDULER: {"beta_end": 1.5}}, "betas are no numbers from 0 to 1"),
+    "a negative beta": ({SCHEDULER: {"beta_start": -0.1}}, "betas are no numbers from 0 to 1"),
+    "betas in words": ({SCHEDULER: {"beta_end": "x"}}, "betas are no numbers from 0 to 1"),
+    "an offset in words": ({SCHEDULER: {"steps_offset": "x"}}, "steps_offset is 'x'"),
+    "an offset beyond the end": ({SCHEDULER: {"steps_offset": 5000}}, "steps_offset is 5000"),
 }
 
 
@@ -65,5 +76,23 @@ def test_what_is_not_refused(stable_diffusion, clip, tmp_path, no_weights):
         "run", clip, "--model", model, "--preset", "ddim", "--prompt", "a cat", "--target", TARGET,
         "--frames", 2, "--stride", 1, "--runs", tmp_path / "runs", "--dry-run",
         "--set", "clip_model=builtin",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "SASolverScheduler"},
+        {"num_train_timesteps": 500},
+        {"trained_betas": [0.01] * 1000},
+        {"prediction_type": "sample", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ],
+)
+def test_schedulers_that_are_not_refused(stable_diffusion, tmp_path, config):
+    model = copy_with(stable_diffusion, tmp_path, {SCHEDULER: config})
+    answer = call(
+        "t2i", "a cat", "--model", model, "--steps", 2, "--size", 32, "--device", "cpu", "-o",
+        tmp_path / "x.png",
     )  # fmt: skip
     assert answer.code == 0, answer.err

@@ -79,6 +79,13 @@ def test_the_tokenizer_comes_from_the_hubs_cache(
     assert picture(file)[0] == picture(folders / "sd1")[0]
 
 
+def test_a_name_in_capitals_is_a_name(picture, pipelines, folders, tmp_path):
+    assert (
+        picture(save_single(pipelines["sd1"], tmp_path / "MODEL.SAFETENSORS"))[0]
+        == picture(folders / "sd1")[0]
+    )
+
+
 def test_half_precision_is_read(picture, pipelines, tmp_path):
     import copy
 
@@ -190,8 +197,13 @@ def test_kinds_that_cannot_edit_are_refused(ctxedit, pipelines, tmp_path):
     refiner = {k: v for k, v in tensors.items() if not k.startswith("conditioner")}
     save_file(refiner | {f"{first}model.ln_final.weight": torch.ones(2)}, tmp_path / "refiner.safetensors")
     save_file({"lora_unet_x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+    flux = {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}
+    save_file(flux, tmp_path / "flux.safetensors")
+    silent = save_single(pipelines["sd1"], tmp_path / "silent.safetensors", ztsnr=torch.ones(1))
     for file, text in (
-        (inpainting, "takes 9 channels"), (tmp_path / "refiner.safetensors", "refiner"),
+        (inpainting, "takes 9 channels"), (tmp_path / "flux.safetensors", "flow transformers"),
+        (silent, "silent.yaml with the line `parameterization: v` beside it"),
+        (tmp_path / "refiner.safetensors", "refiner"),
         (tmp_path / "lora.safetensors", "a LoRA goes to --lora"),
     ):  # fmt: skip
         refused(ctxedit("t2i", "a cat", "--model", file, *IMAGE, "--dry-run"), text)
@@ -225,6 +237,36 @@ def test_dreambooth_folders(ctxedit, picture, folders, tmp_path):
     assert early == picture(expected)[0] != whole
     (out / "model_index.json").unlink()
     refused(ctxedit("t2i", "a cat", "--model", step, *IMAGE), "holds unet/ alone", "checkpoint-500")
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("clip_l", "clip_g"), None),
+        (("text_encoders_0", "text_encoders_1"), None),
+        (("clip_l",), "one of its two text encoders"),
+        (("emb_params",), "one of its two text encoders"),
+    ],
+)
+def test_an_embedding_for_sdxl(ctxedit, picture, folders, tmp_path, names, wanted):
+    """Vectors for both text encoders, as diffusers' scripts and web UIs save them; one alone is refused."""
+    import torch
+    from safetensors.torch import save_file
+
+    file = tmp_path / "mine.safetensors"
+    save_file({name: torch.randn(2, width) for name, width in zip(names, (32, 24), strict=False)}, file)
+    more = ("--embedding", file)
+    if wanted:
+        refused(ctxedit("t2i", "a cat", "--model", folders / "sdxl", *IMAGE, *more, "--dry-run"), wanted)
+        return
+    plain = picture(folders / "sdxl", *more)[0]
+    answer = ctxedit(
+        "t2i", "a photo of a mine", "--model", folders / "sdxl", *IMAGE, *more, "-o", tmp_path / "y.png"
+    )
+    assert answer.code == 0, answer.err
+    from PIL import Image
+
+    assert Image.open(tmp_path / "y.png").tobytes() != plain
 
 
 def test_a_lora_for_sdxl(picture, pipelines, folders, tmp_path):

@@ -129,6 +129,14 @@ def test_the_measurement_is_made_once_and_changes_nothing(
     assert all((tuned[key] == again[key]).all() for key in again) and (edited == edited_again).all()
 
 
+def test_a_measurement_sees_as_many_frames_as_a_tuning_step(ctxedit, clip, tmp_path):
+    answer = ctxedit(
+        "run", clip, "a panda walking on the beach", "--prompt", "a tiger walking on the beach", "--runs",
+        tmp_path, "--frames", 4, "--stride", 1, "--set", "tune.frames=2", "--tune-steps", 2, "--steps", 12,
+    )  # fmt: skip
+    assert answer.code == 0 and "short measurement" in answer.err, answer.err
+
+
 def test_a_comparison_says_how_long_it_takes(ctxedit, clip, tmp_path, cache):
     listed = tmp_path / "list.toml"
     listed.write_text(

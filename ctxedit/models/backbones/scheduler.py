@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,13 +15,20 @@ from ctxedit.models.weights import Checkpoint
 
 #: diffusers' names of beta schedules, and ours.
 _BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+#: diffusers' own, of what a config leaves out.
+_DEFAULTS = {
+    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
+    "trained_betas": None, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+_MOST_LEVELS = 100_000
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 #: Schedulers of the discrete, variance-preserving diffusion: their configs hold the levels it was trained at.
 _SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 
 
@@ -46,22 +54,47 @@ def check_scheduler(checkpoint: Checkpoint) -> None:
     ):
         # At zero signal the noise does not determine x_0; such a model needs a velocity or sample head.
         refused = "it predicts noise but starts at zero signal, where noise determines no image"
+    else:
+        refused = _broken_levels(config)
     if refused:
-        raise WeightsError(
-            f"{checkpoint.name}: {refused}", f"see {checkpoint.path}/scheduler/scheduler_config.json"
+        where = (
+            f"see {checkpoint.path}/scheduler/scheduler_config.json"
+            if checkpoint.form == "folder"
+            else f"if it predicts a velocity, put {checkpoint.path.with_suffix('.yaml').name} with the line "
+            "`parameterization: v` beside it"
         )
+        raise WeightsError(f"{checkpoint.name}: {refused}", where)
 
 
-def alphas_cumprod(config: Any) -> Tensor:
+def _broken_levels(config: Mapping[str, Any]) -> str | None:
+    """What is wrong with the numbers of a scheduler's config; None for nothing."""
+    steps, offset = config.get("num_train_timesteps", 1000), config.get("steps_offset", 0)
+    if not isinstance(steps, int) or not 2 <= steps <= _MOST_LEVELS:
+        return f"its scheduler has {steps!r} noise levels (num_train_timesteps)"
+    if not isinstance(offset, int) or not 0 <= offset < steps:
+        return f"its scheduler's steps_offset is {offset!r}"
+    try:
+        levels = alphas_cumprod({**_DEFAULTS, **config})
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return "its scheduler's betas are no numbers from 0 to 1"
+    if levels.shape != (steps,):
+        return f"its scheduler has {len(levels)} trained_betas for {steps} noise levels"
+    falling = bool(torch.isfinite(levels).all()) and bool((levels.diff() <= 0).all())
+    if not falling or not 0 <= float(levels[-1]) < float(levels[0]) <= 1:
+        return "its scheduler's betas are no numbers from 0 to 1"
+    return None
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     """(T,) float64 of a diffusers scheduler's config."""
     if config.get("trained_betas") is not None:
         return torch.cumprod(1 - torch.tensor(config["trained_betas"], dtype=torch.float64), 0)
-    if config.beta_schedule not in _BETAS:
-        raise WeightsError(f"unknown beta schedule {config.beta_schedule!r}")
+    if config["beta_schedule"] not in _BETAS:
+        raise WeightsError(f"unknown beta schedule {config['beta_schedule']!r}")
     return schedule.alphas_cumprod(
-        config.num_train_timesteps,
-        config.beta_start,
-        config.beta_end,
-        _BETAS[config.beta_schedule],  # type: ignore[arg-type]
-        bool(config.rescale_betas_zero_snr),
+        config["num_train_timesteps"],
+        config["beta_start"],
+        config["beta_end"],
+        _BETAS[config["beta_schedule"]],  # type: ignore[arg-type]
+        bool(config["rescale_betas_zero_snr"]),
     )

@@ -32,6 +32,12 @@ from ctxedit.models.sites import AttentionSite, sites_of_unet
 from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
+#: Settings of a UNet that is told more than time and text.
+_MORE_CONDITIONS = (
+    "class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim", "encoder_hid_dim_type",
+    "dual_cross_attention",
+)  # fmt: skip
+
 
 @register("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline")
 class StableDiffusion(Backbone):
@@ -122,13 +128,23 @@ class StableDiffusion(Backbone):
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         unet, vae = (read_json(checkpoint.settings / part / "config.json") for part in ("unet", "vae"))
+        if (named := unet.get("_class_name", "UNet2DConditionModel")) != "UNet2DConditionModel":
+            raise WeightsError(
+                f"{checkpoint.name}: its denoiser is a {named}, not a UNet2DConditionModel",
+                "video and transformer checkpoints are not supported",
+            )
         inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+        if inner == outer and (inner := unet.get("out_channels", 4)) != outer:
+            raise WeightsError(
+                f"{checkpoint.name}: the UNet gives {inner} channels, the autoencoder takes {outer}",
+                "checkpoints that predict a variance as well are not supported",
+            )
         if inner != outer:
             raise WeightsError(
                 f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder has {outer}",
                 "inpainting, instruction and upscaling checkpoints are not supported",
             )
-        extra = [key for key in ("class_embed_type", "time_cond_proj_dim") if unet.get(key) is not None]
+        extra = [key for key in _MORE_CONDITIONS if unet.get(key)]
         if unet.get("addition_embed_type") != cls.added_embedding or extra:
             raise WeightsError(
                 f"{checkpoint.name}: the UNet has conditioning that its model family does not "
