@@ -40,7 +40,7 @@ class RunUnlessNamed(TyperGroup):
     """A command group whose default command is ``run``: ``ctxedit bench LIST --presets a,b``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        if args and args[0] not in self.commands:  # --help too: most people look for run's options
             args = [RUN, *args]
         return super().parse_args(ctx, args)
 
@@ -139,7 +139,10 @@ World = Annotated[
 ]
 
 
-@app.command(RUN)
+@app.command(
+    RUN,
+    epilog="Further commands: `ctxedit bench speed`, `study` and `answers`; see `ctxedit bench study --help`.",
+)
 @spread
 def run(
     presets: Presets,

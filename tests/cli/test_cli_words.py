@@ -58,6 +58,7 @@ def test_help_of_a_command_and_version(ctxedit):
     assert ctxedit("help").out == ctxedit("--help").out
     assert ctxedit("-V").out == f"ctxedit {__version__}\n"
     assert ctxedit("help", "nothing").code == 2
+    assert "--install-completion" in ctxedit("--help").out
 
 
 def test_help_shows_defaults_in_brackets_and_no_type_beside_switches(ctxedit):
