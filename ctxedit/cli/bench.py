@@ -141,7 +141,7 @@ World = Annotated[
 
 @app.command(
     RUN,
-    epilog="Further commands: `ctxedit bench speed`, `study` and `answers`; see `ctxedit bench study --help`.",
+    epilog="Other commands: `ctxedit bench speed`, `study`, `answers`; see `ctxedit bench study --help`.",
 )
 @spread
 def run(
