@@ -24,7 +24,7 @@ from ctxedit.cli.output import Screen, columns, debugging, pairs, print_table
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.cli.where import ExecutorOptions, executor_of
-from ctxedit.errors import ConfigError, CtxeditError
+from ctxedit.errors import ConfigError, CtxeditError, counted
 from ctxedit.tables import merge_into, preset_files
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _planned(bench: Bench, plan: Preview, where: str) -> str:
     seconds, total = plan.seconds, plan.total_seconds
     targets = sum(len(clip.targets) for clip in bench.clips)
     facts = [
-        ("clips", f"{len(bench.clips)} with {targets} targets"),
+        ("clips", f"{counted(len(bench.clips), 'clip')} with {counted(targets, 'target')}"),
         ("edits", f"{plan.edits}, {plan.done} of them done"),
         ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
         ("where", where),
