@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import FEW, TARGET
+from PIL import Image
 
 from ctxedit.media.probe import probe
 from ctxedit.media.write import write_clip, write_image
@@ -138,6 +139,23 @@ def test_presets_are_run_and_compared(ctxedit, made, clip, runs, tmp_path):
     assert [part["preset"] for part in ctxedit("show", tmp_path / "o.mp4", "--json").table["of"][1:]] == [
         "contextdiff", "sdedit",
     ]  # fmt: skip
+
+
+def test_a_finished_comparison_of_presets_is_known_by_what_its_files_hold(ctxedit, clip, tmp_path):
+    mine, mask = tmp_path / "mine.toml", tmp_path / "mask.png"
+    assert ctxedit("presets", "cp", "ddim", mine).code == 0
+    Image.new("L", (96, 96), 255).save(mask)
+    call = ("compare", "--presets", mine, clip, TARGET, "--prompt", "a tiger", "--mask", mask)
+    call += ("--frames", 1, "--steps", 1, "--runs", tmp_path / "runs", "-o", tmp_path / "o.png")
+    assert (first := ctxedit(*call)).code == 0, first.err
+    again = ctxedit(*call)
+    assert again.code == 0 and "already" in again.err, again.err
+    Image.new("L", (96, 96), 128).save(mask)
+    assert ctxedit(*call).code == 6, "another mask under the same name"
+    Image.new("L", (96, 96), 255).save(mask)
+    assert ctxedit(*call).code == 0
+    mine.write_text(mine.read_text().replace("guidance = 2.5", "guidance = 3"))
+    assert ctxedit(*call).code == 6, "other settings in the same file"
 
 
 @pytest.mark.parametrize("presets", ["contextdif", "ddim,ddim", ""])
