@@ -2,6 +2,8 @@
 
 import pytest
 
+from ctxedit.cli.app import build
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
@@ -65,3 +67,13 @@ def test_counts_agree_with_their_nouns(ctxedit, clip, tmp_path, monkeypatch, no_
     )
     answer = ctxedit("bench", "list.csv", "--presets", "ddim", "--set", "clip.frames=2", "--dry-run")
     assert "1 clip with 1 target\n" in answer.out, answer.err
+
+
+def test_help_on_a_terminal_of_one_column(ctxedit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1")
+    build.cache_clear()
+    try:
+        answer = ctxedit("presets", "ls", "--help")
+    finally:
+        build.cache_clear()
+    assert answer.code == 0 and "--json" in answer.out, answer.err
