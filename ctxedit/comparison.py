@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ctxedit.config import ClipConfig
-from ctxedit.errors import ConfigError, InputError
+from ctxedit.config import ClipConfig, load
+from ctxedit.contents import fingerprint
+from ctxedit.errors import ConfigError, CtxeditError, InputError, counted
 from ctxedit.media.embed import embedded
 from ctxedit.media.geometry import plan_fit
 from ctxedit.media.montage import contact_sheet, playing_grid
@@ -24,6 +25,7 @@ from ctxedit.media.write import write_clip, write_image
 from ctxedit.provenance import flat, from_text, to_text, told_apart
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
+from ctxedit.tables import merge_into, nested
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 #: Long side of a tile, in pixels; larger frames are reduced as they are read.
@@ -66,8 +68,9 @@ def gather(paths: Sequence[Path], labels: Sequence[str] = (), frames: int | None
         parts += of_run(Run(path)) if (path / "run.toml").is_file() else [_of_file(path)]
     if labels and len(labels) != len(parts):
         raise ConfigError(
-            f"{_count(len(labels), 'label')} for {_count(len(parts), 'clip')}", "give one --label to each"
+            f"{counted(len(labels), 'label')} for {counted(len(parts), 'clip')}", "give one --label to each"
         )
+    parts = sources_as_edited(parts)
     parts = [replace(p, label=text) for p, text in zip(parts, labels or labels_for(parts), strict=True)]
     return equally_long(parts, frames)
 
@@ -94,6 +97,34 @@ def _of_file(path: Path) -> Part:
     )
 
 
+def sources_as_edited(parts: Sequence[Part]) -> list[Part]:
+    """The parts; a source beside an edit of it shows the frames that the edit was made of.
+
+    An edit says which file that is by its hash, and which frames by its preset and settings.
+    """
+    edits = [part for part in parts if isinstance(part.facts.get("source"), dict)]
+    by_hash = {part.facts["source"].get("blake2b"): part for part in edits}
+    found = []
+    for part in parts:
+        edit = by_hash.get(fingerprint(part.path)) if edits and not part.facts else None
+        span = None if edit is None else _span_of(edit)
+        found.append(part if span is None else replace(part, span=span))
+    return found
+
+
+def _span_of(edit: Part) -> ClipConfig | None:
+    """Which frames of its source an edit was made of; None where its preset is not here."""
+    flags: dict[str, Any] = {"model": edit.facts.get("model")}
+    try:
+        for key, value in edit.facts.get("settings", {}).items():
+            merge_into(flags, nested(key, value))
+        return replace(
+            load(str(edit.facts.get("preset")), flags=flags, environ={}).clip, frames=edit.span.frames
+        )
+    except (CtxeditError, AttributeError):  # facts may have been written by anybody
+        return None
+
+
 def labels_for(parts: Sequence[Part]) -> list[str]:
     """Labels that tell the parts apart: the target, and where it is the same, what else differs."""
     return told_apart([part.label for part in parts], [flat(part.facts) for part in parts])
@@ -111,13 +142,13 @@ def equally_long(parts: Sequence[Part], frames: int | None = None) -> list[Part]
         if short is not None or longest < frames:
             short = short or parts[0]
             raise InputError(
-                f"{short.path} has {_count(short.span.frames, 'frame')}, not {frames}",
+                f"{short.path} has {counted(short.span.frames, 'frame')}, not {frames}",
                 f"--frames {min(moving or [1])} fits all",
             )
     elif len(moving) > 1:
         a, b = (next(p for p in parts if p.span.frames == n) for n in (moving[0], moving[-1]))
         raise InputError(
-            f"{a.path} has {a.span.frames} frames, {b.path} has {b.span.frames}",
+            f"{a.path} has {counted(a.span.frames, 'frame')}, {b.path} has {b.span.frames}",
             f"--frames {moving[0]} compares the first {moving[0]} of each",
         )
     count = frames or longest
@@ -178,7 +209,3 @@ def _read(part: Part, folder: Path) -> Clip:
 
 def _differ(a: Fraction, b: Fraction) -> bool:
     return abs(a / b - 1) > Fraction(1, 100)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

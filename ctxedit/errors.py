@@ -67,3 +67,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), by_lower, 1)
     return f"did you mean {by_lower[near[0]]!r}? " if near else ""
+
+
+def counted(count: int, what: str) -> str:
+    """A number with its noun, in the singular or the plural: ``1 frame``, ``8 frames``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

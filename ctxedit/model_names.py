@@ -29,13 +29,13 @@ def is_own(model: str) -> bool:
     return model == BUILTIN or os.path.isfile(expanded(model) / VOCABULARY)
 
 
-def whole_scaled(setting: str) -> str:
-    """As :func:`whole`, of ``FILE_OR_ID[:SCALE]``."""
+def absolute_scaled(setting: str) -> str:
+    """As :func:`absolute_path`, of ``FILE_OR_ID[:SCALE]``."""
     name, _ = split_scale(setting)
-    return whole(name) + setting[len(name) :]
+    return absolute_path(name) + setting[len(name) :]
 
 
-def whole(name: str) -> str:
+def absolute_path(name: str) -> str:
     """A name that is a relative path, as the whole path: settings outlive the folder they were said in."""
     path = expanded(name)
     return os.path.abspath(path) if name not in _KEYWORDS and os.path.exists(path) else name

@@ -51,7 +51,7 @@ def _silent(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Standing:
+class StageStatus:
     """Whether a stage need not run again; where it finished with the same key but must, why (``flaw``)."""
 
     done: bool
@@ -225,18 +225,18 @@ class Run:
         with held(self.folder / _NOTES_LOCK):
             yield
 
-    def standing(self, stage: str, key: str) -> Standing:
+    def stage_status(self, stage: str, key: str) -> StageStatus:
         """Whether the stage finished with this key and its files are still there, unchanged."""
         entry = self._table["stages"].get(stage)
         if entry is None or entry["key"] != key:
-            return Standing(False)
+            return StageStatus(False)
         flaws = (self._flaw(file) for file in entry["files"])
         flaw = next((f for f in flaws if f), None)
-        return Standing(flaw is None, flaw)
+        return StageStatus(flaw is None, flaw)
 
     def done(self, stage: str, key: str) -> bool:
         """Whether the stage finished with this key and its files are what they were then."""
-        return self.standing(stage, key).done
+        return self.stage_status(stage, key).done
 
     def facts(self, stage: str) -> dict[str, Any]:
         """Facts of a finished stage; empty if it did not finish."""

@@ -19,6 +19,8 @@ class Repository:
     gated: bool = False
     #: Paths whose served content is not what the listing says.
     spoiled: set[str] = field(default_factory=set)
+    #: Bytes that are served beyond what the listing says, by path.
+    longer: dict[str, int] = field(default_factory=dict)
 
     @property
     def commit(self) -> str:
@@ -63,6 +65,8 @@ class Hub:
         requests: (method, path) of all requests.
         gate: where there is one, large files are sent once it is set (or after 20 seconds).
         asked_for: set when a large file waits for the gate.
+        answers: status and error code instead of a file or listing, by path or id.
+        ranges: whether a part of a file can be asked for.
         break_after: bytes of a file after which its connection is cut, by path; each cut takes one entry.
     """
 
@@ -71,6 +75,8 @@ class Hub:
         self.sent: dict[str, int] = {}
         self.requests: list[tuple[str, str]] = []
         self.break_after: dict[str, list[int]] = {}
+        self.answers: dict[str, tuple[int, str]] = {}
+        self.ranges = True
         self.gate: threading.Event | None = None
         self.asked_for = threading.Event()
         self.lock = threading.Lock()
@@ -122,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _api(self, hub_id, kind):
+        if hub_id in self.hub.answers:
+            return self._refuse(*self.hub.answers[hub_id])
         repository = self.hub.repositories.get(hub_id)
         if repository is None:
             return self._refuse(401, "RepoNotFound")
@@ -144,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(401, "GatedRepo")
         if path not in repository.files:
             return self._refuse(404, "EntryNotFound")
+        if path in self.hub.answers:
+            return self._refuse(*self.hub.answers[path])
         data = repository.files[path]
         headers = {
             "ETag": f'"{repository.etag(path)}"',
@@ -153,12 +163,13 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.is_lfs(path):
             headers |= {"X-Linked-Etag": f'"{repository.etag(path)}"', "X-Linked-Size": str(len(data))}
         status, start = 200, 0
-        if (asked := self.headers.get("Range")) and not head:
+        if (asked := self.headers.get("Range")) and self.hub.ranges and not head:
             status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         body = data[start:]
         if path in repository.spoiled:
             body = bytes(len(body))
+        body += bytes(repository.longer.get(path, 0))
         if head:
             return self._send(status, data, headers)
         if self.hub.gate is not None and repository.is_lfs(path):

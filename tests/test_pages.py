@@ -5,9 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 
-from ctxedit.cli.app import app
+from ctxedit.cli.app import build
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -53,7 +52,7 @@ def test_the_readme_is_short() -> None:
     ("page", "call"), CALLS, ids=[f"{p.parent.name}-{' '.join(c)[:50]}" for p, c in CALLS]
 )
 def test_every_command_and_option_on_a_page_exists(page: Path, call: list[str]) -> None:
-    command, names = typer.main.get_command(app), list(call)
+    command, names = build(), list(call)
     while names and names[0] in getattr(command, "commands", {}):
         command = command.commands[names.pop(0)]
     assert len(names) < len(call), f"no command {call[0]}"

@@ -18,6 +18,7 @@ from ctxedit.editing.stages import invert_now
 from ctxedit.errors import InputError, NumericsError
 from ctxedit.media.write import write_clip
 from ctxedit.models import weights
+from ctxedit.models.adapter import ContextAdapter
 from ctxedit.runs import Run
 from ctxedit.synthetic import scenes
 
@@ -31,7 +32,7 @@ def clip(tmp_path_factory):
     return write_clip(path, scenes.render(scene, 12, 64)[0], Fraction(8))
 
 
-@pytest.fixture()
+@pytest.fixture(scope="module")
 def settings(stable_diffusion):
     return config.load(
         "contextdiff",
@@ -98,7 +99,7 @@ def test_finished_stages_are_not_run_again_and_changed_ones_are(clip, settings, 
     other = replace(settings, edit=replace(settings.edit, guidance=3.0))
     with session(clip, other, tmp_path) as s:
         s.reporter = counter
-        s.edit_all([TARGET])
+        s.edit(TARGET)
     assert counter.tasks == ["edit"]
 
 
@@ -161,22 +162,25 @@ def test_a_captioned_run_of_an_older_version_is_found(clip, tmp_path):
     assert Session(replace(request, prompt=TARGET)).run.folder != old.folder
 
 
+@pytest.fixture(scope="module")
+def undisturbed(clip, settings, tmp_path_factory):
+    """The frames of an edit that nothing interrupted."""
+    with session(clip, settings, tmp_path_factory.mktemp("undisturbed")) as s:
+        return s.edit(TARGET).frames
+
+
 @pytest.mark.parametrize("kill", [("tune", 2), ("invert", 2), (f"edit “{TARGET}”", 3)])
-def test_a_killed_run_goes_on_where_it_was(clip, settings, tmp_path, kill):
-    with session(clip, settings, tmp_path / "whole") as s:
-        s.edit_all([TARGET])
-        whole = s.edited_frames(TARGET, s.invert())
+def test_a_killed_run_goes_on_where_it_was(clip, settings, tmp_path, kill, undisturbed):
     with pytest.raises(KeyboardInterrupt), session(clip, settings, tmp_path) as s:
         s.reporter = Counter(kill)
-        s.edit_all([TARGET])
+        s.edit(TARGET)
     counter = Counter()
     with session(clip, settings, tmp_path) as s:
         s.reporter = counter
-        s.edit_all([TARGET])
-        assert np.array_equal(s.edited_frames(TARGET, s.invert()), whole)
+        assert np.array_equal(s.edit(TARGET).frames, undisturbed)
     stages = ["tune", "invert", "edit"]
     begun = stages.index(kill[0].split()[0])
-    assert counter.tasks == [*stages[begun:], "edit"], "what had finished is not done again"
+    assert counter.tasks == stages[begun:], "what had finished is not done again"
     assert not list((tmp_path / "runs").rglob("*.tmp*"))
 
 
@@ -233,7 +237,7 @@ def test_every_preset_runs(preset, clip, stable_diffusion, controlnet, tmp_path)
     settings = config.load(preset, flags=flags, environ={})
     settings = replace(settings, tune=replace(settings.tune, steps=min(2, settings.tune.steps)))
     with Session(Request(clip, settings, preset, PROMPT, runs=tmp_path / "runs")) as s:
-        (result,) = s.edit_all([TARGET])
+        result = s.edit(TARGET)
         tuned = s.run.folder / "tune" / "tuned.safetensors"
     assert result.files.video.exists()
     assert tuned.exists() == (settings.tune.steps > 0)
@@ -249,13 +253,13 @@ def test_a_changed_clip_is_noticed(clip, settings, tmp_path):
         Request.of_run(Run(run.folder))
 
 
-def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path):
+def test_an_adapter_that_sees_through_clip(clip, settings, tmp_path, undisturbed):
     seen = replace(settings, adapter=replace(settings.adapter, image="clip"))
     with session(clip, seen, tmp_path) as s:
-        (result,) = s.edit_all([TARGET])
-    with session(clip, settings, tmp_path) as s:
-        s.tune()
-        assert not torch.equal(s.invert()[-1], torch.zeros(1)) and result.files.video.exists()
+        frames = s.edit(TARGET).frames
+        adapter = ContextAdapter.load(s.run.folder / "tune" / "adapter.safetensors")
+    assert adapter.sizes["image_width"] > 0
+    assert frames.shape == undisturbed.shape and not np.array_equal(frames, undisturbed)
 
 
 def test_the_built_in_models_of_another_ctxedit_make_other_runs(clip, settings, monkeypatch, tmp_path):

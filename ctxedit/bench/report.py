@@ -13,7 +13,7 @@ from typing import Any
 from ctxedit.bench import latex, page, tables
 from ctxedit.bench.results import ResultRow, row_of
 from ctxedit.bench.subject import IDEAL, SOURCE, Bench
-from ctxedit.errors import InputError
+from ctxedit.errors import InputError, counted
 from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import versions
@@ -95,17 +95,17 @@ def _about(bench: Bench, rows: Sequence[ResultRow]) -> list[str]:
     own = [method.label for method in bench.methods]
     done = [row for row in rows if row.method in own and row.error is None]
     kinds = Counter(target.kind for clip in bench.clips for target in clip.targets)
-    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    said = [f"Clips: {len(bench.clips)}; targets: {sum(kinds.values())} ({counted})."]
+    each = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    said = [f"Clips: {len(bench.clips)}; targets: {sum(kinds.values())} ({each})."]
     if done:
         facts = done[0].facts
         width, height = facts["size"]
         # A bench may have gone on elsewhere than it began.
         places = Counter(f"{row.facts['device']} in {row.facts['dtype']}" for row in done)
-        where = ", ".join(f"{place} ({count} edits)" if len(places) > 1 else place
+        where = ", ".join(f"{place} ({counted(count, 'edit')})" if len(places) > 1 else place
                           for place, count in places.items())  # fmt: skip
         said.append(
-            f"Model {facts['model']} on {where}, {facts['frames']} frames at {width}×{height}, "
+            f"Model {facts['model']} on {where}, {counted(facts['frames'], 'frame')} at {width}×{height}, "
             f"seed {facts['seed']}; CLIP: {facts['clip_model']}."
         )
         if any(method.config.upscale.scale > 1 for method in bench.methods):

@@ -87,7 +87,7 @@ class Bench:
         keys = Keys(Request(clip.path, config, offline=self.offline))
         if not clip.prompt:
             more.append(keys.caption())
-        more += keys.beside()
+        more += keys.other_files()
         if self.results is not None:
             more.append(self.results)
         return key_of(VERSION, method, config, weights, clip_of, wanted, files, *([more] if more else []))

@@ -24,7 +24,7 @@ from ctxedit.cli.output import Screen, columns, debugging, pairs, print_table
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.cli.where import ExecutorOptions, executor_of
-from ctxedit.errors import ConfigError, CtxeditError
+from ctxedit.errors import ConfigError, CtxeditError, counted
 from ctxedit.tables import merge_into, preset_files
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RunUnlessNamed(TyperGroup):
     """A command group whose default command is ``run``: ``ctxedit bench LIST --presets a,b``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        if args and args[0] not in self.commands:  # --help too: most people look for run's options
             args = [RUN, *args]
         return super().parse_args(ctx, args)
 
@@ -139,7 +139,10 @@ World = Annotated[
 ]
 
 
-@app.command(RUN)
+@app.command(
+    RUN,
+    epilog="Other commands: `ctxedit bench speed`, `study`, `answers`; see `ctxedit bench study --help`.",
+)
 @spread
 def run(
     presets: Presets,
@@ -287,7 +290,7 @@ def _planned(bench: Bench, plan: Preview, where: str) -> str:
     seconds, total = plan.seconds, plan.total_seconds
     targets = sum(len(clip.targets) for clip in bench.clips)
     facts = [
-        ("clips", f"{len(bench.clips)} with {targets} targets"),
+        ("clips", f"{counted(len(bench.clips), 'clip')} with {counted(targets, 'target')}"),
         ("edits", f"{plan.edits}, {plan.done} of them done"),
         ("memory", f"{gib(plan.peak_bytes)} at most for each worker (estimate)"),
         ("where", where),

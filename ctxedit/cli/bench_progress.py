@@ -20,7 +20,7 @@ from ctxedit.bench.serve import Job
 from ctxedit.cli.bars import bars
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.cli.work import duration
-from ctxedit.executors.base import counted
+from ctxedit.errors import counted
 from ctxedit.models.quiet import hush
 
 #: What the table shows of the edits so far.

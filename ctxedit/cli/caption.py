@@ -14,6 +14,7 @@ from ctxedit.cli.options import (
 )
 from ctxedit.cli.output import Screen
 from ctxedit.cli.output_options import DownloadOption, DryRunOption
+from ctxedit.errors import counted
 
 
 def caption(
@@ -44,8 +45,8 @@ def caption(
     plan = stage.plan(clip, config, base.offline or dry.dry_run, captioning.lavis_python)
     if dry.dry_run:
         screen.result(
-            f"{clip}: {config.clip.frames} frames, captioner {config.captioner} by {plan['caption_by']}, "
-            f"about {plan['peak_bytes'] / 2**30:.2f} GiB of memory",
+            f"{clip}: {counted(config.clip.frames, 'frame')}, captioner {config.captioner} "
+            f"by {plan['caption_by']}, about {plan['peak_bytes'] / 2**30:.2f} GiB of memory",
             {"plan": plan},
         )
         return

@@ -108,7 +108,7 @@ def edit(
     if plan is None:
         return
     with Session(request, reporter) as session, resumable(chosen.folder):
-        work.foretell(session, plan, screen)
+        work.say_duration(session, plan, screen)
         done = session.edit(target)
         maps = draw(session, target) if heatmaps else None
         back = None if done.reused else session.round_trip()

@@ -14,10 +14,10 @@ from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.cli.output_options import OverwriteOption
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, counted
 
 if TYPE_CHECKING:
-    from ctxedit.cli.progress import Teller
+    from ctxedit.cli.progress import CommandReporter
     from ctxedit.config import Config
     from ctxedit.metrics.images.scores import Extractors, Score
     from ctxedit.metrics.images.sets import ImageSet
@@ -233,7 +233,7 @@ def _from_coco(
     networks = extractors(kind, which, chosen, config, base.offline, reporter.warn)
     with reporter.task("check the real images", 1) as step:
         real = open_set(wanted.images, side, tuple(item.image for item in items))
-        step(1, f"{len(real)} images")
+        step(1, counted(len(real), "image"))
     screen.say(f"seed {config.seed}, {len(items)} captions, images in {out}, scored at {side} pixels")
     with resumable(out):
         files = coco.make(items, out, config, base.offline, wanted.overwrite, reporter)
@@ -245,7 +245,7 @@ def _from_coco(
 
 def _prepared(
     generated: Path, reference: Path, captions: Path | None, features: str, size: int | None,
-    keys: list[str] | None, config: Config, offline: bool, reporter: Teller,
+    keys: list[str] | None, config: Config, offline: bool, reporter: CommandReporter,
 ) -> tuple[tuple[ImageSet, ImageSet], list[str] | None, Extractors, tuple[str, ...]]:  # fmt: skip
     """Everything that can be wrong, found before the first feature is computed."""
     from ctxedit.metrics.images import scores
@@ -259,7 +259,7 @@ def _prepared(
     for folder in (generated, reference):
         with reporter.task(f"check {folder.name}", 1) as step:
             sets.append(open_set(folder, size))
-            step(1, f"{len(sets[-1])} images")
+            step(1, counted(len(sets[-1]), "image"))
     mine, theirs = sets
     same_size(mine, theirs)
     scores.check_counts(chosen, len(mine), len(theirs))
@@ -300,7 +300,7 @@ def extractors(
 
 def _scored(
     sets: tuple[ImageSet, ImageSet], networks: Extractors, chosen: tuple[str, ...], texts: list[str] | None,
-    reporter: Teller,
+    reporter: CommandReporter,
 ) -> list[Score]:  # fmt: skip
     from ctxedit.metrics.images import scores
 

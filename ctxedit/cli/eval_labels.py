@@ -13,7 +13,7 @@ from ctxedit.cli.eval_images import Features, extractors, show
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import ClipModelOptions, MessageOptions, SamplingOptions, SettingOptions
 from ctxedit.cli.output import Screen
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from ctxedit.models.condition_encoder import Kind
@@ -117,7 +117,7 @@ def _evaluate(
         raise ConfigError("classes and layouts are not upscaled", "choose a size that the model has itself")
     networks = extractors(kinds, which, keys, config, base.offline, reporter.warn)
     wanted = labels.wanted(kind, opened, data, count, config.seed, plan["size"][0])
-    screen.say(f"seed {config.seed}, {count} images in {out}")
+    screen.say(f"seed {config.seed}, {counted(count, 'image')} in {out}")
     with resumable(out):
         mine, theirs = labels.make(wanted, opened, out, config, base.offline, reporter)
         found = labels.judged(kind, wanted, opened, mine, reporter.warn)

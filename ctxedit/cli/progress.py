@@ -17,7 +17,7 @@ from ctxedit.editing.reporter import Reporter
 _EVERY = 30.0
 
 
-class Teller(Reporter):
+class CommandReporter(Reporter):
     """Bars with the time left on a terminal, plain lines elsewhere, nothing with ``-q``."""
 
     def __init__(self, screen: Screen) -> None:
@@ -75,11 +75,11 @@ class Teller(Reporter):
         yield step
 
 
-def teller(screen: Screen) -> Teller:
+def teller(screen: Screen) -> CommandReporter:
     """A reporter for the pipeline; silences libraries. Called when imports are done and the work begins."""
     work_begins()
     if not debugging():
         from ctxedit.models.quiet import hush
 
         hush()
-    return Teller(screen)
+    return CommandReporter(screen)

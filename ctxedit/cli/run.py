@@ -89,7 +89,7 @@ def run(
     with Session(request, reporter) as session:
         folder = work.folder_of(session)
         with resumable(folder):
-            work.foretell(session, plan, screen)
+            work.say_duration(session, plan, screen)
             results = session.edit_all(targets)
         rows = _scored(session, results, screen)
         facts = _facts(session)

@@ -104,7 +104,7 @@ def tune(
     with Session(request, reporter) as session:
         files, folder = {}, work.folder_of(session)
         with resumable(folder):
-            work.foretell(session, plan, screen)
+            work.say_duration(session, plan, screen)
             if curve_options.curve is not None and curve_options.target is not None:
                 drawn = tune_with_curve(
                     session, curve_options.target, curve_options.curve, curve_options.compare

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.output import Screen, columns, pairs
+from ctxedit.errors import counted
 from ctxedit.runs import Run
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan 
     return None if dry_run else made
 
 
-def foretell(session: Session, plan: Plan, screen: Screen) -> None:
+def say_duration(session: Session, plan: Plan, screen: Screen) -> None:
     """Say how long a plan takes that could not say it; one pass and one tuning step are timed for it."""
     from ctxedit.editing.speed import WORTH_MEASURING, seconds_of
 
@@ -65,8 +66,9 @@ def describe(plan: Plan) -> str:
     handling = f"{gib(plan.reading_bytes)} to read the clip"
     if plan.writing_bytes:
         handling += f", {gib(plan.writing_bytes)} to write an edit"
+    frames = counted(plan.frames, "frame")
     facts = [
-        ("clip", f"{plan.clip}: {plan.frames} frames, {_rate(plan.fps)} a second, {_size(plan.source_size)}"),
+        ("clip", f"{plan.clip}: {frames}, {_rate(plan.fps)} a second, {_size(plan.source_size)}"),
         ("sizes", f"working {work}, padded {padded}"),
         ("model", f"{plan.model}, {plan.parameters / 1e6:.1f} M parameters, {plan.device}, {plan.dtype}"),
         *([("control", plan.control)] if plan.control else []),
@@ -112,11 +114,11 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
         from ctxedit.models.upscalers.base import CHUNK, chunk_count
 
         chunks = chunk_count(plan.frames)
-        clip = f"{chunks} chunks × {CHUNK} frames" if chunks > 1 else f"{plan.frames} frames"
+        clip = f"{chunks} chunks × {CHUNK} frames" if chunks > 1 else counted(plan.frames, "frame")
         return f"{stage.evaluations} × {clip}"
     # A tuning step sees one window, or less; all else goes through all of them.
     windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name != "tune" else ""
-    return f"{stage.evaluations} × {windows}{stage.frames} frames{beside}"
+    return f"{stage.evaluations} × {windows}{counted(stage.frames, 'frame')}{beside}"
 
 
 def duration(seconds: float) -> str:

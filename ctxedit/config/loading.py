@@ -13,7 +13,7 @@ from ctxedit.config.checks import validated
 from ctxedit.config.merging import merge
 from ctxedit.config.settings import Config
 from ctxedit.errors import ConfigError
-from ctxedit.model_names import BUILTIN, is_own, whole, whole_scaled
+from ctxedit.model_names import BUILTIN, absolute_path, absolute_scaled, is_own
 from ctxedit.renames import RENAMED, variable_of
 from ctxedit.tables import DEFAULT_PRESET, parse, preset_table, read_table
 
@@ -61,11 +61,13 @@ def lean(config: Config) -> Config:
 
 def absolute(config: Config) -> Config:
     """The settings with relative paths of models made absolute."""
-    control = replace(config.control, model=whole(config.control.model))
-    upscale = replace(config.upscale, model=whole(config.upscale.model))
-    model, captioner, clip = (whole(name) for name in (config.model, config.captioner, config.clip_model))
-    lora = tuple(map(whole_scaled, config.lora))
-    embedding = tuple(map(whole, config.embedding))
+    control = replace(config.control, model=absolute_path(config.control.model))
+    upscale = replace(config.upscale, model=absolute_path(config.upscale.model))
+    model, captioner, clip = (
+        absolute_path(name) for name in (config.model, config.captioner, config.clip_model)
+    )
+    lora = tuple(map(absolute_scaled, config.lora))
+    embedding = tuple(map(absolute_path, config.embedding))
     config = replace(config, lora=lora, embedding=embedding, upscale=upscale)
     return replace(config, model=model, captioner=captioner, clip_model=clip, control=control)
 

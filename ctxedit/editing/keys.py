@@ -91,8 +91,8 @@ class Keys:
         """Marks edits by a mask that are larger than they were sampled; those of ctxedit 0.2 are remade."""
         return ["outside the mask the source's pixels"] if self.request.mask else []
 
-    def beside(self) -> list[Any]:
-        """Hash of the files that settings name besides model, CLIP and captioner; empty if none."""
+    def other_files(self) -> list[Any]:
+        """Hashes of the files that settings name besides model, CLIP and captioner; empty if none."""
         config, print_of = self.request.config, self._print_of
         found = _addons(config, self.request.offline, print_of)
         if config.control.kind != "none":

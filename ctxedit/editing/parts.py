@@ -17,7 +17,7 @@ from ctxedit.config import Config
 from ctxedit.editing.loaded import LoadedNetworks, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
-from ctxedit.errors import did_you_mean
+from ctxedit.errors import counted, did_you_mean
 from ctxedit.media.companions import read_companion
 from ctxedit.media.edges import canny
 from ctxedit.media.geometry import pad
@@ -127,7 +127,9 @@ class Parts:
             self.request.clip, self.config.clip, self.backbone.resolution, self.backbone.multiple, self.store
         )
         height, width = prepared.frames.shape[1:3]
-        self.reporter.say(f"{len(prepared.frames)} frames of {self.request.clip.name} at {width}×{height}")
+        self.reporter.say(
+            f"{counted(len(prepared.frames), 'frame')} of {self.request.clip.name} at {width}×{height}"
+        )
         for note in prepared.clip.notes:
             self.reporter.warn(note)
         return prepared

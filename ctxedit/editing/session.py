@@ -159,12 +159,12 @@ class Session:
         """Whether a stage can be skipped; damaged files that require it again are reported."""
         if not stage.keeps:
             return False
-        standing = self.run.standing(job.name, job.key)
-        if standing.flaw:
-            self.reporter.warn(f"{standing.flaw}: {stage.again} again")
+        status = self.run.stage_status(job.name, job.key)
+        if status.flaw:
+            self.reporter.warn(f"{status.flaw}: {stage.again} again")
         # Two stages may need a third one, which is made once for both.
         anew = stage.each_target and self.request.overwrite and job.name not in self._made
-        return standing.done and not anew
+        return status.done and not anew
 
     def _make(self, stage: Stage, job: StageJob) -> Any:
         with self._measuring(stage, job):

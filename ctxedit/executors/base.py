@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from ctxedit.editing.reporter import Reporter
-from ctxedit.errors import ResourceError
+from ctxedit.errors import ResourceError, counted
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -107,10 +107,6 @@ class Here(Executor):
                 overseer.ended(job, "")
         finally:
             torch.set_num_threads(before)
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 class Collecting(Reporter):

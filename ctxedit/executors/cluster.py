@@ -16,7 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from ctxedit.errors import ConfigError, CtxeditError, ResourceError
+from ctxedit.errors import ConfigError, CtxeditError, ResourceError, counted
 from ctxedit.executors.base import (
     RETRIES,
     Answer,
@@ -29,7 +29,6 @@ from ctxedit.executors.base import (
     Work,
     Worker,
     answer,
-    counted,
     hand_out,
 )
 from ctxedit.runs import versions

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ctxedit.errors import counted
 from ctxedit.executors.base import (
     RETRIES,
     Answer,
@@ -26,7 +27,6 @@ from ctxedit.executors.base import (
     Work,
     Worker,
     answer,
-    counted,
     hand_out,
 )
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
 from ctxedit.files import neighbour
@@ -168,11 +168,22 @@ def listing(hub_id: str) -> Listing:
             f"{constants.ENDPOINT} lists {hub_id} without sizes and hashes",
             "HF_ENDPOINT names a mirror that cannot be used; unset it, or give a folder",
         )
+    named = [str(info.sha), *(s.rfilename for s in info.siblings or [])]
+    if not all(map(_stays_inside, named)):
+        raise WeightsError(
+            f"{constants.ENDPOINT} lists {hub_id} with names that lead out of its folder", "do not use it"
+        )
     files = [
         RemoteFile(s.rfilename, int(s.size or 0), str(s.lfs.sha256 if s.lfs else s.blob_id))
         for s in info.siblings or []
     ]
     return Listing(hub_id, str(info.sha), tuple(files))
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name from a listing can be joined to a folder and stays in it."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and ".." not in parts and "\\" not in name and not name.startswith("/")
 
 
 def download_of(found: Listing, names: Collection[str]) -> Download:
@@ -218,6 +229,7 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
                     fetch_file(download, file, watcher)
         finally:
             watcher.ended()
+    _drop_damaged_branch(found.hub_id)
     with _explained(found.hub_id), _no_bars():
         # All content is there by now: this links the snapshot and records the branch's commit.
         return Path(
@@ -225,6 +237,17 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
                 found.hub_id, revision=SAFE_REVISIONS.get(found.hub_id), allow_patterns=sorted(names)
             )
         )
+
+
+def _drop_damaged_branch(hub_id: str) -> None:
+    """Remove the note of the branch's commit where it is no text: huggingface_hub would stop at it."""
+    note = place_of(hub_id) / "refs" / "main"
+    try:
+        note.read_text("utf-8")
+    except UnicodeError:
+        note.unlink()
+    except OSError:  # not there yet
+        return
 
 
 def _check_room(download: Download) -> None:

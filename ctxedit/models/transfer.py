@@ -165,9 +165,13 @@ def _request(download: Download, file: RemoteFile, part: Path, have: int, watche
         if have and not goes_on:
             watcher.came(-have)
         with part.open("ab" if goes_on else "wb") as stream:
+            size = have if goes_on else 0
             for chunk in answer.iter_bytes():  # unbuffered: nothing is lost if the connection breaks
                 stream.write(chunk)
                 watcher.came(len(chunk))
+                size += len(chunk)
+                if size > file.size:  # no end in sight: its hash cannot be right
+                    break
 
 
 def _matches(path: Path, file: RemoteFile) -> bool:

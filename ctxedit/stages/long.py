@@ -172,7 +172,7 @@ def _sampled(
     if how.source is None:
         top, x = first_level(config), spare[1]
         _noised(trajectory[0], x, strip, levels, top, shift, Noise(generator))
-    walks = [how.walk() for _ in strip.windows]
+    states = [how.initial_state() for _ in strip.windows]
     for step, high in enumerate(range(top, 0, -1)):
         noise, result = Noise(generator), spare[step % 2]
 
@@ -185,7 +185,7 @@ def _sampled(
                 here = replace(how, source=near, mask=mask(window))
             z = noise.of(window, part) if how.eta > 0 else None
             return descend(
-                inverted.backbone, part, condition, levels, high, view, here, shift, walks[number], z
+                inverted.backbone, part, condition, levels, high, view, here, shift, states[number], z
             )
 
         strip.walk(x, result, _counted(down, progress, step * count, top * count))

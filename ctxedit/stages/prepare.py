@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxedit.config import ClipConfig
+from ctxedit.errors import counted
 from ctxedit.media.geometry import Fit, crop, pad, plan_fit, resize, to_working
 from ctxedit.media.probe import ClipInfo, probe
 from ctxedit.media.read import Clip, Store, read_frames
@@ -86,12 +87,10 @@ def fit_span(path: Path, config: ClipConfig, given: Collection[str]) -> tuple[Cl
     fitted = replace(config, frames=frames, stride=stride)
     if info.kind == "image":
         return fitted, f"{path.name} is an image: a clip of 1 frame"
-    used = f"{frames} {'frame' if frames == 1 else 'frames'}"
+    used = counted(frames, "frame")
     wanted = f"{config.frames} with stride {config.stride}"
-    return (
-        fitted,
-        f"{path.name} has {info.frames} frames: using {used} with stride {stride} instead of {wanted}",
-    )
+    has = counted(info.frames, "frame")
+    return fitted, f"{path.name} has {has}: using {used} with stride {stride} instead of {wanted}"
 
 
 def read_working(path: Path, config: ClipConfig, fit: Fit, store: Store = np.empty) -> Clip:

@@ -83,8 +83,8 @@ def word_mask(heat: Tensor, threshold: float) -> Tensor:
 
 
 @dataclass
-class Walk:
-    """What the steps of one walk down the levels hand on: masks, the prediction before, deep features."""
+class SamplingState:
+    """What the steps of one sampling run hand on: masks, the prediction before, deep features."""
 
     blend: Blend
     history: History
@@ -132,10 +132,10 @@ class Sampling:
             interval=edit.guidance_interval, solver=edit.solver, cache_interval=edit.cache_interval, **more,
         )  # fmt: skip
 
-    def walk(self) -> Walk:
+    def initial_state(self) -> SamplingState:
         """The state at the start of sampling."""
         blend, history = Blend(self.fusion.mask_threshold), History(self.solver != "ddim")
-        return Walk(blend, history, DeepFeatures(self.cache_interval))
+        return SamplingState(blend, history, DeepFeatures(self.cache_interval))
 
     def fused(self, step: int, steps: int) -> tuple[bool, bool]:
         """Whether self- and cross-attention are fused at a step counted from the noisy end."""
@@ -189,11 +189,11 @@ def sample(
     Raises:
         NumericsError: NaN or infinity appeared.
     """
-    condition, walk = Condition.of(context), how.walk()
+    condition, state = Condition.of(context), how.initial_state()
     top = levels.steps if start is None else start
     for step, high in enumerate(range(top, 0, -1)):
         z = torch.randn(x.shape, generator=how.generator).to(x) if how.eta > 0 else None
-        x = descend(backbone, x, condition, levels, high, view, how, shift, walk, z)
+        x = descend(backbone, x, condition, levels, high, view, how, shift, state, z)
         progress(step + 1, top)
     return x
 
@@ -208,22 +208,22 @@ def descend(
     view: FrameView,
     how: Sampling,
     shift: ContextShift | None,
-    walk: Walk,
+    state: SamplingState,
     z: Tensor | None,
 ) -> Tensor:
     """One step of :func:`sample`: latents (F, C, h, w) from level ``high`` to the one below.
 
-    ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``walk`` is handed from step to step.
+    ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``state`` is handed from step to step.
     """
     low = high - 1
-    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, walk)
+    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, state)
     std = eta_std(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
     b_high = None if shift is None else shift.at(x0, levels, high)
     b_low = None if shift is None else shift.at(x0, levels, low)
-    best = walk.history.improve(x0, levels.at(high), levels.at(low))
+    best = state.history.improve(x0, levels.at(high), levels.at(low))
     x = ddim(x, best, *levels.at(high), *levels.at(low), b_high, b_low, std, z)
     if how.source is not None:
-        x = _keep(x, how.source.trajectory[low].to(x), how, walk.blend)
+        x = _keep(x, how.source.trajectory[low].to(x), how, state.blend)
     if not bool(torch.isfinite(x).all()):
         t = levels.timestep(high)
         raise NumericsError(f"sampling: NaN or infinity at timestep {t}", "try --dtype float32")
@@ -248,7 +248,7 @@ def _predict(
     view: FrameView,
     how: Sampling,
     step: int,
-    walk: Walk,
+    state: SamplingState,
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's branch in the same batch in a fused step."""
     scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
@@ -260,7 +260,7 @@ def _predict(
     t = levels.timestep(level)
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
-    keep, blocks = walk.features if not with_source else DeepFeatures(), backbone.deep_blocks
+    keep, blocks = state.features if not with_source else DeepFeatures(), backbone.deep_blocks
     alone = None
     if guided and not together:
         alone = keep.run(
@@ -292,7 +292,7 @@ def _predict(
     both = Condition.stack([Condition.of(source.context), rows])
     parts = backbone.predict_x0(batch, t, both, a, s, batched).chunk(1 + len(rows))
     if word_recorders:
-        walk.blend.add(word_recorders)
+        state.blend.add(word_recorders)
     return _guided(parts, alone, scale, how.weights)
 
 

@@ -62,6 +62,9 @@ def test_a_comparison_from_end_to_end(compared, listed):
     assert all(-1 <= row["figures"]["clip_text"] <= 1 and row["error"] is None for row in rows)
     assert all(row["costs"]["tune"]["evaluations"] == 2 for row in rows[1:])
     assert rows[2]["facts"]["trained"] > rows[1]["facts"]["trained"] > 0
+    latex = (out / "table.tex").read_text()
+    (plain,) = [line for line in latex.splitlines() if line.startswith("plain & ")]
+    assert lines[2].split()[2] in plain and latex.count(r"\\") == 4 and r"\bottomrule" in latex
     text = (out / "table.md").read_text()
     assert "contextdiff less plain" in text and "| contextdiff | 1 |" in text and "## Kind: object" in text
     assert (
@@ -192,4 +195,6 @@ def test_a_grid_on_another_list_is_planned(ctxedit, no_weights, tmp_path, monkey
 def test_help_names_the_commands(ctxedit):
     text = ctxedit("bench").out
     assert all(name in text for name in ("run", "study", "answers"))
-    assert "--presets" in ctxedit("bench", "run", "--help").out
+    options = ctxedit("bench", "--help").out
+    assert options == ctxedit("bench", "run", "--help").out and "--presets" in options
+    assert all(name in options for name in ("speed", "study", "answers"))

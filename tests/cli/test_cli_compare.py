@@ -145,3 +145,15 @@ def test_wrong_presets_are_refused_before_any_work(ctxedit, clip, tmp_path, no_w
     call = ("compare", "--presets", presets, clip, TARGET, "--runs", tmp_path, "-o", tmp_path / "o.mp4")
     assert ctxedit(*call).code == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_source_shows_the_frames_that_were_edited(ctxedit, made, clip, tmp_path, frames_of):
+    """Four of its eight frames, without being told."""
+    out = tmp_path / "both.gif"
+    answer = ctxedit("compare", clip, made.out.strip(), "-o", out)
+    assert answer.code == 0, answer.err
+    assert probe(out).frames == 4
+    other = tmp_path / "other.mp4"
+    other.write_bytes(clip.read_bytes() + b"\0")  # another file: its frames are not known to be those
+    refused = ctxedit("compare", other, made.out.strip(), "-o", tmp_path / "no.gif")
+    assert refused.code == 3 and "--frames 4" in refused.err

@@ -126,7 +126,8 @@ def test_chosen_metrics(ctxedit, files, made, run_folder):
     answer = ask(ctxedit, files, "--metrics", "ssim, clip_text")
     assert {"clip_text", "ssim"} <= answer.table.keys() and "psnr" not in answer.table
     answer = ctxedit("eval", "--run", run_folder, "--metrics", "structure", "-q")
-    assert answer.code == 0 and answer.out.splitlines()[0].split() == ["target", "structure"], answer.err
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[0].split() == ["target", "structure", "measured"]
     row = ctxedit("eval", "--run", run_folder, "--json", "-q", "--metrics", "structure").table["edits"][0]
     assert row["structure"] > 0 and "clip_text" not in row
     written = json.loads((run_folder / "metrics.json").read_text())

@@ -38,3 +38,15 @@ def test_names_that_share_their_suffix_alone_are_no_guess(ctxedit, tmp_path, mon
     (tmp_path / "tiger-beach.mp4").write_bytes(b"")
     assert "did you mean" not in ctxedit("caption", "nothere.mp4").err
     assert "did you mean 'tiger-beach.mp4'?" in ctxedit("caption", "tiger-baech.mov").err
+
+
+def test_counts_agree_with_their_nouns(ctxedit, clip, tmp_path, monkeypatch, no_weights):
+    monkeypatch.chdir(tmp_path)
+    one = ("run", clip, "a cat", "--prompt", "a tiger", "--frames", 1, "--dry-run")
+    text = ctxedit(*one).out
+    assert ": 1 frame, " in text and "× 1 frame" in text and "1 frames" not in text
+    (tmp_path / "list.csv").write_text(
+        f"path,prompt,target\n{clip},a tiger on the beach,a cat on the beach\n"
+    )
+    answer = ctxedit("bench", "list.csv", "--presets", "ddim", "--set", "clip.frames=2", "--dry-run")
+    assert "1 clip with 1 target\n" in answer.out, answer.err

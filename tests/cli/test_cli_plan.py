@@ -130,12 +130,12 @@ def test_memory_grows_with_what_it_should(clip, tmp_path):
 def test_bars_on_a_terminal_and_lines_elsewhere():
     from rich.console import Console
 
-    from ctxedit.cli.progress import Teller
+    from ctxedit.cli.progress import CommandReporter
 
     def said(terminal, quiet=False):
         screen, stream = Screen(quiet), io.StringIO()
         screen.console = Console(file=stream, force_terminal=terminal, width=100)
-        with Teller(screen).task("tune", 4) as step:
+        with CommandReporter(screen).task("tune", 4) as step:
             step(2, "loss 0.5")
             step(4, "loss 0.25")
         screen.warn("once")

@@ -304,7 +304,8 @@ def test_eval_of_any_file(ctxedit, clip):
     one = ctxedit("eval", "--video", clip, "--prompt", "a tiger", "--frames", 1, "--json", "-q").table
     assert one["clip_temp"] is None
     text = ctxedit("eval", "--video", clip, "--prompt", "a tiger", "-q").out
-    assert "builtin" in text.splitlines()[1] and text.splitlines()[1].split()[-2:] == ["-", clip.name]
+    row = text.splitlines()[1]
+    assert "builtin" in row and row.split()[-3:] == ["at", "96×96", clip.name]
 
 
 def test_an_unchanged_clip_has_infinite_psnr_in_words(ctxedit, made, run_folder, monkeypatch):

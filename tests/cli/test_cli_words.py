@@ -58,6 +58,7 @@ def test_help_of_a_command_and_version(ctxedit):
     assert ctxedit("help").out == ctxedit("--help").out
     assert ctxedit("-V").out == f"ctxedit {__version__}\n"
     assert ctxedit("help", "nothing").code == 2
+    assert "--install-completion" in ctxedit("--help").out
 
 
 def test_help_shows_defaults_in_brackets_and_no_type_beside_switches(ctxedit):
@@ -70,12 +71,19 @@ def test_help_shows_defaults_in_brackets_and_no_type_beside_switches(ctxedit):
     [
         ("ctxedit run --preset tune", {"tune-a-video", "tune-a-video+adapter"}),
         ("ctxedit t2i --model sd1", {"sd14", "sd15"}),
+        ("ctxedit edit --run mine/", {"mine/one", "mine/two"}),
     ],
 )
-def test_completion_offers_presets_and_models(words, values):
+def test_completion_offers_presets_models_and_runs(words, values, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "run.toml").write_text("")
     environment = os.environ | {
         "_CTXEDIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+        "CTXEDIT_RUNS": "mine",
     }  # fmt: skip
     code = "import sys; from ctxedit.cli import main; sys.exit(main([]))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.returncode, set(done.stdout.split()), done.stderr) == (0, values, "")

@@ -64,6 +64,19 @@ def test_its_short_name():
     assert SHORT_NAMES["sdxl"] == "stabilityai/stable-diffusion-xl-base-1.0"
 
 
+def test_a_pass_on_its_own_deep_features_is_the_whole_pass(backbone):
+    """The finest levels of this family have no attention."""
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    view, condition = FrameView(attended_frames(AttentionConfig(), 2), (8, 8)), backbone.condition([PROMPT])
+    blocks = backbone.deep_blocks()
+    with backbone.attention(AttentionConfig()):
+        with blocks.kept() as features:
+            whole = backbone.raw(x, 500, condition, view)
+        with blocks.replaced_by(features[0]):
+            assert torch.equal(backbone.raw(x, 500, condition, view), whole)
+            assert not torch.equal(backbone.raw(x + 0.1, 500, condition, view), whole)
+
+
 def test_prompts_are_encoded_as_diffusers_does(backbone, diffusers_pipeline):
     ours = backbone.condition(["", PROMPT])
     theirs = diffusers_pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=True, device=CPU)
