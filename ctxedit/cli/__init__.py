@@ -1,6 +1,6 @@
-"""The command line: ``main`` runs it in any process, ``script`` in one of its own.
+"""The command line: ``main`` runs it in any process, ``script`` in a process that ends afterwards.
 
-Nothing is imported here that takes time: while modules load, Ctrl-C must find ``main`` in charge already.
+This module imports nothing slow, so that ``main`` already handles Ctrl-C while the other modules load.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def script() -> int:
 
     collecting.pause()
     code = main()
-    # The exit handlers of torch and others take a moment; interrupted they would print a traceback.
+    # The exit handlers of torch and others take a moment; if interrupted, they would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code
 
 
 def _leave_at_once_on_ctrl_c(as_json: bool) -> None:
-    """Until the work begins Ctrl-C ends the process: an import that is interrupted half-way may swallow it.
+    """Until the work begins, Ctrl-C ends the process: an interrupted import may swallow the exception.
 
-    :func:`ctxedit.cli.failures.work_begins` puts Python's own handler back. Another program's handler stays.
+    :func:`ctxedit.cli.failures.work_begins` restores Python's own handler. Another program's handler is kept.
     """
 
     def leave(*_: object) -> None:
@@ -54,7 +54,7 @@ def _leave_at_once_on_ctrl_c(as_json: bool) -> None:
         os._exit(_INTERRUPTED)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        with contextlib.suppress(ValueError):  # not the main thread: Ctrl-C does not come here
+        with contextlib.suppress(ValueError):  # not the main thread, which alone may set signal handlers
             signal.signal(signal.SIGINT, leave)
 
 

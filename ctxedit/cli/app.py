@@ -1,4 +1,4 @@
-"""The Typer application: which commands there are. Each one lives in a file of its own."""
+"""The Typer application with all its commands. Each command has its own file."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ app.add_typer(models.app, name="models")
 
 @lru_cache(maxsize=1)
 def build() -> Any:
-    """The whole command, with help texts in their final form; made once, because Typer takes 30 ms for it."""
+    """The whole command, with help texts in their final form; built once, because it takes Typer 30 ms."""
     command = typer.main.get_command(app)
     _finish_help(command)
     return command
 
 
 def _finish_help(command: Any) -> None:
-    """Fill the terminal's width, keep ``[default: …]`` from being markup, show no type beside a switch."""
+    """Use the full width, escape ``[default: …]`` so that it is not markup, show no type for flags."""
     if command.help:
         command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help))
     if narrow := narrow_help.is_narrow():
@@ -118,7 +118,7 @@ def _finish_help(command: Any) -> None:
 
 
 def _plain_type(parameter: Any) -> None:
-    """Show the type of one value where several may be given."""
+    """Show the type of a single value for options that take several."""
     shown = parameter.bare_type
     parameter.bare_type = lambda: re.sub(r"^list\[(.+)\]$", r"\1", shown())
 

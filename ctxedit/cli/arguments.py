@@ -1,4 +1,4 @@
-"""Command-line options to settings. Options that were not given change nothing."""
+"""Convert command-line options to settings. Options that were not given change nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ctxedit.tables import DEFAULT_PRESET, merge_into, nested, parse, preset_fil
 
 #: CTXEDIT_* environment variables that are not settings.
 VARIABLES = ("CTXEDIT_DEBUG", "CTXEDIT_OFFLINE", "CTXEDIT_PRESET", "CTXEDIT_RUNS")
-#: Words that say nothing by themselves: as targets they are parts of a text without quotes.
+#: Words that mean nothing on their own: as targets they are parts of an unquoted text.
 _NO_TARGETS = frozenset(("a", "an", "the", "on", "in", "at", "of", "with", "and", "is", "to", "into"))
 #: What an empty text should say.
 _MEANT = {"target": "what the edited clip should show", "text": "what the image should show"}
@@ -102,7 +102,7 @@ def settings(base: SettingOptions, screen: Screen, *groups: Any) -> Config:
 
 
 def fitted(config: Config, clip: Path, base: SettingOptions, screen: Screen, *groups: Any) -> Config:
-    """Settings with no more frames than the clip has; a number that the user gave is left as it is."""
+    """Settings with no more frames than the clip has; a number given by the user is kept."""
     from ctxedit.stages.prepare import fit_span
 
     tables = [read_table(base.config)] if base.config else []
@@ -115,7 +115,7 @@ def fitted(config: Config, clip: Path, base: SettingOptions, screen: Screen, *gr
 
 
 def without_upscaling(config: Config) -> Config:
-    """The settings of a command that judges images as the denoiser gives them."""
+    """The settings of a command that evaluates images as the denoiser generates them, without upscaling."""
     return replace(config, upscale=configuration.UpscaleConfig())
 
 
@@ -169,7 +169,7 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
             f"{len(found)} target prompts, {', '.join(found)[:80]}: the words of one need quotes",
             f'ctxedit run CLIP "{" ".join(found)}"',
         )
-    found = list(dict.fromkeys(found))  # the same words twice are one edit
+    found = list(dict.fromkeys(found))  # duplicate targets give one edit
     if output is not None and len(found) > 1:
         raise ConfigError(
             "--output names one file, and there are several targets", "leave it out: see --runs"
@@ -191,7 +191,7 @@ def not_empty(text: str | None, what: str) -> None:
 def existing(path: Path, texts: Sequence[str] = ()) -> Path:
     """The path itself; raises InputError if it does not exist or cannot be reached.
 
-    ``texts`` are what stands beside it: where one of them is a file, the order is wrong.
+    ``texts`` are the other arguments: if one of them is a file, the order is wrong.
     """
     from ctxedit.media.sources import check_exists
 

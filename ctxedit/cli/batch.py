@@ -74,7 +74,7 @@ def batch(
     out: Out = "batch",
     limit: Limit = None,
 ) -> None:
-    """Edit every clip of a list towards each of its targets, and report.
+    """Edit every clip of a list for each of its targets and write a report.
 
     Writes the edits into --out/edits, and report.json, report.md and index.html beside them. With a URL for
     --out the run folders stay in the user's cache; LIST and its files may be URLs, too.
@@ -199,6 +199,6 @@ def _show(screen: Screen, job: Bench, whole: dict[str, Any]) -> None:
     if failed:
         total = len(edits) + len(failed)
         hint = f"see {files['markdown']}; run the same command again to retry"
-        # The one JSON object is out already.
+        # The JSON object has already been printed.
         print_failure(Failure(f"{len(failed)} of {total} edits failed", hint, 1), False)
         raise typer.Exit(1)

@@ -124,8 +124,8 @@ Externals = Annotated[
     list[str] | None,
     typer.Option(
         "--external", metavar="NAME=FOLDER", show_default=False,
-        help="Also measure another method's videos of the same list: FOLDER/CLIP/0.mp4 is of CLIP's first "
-        "target. Repeatable.",
+        help="Also measure another method's videos of the same list: FOLDER/CLIP/0.mp4 is the edit for "
+        "CLIP's first target. Repeatable.",
     ),
 ]  # fmt: skip
 
@@ -222,7 +222,7 @@ def _methods(names: Sequence[str], settings: Settings, sweep: list[str]) -> tupl
 def _work(
     bench: Bench, plan: Preview, pairs: Sequence[tuple[str, str]], screen: Screen, where: ExecutorOptions
 ) -> None:
-    """Run what is planned, write tables and page, and print the table."""
+    """Run the plan, write the tables and the page, and print the table."""
     from ctxedit.bench import preview, report, runner
     from ctxedit.cli.bench_progress import watcher
     from ctxedit.models.quiet import hush
@@ -252,7 +252,7 @@ def _pairs(compare: list[str], known: Sequence[str]) -> list[tuple[str, str]]:
         for name in (before, after):
             if name not in known:
                 raise ConfigError(
-                    f"--compare names {name!r}, which is not compared",
+                    f"--compare names {name!r}, which is not one of the presets",
                     f"the presets compared are {', '.join(known)}",
                 )
         pairs.append((before, after))

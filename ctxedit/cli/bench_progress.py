@@ -1,4 +1,4 @@
-"""A comparison's progress: a table of methods on a terminal, else a line an edit; nothing with ``-q``."""
+"""A comparison's progress: a table of methods on a terminal, else one line per edit; nothing with ``-q``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ctxedit.cli.work import duration
 from ctxedit.errors import counted
 from ctxedit.models.quiet import hush
 
-#: What the table shows of the edits so far.
+#: What the table shows about the edits so far.
 _SHOWN = (("clip_text", "CLIP-text", 3), ("clip_temp", "CLIP-temp", 3), ("judge_asked", "edit found", 2))
 
 
@@ -37,7 +37,7 @@ class Lines(Watcher):
         self.at: dict[str, Job] = {}
 
     def say(self, text: str) -> None:
-        """What a session says of itself would drown the rest."""
+        """A session's own messages would drown out the rest."""
 
     def warn(self, text: str) -> None:
         self.screen.warn(text)
@@ -113,7 +113,7 @@ class Board(Lines):
         console = self.screen.console
         table = self._table(_SHOWN)
         if Measurement.get(console, console.options, table).minimum > console.width:
-            table = self._table(())  # the figures stand in the table at the end
+            table = self._table(())  # the final table contains the figures
         return Group(table, self._bars)
 
     def _table(self, shown: Sequence[tuple[str, str, int]]) -> Table:

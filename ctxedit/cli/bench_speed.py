@@ -1,4 +1,4 @@
-"""``ctxedit bench speed``: measures editing and tuning on this machine, side by side with other ways."""
+"""``ctxedit bench speed``: measures editing and tuning on this machine, alongside other implementations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Side = Annotated[
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of inversion and sampling.")]
 TuneSteps = Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning steps to measure.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each way.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each implementation.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[
     Literal["auto", "float32", "float16", "bfloat16"],
@@ -81,9 +81,9 @@ def speed(
 ) -> None:
     """Measure every preset, FateZero's stored maps and diffusers' pipeline on this machine, side by side.
 
-    All ways have the same weights and steps. Seconds (median and spread), network passes, operations, their
-    share of what this machine reaches in products and convolutions alone, and memory go to speed.json,
-    speed.md and speed.png in --out. Tuning is measured by the step, beside a plain training loop.
+    All use the same weights and steps. Time (median and spread), network passes, operations, the fraction
+    of this machine's measured limit (matrix products and convolutions alone) and memory are written to
+    speed.json, speed.md and speed.png in --out. Tuning is measured per step, alongside a plain training loop.
     """
     screen = Screen(messages.quiet, messages.json)
     if random is not None and model != configuration.BUILTIN:

@@ -38,7 +38,8 @@ def study(
     """Write the page of a user study: two anonymous edits beside their source, in random order.
 
     The page asks which edit matches the text better and which is steadier, and lets people download their
-    answers. Prints the path of the page. key.json beside it says which edit is whose: do not send it along.
+    answers. Prints the path of the page. key.json beside it says which method made which edit:
+    do not send it to the participants.
     """
     screen = Screen(messages.quiet, messages.json)
     names = split_names(presets or "")

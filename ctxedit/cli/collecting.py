@@ -12,7 +12,7 @@ _paused = False
 
 
 def pause() -> None:
-    """Stop collecting until :func:`resume`; for a process of ctxedit's own."""
+    """Stop collecting until :func:`resume`; only for a process that ctxedit owns."""
     global _paused
     if gc.isenabled():
         gc.disable()
@@ -20,7 +20,7 @@ def pause() -> None:
 
 
 def resume() -> None:
-    """Collect again, without what exists by now; does nothing if it was not :func:`pause` that stopped it."""
+    """Collect again, except objects that exist by now; does nothing unless :func:`pause` stopped it."""
     global _paused
     if _paused:
         gc.freeze()

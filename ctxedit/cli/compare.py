@@ -56,9 +56,9 @@ Labels = Annotated[
         help="Label of each edit, in order. Repeatable. [default: what differs between them]",
     ),
 ]  # fmt: skip
-Columns = Annotated[int, typer.Option("--columns", min=1, help="Edits in a row of the video.")]
+Columns = Annotated[int, typer.Option("--columns", min=1, help="Edits per row of the video.")]
 NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Do not write into the file how the edits were made.")
+    bool, typer.Option("--no-metadata", help="Do not record in the file how the edits were made.")
 ]
 
 
@@ -82,7 +82,7 @@ def compare(
 ) -> None:
     """Write one labelled video, GIF or image of several edits and print its path.
 
-    Settings apply to the edits that --presets makes, each in a run folder of its own.
+    Settings apply to the edits that --presets makes, each in its own run folder.
     """
     screen = Screen(messages.quiet, messages.json)
     if not positional:
@@ -127,7 +127,7 @@ def _key(
     paths: list[Path], parts: list[Part] | None, more: tuple[object, ...], base: SettingOptions,
     groups: tuple[object, ...], screen: Screen,
 ) -> str:  # fmt: skip
-    """What the comparison depends on: files by their contents, or all that decides the edits to be made."""
+    """What the comparison depends on: the files' contents, or all that determines the edits."""
     from ctxedit.contents import fingerprint
     from ctxedit.editing.keys import image_key
     from ctxedit.runs import key_of
@@ -173,7 +173,7 @@ def _target(positional: list[str], names: list[str]) -> str:
         )
     if len(set(names)) != len(names) or not names:
         raise ConfigError(
-            "--presets names no preset, or one of them twice", "e.g. --presets contextdiff,fatezero"
+            "--presets names no preset, or the same one twice", "e.g. --presets contextdiff,fatezero"
         )
     arguments.not_empty(positional[1], "target")
     return positional[1]

@@ -26,12 +26,12 @@ class EditsUnlessNamed(TyperGroup):
     """A group whose ``edits`` command can be left out: ``ctxedit eval --run DIR``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0].startswith("-"):  # it has options only; a word is a command, or a mistake
+        if not args or args[0].startswith("-"):  # options only: a word is a command, or a mistake
             args = [EDITS, *args]
         elif args[0] not in self.commands and Path(args[0]).exists():
             option = "--run" if Path(args[0], "run.toml").is_file() else "--prompt TEXT --video"
             raise ConfigError(
-                f"{args[0]} is no command of eval", f"to score it: ctxedit eval {option} {args[0]}"
+                f"{args[0]} is not a command of eval", f"to score it: ctxedit eval {option} {args[0]}"
             )
         return super().parse_args(ctx, args)
 
@@ -281,7 +281,7 @@ def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def one_by_one(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One video's scores, a line each."""
+    """One video's scores, one per line."""
     from ctxedit.metrics import metrics
 
     table = [("metric", "value", "better", "measures")]
@@ -294,7 +294,7 @@ def one_by_one(row: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def chosen_only(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The chosen metrics of a run's edits, a line an edit."""
+    """The chosen metrics of a run's edits, one line per edit."""
     from ctxedit.metrics.registry import named
 
     chosen = named(keys)
@@ -305,7 +305,7 @@ def chosen_only(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[tuple
 
 
 def measured_at(row: Mapping[str, Any]) -> str:
-    """At which size figures were measured: the working size, of a run's edits, whatever size they have."""
+    """The size at which figures were measured: for a run's edits, always the working size."""
     width, height = row["measured_size"]
     return f"at {width}×{height}"
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ctxedit.metrics.images.sets import ImageSet
 
 _COCO = "Zero-shot on COCO"
-#: The sides that FID-30K is reported at.
+#: Image sizes at which FID-30K is reported.
 _COCO_SIDE = 256
-#: Up to this side, memory is no question.
+#: Up to this size, memory is not checked.
 _ORDINARY = 4096
 
 Generated = Annotated[
@@ -127,7 +127,7 @@ def images(
 
     FID, KID, IS, precision and recall are torch-fidelity's (the optional extra `images`), on the features
     of a CLIP or of its Inception; CMMD and the CLIP score (mean cosine, not below 0) are always CLIP's.
-    Figures of different features, or of different numbers of images, do not compare.
+    Scores from different features or different numbers of images are not comparable.
 
     With --coco, --images and --model, an image is generated for each of --count captions first, as for the
     zero-shot FID-30K; run the same command again to resume. Both sets are then scored at 256 pixels, or at
@@ -166,7 +166,7 @@ def images(
 
 
 def _check_side(size: int | None) -> None:
-    """Raise ResourceError for images that memory cannot hold one of, in bytes and as floats."""
+    """Raise ResourceError if memory cannot hold a single image, as bytes and as floats."""
     if size is None or size <= _ORDINARY:
         return
     import torch
@@ -197,7 +197,9 @@ def _only_with_coco(images: Any, count: Any, out: Any, yes: bool, sampling: Samp
     given |= {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(sampling).items()}
     for option, value in given.items():
         if value is not None:
-            raise ConfigError(f"{option} needs --coco", "it says how images are generated, and none are here")
+            raise ConfigError(
+                f"{option} needs --coco", "it affects generated images, and none are generated here"
+            )
 
 
 def _from_coco(
@@ -247,7 +249,7 @@ def _prepared(
     generated: Path, reference: Path, captions: Path | None, features: str, size: int | None,
     keys: list[str] | None, config: Config, offline: bool, reporter: CommandReporter,
 ) -> tuple[tuple[ImageSet, ImageSet], list[str] | None, Extractors, tuple[str, ...]]:  # fmt: skip
-    """Everything that can be wrong, found before the first feature is computed."""
+    """Check all inputs before the first feature is computed."""
     from ctxedit.metrics.images import scores
     from ctxedit.metrics.images.captions import read_captions
     from ctxedit.metrics.images.sets import open_set, same_size

@@ -1,4 +1,4 @@
-"""``ctxedit eval classes`` and ``ctxedit eval layouts``: class to image and layout to image in figures."""
+"""``ctxedit eval classes`` and ``ctxedit eval layouts``: measure class to image and layout to image."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def classes(
 ) -> None:
     """Generate images of classes and compare them with real ones: FID, IS, precision, recall.
 
-    For drawn scenes, a classifier of their objects (the judge) says how often the class is right, and gives
-    the inception score its classes; with --features inception the score is Inception's. Run the same command
-    again to resume.
+    For drawn scenes, a classifier of their objects (the judge) says how often the class is right, and
+    provides the inception score's class probabilities; with --features inception the score is Inception's.
+    Run the same command again to resume.
     """
     _evaluate("class", base, judging, sampling, chosen, messages)
 
@@ -71,7 +71,7 @@ def layouts(
     chosen: LabelOptions,
     messages: MessageOptions,
 ) -> None:
-    """Generate images of layouts and compare them with real ones: FID, and the boxes that hold their label.
+    """Generate images of layouts and compare them with real ones: FID, and boxes that contain their label.
 
     For drawn scenes, a detector of their objects (the composition judge) says in which boxes it finds the
     label, how often the label is anywhere, and in which boxes of the real images it finds it. Run the same
@@ -114,7 +114,7 @@ def _evaluate(
     labels.check(out, opened, config)
     plan = text_to_image.plan("", config, base.offline, out / "a.png", True)
     if plan["upscaler"]:
-        raise ConfigError("classes and layouts are not upscaled", "choose a size that the model has itself")
+        raise ConfigError("classes and layouts are not upscaled", "choose a size that needs no upscaling")
     networks = extractors(kinds, which, keys, config, base.offline, reporter.warn)
     wanted = labels.wanted(kind, opened, data, count, config.seed, plan["size"][0])
     screen.say(f"seed {config.seed}, {counted(count, 'image')} in {out}")

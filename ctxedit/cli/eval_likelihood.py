@@ -30,18 +30,16 @@ Images = Annotated[
         show_default=False,
     ),
 ]
-Split = Annotated[
-    Literal["train", "test"], typer.Option("--split", help="Which images, where DATA has both.")
-]
+Split = Annotated[Literal["train", "test"], typer.Option("--split", help="Split to use, if DATA has both.")]
 Count = Annotated[int, typer.Option("--count", min=2, help="Images.")]
 Terms = Annotated[
-    str, typer.Option("--terms", metavar="N|all", help="Terms of the sum computed for each image.")
+    str, typer.Option("--terms", metavar="N|all", help="Terms of the bound to compute for each image.")
 ]
 DecoderKind = Annotated[
     Literal["discretised", "dequantised"],
     typer.Option("--decoder", help="Last term: discretised (of pixel values) or dequantised (a density)."),
 ]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Terms of one pass.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Terms computed in one network pass.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of images, noise and terms.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Out = Annotated[
@@ -67,9 +65,10 @@ def likelihood(
 ) -> None:
     """Compute the variational bound of images in bits per dimension, with its standard error.
 
-    The sum of the prior's KL, the KL of each step and the last step's term. With --terms N a random sample of
-    the steps is computed for each image, and the standard error says what that costs. likelihood.csv and
-    likelihood.png show the terms by noise level. Run the same command again to resume.
+    The bound is the sum of the prior's KL divergence, that of each step and the last step's term. With
+    --terms N a random sample of the steps is computed for each image, and the standard error includes the
+    sampling error. likelihood.csv and likelihood.png show the terms by noise level. Run the same command
+    again to resume.
     """
     screen = Screen(messages.quiet, messages.json)
     number = None if terms == "all" else int(terms) if terms.isdecimal() else 0
@@ -90,7 +89,9 @@ def likelihood(
     network = load_pixels(folder, pick_device(device))
     pixels = open_pixels(data, network.config.size, split)
     if not pixels.lossless:
-        reporter.warn("these images are JPEG or WebP: figures do not compare with those of lossless images")
+        reporter.warn(
+            "these images are JPEG or WebP: figures are not comparable with those of lossless images"
+        )
     if pixels.bad:
         listed = ", ".join(f"{name} ({why})" for name, why in list(pixels.bad.items())[:3])
         reporter.warn(f"{len(pixels.bad)} left out of the data: {listed}")

@@ -1,4 +1,4 @@
-"""``ctxedit eval guidance``, ``convergence`` and ``cost``: text to image by samples, and what it costs."""
+"""``ctxedit eval guidance``, ``convergence`` and ``cost``: evaluate text to image, and measure its cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Trained = Annotated[
     ),
 ]
 Values = Annotated[str, typer.Option("--values", metavar="A,B,C", help="Classifier-free guidance scales.")]
-Count = Annotated[int, typer.Option("--count", min=_LEAST, help="Captions, and images of each set.")]
+Count = Annotated[int, typer.Option("--count", min=_LEAST, help="Captions, and so images in each set.")]
 Coco = Annotated[
     Path | None,
     typer.Option(
@@ -91,7 +91,7 @@ def convergence(
     images: Images = None,
     out: Out = Path("convergence"),
 ) -> None:
-    """Compare trainings over their steps, by samples of their snapshots, and print a table.
+    """Compare training runs over their steps by sampling their snapshots, and print a table.
 
     As `ctxedit eval guidance`, at --guidance, for every snapshot that a training exported
     (schedule.snapshots). Writes convergence.csv and convergence.png.
@@ -105,7 +105,7 @@ def convergence(
     )  # fmt: skip
 
 
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Images of a training step.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per training step.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
 
 
@@ -116,11 +116,11 @@ def cost(
     batch: Batch = 4,
     repeats: Repeats = 5,
 ) -> None:
-    """Measure what the context adapter and upscaling cost: parameters, seconds per training image and image.
+    """Measure what the context adapter and upscaling cost: parameters, seconds per trained and sampled image.
 
     The plain denoiser, the same one with the adapter (the model's own, or one of the preset's sizes) and,
-    where images are upscaled, the cascade take turns on this machine, so that the ratios hold where the
-    seconds do not.
+    where images are upscaled, the cascade are timed in turn on this machine, so that the ratios are reliable
+    even if the absolute times vary.
     """
     screen = Screen(messages.quiet, messages.json)
     config = arguments.settings(base, screen, sampling)
@@ -155,7 +155,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _label(name: str, names: Sequence[str]) -> str:
-    """A model's last name, or all of it where two models share that."""
+    """The last part of a model's name, or the full name where two models share that part."""
     last = Path(name).name or name
     return last if sum(Path(other).name == last for other in names) == 1 else name
 
@@ -182,7 +182,7 @@ def _run(
     reporter = teller(screen)
     captions, images = real
     if (captions is None) != (images is None):
-        raise ConfigError("--coco and --images belong together", "captions and the images that they are of")
+        raise ConfigError("--coco and --images go together", "the captions and the images that they describe")
     for model in models:
         locate(model.path, base.offline)
     check_writable(out / ".ctxedit", True)
@@ -224,7 +224,7 @@ def _show(screen: Screen, points: list[Point], out: Path, name: str) -> None:
 
 
 def _show_differences(points: list[Point]) -> None:
-    """What each model adds to the first one's figures, of the same captions and noise."""
+    """Each model's differences from the first one, for the same captions and noise."""
     from ctxedit.bench.sweeps import difference, first_model
 
     first = points[0]

@@ -30,15 +30,15 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _READ_ONLY = {errno.EROFS, errno.EFBIG}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 _LESS_MEMORY = "try fewer --frames, a smaller --size, or --dtype bfloat16; --dry-run shows what is needed"
-#: Pydantic's words for values of options, which Typer shows, and plainer ones.
+#: Pydantic's messages about options' values, which Typer shows, and plainer ones.
 _VALIDATION = (
-    (r"Value error, ", ""),  # of a value that is none of a literal's
+    (r"Value error, ", ""),  # a value that is not one of the allowed ones
     (r"Input should be a valid number\b.*", "must be a number"),
     (r"Input should be a valid integer\b.*", "must be a whole number"),
     (r"Input should be greater than or equal to ", "must be at least "),
     (r"Input should be less than or equal to ", "must be at most "),
 )
-#: For errors that bring no hint of their own.
+#: For errors that have no hint of their own.
 _HINTS = {
     2: "see `ctxedit COMMAND --help`, and `ctxedit presets show contextdiff` for the settings",
     3: "check the path; relative paths start at the current folder",
@@ -65,7 +65,7 @@ class Interrupted(CtxeditError):
 
 
 class StdoutClosed(Exception):
-    """Nobody reads stdout any more."""
+    """The reader of stdout has closed it."""
 
 
 class Carried(BaseException):
@@ -126,7 +126,7 @@ def explain(error: BaseException) -> Failure:
 
 def _of_a_kind(error: BaseException) -> Failure | None:
     """How some of Python's own exceptions are reported; None for a bug of ctxedit."""
-    if type(error).__name__ == "PanicException":  # Rust's, of tokenizers or safetensors; no Exception
+    if type(error).__name__ == "PanicException":  # a Rust panic in tokenizers or safetensors
         return Failure(f"the model's files are broken: {_line(error)}", _HINTS[4], WeightsError.exit_code)
     if isinstance(error, RecursionError):
         return Failure("a setting or a file is nested too deeply", _HINTS[2], ConfigError.exit_code)
@@ -143,7 +143,7 @@ def _of_a_kind(error: BaseException) -> Failure | None:
         return None
     said = f"{printable(str(error.filename))}: {reason(error)}" if error.filename else reason(error)
     if error.errno in _EXHAUSTED:
-        return Failure(f"the system has no more to give: {said}", _HINTS[5], ResourceError.exit_code)
+        return Failure(f"the system is out of resources: {said}", _HINTS[5], ResourceError.exit_code)
     if error.errno in _READ_ONLY:
         return Failure(f"cannot be written: {said}", _HINTS[6], OutputError.exit_code)
     if error.filename:

@@ -37,11 +37,11 @@ class Wanted:
     """A repository that a command needs.
 
     Attributes:
-        hub_id, what: which, and what for.
+        hub_id, what: the repository, and what it is for.
         half: whether half precision is enough.
         hint: how to do without it.
         select: which of its files; None: those of a pipeline or of one network.
-        beside: the model that it is only needed with if that is a Stable Diffusion 1.x; None: it is needed.
+        beside: it is only needed if this model is a Stable Diffusion 1.x; None: it is always needed.
     """
 
     hub_id: str
@@ -156,22 +156,22 @@ def settle(
     needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False,
     check: Callable[[], object] = lambda: None,
 ) -> bool:  # fmt: skip
-    """Fetch what is missing, after asking where it is much; a dry run says what it would be.
+    """Fetch what is missing, after asking if the download is large; a dry run only reports it.
 
     Args:
         needs: the repositories.
-        screen: where it is said.
+        screen: where messages go.
         yes: do not ask.
         offline: do not contact the hub.
         dry_run: fetch nothing but config files.
-        check: called before anything is fetched: raises for inputs that would make it useless.
+        check: called before anything is fetched; raises for inputs that would make the download useless.
 
     Returns:
         Whether the command can go on: not after a dry run that found something missing.
 
     Raises:
         ConfigError: gigabytes, no terminal to ask on, and no ``-y``.
-        WeightsError, OutputError: as of :func:`ctxedit.models.hub.fetch`.
+        WeightsError, OutputError: as for :func:`ctxedit.models.hub.fetch`.
     """
     from ctxedit.models import hub
 
@@ -194,7 +194,7 @@ def settle(
 def planned(needs: Sequence[Wanted], offline: bool) -> list[Planned]:
     """What is not in the cache, from the hub's listings; config files are fetched and checked.
 
-    Offline nothing is asked, and nothing is planned.
+    Offline, the hub is not asked and nothing is planned.
     """
     from ctxedit.models import hub, weights
 
@@ -213,7 +213,7 @@ def planned(needs: Sequence[Wanted], offline: bool) -> list[Planned]:
 
 
 def plan_for(one: Wanted, there: Listing) -> Planned:
-    """The download of a repository; what its family refuses is refused here."""
+    """The download of a repository; raises for a model that its family cannot load."""
     from ctxedit.models import hub, weights
 
     select = one.select or weights.selection_at(there)
@@ -229,7 +229,7 @@ def hush() -> None:
 
 
 def checks_model(config: Config) -> Callable[[], object]:
-    """A check for :func:`settle`: a model on this machine can be edited with; a control has its map."""
+    """A check for :func:`settle`: a local model can be used for editing; a ControlNet has its map."""
 
     def check() -> None:
         from ctxedit.model_names import is_own
@@ -259,14 +259,14 @@ def checks_clip(clip: Path, config: Config) -> Callable[[], object]:
 
 
 def line(one: Planned) -> str:
-    """One download for people."""
+    """One download as readable text."""
     found = one.download
     size = gigabytes(found.bytes) + (f" of {gigabytes(found.total)}" if found.bytes < found.total else "")
     return f"{found.hub_id} ({one.wanted.what}), {size}, to {found.place}"
 
 
 def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Download") -> None:
-    """Say what will be fetched; ask where it is more than a gigabyte.
+    """Say what will be fetched; ask if it is more than a gigabyte.
 
     Raises:
         ConfigError: there is no terminal to ask on.
@@ -320,7 +320,7 @@ class Bar(Watcher):
             self.screen.say(f"{self._name}: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB")
 
     def ended(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 app = typer.Typer(help="List the built-in and downloaded models, and measure the built-in ones.")
-#: What a record of the training says of the weights that are there.
+#: How the record of a training relates to the installed weights.
 _RECORDED = {True: "as recorded", False: "not those of the record", None: "no record"}
 
 app.callback(invoke_without_command=True)(help_unless_called)
@@ -178,7 +178,7 @@ def check(
 
 
 def check_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A check's rows as a table; figures of other weights than those there are marked."""
+    """A check's rows as a table; figures of weights other than the installed ones are marked."""
     lines = [("part", "figure", "reached", "wanted", "on")]
     for row in rows:
         old = " (of earlier weights)" if row.get("current") is False else ""
@@ -191,7 +191,7 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def check_results() -> list[dict[str, Any]]:
-    """The saved check of the built-in models; ``current``: whether it is of the weights that are there."""
+    """The saved check of the built-in models; ``current``: whether it is for the installed weights."""
     from ctxedit.models.weights import BUILTIN_FOLDER
     from ctxedit.training import results
 

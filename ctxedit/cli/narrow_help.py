@@ -1,4 +1,4 @@
-"""Help on a narrow terminal, where a table would cut options and texts: names above their texts."""
+"""Help on a narrow terminal, where a table would truncate options and texts: each name above its text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _entry(name: str, text: str, width: int) -> str:
 
 
 def _filled(text: str, width: int, hanging: str) -> str:
-    """Folded at spaces; a word that is longer than a line stays whole."""
+    """Wrap at spaces; a word that is longer than a line stays whole."""
     return textwrap.fill(
         " ".join(text.split()),
         width,

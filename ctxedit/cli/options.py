@@ -298,7 +298,7 @@ class UpscaleOptions:
             "--upscale",
             panel=_METHOD,
             metavar="1|4",
-            help="Upscale the result four times with a super-resolution model; 1 is none. "
+            help="Upscale the result by a factor of four with a super-resolution model; 1 is none. "
             "[default: 4 for the built-in models, else 1]",
         ),
     ] = None
@@ -322,7 +322,7 @@ class RoundTripOptions:
         option(
             "--round-trip",
             panel=_METHOD,
-            help="Report how well the clip comes back from its inversion: from four steps, or the whole way. "
+            help="Report how well the clip is reconstructed from its inversion: from four steps, or all. "
             "[default: estimate]",
         ),
     ] = None
@@ -339,6 +339,6 @@ class ScoringOptions(ClipModelOptions):
             panel=_METHOD,
             metavar="FILE",
             help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
-            "(.json). Outside it the output is the source, at its size and, where sizes agree, to the pixel.",
+            "(.json). Outside it the output is the source, at its size and, if sizes agree, pixel for pixel.",
         ),
     ] = None

@@ -42,7 +42,7 @@ def _run(arguments: list[str]) -> int:
 
     with warnings.catch_warnings():
         if not debugging():
-            warnings.simplefilter("ignore")  # libraries' talk; ours does not go through warnings
+            warnings.simplefilter("ignore")  # libraries' warnings; ctxedit's own go elsewhere
         return run(arguments)
 
 
@@ -65,7 +65,7 @@ def _tell(failure: Failure, as_json: bool) -> int:
 
 
 def _discard_stdout() -> None:
-    """What Python still holds for stdout goes nowhere."""
+    """Discard what Python still buffers for stdout."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)

@@ -21,7 +21,7 @@ from rich.text import Text
 from ctxedit.cli.failures import Failure, StdoutClosed
 from ctxedit.files import printable
 
-#: Letters of an error's line.
+#: Most characters in an error's line.
 _LONGEST = 1000
 #: Replacements of typographic characters that a stream's encoding lacks.
 _PLAIN = {
@@ -48,7 +48,7 @@ def put(text: str) -> None:
 
 
 def lenient_streams() -> None:
-    """Let stdout and stderr take any text, whatever their encoding: what they lack is replaced or escaped."""
+    """Let stdout and stderr accept any text: characters that their encoding lacks are replaced or escaped."""
     codecs.register_error("ctxedit", _replacement)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -76,7 +76,7 @@ def _stderr() -> Console:
 
 
 class Screen:
-    """What one command says.
+    """The output of one command.
 
     Args:
         quiet: nothing on stderr but errors.
@@ -133,16 +133,16 @@ def _plain(value: Any) -> Any:
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that stdout is; None where it is none."""
+    """Width of the terminal in columns; None if stdout is not a terminal."""
     if sys.stdout is None or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
 
 
 def pairs(rows: Sequence[tuple[str, str]], whole: str = "") -> str:
-    """Names and values beside each other; on a terminal the values fold, at spaces, behind their names.
+    """Names and values in two columns; on a terminal the values wrap at spaces within their column.
 
-    Those of the name ``whole`` do not: commands have to be copied.
+    The value named ``whole`` does not wrap, so that a command can be copied.
     """
     longest = max((len(name) for name, _ in rows), default=0)
     room = terminal_width()
@@ -181,7 +181,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def table_text(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table; the first row is the heading. Nothing is ever cut.
 
-    Off a terminal, aligned text. On one, a drawn table: texts fold, numbers stay whole; where even that is
+    Off a terminal, aligned text. On one, a drawn table: texts wrap, numbers stay whole; where even that is
     too wide, each row becomes a block of ``heading  value`` lines.
     """
     room = terminal_width()
@@ -207,7 +207,7 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _least_width(rows: Sequence[Sequence[str]], prose: Sequence[bool]) -> int:
-    """Columns of text that a drawn table needs at least, its rules included."""
+    """Minimum width of a drawn table in columns, including its rules."""
     head, *body = rows
     widths = [
         max(
@@ -230,7 +230,7 @@ def _blocks(rows: Sequence[Sequence[str]]) -> str:
 
 
 def human_size(count: int) -> str:
-    """Bytes for people, in powers of 1024: ``3.4 MiB``."""
+    """Bytes as readable text, in powers of 1024: ``3.4 MiB``."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

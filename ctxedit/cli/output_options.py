@@ -21,7 +21,7 @@ class OutputOptions:
             "--output",
             "-o",
             panel=_OUTPUT,
-            help="Output file (mp4, mov, mkv, webm, gif; of a photo png, jpg, webp), or a folder for PNG "
+            help="Output file (mp4, mov, mkv, webm, gif; for a photo png, jpg, webp), or a folder for PNG "
             "frames.",
         ),
     ] = None
@@ -38,7 +38,7 @@ class OutputOptions:
     )
     no_metadata: Annotated[
         bool,
-        option("--no-metadata", panel=_OUTPUT, help="Do not write into the files how they were made."),
+        option("--no-metadata", panel=_OUTPUT, help="Do not record in the files how they were made."),
     ] = False
     chroma: Annotated[
         Literal["420", "444"],
@@ -76,7 +76,7 @@ class OverwriteOption:
             "--yes",
             "-y",
             panel=_OUTPUT,
-            help="Go on without asking: replace files, redo finished work, download, "
+            help="Proceed without asking: replace files, redo finished work, download, "
             "edit footage that the built-in models do not know.",
         ),
     ] = False

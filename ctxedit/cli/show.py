@@ -1,4 +1,4 @@
-"""``ctxedit show``: how a file was made, from what it carries inside."""
+"""``ctxedit show``: how a file was made, from its embedded metadata."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def show(file: File, messages: MessageOptions) -> None:
 
 
 def facts_in(file: Path) -> dict[str, Any]:
-    """What a file says of how it was made.
+    """The embedded record of how a file was made.
 
     Raises:
-        InputError: it cannot be read, or says nothing.
+        InputError: it cannot be read, or has no such record.
     """
     from ctxedit.media.embed import embedded
     from ctxedit.provenance import from_text
@@ -55,7 +55,7 @@ def facts_in(file: Path) -> dict[str, Any]:
     if facts is None:
         raise InputError(
             f"{file} does not say how it was made",
-            "it is not ctxedit's, was written with --no-metadata, or another program removed its metadata",
+            "not written by ctxedit, written with --no-metadata, or stripped of metadata by another program",
         )
     return facts
 

@@ -53,7 +53,7 @@ Adapter = Annotated[
 NoAdapter = Annotated[bool, typer.Option("--no-adapter", help="Leave out the model's context adapter.")]
 
 NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Do not write into the image how it was made.")
+    bool, typer.Option("--no-metadata", help="Do not record in the image how it was made.")
 ]
 
 

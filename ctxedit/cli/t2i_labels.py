@@ -43,7 +43,7 @@ class LabelOptions:
         bool,
         _option(
             "--grid",
-            help="Draw all classes, 8 samples of --class, or 8 samples of --layout with its boxes over them.",
+            help="Draw all classes, 8 samples of --class, or 8 samples of --layout with their boxes.",
         ),
     ] = False
     encoder: Annotated[
@@ -63,7 +63,7 @@ class LabelOptions:
         return f"{what} grid" if self.grid and what != "classes" else what
 
     def facts(self) -> dict[str, Any]:
-        """What provenance tells of it."""
+        """What the metadata records about it."""
         told: dict[str, Any] = {"class": self.class_name, "layout": self.layout, "encoder": self.encoder}
         return {**told, "grid": self.grid or None}
 
@@ -85,7 +85,7 @@ class LabelOptions:
             raise ConfigError("--class and --layout exclude each other", "a layout's boxes have labels")
         if adapter is not None or no_adapter:
             raise ConfigError(
-                f"--{'no-' if no_adapter else ''}adapter does not go with --class, --layout and --grid",
+                f"--{'no-' if no_adapter else ''}adapter cannot be used with --class, --layout and --grid",
                 "an encoder uses the adapter that it was trained with; name one without: --encoder DIR",
             )
 

@@ -145,7 +145,7 @@ def _write_records(screen: Screen, several: bool, trainings: list[Training]) -> 
 
 
 def _check_places(name: str, data: Path | None, trainings: list[Training], out: Path, state: Path) -> None:
-    """Nothing that is read is written to, and what will be written can be."""
+    """Check that no input would be overwritten and that the outputs can be written."""
     inputs = [Input(Path(name), "recipe")] if name.endswith(".toml") else []
     inputs += [Input(data, "data")] if data is not None else []
     written = (*(("weights", training.weights) for training in trainings), ("state", state))
@@ -168,7 +168,7 @@ def _result(screen: Screen, several: bool, tables: list[dict[str, Any]], texts: 
 
 
 def _train(training: Training, options: TrainOptions, screen: Screen) -> dict[str, Any]:
-    """Train one part, and say what it became."""
+    """Train one part and report the result."""
     from ctxedit.cli.progress import teller
     from ctxedit.models.quiet import hush
 

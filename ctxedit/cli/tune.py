@@ -53,10 +53,10 @@ class CurveOptions:
     ] = False
 
     def check(self) -> None:
-        """Raise ConfigError for options that mean something only together."""
+        """Raise ConfigError for options that are only valid together."""
         arguments.not_empty(self.target, "target")
         if self.curve is None and (self.target is not None or self.compare):
-            raise ConfigError("--target and --compare belong to --curve", "add --curve 20, or leave them out")
+            raise ConfigError("--target and --compare need --curve", "add --curve 20, or leave them out")
         if self.curve is not None and self.target is None:
             raise ConfigError("--curve needs a --target", "describe what the sampled edits should show")
 

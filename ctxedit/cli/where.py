@@ -1,4 +1,4 @@
-"""Options that say where many jobs run, and the executor that they stand for."""
+"""Options that say where many jobs run, and the executor that they select."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ExecutorOptions:
         int | None,
         typer.Option(
             "--threads", min=1, rich_help_panel=_PANEL, metavar="N", show_default=False,
-            help="CPU threads of each worker. With the same number, any number of workers gives the same "
-            "bits. [default: this machine's, divided by the workers]",
+            help="CPU threads of each worker. For a given number, results are bit for bit the same with "
+            "any number of workers. [default: this machine's, divided by the workers]",
         ),
     ] = None  # fmt: skip
     ray: Annotated[
@@ -39,7 +39,7 @@ class ExecutorOptions:
         typer.Option(
             "--ray", rich_help_panel=_PANEL, metavar="ADDRESS", show_default=False,
             help="Run on a Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT. All machines must "
-            "share the folders of clips and results. --workers is then as many as fit, --threads 1.",
+            "share the folders of clips and results. --workers defaults to as many as fit, --threads to 1.",
         ),
     ] = None  # fmt: skip
     gpus: Annotated[
@@ -66,7 +66,7 @@ def executor_of(where: ExecutorOptions, peak_bytes: int = 0) -> Executor:
         peak_bytes: memory that one worker needs, estimated.
 
     Raises:
-        ConfigError: options that do not go together, Ray is not installed, an address that is none.
+        ConfigError: options that do not go together, Ray is not installed, an invalid address.
         ResourceError: not enough memory for so many workers, no cluster at the address, or none of its
             machines has what a worker needs.
     """

@@ -32,7 +32,7 @@ def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan 
 
 
 def say_duration(session: Session, plan: Plan, screen: Screen) -> None:
-    """Say how long a plan takes that could not say it; one pass and one tuning step are timed for it."""
+    """Print how long a plan takes that has no estimate yet, by timing one pass and one tuning step."""
     from ctxedit.editing.speed import WORTH_MEASURING, seconds_of
 
     works = plan.works(session.config)
