@@ -103,7 +103,7 @@ def sources_as_edited(parts: Sequence[Part]) -> list[Part]:
     An edit says which file that is by its hash, and which frames by its preset and settings.
     """
     edits = [part for part in parts if isinstance(part.facts.get("source"), dict)]
-    by_hash = {part.facts["source"].get("blake2b"): part for part in edits}
+    by_hash = {str(part.facts["source"].get("blake2b")): part for part in edits}
     found = []
     for part in parts:
         edit = by_hash.get(fingerprint(part.path)) if edits and not part.facts else None

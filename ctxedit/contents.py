@@ -23,7 +23,9 @@ from ctxedit.errors import InputError
 _LARGE = 16 << 20
 #: Seconds. The coarsest clock of a file system in use (FAT) ticks every two.
 _RACY = 3.0
-_MOST_REMEMBERED = 1000
+_NAME = "contents.json"
+#: Of a table in the cache.
+_MOST_ENTRIES = 1000
 _BLOCK = 1 << 20
 #: Resolved path to stamp and hash: what this process has hashed, in case the cache cannot be written.
 _SEEN: dict[str, tuple[str, str]] = {}
@@ -104,7 +106,7 @@ def _remembered(path: Path, stamps: list[_Stamp]) -> str | None:
     name, stamp = str(path.resolve()), _short(stamps)
     if (seen := _SEEN.get(name)) is not None and seen[0] == stamp:
         return seen[1]
-    entry = _memory().get(name)
+    entry = cached_table(_NAME).get(name)
     if isinstance(entry, dict) and entry.get("stamp") == stamp:
         return str(entry.get("hash"))
     return None
@@ -112,29 +114,38 @@ def _remembered(path: Path, stamps: list[_Stamp]) -> str | None:
 
 def _remember(path: Path, stamps: list[_Stamp], found: str) -> None:
     """Store a hash; without a writable cache it is only computed again."""
-    from ctxedit.media.temporary import atomic
-
-    table = _memory()
     name, stamp = str(path.resolve()), _short(stamps)
     _SEEN[name] = (stamp, found)
-    table.pop(name, None)
-    table[name] = {"stamp": stamp, "hash": found}
-    while len(table) > _MOST_REMEMBERED:
-        del table[next(iter(table))]
-    with suppress(Exception), atomic(cache_folder() / "contents.json", True, durable=False) as temporary:
-        temporary.write_text(json.dumps(table))
+    cache_entry(_NAME, name, {"stamp": stamp, "hash": found})
 
 
 def _short(stamps: list[_Stamp]) -> str:
     return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=16).hexdigest()
 
 
-def _memory() -> dict[str, Any]:
+def cached_table(file: str) -> dict[str, Any]:
+    """A table that :func:`cache_entry` wrote; empty where there is none or it is damaged."""
     try:
-        table = json.loads((cache_folder() / "contents.json").read_bytes())
+        table = json.loads((cache_folder() / file).read_bytes())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder, or nested too deeply
         return {}
     return table if isinstance(table, dict) else {}
+
+
+def cache_entry(file: str, key: str, entry: dict[str, str]) -> None:
+    """Add an entry to a JSON table in the user's cache, dropping the oldest; never fails.
+
+    Of two processes that write at the same time one may lose its entry.
+    """
+    from ctxedit.media.temporary import atomic
+
+    table = cached_table(file)
+    table.pop(key, None)
+    table[key] = entry
+    while len(table) > _MOST_ENTRIES:
+        del table[next(iter(table))]
+    with suppress(Exception), atomic(cache_folder() / file, True, durable=False) as temporary:
+        temporary.write_text(json.dumps(table))
 
 
 def cache_folder() -> Path:

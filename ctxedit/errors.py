@@ -62,11 +62,17 @@ class NumericsError(CtxeditError):
     exit_code = 7
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The beginning of a hint: ``"did you mean 'run'? "``, or nothing where no known name is like it."""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like ``name``, whatever the case; None if none is like it."""
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), by_lower, 1)
-    return f"did you mean {by_lower[near[0]]!r}? " if near else ""
+    return by_lower[near[0]] if near else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: ``"did you mean 'run'? "``, or nothing where no known name is like it."""
+    found = nearest(name, known)
+    return f"did you mean {found!r}? " if found else ""
 
 
 def counted(count: int, what: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, did_you_mean
+from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, nearest
 
 #: Bytes of a TOML or JSON file that a person writes or downloads.
 TEXT_LIMIT = 16 << 20
@@ -70,14 +70,14 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
 def neighbour(path: Path) -> str:
     """The beginning of a hint where nothing is at a path: which name of its folder may be meant, if any."""
     try:
-        names = [one.name for one in path.parent.iterdir()]
+        names = [one.name for one in path.parent.iterdir() if is_utf8(one.name)]
     except (OSError, ValueError):
         return ""
-    # What files are called tells them apart, and not their suffix, which many have in common.
-    stems = {Path(name).stem: name for name in filter(is_utf8, names)}
-    stem = did_you_mean(path.stem, stems).partition("'")[2].rpartition("'")[0]
-    guess = f"did you mean {stems[stem]!r}? " if stem in stems else ""
-    return guess.replace("'", f"'{path.parent}/", 1) if guess and str(path.parent) != "." else guess
+    # Names are compared without suffixes, which many share; of two with one stem, the same suffix counts.
+    names.sort(key=lambda name: Path(name).suffix == path.suffix)
+    stems = {Path(name).stem: name for name in names}
+    stem = nearest(path.stem, stems)
+    return "" if stem is None else f"did you mean {str(path.parent / stems[stem])!r}? "
 
 
 def check_file(

@@ -7,16 +7,13 @@ name: however the process ends, a file that is there was noted.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from ctxedit.contents import cache_folder, fingerprint
+from ctxedit.contents import cache_entry, cached_table, fingerprint
 from ctxedit.errors import InputError
 
 _NAME = "finished.json"
-_MOST = 1000
 
 
 def note(output: Path, key: str, written: Path) -> None:
@@ -27,31 +24,14 @@ def note(output: Path, key: str, written: Path) -> None:
         key: of the request.
         written: the complete file, or folder, under its temporary name.
     """
-    from ctxedit.media.temporary import atomic
-
-    table = _notes()
-    name = str(output.absolute())
-    table.pop(name, None)
-    table[name] = {"key": key, "hash": fingerprint(written)}
-    while len(table) > _MOST:
-        del table[next(iter(table))]
-    with suppress(Exception), atomic(cache_folder() / _NAME, True, durable=False) as temporary:
-        temporary.write_text(json.dumps(table))
+    cache_entry(_NAME, str(output.absolute()), {"key": key, "hash": fingerprint(written)})
 
 
 def is_finished(output: Path, key: str) -> bool:
     """Whether ``output`` is there, as the request of this key left it."""
-    entry = _notes().get(str(output.absolute()))
+    entry = cached_table(_NAME).get(str(output.absolute()))
     if not isinstance(entry, dict) or entry.get("key") != key:
         return False
     with suppress(InputError):
         return entry.get("hash") == fingerprint(output)
     return False
-
-
-def _notes() -> dict[str, Any]:
-    try:
-        table = json.loads((cache_folder() / _NAME).read_bytes())
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder, or nested too deeply
-        return {}
-    return table if isinstance(table, dict) else {}

@@ -28,7 +28,7 @@ _FOREIGN = (
         rf"\([^()]*?[^\W\d_][^()]*?{_COLON}\s*{_NUMBER}(?![\w.])[^()]*$",
         _NO_WEIGHT,
     ),
-    ("a weight that is no finite number", r"\([^():]+:\s*[-+]?(?i:nan|inf|infinity)\s*\)", _NO_WEIGHT),
+    ("a weight that is not a finite number", r"\([^():]+:\s*[-+]?(?i:nan|inf|infinity)\s*\)", _NO_WEIGHT),
     ("an escaped bracket", r"\\[][(){}]", "brackets around words are plain text: write no backslash"),
     ("a weight behind brackets", rf"\)(?:\+|-{{2}}|{_NUMBER}(?![\w.]))", _NO_WEIGHT),
     ("emphasis or a schedule in square brackets", r"\[[^\[\]]*\]", _NO_WEIGHT),

@@ -29,7 +29,8 @@ class Cost:
     Attributes:
         seconds: of the stage's own loop: no loading, decoding or writing.
         peak_bytes: largest resident memory of the process on CPU, largest allocation on CUDA.
-        evaluations: passes of the UNet over the clip, guidance's two branches counted as two.
+        evaluations: passes of the UNet over the clip, guidance's two branches counted as two, and one on
+            cached features (``edit.cache_interval``) as a whole one.
         steps: progress steps of the stage made in that time.
         reached: the last step of the stage that was made, of this process or of those before.
     """
@@ -123,7 +124,7 @@ class CostMeter(Reporter):
     def noting(self, stage: str, note: Callable[[Cost], None]) -> Iterator[None]:
         """Pass each task of a stage to ``note``, including interrupted ones.
 
-        This happens before the stage's result is stored, so that a process that is killed in between leaves no
+        This happens before the stage's result is stored: a process that is killed in between leaves no
         result of unknown cost.
         """
         self._notes[stage] = note

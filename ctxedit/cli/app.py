@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 from functools import lru_cache
@@ -131,7 +132,7 @@ def _hide_type(switch: Any) -> Any:
 def _refuse_clip(arguments: list[str]) -> None:
     """Raise ConfigError, with the right command, where a clip is given in place of a command."""
     clip = Path(arguments[0])
-    if clip.suffix and clip.exists():
+    if clip.suffix and os.path.exists(clip):
         text = next((a for a in arguments[1:] if not a.startswith("-")), "a panda walking on the beach")
         call = shlex.join(["ctxedit", "run", arguments[0], text])
         raise ConfigError(f"{arguments[0]} is a clip, not a command", f"to edit it: {call}")

@@ -272,7 +272,7 @@ def _listed(
             raise ConfigError("--drawn and a list of your own", "one or the other")
         if world != drawn.EASY:
             raise ConfigError("--world and a list of your own", "one or the other")
-        yield read_list(clips)[:limit]
+        yield read_list(arguments.existing(clips))[:limit]
         return
     seed = drawn.SEED if seed is None else seed
     name = "clips" if world == drawn.EASY else world

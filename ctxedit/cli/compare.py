@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from ctxedit.comparison import Part
+    from ctxedit.editing.request import Request
 
 Positional = Annotated[
     list[str] | None,
@@ -101,18 +102,18 @@ def compare(
     inputs = tuple(Input(path, "clip", True) for path in paths)
     Paths(inputs, (("output", output),)).check()
     parts = comparison.gather(paths, label or (), span.frames or None) if presets is None else None
-    names = list(arguments.split_names(presets or ""))
-    target = _target(positional, names) if parts is None else None
-    made_of = (label, columns, no_metadata, tuning.prompt, scoring.mask)
-    key = _key(paths, parts, (target, names, *made_of), base, groups, screen)
+    requests = []
+    if presets is not None:
+        options = (captioning, tuning, scoring, place, overwrite)
+        names = list(arguments.split_names(presets))
+        requests = _requests(positional, names, base, groups, options, screen, label or [])
+    key = _key(parts, requests, (label, columns, no_metadata))
     if finished_before(output, key, overwrite.yes, screen):
         screen.result(str(output), {"output": output})
         return
     _check_output(output, overwrite.yes)
     if parts is None:
-        assert target is not None
-        options = (captioning, tuning, scoring, place, overwrite)
-        parts = _edited(paths[0], target, names, base, groups, options, screen, label or [])
+        parts = _edited(requests, label or ["source", *names], screen)
     with resumable(None):
         text = None if no_metadata else comparison.about(parts, __version__)
         comparison.compose(
@@ -123,21 +124,20 @@ def compare(
     screen.result(str(output), {"output": output, "edits": edits})
 
 
-def _key(
-    paths: list[Path], parts: list[Part] | None, more: tuple[object, ...], base: SettingOptions,
-    groups: tuple[object, ...], screen: Screen,
-) -> str:  # fmt: skip
+def _key(parts: list[Part] | None, requests: list[Request], more: tuple[object, ...]) -> str:
     """What the comparison depends on: the files' contents, or all that determines the edits."""
     from ctxedit.contents import fingerprint
-    from ctxedit.editing.keys import image_key
+    from ctxedit.editing.keys import Keys
     from ctxedit.runs import key_of
 
     if parts is not None:
-        shown = [(part.label, part.span, fingerprint(part.path)) for part in parts]
+        shown: list[Any] = [(part.label, part.span, fingerprint(part.path)) for part in parts]
         return key_of("comparison", shown, more, __version__)
-    files = [*paths, *arguments.sources(base)]
-    config = arguments.settings(base, screen, *groups)
-    return image_key(config, base.offline, files, "comparison", more, __version__)
+    edits = []
+    for request, keys in ((request, Keys(request)) for request in requests):
+        prompt = keys.caption() if request.prompt is None else request.prompt
+        edits.append((request.preset, keys.edit(prompt, request.targets[0])))
+    return key_of("comparison of presets", edits, more, __version__)
 
 
 def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> None:
@@ -179,25 +179,25 @@ def _target(positional: list[str], names: list[str]) -> str:
     return positional[1]
 
 
-def _edited(
-    clip: Path,
-    target: str,
+def _requests(
+    positional: list[str],
     names: list[str],
     base: SettingOptions,
     groups: tuple[object, ...],
     options: tuple[CaptionOptions, TuningOptions, ScoringOptions, RunsOptions, OverwriteOption],
     screen: Screen,
     labels: list[str],
-) -> list[Part]:
-    """The source and each preset's edit; all requests are checked before the first edit starts."""
-    from ctxedit import comparison
+) -> list[Request]:
+    """A checked request for each preset; no weights are loaded."""
     from ctxedit.cli import work
-    from ctxedit.cli.progress import teller
     from ctxedit.editing.request import Request
-    from ctxedit.editing.session import Session
 
+    clip, target = Path(positional[0]), _target(positional, names)
     captioning, tuning, scoring, place, overwrite = options
-    bases = [dataclasses.replace(base, preset=name) for name in names]
+    if labels and len(labels) != 1 + len(names):
+        raise ConfigError(
+            f"--label: {len(labels)} for {1 + len(names)} clips, the source first", "give one to each"
+        )
     requests = [
         Request(
             clip, arguments.fitted(arguments.settings(one, screen, *groups), clip, one, screen, *groups),
@@ -206,20 +206,25 @@ def _edited(
             runs=place.runs,
             lavis_python=captioning.lavis_python, sources=arguments.sources(one),
         )
-        for one in bases
+        for one in (dataclasses.replace(base, preset=name) for name in names)
     ]  # fmt: skip
-    if labels and len(labels) != 1 + len(requests):
-        raise ConfigError(
-            f"--label: {len(labels)} for {1 + len(requests)} clips, the source first", "give one to each"
-        )
     for request in requests:
         work.checked(request, "edit", screen, False)
-    texts = labels or ["source", *names]
-    parts = [comparison.Part(clip, texts[0], {}, requests[0].config.clip)]
-    for name, text, request in zip(names, texts[1:], requests, strict=True):
-        screen.say(f"preset {name}")
+    return requests
+
+
+def _edited(requests: list[Request], labels: list[str], screen: Screen) -> list[Part]:
+    """The source and each request's edit."""
+    from ctxedit import comparison
+    from ctxedit.cli import work
+    from ctxedit.cli.progress import teller
+    from ctxedit.editing.session import Session
+
+    parts = [comparison.Part(requests[0].clip, labels[0], {}, requests[0].config.clip)]
+    for text, request in zip(labels[1:], requests, strict=True):
+        screen.say(f"preset {request.preset}")
         with Session(request, teller(screen)) as session, resumable(work.folder_of(session)):
-            video = session.edit(target).files.video
+            video = session.edit(request.targets[0]).files.video
         (part,) = comparison.gather([video])
         parts.append(dataclasses.replace(part, label=text))
     return comparison.equally_long(parts)

@@ -134,7 +134,7 @@ def _understood(positional: list[str], option: str | None) -> tuple[Path | None,
         raise ConfigError(found, 'describe the edited clip: ctxedit edit "a panda walking on the beach"')
     arguments.not_empty(texts[-1], "target")
     if len(texts) == 1:
-        if Path(texts[0]).suffix and Path(texts[0]).exists():
+        if Path(texts[0]).suffix and os.path.exists(texts[0]):  # unlike Path.exists, for texts of any length
             raise ConfigError(
                 f"{texts[0]} is a clip, and there is no target prompt",
                 f'describe the edited clip: ctxedit edit {texts[0]} "a panda walking on the beach"',

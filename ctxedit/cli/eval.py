@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ class EditsUnlessNamed(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0].startswith("-"):  # options only: a word is a command, or a mistake
             args = [EDITS, *args]
-        elif args[0] not in self.commands and Path(args[0]).exists():
+        elif args[0] not in self.commands and os.path.exists(args[0]):
             option = "--run" if Path(args[0], "run.toml").is_file() else "--prompt TEXT --video"
             raise ConfigError(
                 f"{args[0]} is not a command of eval", f"to score it: ctxedit eval {option} {args[0]}"

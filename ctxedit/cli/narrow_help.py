@@ -57,7 +57,7 @@ def _filled(text: str, width: int, hanging: str) -> str:
     """Wrap at spaces; a word that is longer than a line stays whole."""
     return textwrap.fill(
         " ".join(text.split()),
-        width,
+        max(width, 1),
         subsequent_indent=hanging,
         break_long_words=False,
         break_on_hyphens=False,

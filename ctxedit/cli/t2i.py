@@ -97,7 +97,8 @@ def t2i(
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
         adapter = text_to_image.own_adapter(config)
-    files = [file for file in (adapter, labelled.layout, labelled.encoder) if file]
+    encoder = None if wanted is None else wanted.encoder.folder  # the model's own where none is named
+    files = [file for file in (adapter, labelled.layout, encoder) if file]
     key = image_key(config, base.offline, files, text, labelled.facts(), no_metadata, __version__)
     shown = {"text": text} if wanted is None else labelled.shown(wanted)
     result = {"image": path, **shown, "seed": config.seed}

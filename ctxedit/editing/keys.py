@@ -88,7 +88,7 @@ class Keys:
         return [self.invert(prompt), config.fusion, config.edit, config.seed, target, mask]
 
     def _pasting(self) -> list[str]:
-        """Marks edits by a mask that are larger than they were sampled; those of ctxedit 0.2 are remade."""
+        """Marks edits by a mask that are larger than they were sampled: earlier ones are remade."""
         return ["outside the mask the source's pixels"] if self.request.mask else []
 
     def other_files(self) -> list[Any]:

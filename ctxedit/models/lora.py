@@ -116,7 +116,7 @@ def _numbers(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The tensors, those of eight bits in float32; raises WeightsError for integers (quantized files)."""
     whole = next((k for k, v in tensors.items() if not v.is_floating_point() and ".alpha" not in k), None)
     if whole:
-        raise WeightsError(f"{file}: {whole} holds {tensors[whole].dtype}, no fractions", _SUPPORTED)
+        raise WeightsError(f"{file}: {whole} holds {tensors[whole].dtype}, not floating point", _SUPPORTED)
     return {key: value.float() if value.itemsize == 1 else value for key, value in tensors.items()}
 
 
@@ -183,7 +183,7 @@ def _pairs(named: Mapping[str, Tensor], network: str) -> dict[str, tuple[Tensor,
     ups = {k.removesuffix(_UP): v for k, v in own.items() if k.endswith(_UP)}
     if len(downs) + len(ups) != len(own) or set(downs) != set(ups):
         strange = [k for k in own if not k.endswith((_DOWN, _UP))] or sorted(set(downs) ^ set(ups))
-        raise ValueError(f"{len(strange)} tensors are no pairs of matrices: {network}.{strange[0]}, ...")
+        raise ValueError(f"{len(strange)} tensors are not pairs of matrices: {network}.{strange[0]}, ...")
     for name, down in downs.items():
         if down.ndim < 2 or ups[name].ndim < 2 or not 0 < down.shape[0] == ups[name].shape[1]:
             raise ValueError(

@@ -126,8 +126,8 @@ def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | No
 def identity(model: str) -> str:
     """Identity of a model: its id for one on the hub, a hash of the files read for one on disk.
 
-    Files on disk may be retrained, overwritten or moved. ctxedit's own have both, name
-    and hash. What is not there, or cannot be read, is known by its name: loading it says what is wrong.
+    Files on disk may be retrained, overwritten or moved. ctxedit's own have both, name and hash. What is not
+    there, or cannot be read, is known by its name: loading it says what is wrong.
     """
     own = own_folder(model)
     if own is not None:

@@ -131,6 +131,8 @@ def find(words: Sequence[str], phrase: str) -> Span | None:
 
 def subject(words: Sequence[str]) -> Span | None:
     """The noun phrase that a caption begins with; None for several ("a dog and a cat …"), or if unclear."""
+    if not words:
+        return None
     end = next((i for i in range(1, len(words)) if _bounds(words, i)), len(words))
     if end > 5 or end < 1 + (words[0].lower() in DETERMINERS) or words[end : end + 1] in (["and"], [","]):
         return None

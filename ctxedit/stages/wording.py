@@ -201,6 +201,7 @@ def _recoloured(old: str, colour: str, words: list[str]) -> list[str] | None:
     ).lower()
     if re.fullmatch(_ALL, old, re.I):
         return _become(colour, words)
+    old = old if bare(old) else "it"  # "change the colour to red", "change its colour to red"
     span = _meant(old, words)
     if span is not None and _is_adjective(adjective):
         return phrases.described_as(words, span, adjective)

@@ -129,15 +129,21 @@ def test_outputs_that_are_inputs_or_exist_and_stray_settings_are_refused(ctxedit
 
 
 def test_presets_are_run_and_compared(ctxedit, made, clip, runs, tmp_path):
-    root = shutil.copytree(runs, tmp_path / "runs")
+    root, mine = shutil.copytree(runs, tmp_path / "runs"), tmp_path / "mine.toml"
+    assert ctxedit("presets", "cp", "sdedit", mine).code == 0
     few = ("--tune-steps", 2, *FEW, "--runs", root, "-o", tmp_path / "o.mp4", "--json")
-    answer = ctxedit("compare", "--presets", "contextdiff,sdedit", clip, TARGET, *few)
-    assert labels(answer) == ["source", "contextdiff", "sdedit"]
+    call = ("compare", "--presets", f"contextdiff,{mine}", clip, TARGET, *few)
+    answer = ctxedit(*call)
+    assert labels(answer) == ["source", "contextdiff", str(mine)]
     assert Path(answer.table["edits"][1]["video"]).name == Path(made.out.strip()).name
     assert "tune: done" in answer.err and answer.err.count("edit “") == 2
     assert [part["preset"] for part in ctxedit("show", tmp_path / "o.mp4", "--json").table["of"][1:]] == [
-        "contextdiff", "sdedit",
+        "contextdiff", "mine.toml",
     ]  # fmt: skip
+    again = ctxedit(*call)
+    assert again.code == 0 and "already" in again.err, again.err
+    mine.write_text(mine.read_text().replace("strength = 0.", "strength = 0.1"))
+    assert ctxedit(*call).code == 6, "other settings in the same file"
 
 
 @pytest.mark.parametrize("presets", ["contextdif", "ddim,ddim", ""])

@@ -2,6 +2,8 @@
 
 import pytest
 
+from ctxedit.cli.app import build
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
@@ -40,6 +42,21 @@ def test_names_that_share_their_suffix_alone_are_no_guess(ctxedit, tmp_path, mon
     assert "did you mean 'tiger-beach.mp4'?" in ctxedit("caption", "tiger-baech.mov").err
 
 
+def test_a_guess_has_the_suffix_that_was_asked_for_and_may_hold_an_apostrophe(ctxedit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiger.mp4", "tiger.png", "tiger.toml", "bob's dog.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    for suffix in ("mp4", "png"):
+        assert f"did you mean 'tiger.{suffix}'?" in ctxedit("caption", f"tigre.{suffix}").err
+    assert 'did you mean "bob\'s dog.mp4"?' in ctxedit("caption", "bobs dog.mp4").err
+
+
+def test_a_target_of_any_length_is_no_path(ctxedit, tmp_path):
+    """A name of more than 255 bytes cannot be looked up."""
+    answer = ctxedit("edit", "a panda walking. " * 30, "--runs", tmp_path)
+    assert answer.code == 3 and "no run in" in answer.err, answer.err
+
+
 def test_counts_agree_with_their_nouns(ctxedit, clip, tmp_path, monkeypatch, no_weights):
     monkeypatch.chdir(tmp_path)
     one = ("run", clip, "a cat", "--prompt", "a tiger", "--frames", 1, "--dry-run")
@@ -50,3 +67,13 @@ def test_counts_agree_with_their_nouns(ctxedit, clip, tmp_path, monkeypatch, no_
     )
     answer = ctxedit("bench", "list.csv", "--presets", "ddim", "--set", "clip.frames=2", "--dry-run")
     assert "1 clip with 1 target\n" in answer.out, answer.err
+
+
+def test_help_on_a_terminal_of_one_column(ctxedit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1")
+    build.cache_clear()
+    try:
+        answer = ctxedit("presets", "ls", "--help")
+    finally:
+        build.cache_clear()
+    assert answer.code == 0 and "--json" in answer.out, answer.err

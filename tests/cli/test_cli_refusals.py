@@ -46,9 +46,9 @@ REFUSED = {
     "one noise level": ({SCHEDULER: {"num_train_timesteps": 1}}, "has 1 noise levels"),
     "noise levels in words": ({SCHEDULER: {"num_train_timesteps": "many"}}, "has 'many' noise levels"),
     "few betas": ({SCHEDULER: {"trained_betas": [0.1, 0.2]}}, "2 trained_betas for 1000"),
-    "a beta above 1": ({SCHEDULER: {"beta_end": 1.5}}, "betas are no numbers from 0 to 1"),
-    "a negative beta": ({SCHEDULER: {"beta_start": -0.1}}, "betas are no numbers from 0 to 1"),
-    "betas in words": ({SCHEDULER: {"beta_end": "x"}}, "betas are no numbers from 0 to 1"),
+    "a beta above 1": ({SCHEDULER: {"beta_end": 1.5}}, "betas are not numbers between 0 and 1"),
+    "a negative beta": ({SCHEDULER: {"beta_start": -0.1}}, "betas are not numbers between 0 and 1"),
+    "betas in words": ({SCHEDULER: {"beta_end": "x"}}, "betas are not numbers between 0 and 1"),
     "an offset in words": ({SCHEDULER: {"steps_offset": "x"}}, "steps_offset is 'x'"),
     "an offset beyond the end": ({SCHEDULER: {"steps_offset": 5000}}, "steps_offset is 5000"),
 }

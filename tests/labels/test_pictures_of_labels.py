@@ -1,12 +1,17 @@
 """`ctxedit t2i --class` and `--layout`, and their figures, on encoders trained for a step."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from labelled_sets import recipe
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ctxedit.models.condition_encoder import FILE
+from ctxedit.models.weights import BUILTIN_FOLDER
 
 TWO = {
     "size": [64, 64],
@@ -43,6 +48,24 @@ def test_a_class_is_drawn_and_differs_from_another(ctxedit, trained, tmp_path):
     assert words.code == 0 and not np.array_equal(tiger, pixels("beach.png"))
     shown = ctxedit("show", "tiger.png")
     assert "--class tiger" in shown.out
+
+
+def test_an_image_by_the_models_own_encoder_is_known_until_that_is_trained_again(ctxedit, trained, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for part in BUILTIN_FOLDER.iterdir():
+        if part.name != "class-encoder":
+            (own / part.name).symlink_to(part)
+    shutil.copytree(trained / "class-encoder", own / "class-encoder")
+    call = ("t2i", "--class", "tiger", "--model", own, *FEW)
+    assert (first := ctxedit(*call)).code == 0, first.err
+    again = ctxedit(*call)
+    assert again.code == 0 and "already" in again.err, again.err
+    weights = own / "class-encoder" / FILE
+    with safe_open(weights, "pt") as old:
+        metadata = old.metadata()
+    save_file({k: v * 2 for k, v in load_file(weights).items()}, weights, metadata)
+    assert ctxedit(*call).code == 6
 
 
 def test_a_layout_is_drawn_with_its_boxes(ctxedit, trained, layout):

@@ -76,12 +76,12 @@ def _broken_levels(config: Mapping[str, Any]) -> str | None:
     try:
         levels = alphas_cumprod({**_DEFAULTS, **config})
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        return "its scheduler's betas are no numbers from 0 to 1"
+        return "its scheduler's betas are not numbers between 0 and 1"
     if levels.shape != (steps,):
         return f"its scheduler has {len(levels)} trained_betas for {steps} noise levels"
     falling = bool(torch.isfinite(levels).all()) and bool((levels.diff() <= 0).all())
     if not falling or not 0 <= float(levels[-1]) < float(levels[0]) <= 1:
-        return "its scheduler's betas are no numbers from 0 to 1"
+        return "its scheduler's betas are not numbers between 0 and 1"
     return None
 
 

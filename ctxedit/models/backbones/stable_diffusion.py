@@ -32,7 +32,7 @@ from ctxedit.models.sites import AttentionSite, sites_of_unet
 from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, weight_files
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
-#: Settings of a UNet that is told more than time and text.
+#: Settings of a UNet with more conditions than timestep and text.
 _MORE_CONDITIONS = (
     "class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim", "encoder_hid_dim_type",
     "dual_cross_attention",
@@ -133,16 +133,17 @@ class StableDiffusion(Backbone):
                 f"{checkpoint.name}: its denoiser is a {named}, not a UNet2DConditionModel",
                 "video and transformer checkpoints are not supported",
             )
-        inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-        if inner == outer and (inner := unet.get("out_channels", 4)) != outer:
+        taken, given = unet.get("in_channels", 4), unet.get("out_channels", 4)
+        latent = vae.get("latent_channels", 4)
+        if taken != latent:
             raise WeightsError(
-                f"{checkpoint.name}: the UNet gives {inner} channels, the autoencoder takes {outer}",
-                "checkpoints that predict a variance as well are not supported",
-            )
-        if inner != outer:
-            raise WeightsError(
-                f"{checkpoint.name}: the UNet takes {inner} channels, the autoencoder has {outer}",
+                f"{checkpoint.name}: the UNet takes {taken} channels, the autoencoder has {latent}",
                 "inpainting, instruction and upscaling checkpoints are not supported",
+            )
+        if given != latent:
+            raise WeightsError(
+                f"{checkpoint.name}: the UNet gives {given} channels, the autoencoder takes {latent}",
+                "checkpoints that predict a variance as well are not supported",
             )
         extra = [key for key in _MORE_CONDITIONS if unet.get(key)]
         if unet.get("addition_embed_type") != cls.added_embedding or extra:
