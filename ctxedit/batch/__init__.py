@@ -1,1 +1,1 @@
-"""One preset on many clips: the report of a batch. The clips are served as those of a comparison are."""
+"""One preset on many clips: the report of a batch. Its clips are processed like those of a comparison."""

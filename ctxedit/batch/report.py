@@ -35,11 +35,11 @@ def files_in(out: Path) -> ReportFiles:
 
 
 def write(batch: Bench, rows: Sequence[ResultRow]) -> dict[str, Any]:
-    """Write the report from the rows; returns what ``report.json`` holds.
+    """Write the report from the rows; returns the contents of ``report.json``.
 
     Args:
         batch: what was run.
-        rows: as :func:`ctxedit.bench.runner.run` gives them.
+        rows: as :func:`ctxedit.bench.runner.run` returns them.
     """
     own = [row for row in rows if row.method not in REFERENCES]
     done = [row for row in own if row.error is None]
@@ -75,7 +75,7 @@ def _about(batch: Bench, done: Sequence[ResultRow], failed: Sequence[ResultRow])
 
 
 def _edit(row: ResultRow) -> dict[str, Any]:
-    """One edit for programs; paths are relative to the report."""
+    """One edit as JSON; paths are relative to the report."""
     return {
         "clip": row.clip, "prompt": row.prompt, "target": row.target, "video": row.video,
         "figures": row.figures, "seconds": _seconds(row), "run": f"runs/{row.facts['run']}",
@@ -83,7 +83,7 @@ def _edit(row: ResultRow) -> dict[str, Any]:
 
 
 def _seconds(row: ResultRow) -> float:
-    """Of all stages; those of the clip count for each of its targets."""
+    """Over all stages; the clip's own stages are counted for each of its targets."""
     return sum(cost["seconds"] for cost in row.costs.values())
 
 
@@ -109,6 +109,6 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    """Reports are made of the results, which stay: they are rewritten without asking."""
+    """Reports are derived from the results, which are kept: they are rewritten without asking."""
     with atomic(path, True) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Published lists: LOVEU-TGVE 2023 (CSV) and V2VBench (YAML or JSON). Their videos are brought by the user.
+"""Published lists: LOVEU-TGVE 2023 (CSV) and V2VBench (YAML or JSON). The user provides their videos.
 
-Videos are looked for by name in the list's folder and its subfolders, so that an archive that was unpacked is
-found as it is. A video file is taken before a folder of frames of the same name.
+Videos are searched by name in the list's folder and its subfolders, so that an unpacked archive works as it
+is. A video file takes precedence over a folder of frames with the same name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.files import TEXT_LIMIT, check_depth, read_text
 
-#: The columns of LOVEU-TGVE-2023_Dataset.csv, and what its edits are called here.
+#: The columns of LOVEU-TGVE-2023_Dataset.csv, and the names of its edits here.
 LOVEU_NAME, LOVEU_PROMPT = "Video name", "Our GT caption"
 LOVEU_TARGETS = {
     "Style Change Caption": "style",
@@ -37,7 +37,7 @@ def is_loveu(columns: list[str]) -> bool:
 def loveu(path: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Entries of LOVEU-TGVE's list: its position, and its table.
 
-    Lines without captions are headings between the three collections.
+    Lines without captions are headings of the three collections.
     """
     videos = _videos_below(path.parent)
     for number, row in enumerate(rows, 2):
@@ -117,7 +117,8 @@ def _entry(
 
 
 def _videos_below(folder: Path) -> dict[str, Path]:
-    """Videos and folders of frames by name; the first in the order of paths, video files before folders."""
+    """Videos and folders of frames by name; if several match, the first in path order, video files before
+    folders."""
     files: dict[str, Path] = {}
     frames: dict[str, Path] = {}
     for place, inside, names in os.walk(folder):

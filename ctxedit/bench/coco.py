@@ -1,7 +1,7 @@
-"""Zero-shot text to image on COCO's captions: one image for each of so many captions, resumable.
+"""Zero-shot text to image on COCO's captions: one generated image per caption, resumable.
 
-The protocol of FID-30K: 30,000 images of the validation set, one of each image's captions at random, one
-generated image for each, compared with those real images at 256 pixels.
+The FID-30K protocol: 30,000 images of the validation set, one random caption of each, and one generated image
+per caption, compared with the real images at 256 pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HINT = "take captions_val2014.json of COCO's annotations_trainval2014.zip"
 
 @dataclass(frozen=True)
 class Item:
-    """One image of COCO's and one of its captions."""
+    """One COCO image and one of its captions."""
 
     id: int
     image: Path
@@ -49,7 +49,8 @@ class Item:
 
 
 def choose(captions: Path, images: Path, count: int, seed: int = 0) -> list[Item]:
-    """``count`` images at random and one caption of each; fewer of the same seed are the first of more.
+    """``count`` images at random and one caption of each; with the same seed, a smaller sample is a prefix of
+    a larger one.
 
     Args:
         captions: in COCO's format: ``images`` with ``id`` and ``file_name``, ``annotations`` with ``id``,
@@ -91,8 +92,8 @@ def make(
 ) -> list[Path]:
     """Generate missing images; returns all paths, in order.
 
-    An image depends on the settings, the seed and its own id alone, so the same call resumes what was
-    interrupted. A file that cannot be read whole is made again.
+    An image depends only on the settings, the seed and its own id, so the same call resumes an interrupted
+    run. A file that cannot be read completely is generated again.
 
     Args:
         items: from :func:`choose`.
@@ -104,7 +105,7 @@ def make(
         adapter: a context adapter of the model, or None.
 
     Raises:
-        OutputError: ``out`` holds images of other settings, or cannot be written.
+        OutputError: ``out`` contains images of other settings, or cannot be written.
         WeightsError, ResourceError: as when a model is loaded.
     """
     teller = reporter or Reporter()
@@ -125,7 +126,7 @@ def make(
     texts = [_fitting(backbone, item.caption) for item, _ in due]
     if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):
         teller.warn(f"{cut} captions are longer than the text encoder accepts and are truncated")
-    warn_of_unknown_words(backbone, " ".join(texts[:20]), teller)  # enough to see that it is the wrong model
+    warn_of_unknown_words(backbone, " ".join(texts[:20]), teller)  # enough to notice a wrong model
     side = config.clip.size
     with teller.task("generate", len(due)) as step:
         for done, (text, (item, path)) in enumerate(zip(texts, due, strict=True), 1):
@@ -139,7 +140,7 @@ def make(
 
 
 def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | None = None) -> None:
-    """Raise OutputError where ``out`` holds images that were made with other settings.
+    """Raise OutputError if ``out`` contains images that were made with other settings.
 
     Raises:
         ConfigError: a ControlNet, for which there is no clip.
@@ -152,7 +153,7 @@ def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | No
 
 
 def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
-    """Raise OutputError where a folder's note says that its images were made with other settings."""
+    """Raise OutputError if a folder's note says that its images were made with other settings."""
     if not note.exists():
         return
     try:
@@ -167,7 +168,7 @@ def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
 
 
 def _facts(config: Config, adapter: Path | None) -> dict[str, Any]:
-    """What the images depend on."""
+    """The settings that the images depend on."""
     keys = ("steps", "guidance", "eta", "negative_prompt")
     edit = {key: value for key, value in asdict(config.edit).items() if key in keys}
     found = {"model": identity(config.model), "seed": config.seed, "size": config.clip.size, **edit}
@@ -207,7 +208,7 @@ def _seed(seed: int, image: int) -> int:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether an image is there and can be decoded."""
+    """Whether an image exists and can be decoded."""
     try:
         read_image(path)
     except InputError:
@@ -216,7 +217,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _fitting(backbone: Backbone, caption: str) -> str:
-    """As many of a caption's words as the text encoder takes."""
+    """A caption truncated to as many words as the text encoder accepts."""
     words = caption.split()
     while len(words) > 1:
         try:

@@ -1,4 +1,4 @@
-"""Cost of the context adapter and the cascade over the plain denoiser (table 5)."""
+"""Cost of the context adapter and the cascade relative to the plain denoiser (table 5)."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class CostRow:
     Attributes:
         name: ``plain``, ``contextual`` or ``cascade``.
         parameters: of everything that runs at each step: denoiser, and adapter or upscaler.
-        train: seconds per image and training step, forward and backward, one value for each repeat; of a
-            cascade, of its upscaler, which is trained alone.
+        train: seconds per image and training step, forward and backward, one value per repeat; for a cascade,
+            that of its upscaler, which is trained alone.
         sample: seconds per image, all steps, decoding and upscaling, one value for each repeat.
     """
 
@@ -62,7 +62,7 @@ class CostRow:
 def measure(
     config: Config, batch: int, repeats: int, reporter: Reporter, offline: bool = False
 ) -> list[CostRow]:
-    """Measure the ways in turn, ``repeats`` times each, after one round that is not counted.
+    """Measure the configurations in turn, ``repeats`` times each, after one warm-up round.
 
     Args:
         config: the model, the steps and guidance of sampling, and the adapter's sizes where the model has no
@@ -129,7 +129,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _train(backbone: Backbone, adapter: ContextAdapter | None, batch: int) -> None:
-    """One step of joint training without the optimiser: every image a clip of one frame."""
+    """One step of joint training without the optimiser; every image is a clip of one frame."""
     side = backbone.resolution // backbone.factor
     generator = torch.Generator().manual_seed(0)
     shape = (batch, backbone.latent_channels, side, side)

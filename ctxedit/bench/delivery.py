@@ -1,4 +1,4 @@
-"""What a bench leaves, kept equal in its folder on this machine and in the store that it delivers to."""
+"""Keeps the outputs of a bench identical in its local folder and in the store that it delivers to."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from ctxedit.runs import fingerprint
 
 
 def results_of(bench: Bench) -> Results:
-    """The rows so far: of this machine's folder, and of the store, where another machine may have been at it.
+    """The rows so far: from the local folder, and from the store, which another machine may have written to.
 
     Raises:
-        InputError: the file is no results file.
+        InputError: the file is not a results file.
         OutputError: the store cannot be read.
     """
     if bench.store is not None and (there := bench.store.read(NAME)) is not None:
         file = bench.out / NAME
         here = file.read_bytes() if file.is_file() else b""
-        # Of a key the last row counts, and each of the two files has its rows in the order they were made.
+        # The last row of a key is used, and each of the two files has its rows in the order they were
+        # written.
         merged = list(dict.fromkeys(line for line in (there + b"\n" + here).split(b"\n") if line.strip()))
         with atomic(file, True) as temporary:
             temporary.write_bytes(b"\n".join(merged) + b"\n")
@@ -34,16 +35,16 @@ def deliver(bench: Bench, name: str) -> None:
 
 
 def note(bench: Bench, row: ResultRow) -> None:
-    """After a row: results go into the store, and a video that another machine made comes from it."""
+    """After a row: upload the results to the store, and download a video that another machine made."""
     deliver(bench, NAME)
     if bench.store is not None and row.video is not None and not (bench.out / row.video).is_file():
         bench.store.get(row.video, bench.out / row.video)
 
 
 def flaw(bench: Bench, row: ResultRow) -> str | None:
-    """What is wrong with a row's video, or None: then it is what was measured, here and in the store."""
+    """What is wrong with a row's video; None if it is the measured one, both here and in the store."""
     noted = row.facts.get("video_hash")
-    if row.video is None or noted is None:  # rows of an earlier ctxedit note no hash
+    if row.video is None or noted is None:  # rows of earlier versions have no hash
         return None
     video, store = bench.out / row.video, bench.store
     if store is not None and not _is(video, noted):

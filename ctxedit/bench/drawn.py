@@ -1,4 +1,4 @@
-"""The lists that are used where none is named: held-out pairs of the built-in world, drawn."""
+"""The default lists: held-out pairs of the built-in world, which are drawn."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from ctxedit.synthetic.judge import truth
 from ctxedit.synthetic.pairs import Pair, draw_pairs
 from ctxedit.synthetic.samples import FPS, FRAMES, SIZE
 
-#: Which drawn world a default list is of: one object a clip, or several
+#: The drawn world of a default list: one object per clip, or several
 #: (:mod:`ctxedit.synthetic.compositions`).
 EASY, COMPOSITIONS = "easy", "compositions"
-#: 14 clips, 46 pairs: as many as the paper has videos, and a few. The seed is fixed: it is one list.
+#: 14 clips, 46 pairs: slightly more than the paper has videos. The seed is fixed, so that the list is always
+#: the same.
 CLIPS, COLOURS, SEED = 14, 4, 2024
 NAME = "clips.toml"
 AnyPair = Pair | CompositionPair
@@ -35,16 +36,17 @@ def default_pairs(seed: int = SEED) -> list[Pair]:
 
 
 def composition_pairs(seed: int = SEED) -> list[CompositionPair]:
-    """The pairs of the default list of compositions: as many clips, and as many pairs."""
+    """The pairs of the default list of compositions: the same numbers of clips and pairs."""
     return draw_composition_pairs(CLIPS, seed)
 
 
 def default_list(folder: Path, limit: int | None = None, seed: int = SEED, world: str = EASY) -> Path:
-    """The default list as files in a folder (clips, masks, ideal edits, ``clips.toml``): drawn unless there.
+    """The default list as files in a folder (clips, masks, ideal edits, ``clips.toml``): drawn if it does not
+    exist.
 
     Args:
-        folder: complete or not there: it is renamed into place.
-        limit: draw so many of the clips only; such a list has a folder of its own beside it.
+        folder: renamed into place, so that it is either complete or absent.
+        limit: draw only this many clips; such a list has its own folder next to it.
         seed: as for :func:`default_pairs`; the folder is one seed's.
         world: ``EASY`` or ``COMPOSITIONS``; the folder is one world's.
     """
@@ -59,7 +61,7 @@ def default_list(folder: Path, limit: int | None = None, seed: int = SEED, world
 
 
 def is_drawn(folder: Path, limit: int | None = None) -> bool:
-    """Whether the list of :func:`default_list` is there already."""
+    """Whether the list of :func:`default_list` already exists."""
     return (_folder(folder, limit) / NAME).is_file()
 
 
@@ -96,7 +98,7 @@ def _target(folder: Path, pair: AnyPair, mask: NDArray[np.float32]) -> dict[str,
     stem = f"{pair.clip}-{pair.kind}"
     frames, own = scenes.render(pair.target, FRAMES, SIZE)
     write_clip(folder / f"{stem}.mp4", frames, FPS)
-    # An object that cannot be seen in colour (a sketch) has none to judge.
+    # An object without visible colour (a sketch) has none to judge.
     expect = {k: v for k, v in truth(pair.target).items() if (k, v) != ("colour", "none")}
     table = {"prompt": pair.target_prompt, "kind": pair.kind, "ideal": f"{stem}.mp4", "expect": expect}
     if pair.kind == "object":
@@ -107,7 +109,7 @@ def _target(folder: Path, pair: AnyPair, mask: NDArray[np.float32]) -> dict[str,
 
 
 def _composition_target(folder: Path, pair: CompositionPair) -> dict[str, Any]:
-    """As :func:`_target`; its mask is that of the objects that change, not of all."""
+    """As :func:`_target`, but the mask covers only the objects that change."""
     stem = f"{pair.clip}-{pair.kind}" + (f"-{pair.number}" if pair.number > 1 else "")
     write_clip(folder / f"{stem}.mp4", scenes.render(pair.target, FRAMES, SIZE)[0], FPS)
     write_clip(folder / f"{stem}-mask.mp4", _grey(pair.mask(FRAMES, SIZE)), FPS)

@@ -1,4 +1,4 @@
-"""Another method's videos for the same list, found in a folder and brought to the comparison's frames."""
+"""Another method's videos for the same list, found in a folder and matched to the comparison's frames."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ctxedit.stages.prepare import Prepared, read_working
 
 @dataclass(frozen=True)
 class External:
-    """A method that is not run: its name in the tables, and the folder of its videos.
+    """A method that is not run by ctxedit: its name in the tables, and the folder of its videos.
 
     The video of a clip's target is, with any suffix of a video or as a folder of images, in the folder itself
     or in one of its subfolders: ``CLIP/N`` (the target's number, from 0; V2VBench), ``CLIP/KIND``
-    (LOVEU-TGVE), ``CLIP/target-in-words``, ``clip-target-in-words``, or ``CLIP`` where it has one target.
+    (LOVEU-TGVE), ``CLIP/target-in-words``, ``clip-target-in-words``, or ``CLIP`` if it has only one target.
     """
 
     label: str
     folder: Path
 
     def find(self, clip: Clip, target: Target) -> Path | None:
-        """The video of a target; None where there is none."""
+        """The video of a target; None if there is none."""
         places = [self.folder, *sorted(one for one in self.folder.iterdir() if one.is_dir())]
         for stem in _stems(clip, target):
             for place in places:
@@ -63,8 +63,8 @@ def parse(text: str) -> External:
 def read(path: Path, span: ClipConfig, prepared: Prepared) -> NDArray[np.uint8]:
     """An external video as RGB uint8 (F, h, w, 3), as the comparison reads the source.
 
-    A video of exactly the comparison's number of frames is taken as it is; of a longer one the same frames
-    are taken as of the source.
+    A video with exactly the comparison's number of frames is used as it is; from a longer one, the same
+    frames are selected as from the source.
 
     Raises:
         InputError: it cannot be read, or has too few frames.

@@ -16,11 +16,11 @@ from ctxedit.metrics.registry import metrics, named, usual
 from ctxedit.metrics.scores.judged import answers
 from ctxedit.models.clip import ClipScorer
 
-#: Part of what a finished edit is known by: figures of another version are measured again.
+#: Part of the key of a finished edit: figures of another version are measured again.
 VERSION = 2
 #: Stands for the infinite PSNR of equal pixels, which would have no mean.
 PSNR_MOST = 100.0
-#: Kinds where the rest is what lies outside the mask; of a new background it is what lies inside.
+#: Kinds in which the rest lies outside the mask; for a new background, it lies inside.
 _OUTSIDE = ("object", "colour", "count", "size", "relation", "other")
 
 Values = Mapping[str, float | None]
@@ -58,7 +58,8 @@ class Measure:
         self.metrics = columns(chosen)
 
     def __call__(self, frames: NDArray[np.uint8], clip: Clip, target: Target, truth: Truth) -> Values:
-        """Every metric for RGB uint8 frames (F, h, w, 3), and the judge's answers; None does not apply."""
+        """Every metric for RGB uint8 frames (F, h, w, 3), and the judge's answers; None if it does not
+        apply."""
         mask = _may_change(target.kind, truth.mask)
         edit = Edit(
             frames, self.networks, target.prompt, truth.source, clip.prompt, mask, truth.ideal,
@@ -80,7 +81,8 @@ def columns(chosen: Sequence[str] = ()) -> tuple[Metric, ...]:
 
 
 def prepared(chosen: Sequence[str], device: torch.device, offline: bool) -> Networks:
-    """The networks of all columns but CLIP's, loaded: whatever is missing is known before the first edit.
+    """Load the networks of all columns except CLIP's, so that missing ones are reported before the first
+    edit.
 
     Raises:
         WeightsError, ConfigError: a network or a package that is not there.
@@ -91,7 +93,7 @@ def prepared(chosen: Sequence[str], device: torch.device, offline: bool) -> Netw
 
 
 def identity(chosen: Sequence[str] = ()) -> list[tuple[str, str, int]]:
-    """What tells measurements apart, besides ``VERSION``: metrics that are not the built-in usual ones."""
+    """What distinguishes measurements besides ``VERSION``: metrics other than the built-in usual ones."""
     usual_keys = {one.key for one in usual("bench") if one.builtin}
     return [(m.key, m.source, m.version) for m in columns(chosen) if m.key not in usual_keys or m.version > 1]
 

@@ -1,7 +1,7 @@
-"""Lists in their several forms, read into one: entries as the tables of a TOML list have them.
+"""Reads lists of all formats into one form: entries like the tables of a TOML list.
 
-TOML: ``[[clips]]`` as :mod:`ctxedit.bench.listing` says. JSON Lines: one such table a line, where
-``targets`` may also hold plain texts, and a single ``target`` may stand in its place. CSV: a line for each
+TOML: ``[[clips]]`` as :mod:`ctxedit.bench.listing` says. JSON Lines: one such table per line, where
+``targets`` may also contain plain texts, or a single ``target`` may be given instead. CSV: one line for each
 clip and target with the columns ``path`` and, as needed, ``prompt``, ``target``, ``kind``, ``name``,
 ``mask``, ``control``, ``ideal``. A folder: each video, GIF, image and folder of images in it is a clip.
 LOVEU-TGVE's CSV and V2VBench's YAML or JSON: see :mod:`ctxedit.bench.benchmarks`.
@@ -22,7 +22,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.files import TEXT_LIMIT, check_depth, read_text, reason
 from ctxedit.tables import read_table
 
-#: What counts as a clip in a folder.
+#: File types that count as clips in a folder.
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 IMAGES = (".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _OF_CLIP = ("path", "prompt", "name", "control")
@@ -31,7 +31,7 @@ _OF_TARGET = ("target", "kind", "mask", "ideal")
 
 @dataclass(frozen=True)
 class Entry:
-    """One clip of a list: its position, for messages, and its fields, not yet checked."""
+    """One clip of a list: its position for messages, and its unchecked fields."""
 
     where: str
     table: Any
@@ -101,7 +101,7 @@ def _with_targets(table: Any, where: str) -> Any:
 
 
 def _in_csv(path: Path) -> list[Entry]:
-    """Lines of the same path are one clip with several targets, in the order of their first line."""
+    """Lines with the same path form one clip with several targets, in the order of their first line."""
     text = read_text(path, "list", TEXT_LIMIT, ConfigError)
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -157,7 +157,7 @@ def _in_folder(path: Path) -> Iterator[Entry]:
     for one in inside:
         if one.suffix.lower() in (*VIDEOS, *IMAGES) or (one.is_dir() and _holds_images(one)):
             found = True
-            # Two files may differ in their suffix alone.
+            # Two files may differ only in their suffix.
             twice = sum(other.stem == one.stem for other in inside) > 1
             yield Entry(str(one), {"path": one.name, "name": one.name if twice else one.stem})
     if not found:

@@ -1,7 +1,8 @@
-"""Class to image and layout to image in figures: images of labels against real images with the same labels.
+"""Evaluation of class to image and layout to image: generated against real images of the same labels.
 
-As the paper's tables 3 and 4: FID, IS, precision and recall for classes; FID and the share of boxes in which
-a judge finds the label for layouts. The features are CLIP's or Inception's, and are named with each figure.
+As in the paper's tables 3 and 4: FID, IS, precision and recall for classes; FID and the share of boxes in
+which a judge finds the label for layouts. The features are CLIP's or Inception's, and are named with each
+figure.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _SPLITS = 10
 
 @dataclass(frozen=True)
 class LabelSample:
-    """One picture to make and the real one with the same labels: RGB uint8 (H, W, 3)."""
+    """One image to generate and the real one with the same labels: RGB uint8 (H, W, 3)."""
 
     labels: Labels
     real: NDArray[np.uint8]
@@ -55,11 +56,11 @@ class LabelSample:
 def wanted(
     kind: Kind, encoder: LabelEncoder, data: Path | None, count: int, seed: int, side: int
 ) -> list[LabelSample]:
-    """So many labels with their real images.
+    """``count`` labels with their real images.
 
     Args:
         kind: ``class`` or ``layout``.
-        encoder: whose labels the data's must be.
+        encoder: the data's labels must be among its labels.
         data: a folder of class folders, shards with classes, or COCO's instances; None draws held-out scenes.
         count, seed: of the choice.
         side: of the real images, in pixels.
@@ -157,7 +158,7 @@ def judged(
     kind: Kind, samples: Sequence[LabelSample], encoder: LabelEncoder, files: Sequence[Path],
     warn: Callable[[str], None],
 ) -> list[Score]:  # fmt: skip
-    """The drawn world's judges' figures; none, with a warning, for labels they do not know."""
+    """The figures of the drawn world's judges; none, with a warning, for labels that they do not know."""
     labels = encoder.encoder.labels
     if not set(labels) <= set(composition_judge.NAMES):
         warn("the judges know the drawn world's objects only: the labels are not looked for")
@@ -211,7 +212,7 @@ def _of_layouts(
 
 
 def counted(wanted: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
-    """Boxes for which the judge sees an object with the label, each object for one box.
+    """Number of boxes for which the judge finds an object with the label; each object counts for one box.
 
     With ``inside`` the object's centre is in the box; the boxes nearest to their objects come first.
     """

@@ -18,7 +18,7 @@ _SPECIAL = {
 def to_latex(methods: Sequence[Table]) -> str:
     """Means over all edits with half the width of their 95 % intervals; the best of each column is bold.
 
-    References (``source``, ``ideal``) stand apart and are never bold.
+    References (``source``, ``ideal``) are set apart and are never bold.
     """
     shown = [m for m in metrics() if any(m.key in t["figures"].get(ALL, {}) for t in methods)]
     own = [table for table in methods if table["method"] not in REFERENCES]

@@ -27,7 +27,7 @@ from ctxedit.training.pixel_sources import PixelSet
 
 Decoder = Literal["discretised", "dequantised"]
 _ROWS, _KEY = "terms.jsonl", "likelihood.json"
-#: Points of the curve where only a sample of the terms is computed.
+#: Points of the curve if only a sample of the terms is computed.
 _BINS = 50
 
 
@@ -36,11 +36,11 @@ class BoundPlan:
     """What to compute.
 
     Attributes:
-        count: images, the first of a random order.
-        terms: terms of the sum computed for each image, 1 … T − 1; None is all. Fewer are a stratified
-            sample, weighted so that the estimate of the sum has no bias.
-        decoder: ``discretised``: the mass of the pixel's step; ``dequantised``: uniform noise is added to the
-            pixels and the last term is a density, an upper bound of the former's.
+        count: number of images, the first in a random order.
+        terms: terms of the sum computed for each image, 1 … T − 1; None for all. Fewer are a stratified
+            sample, weighted so that the estimate of the sum is unbiased.
+        decoder: ``discretised``: the probability mass of the pixel's interval; ``dequantised``: uniform noise
+            is added to the pixels and the last term is a density, an upper bound of the former's.
         batch: images or terms of one pass.
         seed: of images, noise and terms.
     """
@@ -54,14 +54,14 @@ class BoundPlan:
 
 @dataclass(frozen=True)
 class BoundResult:
-    """Bits per dimension, with the standard error over images, and the parts that it is the sum of.
+    """Bits per dimension, with the standard error over images, and the parts that it consists of.
 
     Attributes:
         bits, error: the bound and its standard error.
         low, high: 95 % interval.
         prior, steps, decoder: its parts.
         curve: (level, bits per dimension of its term, number of draws) for each level or bin of levels.
-        images, terms: of so many.
+        images, terms: how many were used.
     """
 
     bits: float
@@ -84,14 +84,14 @@ def measure(
     out: Path,
     reporter: Reporter,
 ) -> BoundResult:
-    """Compute the bound; resumes what ``out`` has.
+    """Compute the bound; resumes from the rows in ``out``.
 
     Args:
         model: its classes are looked up by name.
         pixels: images of the model's size.
         plan: how much.
         key: what identifies model and data; rows of another key are refused.
-        out: folder for the rows that are done.
+        out: folder for the finished rows.
         reporter: receives progress.
 
     Raises:
@@ -122,7 +122,7 @@ def measure(
 
 
 def _check_usable(pixels: PixelSet, order: NDArray[np.int64]) -> None:
-    """Raise InputError where some of the images that were chosen cannot be used."""
+    """Raise InputError if some of the chosen images cannot be used."""
     found = {pixels.name(int(i)): why for i in order if isinstance(why := pixels.load(int(i)), str)}
     if found:
         listed = "; ".join(f"{name}: {why}" for name, why in list(found.items())[:2])
@@ -149,7 +149,7 @@ def _resume(out: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
             before = json.loads(note.read_text(encoding="utf-8"))
         except ValueError:
             before = {}
-        # Fewer images of the same order may be continued to more.
+        # A run on fewer images of the same order may be extended.
         if changed := sorted(k for k in key if k != "count" and before.get(k) != key[k]):
             raise OutputError(
                 f"{out} has a likelihood of another {changed[0]}",
@@ -158,7 +158,7 @@ def _resume(out: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
     with atomic(note, True) as temporary:
         temporary.write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
     rows = list(_read(file))[: key["count"]]
-    with atomic(file, True) as temporary:  # without a line that a kill cut short
+    with atomic(file, True) as temporary:  # without a line that was truncated when the process was killed
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return rows
 
@@ -222,7 +222,7 @@ def _terms(
 def _ends(
     model: PixelDenoiser, x0: Tensor, label: int, plan: BoundPlan, generator: torch.Generator
 ) -> tuple[float, float]:
-    """The prior's KL in nats per dimension, and the last step's bits per dimension."""
+    """The prior's KL divergence in nats per dimension, and the last step's bits per dimension."""
     labels = torch.full((1,), label, device=x0.device)
     steps = model.config.steps
     last, first = (torch.full((1,), level, device=x0.device) for level in (steps, 1))
@@ -255,7 +255,8 @@ def _curve(rows: list[dict[str, Any]], steps: int) -> tuple[tuple[float, float, 
     terms = np.concatenate([row["terms"] for row in rows])
     whole = len(rows[0]["levels"]) == steps - 1
     edges = np.arange(1.5, steps + 1) if whole else np.linspace(1.5, steps + 0.5, min(_BINS, steps - 1) + 1)
-    # Levels are drawn with different chances: within a bin, each is weighted by the inverse of its density.
+    # Levels are drawn with different probabilities: within a bin, each is weighted by the inverse of its
+    # density.
     weights = np.ones(len(levels)) if whole else 1 / level_chances(steps).numpy()[levels - 2]
     count, _ = np.histogram(levels, edges)
     share, _ = np.histogram(levels, edges, weights=weights)

@@ -1,19 +1,18 @@
-"""The list of a comparison or a batch: clips, what each shows, and what to make of it.
+"""The list of a comparison or a batch: clips, their prompts and their targets.
 
-TOML is described here; :mod:`ctxedit.bench.formats` reads CSV, JSON Lines and folders into the same. Unknown
-keys are refused.
-``[[clips]]`` has ``path`` and ``prompt``, optionally ``name`` (the file's), ``mask`` (a video or image, white
-where the object is) and ``control`` (a map for presets that take one), and ``[[clips.targets]]`` with
-``prompt`` and ``kind``, optionally ``mask`` (over the clip's), ``ideal`` (the true edit) and ``expect`` (a
-table of what the built-in judge should see). Relative paths are relative to the list; a URL that fsspec opens
-(``s3://bucket/a.mp4``) is fetched into the cache.
+TOML is described here; :mod:`ctxedit.bench.formats` reads CSV, JSON Lines and folders into the same form.
+Unknown keys are refused. ``[[clips]]`` has ``path`` and ``prompt``, optionally ``name`` (the file's),
+``mask`` (a video or image, white where the object is) and ``control`` (a map for presets that take one), and
+``[[clips.targets]]`` with ``prompt`` and ``kind``, optionally ``mask`` (over the clip's), ``ideal`` (the true
+edit) and ``expect`` (a table of what the built-in judge should see). Relative paths are relative to the list;
+a URL that fsspec opens (``s3://bucket/a.mp4``) is fetched into the cache.
 
-For several objects ``composition`` stands beside ``expect``: ``groups``, tables with ``name`` and, where it
-matters, ``colour``, ``count`` and ``size``; of two groups also the ``relation`` of the first to the second.
-``changed`` is the number of the group that the edit is of, from 0; without it the edit is of the relation.
-The composition judge looks then, and of ``expect`` it knows the background alone.
+For several objects, ``composition`` is given beside ``expect``: ``groups``, tables with ``name`` and, where
+it matters, ``colour``, ``count`` and ``size``; for two groups also the ``relation`` of the first to the
+second. ``changed`` is the number of the edited group, from 0; without it, the relation is edited. The
+composition judge is then used, which of ``expect`` only knows the background.
 
-Masks are for the figures only: the methods do not see them.
+Masks are used only for the metrics: the methods do not see them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ KINDS = ("object", "background", "style", "colour", "count", "size", "relation",
 
 @dataclass(frozen=True)
 class Target:
-    """What to make of a clip; attributes as in the list."""
+    """A target of a clip; attributes as in the list."""
 
     prompt: str
     kind: str = "other"
@@ -50,10 +49,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of the list; ``prompt`` is empty where it is to be captioned.
+    """A clip of the list; ``prompt`` is empty if the clip is to be captioned.
 
-    ``span`` is which frames to use, where the clip is too short for those of the settings. ``remote`` are
-    the URLs of what was fetched, each with the copy that the paths are of.
+    ``span`` selects frames if the clip is too short for those of the settings. ``remote`` has the URLs of
+    fetched files, each with the local copy that the paths refer to.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a stage costs: seconds, peak memory, passes of the denoiser; measured, not computed from settings."""
+"""Measured cost of a stage: seconds, peak memory, passes of the denoiser."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.media.temporary import atomic
 
 _FILE = "costs.json"
-_EVERY = 0.02  # seconds between looks at the resident memory
+_EVERY = 0.02  # seconds between samples of the resident memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage.
+    """Cost of one stage.
 
     Attributes:
         seconds: of the stage's own loop: no loading, decoding or writing.
         peak_bytes: largest resident memory of the process on CPU, largest allocation on CUDA.
         evaluations: passes of the UNet over the clip, guidance's two branches counted as two, and one on
-            kept features (``edit.cache_interval``) as a whole one.
-        steps: progress steps of the stage that were made meanwhile.
+            cached features (``edit.cache_interval``) as a whole one.
+        steps: progress steps of the stage made in that time.
         reached: the last step of the stage that was made, of this process or of those before.
     """
 
@@ -42,7 +42,7 @@ class Cost:
     reached: int = 0
 
     def and_then(self, more: Cost) -> Cost:
-        """Both, one after the other: a stage that was interrupted and went on."""
+        """The sum of both, for a stage that was interrupted and resumed."""
         return Cost(
             self.seconds + more.seconds,
             max(self.peak_bytes, more.peak_bytes),
@@ -52,7 +52,7 @@ class Cost:
         )
 
     def of_all_steps(self) -> Cost:
-        """With the steps of killed processes, which could not note their cost, at the rate of the others."""
+        """Including the steps of killed processes, whose cost is extrapolated from the others."""
         if not 0 < self.steps < self.reached:
             return self
         ratio = self.reached / self.steps
@@ -86,7 +86,7 @@ class CostMeter(Reporter):
 
     @contextmanager
     def watch(self, unet: nn.Module, frames: int, device: torch.device) -> Iterator[None]:
-        """Count the network's passes over clips of so many frames, for as long as the block lasts."""
+        """Count the network's passes over clips of ``frames`` frames inside the block."""
         self._frames, self._device = frames, device
 
         def count(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -122,10 +122,10 @@ class CostMeter(Reporter):
 
     @contextmanager
     def noting(self, stage: str, note: Callable[[Cost], None]) -> Iterator[None]:
-        """Give each task of a stage to ``note``, interrupted ones too.
+        """Pass each task of a stage to ``note``, including interrupted ones.
 
-        That is before the stage's result is kept: a process that is killed in between leaves no result of
-        unknown cost.
+        This happens before the stage's result is stored: a process that is killed in between leaves no
+        result of unknown cost.
         """
         self._notes[stage] = note
         try:
@@ -136,7 +136,7 @@ class CostMeter(Reporter):
 
 @contextmanager
 def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Gives a callable: the largest memory since the block began."""
+    """Yields a callable that returns the peak memory since the block began."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: int(torch.cuda.max_memory_allocated(device))
@@ -162,7 +162,7 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
 
 
 class Ledger:
-    """Costs of a run folder's stages, so that a stage that is reused is still accounted for.
+    """Costs of a run folder's stages, so that reused stages are still accounted for.
 
     Args:
         folder: the run folder; holds ``costs.json``.
@@ -177,18 +177,18 @@ class Ledger:
                 self._table = table
 
     def add(self, stage: str, key: str, cost: Cost) -> None:
-        """Add to what a resumable stage has cost under this key; what another key cost is forgotten."""
+        """Add to the cost of a resumable stage under this key; the cost under any other key is discarded."""
         before = self.of(stage, key)
         self.put(stage, key, (cost if before is None else before.and_then(cost)).of_all_steps())
 
     def put(self, stage: str, key: str, cost: Cost) -> None:
-        """Note what a stage that always starts afresh has cost."""
+        """Record the cost of a stage that always starts from the beginning."""
         self._table[stage] = {"key": key, **asdict(cost)}
         with atomic(self._path, True) as temporary:
             temporary.write_text(json.dumps(self._table, indent=1))
 
     def of(self, stage: str, key: str) -> Cost | None:
-        """What was spent on a stage under this key, if it is known."""
+        """The cost of a stage under this key, if it is known."""
         entry = self._table.get(stage)
         if not isinstance(entry, dict) or entry.get("key") != key:
             return None

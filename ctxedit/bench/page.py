@@ -15,7 +15,8 @@ from ctxedit.bench.subject import REFERENCES
 from ctxedit.metrics import metrics
 
 #: Videos are written into the page, so that one file can be sent and opened anywhere: those of the built-in
-#: models have some 10 kB. Beyond this a browser would choke on the page, and it links to the files instead.
+#: models have some 10 kB. Above this size the page would be too large for browsers, so it links to the files
+#: instead.
 INLINE_BYTES = 48 << 20
 _MARK = "__DATA__"
 
@@ -30,7 +31,7 @@ def page(
     """The page as HTML, without external resources.
 
     Args:
-        out: the bench's folder, which the page is for.
+        out: the bench's folder, in which the page is written.
         rows: of all methods and references.
         methods: in the order of their columns.
         about: sentences for the head.
@@ -57,7 +58,7 @@ def fill(template: str, data: dict[str, Any]) -> str:
 
 
 def videos(out: Path, names: Iterable[str]) -> dict[str, str]:
-    """Each video's address by its path: a data URL, or the path where all together are too large."""
+    """Each video's URL by its path: a data URL, or the path if the videos are too large together."""
     present = sorted(name for name in names if (out / name).is_file())
     if sum((out / name).stat().st_size for name in present) > INLINE_BYTES:
         return {name: _address(name) for name in present}
@@ -74,7 +75,7 @@ def _address(name: str) -> str:
 
 
 def _items(rows: Sequence[ResultRow], order: Sequence[str]) -> list[dict[str, Any]]:
-    """One item a clip and target, with a cell for each method that has a row."""
+    """One item per clip and target, with a cell for each method that has a row."""
     items: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         item = items.setdefault(

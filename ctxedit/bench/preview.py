@@ -1,4 +1,4 @@
-"""What a comparison is about to do: everything checked that can be, before any weight is loaded."""
+"""The plan of a comparison: everything that can be checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Preview:
 
     Attributes:
         edits: methods × targets.
-        done: of them, finished before.
-        evaluations: passes of the network over a clip that are left, by method.
-        works: what these passes are, for their time: (method, kind of work on a clip, passes).
+        done: those that are already finished.
+        evaluations: remaining passes of the network over a clip, by method.
+        works: the same passes for estimating their time: (method, kind of work on a clip, passes).
         peak_bytes: the largest stage's memory, estimated.
-        failing: clips that cannot be read, and why; their edits become rows with that error.
+        failing: clips that cannot be read, with the reason; their edits become rows with that error.
     """
 
     edits: int
@@ -45,7 +45,7 @@ class Preview:
 
     @property
     def seconds(self) -> dict[str, float | None]:
-        """How long each method's passes take, by what was measured on this machine so far; None: unknown."""
+        """How long each method's passes take, according to measurements on this machine; None if unknown."""
         found: dict[str, float | None] = dict.fromkeys(self.evaluations, 0.0)
         for method, work, passes in self.works:
             before, more = found[method], seconds_of(work, passes)
@@ -54,7 +54,7 @@ class Preview:
 
     @property
     def total_seconds(self) -> float | None:
-        """Of all methods together; None where one is unknown."""
+        """The sum over all methods; None if one is unknown."""
         each = list(self.seconds.values())
         return None if None in each else sum(one for one in each if one is not None)
 
@@ -83,10 +83,10 @@ def methods(
 ) -> tuple[Method, ...]:
     """Methods by preset name or file, each at every point of the grid of ``axes``.
 
-    ``load`` gives the settings of a preset with a nested table laid over them.
+    ``load`` returns the settings of a preset, overridden by a nested table.
 
     Raises:
-        ConfigError: none, an unknown preset, two of one name, or a name that the tables need.
+        ConfigError: none, an unknown preset, two of one name, or a name that the tables reserve.
     """
     if not presets:
         raise ConfigError("no preset is named", "e.g. --presets ddim,contextdiff; see `ctxedit presets ls`")
@@ -118,7 +118,7 @@ def look(bench: Bench) -> Preview:
     """Check every method on every clip, and list the remaining work, without loading weights.
 
     Raises:
-        ConfigError: a method asks for a control that a clip lacks; settings that a model cannot serve.
+        ConfigError: a method asks for a control that a clip lacks; settings that a model does not support.
         WeightsError, ResourceError, OutputError: see :func:`ctxedit.editing.plan.make`.
     """
     paths(bench).check()

@@ -1,4 +1,4 @@
-"""Writes what a comparison leaves for people and programs: tables, costs, errors, the page."""
+"""Writes the outputs of a comparison: tables, costs, errors, the page."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def files_in(out: Path) -> ComparisonFiles:
 
 
 def write(bench: Bench, rows: Sequence[ResultRow], compare: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Write the tables and the page from the rows; returns what ``table.json`` holds.
+    """Write the tables and the page from the rows; returns the contents of ``table.json``.
 
     Args:
         bench: what was compared.
         rows: as :func:`ctxedit.bench.runner.run` gives them.
-        compare: further pairs (before, after) whose difference is wanted.
+        compare: further pairs (before, after) whose difference is reported.
     """
     labels = [*(one.label for one in bench.externals), *(method.label for method in bench.methods)]
     named = [SOURCE, *[IDEAL] * any(row.method == IDEAL for row in rows), *labels]
@@ -91,7 +91,7 @@ def edits_of(whole: dict[str, Any]) -> list[ResultRow]:
 
 
 def _about(bench: Bench, rows: Sequence[ResultRow]) -> list[str]:
-    """What was compared, on what, in sentences."""
+    """Methods, clips and settings of the comparison, in sentences."""
     own = [method.label for method in bench.methods]
     done = [row for row in rows if row.method in own and row.error is None]
     kinds = Counter(target.kind for clip in bench.clips for target in clip.targets)
@@ -100,7 +100,7 @@ def _about(bench: Bench, rows: Sequence[ResultRow]) -> list[str]:
     if done:
         facts = done[0].facts
         width, height = facts["size"]
-        # A bench may have gone on elsewhere than it began.
+        # A bench may have been resumed on another machine.
         places = Counter(f"{row.facts['device']} in {row.facts['dtype']}" for row in done)
         where = ", ".join(f"{place} ({counted(count, 'edit')})" if len(places) > 1 else place
                           for place, count in places.items())  # fmt: skip
@@ -122,6 +122,6 @@ def _failures(failed: Sequence[dict[str, Any]]) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    """Tables are made of the results, which stay: they are rewritten without asking."""
+    """Tables are derived from the results, which are kept: they are rewritten without asking."""
     with atomic(path, True) as temporary:
         temporary.write_text(text, encoding="utf-8")

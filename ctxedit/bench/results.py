@@ -1,4 +1,4 @@
-"""The results file: one JSON row an edit, appended when it is done, so that nothing is lost or done twice."""
+"""The results file: one JSON row per edit, appended when it is done, so that no work is lost or repeated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ResultRow:
     """One edit.
 
     Attributes:
-        key: a hash of all that its figures depend on.
-        method: the preset's label; ``source`` and ``ideal`` are references, no edits.
+        key: a hash of everything that its figures depend on.
+        method: the preset's label; ``source`` and ``ideal`` are references, not edits.
         clip, target, kind, prompt: as in the list.
         figures: by key of a metric's key.
         costs: of ``tune``, ``invert`` and ``edit``: seconds, peak_bytes, evaluations; absent if unknown.
@@ -64,11 +64,11 @@ class Results:
         folder: the bench's folder.
 
     Raises:
-        InputError: the file is not one of ours. Lines that are no JSON are of a process that died while it
-            wrote, or were damaged since: they do not count, and their edits are made again.
+        InputError: the file is not one of ours. Lines that are not JSON were damaged, or truncated when a
+            process died: they are ignored, and their edits are made again.
 
     Attributes:
-        damaged: how many such lines there are, but for the last one, whose process died.
+        damaged: the number of such lines, except for a truncated last one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Results:
         self._torn = bool(lines) and bool(lines[-1].strip())
 
     def done(self, key: str) -> ResultRow | None:
-        """The finished edit of this key; one that failed is not finished."""
+        """The finished edit of this key; a failed one is not finished."""
         row = self._rows.get(key)
         return row if row is not None and row.error is None else None
 
@@ -103,12 +103,12 @@ class Results:
         return self._rows.get(key)
 
     def add(self, row: ResultRow) -> None:
-        """Append a row; on the disk when this returns. Raises OutputError where it cannot be written."""
+        """Append a row; it is on disk when this returns. Raises OutputError if it cannot be written."""
         text = json.dumps(row.table(), ensure_ascii=False, allow_nan=False)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
-                # What a killed process left of its last line must not swallow this one.
+                # This row must not be appended to a partial line that a killed process left.
                 stream.write("\n" * self._torn + text + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -119,7 +119,7 @@ class Results:
 
 
 def _row(line: bytes) -> ResultRow | None:
-    """The row that a line holds; None for other JSON. Raises ValueError for other text."""
+    """The row in a line; None for other JSON. Raises ValueError for other text."""
     table = json.loads(line)
     kinds: dict[str, Any] = {
         "figures": dict,

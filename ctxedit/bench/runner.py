@@ -1,4 +1,4 @@
-"""Runs every method on every clip and target, wherever an executor runs it, and resumes where it stopped."""
+"""Runs every method on every clip and target through an executor, and resumes interrupted runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Watcher(Overseer):
     """Receives a bench's progress; also a reporter of stages. This one discards it."""
 
     def began(self, edits: int, done: int) -> None:
-        """So many edits in all, so many of them were done before."""
+        """The total number of edits, and how many were done before."""
 
     def finished(self, row: ResultRow) -> None:
         """An edit is done, or has failed."""
 
 
 def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None = None) -> list[ResultRow]:
-    """Every row of the comparison, references first in each clip: made, or read where it is done.
+    """Every row of the comparison, references first for each clip: computed, or read if already done.
 
-    A clip, a tuning or an edit that fails becomes a row with its error, and the rest go on; only a disk that
-    cannot be written, a worker that cannot start, and Ctrl-C end it. A failed edit is tried again by the next
-    call.
+    A clip, a tuning or an edit that fails becomes a row with its error, and the others continue; only a disk
+    that cannot be written, a worker that cannot start, and Ctrl-C end it. A failed edit is tried again by the
+    next call.
 
     Args:
         bench: what to run.
@@ -53,7 +53,7 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
 
 
 def _jobs(bench: Bench, results: Results, known: set[str], watcher: Watcher) -> Iterator[Job]:
-    """What is left to do: one job a clip and method. A clip's references are made with its first job."""
+    """The remaining jobs: one per clip and method. A clip's references are made with its first job."""
     for clip in bench.clips:
         wanted = tuple(
             (target, which, key) for target, which, key in references(bench, clip)
@@ -84,7 +84,7 @@ def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
 
 
 def rows_of(bench: Bench, results: Results) -> list[ResultRow]:
-    """The rows of this comparison that there are, in its order."""
+    """The existing rows of this comparison, in its order."""
     keys = [key for clip in bench.clips for _, _, key in references(bench, clip)]
     keys += [key for *_, key in edits(bench)]
     return [row for key in keys if (row := results.get(key)) is not None]

@@ -1,4 +1,4 @@
-"""One method on one clip: tuned and inverted once, then every target that is due, each measured."""
+"""One method on one clip: tuned and inverted once, then edited for every due target and measured."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Job:
 
     Attributes:
         due: targets to edit towards, with their keys.
-        references: references to measure beside: target, which one, key.
+        references: references to measure as well: target, which one, key.
     """
 
     clip: Clip
@@ -86,7 +86,8 @@ class Serving:
 
     @contextmanager
     def marked(self) -> Iterator[Serving]:
-        """Mark the output folder while the block lasts, so that workers can tell that it is this one."""
+        """Mark the output folder while the block lasts, so that workers can verify that they see the same
+        folder."""
         token, mark, store = uuid.uuid4().hex, self.bench.out / _MARK, self.bench.store
         if store is not None:
             store.write(_MARK, token.encode())
@@ -101,7 +102,7 @@ class Serving:
             mark.unlink(missing_ok=True)
 
     def prepare(self) -> None:
-        """Load the metrics' networks: whatever is missing is known before the first edit.
+        """Load the metrics' networks, so that missing ones are reported before the first edit.
 
         Raises:
             OutputError: the output folder is not the one that was marked.
@@ -119,7 +120,7 @@ class Serving:
         self._networks = prepared(self.bench.metrics, device, self.bench.offline)
 
     def _marked(self) -> bytes | None:
-        """The mark that is seen from here."""
+        """The mark as seen from this process."""
         if self.bench.store is not None:
             return self.bench.store.read(_MARK)
         mark = self.bench.out / _MARK
@@ -165,7 +166,7 @@ def _serve(
 
 
 def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, float]]:
-    """Tune and invert; what both cost, now or when they were made."""
+    """Tune and invert; returns their costs, measured now or when they were first computed."""
     costs: dict[str, dict[str, float]] = {}
     for stage in ("tune", "invert"):
         key = session.key(stage)[1]
@@ -183,7 +184,7 @@ def _edit(
     bench: Bench, session: Session, meter: CostMeter, measure: Measure, clip: Clip, method: Method,
     target: Target, key: str, costs: dict[str, dict[str, float]],
 ) -> ResultRow:  # fmt: skip
-    """One edit, measured; an error is a row too, unless the disk refuses."""
+    """One measured edit; an error becomes a row too, unless the disk cannot be written."""
     try:
         stage, stage_key = session.key("edit", target.prompt)
         ledger = Ledger(session.run.folder)
@@ -206,7 +207,7 @@ def _edit(
 
 
 def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) -> Path:
-    """The delivered edit: a copy named by clip and target, if the bench wants one."""
+    """The delivered edit: a copy named by clip and target, if the bench asks for one."""
     if bench.results is None:
         return video
     name = f"{slug(clip.name)}-{slug(target.prompt)}-{key[:6]}{video.suffix}"
@@ -224,7 +225,7 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
         truth = _truth(session, clip, target)
         try:
             frames = _shown(bench, session, clip, target, truth, which)
-        except InputError as error:  # of another method's video
+        except InputError as error:  # for another method's video
             yield row_for(key, which, clip, target, error=_line(error))
             continue
         name = f"references/{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
@@ -256,7 +257,7 @@ def _shown(
 
 
 def _truth(session: Session, clip: Clip, target: Target) -> Truth:
-    """What an edit of this target is compared with, read as the session reads the clip."""
+    """The references that an edit of this target is compared with, read as the session reads the clip."""
     prepared, span = session.parts.prepared, session.config.clip
     path = mask_of(clip, target)
     mask = None
@@ -311,7 +312,7 @@ def _line(error: Exception) -> str:
 
 
 def _tidy() -> None:
-    """Give a session's networks back before the next one loads its own."""
+    """Release a session's networks before the next one loads its own."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -33,8 +33,8 @@ def bootstrap(
 ) -> Interval | None:
     """Mean and percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3) over whole groups.
 
-    The edits of one clip share its tuning and are not independent: drawn one by one they would feign an
-    interval that is too narrow. So clips are drawn, each with all of its edits.
+    The edits of one clip share its tuning and are not independent: resampling them individually would give an
+    interval that is too narrow. So clips are resampled, each with all its edits.
 
     Args:
         values: finite numbers; none gives None.

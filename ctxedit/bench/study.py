@@ -1,7 +1,7 @@
-"""The user study: which of two anonymous edits fits the text better, which holds together better over time.
+"""The user study: which of two anonymous edits matches the text better, and which is steadier over time.
 
-The page knows no method's name; ``key.json`` next to it says which edit is whose, and answers are counted
-with it.
+The page does not contain the methods' names; ``key.json`` next to it maps edits to methods and is used to
+count answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
 from ctxedit.runs import key_of
 
-#: What is asked of each pair: the key in the answers, and its name in the tables.
+#: The questions about each pair: the key in the answers, and its name in the tables.
 CRITERIA = {"text": "text alignment", "temporal": "temporal consistency"}
 SIDES = ("a", "b")
 FOLDER = "study"
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Preference:
-    """How often ``first`` was preferred to ``second``: a share with Wilson's 95 % interval."""
+    """How often ``first`` was preferred to ``second``, as a share with Wilson's 95 % interval."""
 
     first: str
     second: str
@@ -66,12 +66,12 @@ def draw_questions(
     presets: Sequence[str] = (),
     against: str | None = None,
 ) -> list[Question]:
-    """For each pair of methods so many edits that both have, sides and order drawn from the seed.
+    """For each pair of methods, ``count`` edits that both have; sides and order are drawn from the seed.
 
     Args:
         rows: of a comparison.
-        count: edits for each pair of methods; fewer where there are fewer.
-        seed: of all that is drawn.
+        count: edits for each pair of methods; fewer if fewer exist.
+        seed: for all random choices.
         presets: only these methods; all unless given.
         against: only pairs that this method is in.
 
@@ -107,7 +107,7 @@ def write(
     """Write the study's page and its key into ``out/study``; returns the page.
 
     Raises:
-        OutputError: another study is there and not ``overwrite``: answers to it would lose their key.
+        OutputError: another study is there and not ``overwrite``: its answers could no longer be decoded.
     """
     folder = out / FOLDER
     name = key_of([asdict(q) for q in questions])
@@ -159,7 +159,7 @@ def count_answers(out: Path, files: Sequence[Path]) -> list[Preference]:
 
     Args:
         out: the bench's folder, with its study.
-        files: what people downloaded from the page; one file a person.
+        files: what people downloaded from the page; one file per person.
 
     Raises:
         InputError: no study, a file that holds no answers to it, or the answers of one person twice.
@@ -207,7 +207,7 @@ def _key(out: Path) -> dict[str, Any]:
 
 
 def _answers(file: Path, study: str, questions: dict[str, Question]) -> dict[str, Any]:
-    """A file's answers, every one checked."""
+    """A file's answers, each one checked."""
     hint = "it is the file that the study's page lets a person download"
     blob = read_json(file, "file of answers")
     try:

@@ -1,4 +1,4 @@
-"""What is run on what, and what each result is known by; shared by ``bench`` and ``batch``."""
+"""Methods, clips and the keys of results; shared by ``bench`` and ``batch``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ctxedit.models.weights import identity, judge_identity, own_folder, part_id
 from ctxedit.runs import fingerprint, key_of
 from ctxedit.storage import Store
 
-#: References beside the methods: the clip unedited, and the true edit where there is one.
+#: References beside the methods: the unedited clip, and the true edit if there is one.
 SOURCE, IDEAL = "source", "ideal"
 REFERENCES = (SOURCE, IDEAL)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A preset with its settings; ``label`` is what the tables call it."""
+    """A preset with its settings; ``label`` is its name in the tables."""
 
     label: str
     preset: str
@@ -34,21 +34,21 @@ class Method:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is compared on what; a batch is one of a single method, without references.
+    """A comparison; a batch is one with a single method and without references.
 
     Attributes:
         out: the bench's folder: results, run folders, tables, page.
         clips, methods: each method runs on each target of each clip.
-        overwrite: redo finished edits (their tuning and inversion stay).
-        offline: touch no hub.
-        sources: the list and the files of settings; no output may take their place.
+        overwrite: redo finished edits (their tuning and inversion are kept).
+        offline: do not contact the hub.
+        sources: the list and the files of settings; no output may overwrite them.
         metrics: keys of metrics besides the usual ones.
         references: measure the unedited clip and the true edit as well.
         externals: other methods' videos to measure as well.
-        results: folder, relative to ``out``, that receives a copy of each edit with its sound; None leaves
-            the edits, silent, in their run folders.
-        store: receives results, videos and report besides; workers on other machines need then not see
-            ``out``, where each keeps run folders of its own.
+        results: folder, relative to ``out``, that receives a copy of each edit with its audio; None leaves
+            the edits, without audio, in their run folders.
+        store: additionally receives results, videos and report; workers on other machines then do not need
+            access to ``out``, and each keeps its own run folders.
     """
 
     out: Path
@@ -72,7 +72,7 @@ class Bench:
         )  # fmt: skip
 
     def key(self, clip: Clip, target: Target, method: str, config: Config) -> str:
-        """What an edit is known by: all that its pixels and figures depend on."""
+        """The key of an edit: everything that its pixels and figures depend on."""
         files = [
             None if f is None else fingerprint(f) for f in (clip.control, mask_of(clip, target), target.ideal)
         ]
@@ -111,7 +111,7 @@ def edits(bench: Bench) -> Iterator[tuple[Clip, Method, Target, str]]:
 
 
 def references(bench: Bench, clip: Clip) -> Iterator[tuple[Target, str, str]]:
-    """What is measured and not made: target, which (a reference or an external method), key."""
+    """What is measured but not generated: target, which (a reference or an external method), key."""
     for target in clip.targets if bench.references else ():
         for which in REFERENCES:
             if which == SOURCE or target.ideal is not None:
@@ -123,12 +123,12 @@ def references(bench: Bench, clip: Clip) -> Iterator[tuple[Target, str, str]]:
 
 
 def _reference_key(bench: Bench, clip: Clip, target: Target, which: str) -> str:
-    """References are read as the first method reads the clip."""
+    """References are read in the same way as the first method reads the clip."""
     config = bench.methods[0].config
     seen = replace(Config(), clip=config.clip, model=config.model, clip_model=config.clip_model)
     return bench.key(clip, target, which, seen)
 
 
 def mask_of(clip: Clip, target: Target) -> Path | None:
-    """The mask of a target, else of its clip."""
+    """The mask of a target, or else of its clip."""
     return target.mask or clip.mask

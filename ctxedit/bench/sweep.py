@@ -1,4 +1,4 @@
-"""A grid of settings: every point of it is a method of its own."""
+"""A grid of settings: every point is a separate method."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def _axis(text: str) -> Axis:
 
 
 def points(config: Config, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every point of the grid for a method: what its label gets, and the nested table of its settings.
+    """Every point of the grid for a method: the suffix of its label, and the nested table of its settings.
 
-    An axis that means nothing at a point is left out there: a length or rate of a tuning that the method does
-    not have, the adapter's or the control's settings where there is none. The last axis moves fastest, so
-    what needs no new tuning should come last.
+    An axis without effect at a point is left out there: tuning steps or rates if the method does not tune,
+    settings of an adapter or control that it does not have. The last axis varies fastest, so settings that
+    need no new tuning should come last.
 
     Raises:
         ConfigError: a setting or a value that does not exist.
@@ -68,7 +68,7 @@ def points(config: Config, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str
         return
     axis, rest = axes[0], axes[1:]
     tables = [nested(axis.key, value) for value in axis.values]
-    changed = [merge(config, table) for table in tables]  # refuses what is no setting, left out or not
+    changed = [merge(config, table) for table in tables]  # rejects unknown settings, left out or not
     if not _means_something(config, axis.key):
         yield from points(config, rest)
         return

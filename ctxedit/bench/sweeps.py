@@ -1,6 +1,6 @@
-"""Text to image over guidance scales or training steps, judged by samples (figures 10, 11 and 12).
+"""Evaluates text to image over guidance scales or training steps from samples (figures 10, 11 and 12).
 
-Every point of a curve is a set of images of the same captions with the same noise, scored as a set: FID on
+Every point of a curve is a set of images for the same captions and noise, scored as a set: FID on
 CLIP features against drawn or real images of these captions, CLIP score, and for drawn compositions the
 share of images in which the composition judge finds every object, colour, count and place right.
 """
@@ -36,7 +36,7 @@ from ctxedit.synthetic.compositions import Composed
 from ctxedit.training.checks.compositions import FOLDER, held_out
 
 KEYS = ("fid", "clip_score")
-#: The judge's figure; of drawn compositions alone.
+#: The judge's figure; only for drawn compositions.
 ALL_RIGHT = "all_right"
 _SNAPSHOTS = "snapshots"
 
@@ -48,7 +48,7 @@ class Model:
     Attributes:
         label: names its curve.
         path: a model as ``--model`` takes it.
-        steps: training steps, of a snapshot; None for a whole model.
+        steps: training steps of a snapshot; None for a finished model.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Captions:
     """What to generate, and what to compare it with.
 
     Attributes:
-        items: captions; each with the image that it belongs to.
+        items: captions, each with its image.
         reference: these images.
         composed: the compositions that the captions describe; empty for captions of photographs.
     """
@@ -73,7 +73,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Point:
-    """One set of images: of which model, at which guidance, and its scores by key."""
+    """One set of images: its model, guidance scale, and scores by key."""
 
     model: Model
     guidance: float
@@ -184,10 +184,10 @@ def first_model(points: Sequence[Point], point: Point) -> Point | None:
 
 
 def difference(one: Score, other: Score) -> tuple[float, Bounds]:
-    """``one`` minus ``other``, figures of images of the same captions and noise, with its 95 % interval.
+    """``one`` minus ``other``, for images of the same captions and noise, with its 95 % interval.
 
-    It is paired: image by image, or group by group of the jackknife. What makes one caption harder than
-    another then cancels, so it is far narrower than the two figures' own intervals.
+    The interval is paired, image by image or by jackknife group. Differences in difficulty between captions
+    cancel, so it is much narrower than the two figures' own intervals.
     """
     value = one.value - other.value
     if one.each and len(one.each) == len(other.each):
@@ -221,7 +221,7 @@ def write(points: Sequence[Point], out: Path, name: str, along: Callable[[Point]
         points: in the order of the curves.
         out: folder.
         name: of both files.
-        along: a point's place on the horizontal axis.
+        along: a point's position on the horizontal axis.
         label: of that axis.
     """
     table = rows(points)

@@ -34,7 +34,7 @@ def _named(method: str, suffix: str) -> str:
 
 
 def summary(rows: Sequence[ResultRow], methods: Sequence[str]) -> list[Table]:
-    """One table a method: counts, errors, costs, and ``figures`` by kind (``all`` and each) and key."""
+    """One table per method: counts, errors, costs, and ``figures`` by kind (``all`` and each) and key."""
     out = []
     for method in methods:
         own = [row for row in rows if row.method == method]
@@ -94,7 +94,7 @@ def _paired(both: Sequence[tuple[ResultRow, ResultRow]]) -> Table:
 
 
 def costs(rows: Sequence[ResultRow]) -> Table:
-    """Mean costs: tuning and inversion once a clip, editing once an edit; None without any."""
+    """Mean costs: tuning and inversion per clip, editing per edit; None without any."""
     per_clip = list({row.clip: row for row in rows}.values())
     found: Table = {}
     for stage in STAGES:
@@ -106,7 +106,7 @@ def costs(rows: Sequence[ResultRow]) -> Table:
         }
     steps = [r.costs["tune"] for r in per_clip if "tune" in r.costs]
     passes = sum(c["evaluations"] for c in steps)
-    # One pass of the network a step, also where a tuning was interrupted and redid a few.
+    # One network pass per step, even if a tuning was interrupted and repeated a few.
     found["seconds_a_step"] = sum(c["seconds"] for c in steps) / passes if passes else None
     found["trained"] = next((r.facts["trained"] for r in rows if "trained" in r.facts), None)
     return found
@@ -118,7 +118,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def to_csv(methods: Sequence[Table]) -> str:
-    """One line a method, kind and figure: mean, low, high, count."""
+    """One line per method, kind and figure: mean, low, high, count."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["method", "kind", "figure", "mean", "low", "high", "edits", "clips"])
@@ -132,7 +132,7 @@ def to_csv(methods: Sequence[Table]) -> str:
 
 
 def to_markdown(methods: Sequence[Table], changes: Sequence[Table], about: Sequence[str]) -> str:
-    """The tables for people: all edits, by kind, what the adapter changes, costs."""
+    """The tables in Markdown: all edits, by kind, the effect of the adapter, costs."""
     parts = ["# Comparison", "", *about, "", _explained(methods), ""]
     parts += ["## All edits", "", _figures(methods, ALL)]
     for kind in dict.fromkeys(k for t in methods for k in t["figures"] if k != ALL):
@@ -197,7 +197,7 @@ def cost_table(methods: Sequence[Table]) -> str:
 
 
 def costs_markdown(methods: Sequence[Table], pairs: Sequence[tuple[str, str]], about: Sequence[str]) -> str:
-    """The cost table alone, with the adapter's share for every method measured with and without it."""
+    """Only the cost table, with the adapter's share for every method measured with and without it."""
     parts = ["# Costs", "", *about, "", cost_table(methods), ""]
     by_name = {table["method"]: table["costs"] for table in methods}
     rows = [["adapter added to", "trained parameters", "s / tuning step", "s / edit"]]

@@ -17,14 +17,14 @@ R = TypeVar("R")
 J_in = TypeVar("J_in", contravariant=True)
 R_out = TypeVar("R_out", covariant=True)
 
-#: How often a job is tried again after the process that it ran in died.
+#: How often a job is retried after the process that ran it died.
 RETRIES = 2
 
 
 class Work(Protocol[J_in, R_out]):
-    """What is done for each job. It is pickled once for each worker, which keeps it from job to job.
+    """What is done for each job. It is pickled once for each worker, which keeps it across jobs.
 
-    What it loads it may keep in attributes that are not pickled.
+    Anything it loads may be kept in attributes that are not pickled.
     """
 
     def prepare(self) -> None:
@@ -35,7 +35,7 @@ class Work(Protocol[J_in, R_out]):
 
 
 class Overseer(Reporter):
-    """Is told which worker is at which job; also receives messages and the progress within jobs."""
+    """Is notified which worker runs which job; also receives messages and the progress within jobs."""
 
     def started(self, job: Any, worker: str) -> None:
         """A worker begins a job; ``worker`` is empty for this process."""
@@ -55,7 +55,7 @@ class Executor(ABC):
     """Runs jobs.
 
     Attributes:
-        workers: how many jobs run at once at most.
+        workers: maximum number of concurrent jobs.
     """
 
     workers: int = 1
@@ -68,21 +68,21 @@ class Executor(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Where the jobs run, for people."""
+        """Where the jobs run, as readable text."""
 
     @abstractmethod
     def run(self, work: Work[J, R], jobs: Sequence[J], overseer: Overseer) -> Iterator[tuple[J, R | Lost]]:
-        """Do every job; gives each result with its job, in the order they come.
+        """Run every job; yields each result with its job, as they become available.
 
         Closing the iterator stops the workers. Exceptions of the work are raised here.
         """
 
 
 class Here(Executor):
-    """This process, one job after the other; results and progress come as they are made.
+    """Runs jobs in this process, one after the other; results and progress are reported immediately.
 
     Args:
-        threads: CPU threads to compute with; None leaves them as they are.
+        threads: CPU threads to compute with; None keeps the current setting.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -110,7 +110,7 @@ class Here(Executor):
 
 
 class Collecting(Reporter):
-    """Keeps warnings, to be told where the overseer is."""
+    """Collects warnings, which are reported in the parent process."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -125,8 +125,8 @@ class Answer(Generic[R]):
 
     Attributes:
         place: the machine and process.
-        results: those that were made, also before an error.
-        warnings: to be told.
+        results: those that were produced, including before an error.
+        warnings: to be reported.
         error: what ends the whole run, or None.
     """
 
@@ -137,7 +137,7 @@ class Answer(Generic[R]):
 
 
 class Prepared(Generic[J, R]):
-    """A work in a worker, prepared before its first job."""
+    """The work inside a worker, prepared before its first job."""
 
     def __init__(self, work: Work[J, R]) -> None:
         self._work, self._ready = work, False
@@ -161,7 +161,7 @@ class Prepared(Generic[J, R]):
 
 
 def answer(work: Prepared[J, R], job: J, place: str) -> Answer[R]:
-    """Do a job in a worker; whatever is raised is part of the answer."""
+    """Run a job in a worker; any exception is part of the answer."""
     reporter, results = Collecting(), list[R]()
     try:
         results.extend(work(job, reporter))
@@ -171,11 +171,11 @@ def answer(work: Prepared[J, R], job: J, place: str) -> Answer[R]:
 
 
 class Worker(ABC, Generic[J, R]):
-    """One process somewhere that does one job at a time.
+    """A process that runs one job at a time.
 
     Attributes:
-        name: what people are shown.
-        retries: how often the loop below gives a lost job to it again.
+        name: the name in messages.
+        retries: how often the loop below retries a lost job on it.
         died: exceptions that mean that the process died.
     """
 
@@ -193,12 +193,12 @@ class Worker(ABC, Generic[J, R]):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the process, at once where it is at work."""
+        """Stop the process, immediately if it is working."""
 
 
 @dataclass
 class _Running(Generic[J, R]):
-    """A worker at a job, or opening (``job`` is None)."""
+    """A worker running a job, or starting (``job`` is None)."""
 
     worker: Worker[J, R]
     name: str
@@ -209,10 +209,10 @@ class _Running(Generic[J, R]):
 def hand_out(
     workers: Sequence[Worker[J, R]], jobs: Sequence[J], overseer: Overseer
 ) -> Iterator[tuple[J, R | Lost]]:
-    """Give every job to a worker that is free; gives results as they come. Workers are closed at the end.
+    """Assign every job to a free worker; yields results as they arrive. Workers are closed at the end.
 
-    A worker for which nothing is left is closed at once: what it held may be what another one waits for. One
-    that has not opened by then is not waited for.
+    A worker without remaining jobs is closed immediately, because another one may be waiting for its
+    resources. One that has not started by then is not waited for.
     """
     try:
         yield from _Round(workers, jobs, overseer).results()

@@ -60,10 +60,10 @@ class Cluster(Executor):
         address: of the cluster, as Ray takes it: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``; ``local``
             starts one on this machine.
         needs: of each worker.
-        workers: how many; None is as many as fit.
+        workers: how many; None uses as many as fit.
 
     Raises:
-        ConfigError: Ray is not installed, or the address is none.
+        ConfigError: Ray is not installed, or the address is invalid.
         ResourceError: no cluster answers there, or none of its machines has what a worker needs.
     """
 
@@ -82,7 +82,7 @@ class Cluster(Executor):
         self.workers = min(room, workers or room)
 
     def __enter__(self) -> Cluster:
-        # Ray prints what it has to say of machines on stdout, which is for results.
+        # Ray prints messages about machines on stdout, which is reserved for results.
         self._stack.enter_context(redirect_stdout(sys.stderr if _debugging() else io.StringIO()))
         return self
 
@@ -130,7 +130,7 @@ class Cluster(Executor):
             raise ResourceError(f"no Ray cluster at {address}: {line}", _HINT) from error
 
     def _room(self) -> int:
-        """How many workers fit on the cluster's machines as they are now."""
+        """How many workers currently fit on the cluster's machines."""
         import ray
 
         wanted = {"CPU": self.needs.threads, "GPU": self.needs.gpus, "memory": self.needs.memory}
@@ -200,7 +200,7 @@ class _Remote(Worker[J, R]):
 
     def submit(self, job: J) -> Future[Answer[R]]:
         if self._now is not None and self._now.done() and self._now.exception() is not None:
-            # Ray gave it up; another one starts as soon as some machine has room.
+            # Ray gave up on it; another one starts as soon as a machine has room.
             self.close()
         if self._actor is None:
             self._actor = self._start()
@@ -218,7 +218,7 @@ class _Remote(Worker[J, R]):
 
 
 class _Actor:
-    """What runs in the cluster. Its process keeps what the work has loaded from job to job."""
+    """The actor in the cluster. Its process keeps what the work has loaded across jobs."""
 
     def __init__(self, number: int, work: bytes, threads: int, version: str) -> None:
         self._packed, self._threads, self._version = work, threads, version

@@ -39,7 +39,7 @@ class Processes(Executor):
 
     Args:
         workers: how many.
-        threads: CPU threads of each. Sums are split by threads, so another number may change last bits.
+        threads: CPU threads of each. Sums are split by threads, so another number may change the last bits.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
@@ -59,7 +59,7 @@ class Processes(Executor):
 
 
 class _Process(Worker[J, R]):
-    """One process: a pool of one, so that its death is noticed and concerns no other."""
+    """One process: a pool of one, so that its death is detected and affects no other."""
 
     retries = RETRIES
     died = (BrokenProcessPool,)
@@ -99,7 +99,7 @@ class _Process(Worker[J, R]):
 def _context(gpu: bool, module: str) -> Any:
     """Processes that inherit no threads: forked from a clean one that has imported the work's module once.
 
-    Where there are GPUs each starts from nothing: an import may touch the driver, which does not survive a
+    On machines with GPUs each one is spawned: an import may initialize the driver, which does not survive a
     fork.
     """
     if gpu or sys.platform == "win32":
@@ -110,7 +110,7 @@ def _context(gpu: bool, module: str) -> Any:
 
 
 def _visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, by the names that the driver takes."""
+    """The CUDA devices that this process may use, by the names that the driver accepts."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [one.strip() for one in listed.split(",") if one.strip()]
@@ -120,7 +120,7 @@ def _visible_gpus() -> list[str]:
 
 
 def _begin(name: str, threads: int, gpu: str | None, work: bytes) -> None:
-    """In a new process: its threads and its GPU, before anything is computed."""
+    """In a new process: set its threads and its GPU before anything is computed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C goes to every process of a terminal; it is for the parent, which stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

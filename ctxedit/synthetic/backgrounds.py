@@ -201,10 +201,10 @@ def paint(name: str, variation: Array, size: int, *, pan: float = 0.0, zoom: flo
 
     Args:
         name: a key of :data:`PAINTERS`.
-        variation: (8,) in [0, 1], what distinguishes one beach from another.
+        variation: (8,) in [0, 1], selects one of many variants of the background.
         size: pixels, the frame is square.
         pan: how far the camera has moved to the right, in frame heights.
-        zoom: 1 at rest, larger shows less.
+        zoom: 1 at rest, larger values show less of the scene.
 
     Returns:
         RGB (size, size, 3) float32 in [0, 1].

@@ -25,7 +25,7 @@ def word(
         actors: (name, colour or None) of each object, the main one first.
         background: a key of ``BACKGROUNDS``.
         style: a key of ``STYLES``.
-        rng: chooses one of the wordings; None gives the canonical one, which must never change.
+        rng: chooses one of the wordings; None gives the canonical one, which is fixed forever.
 
     Returns:
         Lower case, no full stop, e.g. ``a tiger walking on the beach, watercolor style``.

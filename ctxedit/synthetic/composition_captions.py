@@ -52,7 +52,7 @@ def plural(noun: str) -> str:
 
 
 def caption(composed: Composed, rng: np.random.Generator | None = None) -> str:
-    """A caption of a drawn composition: canonical without ``rng``, else one of its wordings."""
+    """A caption of a drawn composition: the canonical one without ``rng``, else a random wording."""
     return word(composed.composition, composed.scene.background, composed.scene.style, rng)
 
 
@@ -65,7 +65,7 @@ def word(
         composition: what is there.
         background: a key of ``BACKGROUNDS``.
         style: a key of ``STYLES``.
-        rng: draws one of the wordings; None gives the canonical one, the same for ever.
+        rng: draws one of the wordings; None gives the canonical one, which is fixed forever.
 
     Returns:
         Lower case, no full stop, e.g. ``a red car to the left of a cat on the beach``.
@@ -87,18 +87,19 @@ def word(
 
 
 def _pick(rng: np.random.Generator | None, options: Sequence[str]) -> str:
-    """One of the options, the first without ``rng``; it takes one number of it, however many there are."""
+    """One of the options, or the first without ``rng``; always consumes exactly one random number."""
     return options[0] if rng is None else options[int(rng.random() * len(options))]
 
 
 def _phrase(group: Group, rng: np.random.Generator | None) -> str:
     """A group with its article or number, e.g. ``three red cars``.
 
-    Every group takes as many numbers of ``rng``: two captions that differ in one are worded alike elsewhere.
+    Every group consumes the same number of random numbers, so that two captions that differ in one group have
+    the same wording elsewhere.
     """
     rare, plain = (1.0, 0.0) if rng is None else rng.random(2)
     noun = _pick(rng if rare < 0.15 else None, BY_NAME[group.name].words)
-    # The plain number far more often than the rest: it is what people write.
+    # The plain number is far more likely than the other wordings: it is what people write.
     number = _pick(rng if plain >= 0.6 else None, COUNT_WORDS.get(group.count, ("",)))
     size = _pick(rng, SIZE_WORDS[group.size]) if group.size else None
     described = " ".join(w for w in (size, group.colour, noun if group.count == 1 else plural(noun)) if w)
@@ -108,7 +109,7 @@ def _phrase(group: Group, rng: np.random.Generator | None) -> str:
 
 
 def words() -> list[str]:
-    """Every word in captions of compositions, sorted, those of the easy scenes included."""
+    """Every word in captions of compositions, sorted, including those of the easy scenes."""
     nouns = [noun for thing in BY_NAME.values() for noun in thing.words]
     templates = [t for options in RELATION_WORDS.values() for t in options]
     texts = [*nouns, *map(plural, nouns), *_BESIDE, *templates, *COLOURS, "a", "an", "and"]

@@ -10,7 +10,7 @@ import numpy as np
 from ctxedit.synthetic.compositions import MAX_COUNT, RELATIONS, SIZES, Composed, Composition, Group
 from ctxedit.synthetic.vocabulary import COLOURS, THINGS
 
-#: What of a composition may be changed.
+#: The parts of a composition that can be changed.
 PARTS = ("object", "colour", "count", "size", "relation")
 
 
@@ -30,10 +30,10 @@ def parts_of(composition: Composition) -> list[str]:
 def change(
     composition: Composition, rng: np.random.Generator, part: str, at: int | None = None
 ) -> tuple[Composition, int]:
-    """The composition with one part drawn anew and different, and which group it is of: ``at``, or any.
+    """The composition with one part resampled to a different value, and its group: ``at``, or any.
 
-    An object gives way to another, with its colour where it has one; a count grows or shrinks by one; a size
-    or a relation turns into its opposite.
+    An object is replaced by another, with a colour if it can have one; a count changes by one; a size or a
+    relation becomes its opposite.
 
     Raises:
         ValueError: it has no such part, or the group has none.
@@ -71,13 +71,13 @@ def _changed(group: Group, others: Sequence[Group], rng: np.random.Generator, pa
 
 
 def redraw(composed: Composed, changed: Composition) -> Composed:
-    """The same scene with another composition of as many objects: each in the place of the one before.
+    """The same scene with another composition of the same number of objects, each in its predecessor's place.
 
-    Groups keep their places; where the relation is another, the objects of the two groups change places, and
-    where a size is, the object keeps its feet where they are and grows or shrinks.
+    Groups keep their places. If the relation differs, the objects of the two groups swap places; if a size
+    differs, the object is scaled and its feet stay where they are.
 
     Raises:
-        ValueError: another number of objects.
+        ValueError: the number of objects differs.
     """
     before, members = composed.composition, changed.members
     if len(members) != len(composed.order):
@@ -97,7 +97,7 @@ def redraw(composed: Composed, changed: Composition) -> Composed:
 
 
 def without(composed: Composed, at: int) -> Composed:
-    """The same scene with one object fewer in group ``at``, which has two at least; the others stay."""
+    """The same scene with one object fewer in group ``at``, which has at least two; the others stay."""
     groups = list(composed.composition.groups)
     groups[at] = replace(groups[at], count=groups[at].count - 1)
     member = sum(g.count for g in composed.composition.groups[: at + 1]) - 1

@@ -1,6 +1,6 @@
 """The composition judge: finds every object of a drawn frame with its colour and place; for checks only.
 
-A dense detector of the kind of CenterNet (Zhou et al. 2019, *Objects as Points*): a heat map for each class,
+A dense detector like CenterNet (Zhou et al. 2019, *Objects as Points*): a heat map for each class,
 and at every cell the colour, the offset from the cell's middle, the side, and whether something hides the
 object.
 """
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ctxedit.errors import WeightsError
 from ctxedit.synthetic.vocabulary import BACKGROUNDS, BY_NAME, COLOURS
 
-#: Side of the frames that it takes.
+#: Side of its input frames in pixels.
 SIDE = 64
 #: Cells per side of the heat maps.
 GRID = 16
 NAMES = tuple(BY_NAME)
-#: ``none`` is a colour that is not there, or cannot be seen.
+#: ``none`` stands for an object without a colour, or one whose colour is not visible.
 HUES = ("none", *COLOURS)
 PLACES = tuple(BACKGROUNDS)
 #: Name of the weight file; its metadata holds the width.
@@ -31,7 +31,7 @@ FILE = "judge.safetensors"
 MIDDLE_SIDE = 0.4
 #: Channels of the dense output, in order: heat by class, logits of the colours, x and y, side, hidden.
 _PARTS = (len(NAMES), len(HUES), 2, 1, 1)
-#: The heat of a cell without an object, before training: few cells hold one.
+#: Initial heat of every cell: few cells contain an object.
 _PRIOR = -4.6
 
 
@@ -88,12 +88,12 @@ def split(dense: Tensor) -> tuple[Tensor, ...]:
 
 
 def side_of(log: Tensor) -> Tensor:
-    """The side of an object's square in frame sizes, of the network's output."""
+    """The side of an object's square in frame sizes, from the network's output."""
     return MIDDLE_SIDE * log.exp()
 
 
 def load(folder: Path) -> CompositionJudge:
-    """The trained judge, in eval mode; raises WeightsError for one that knows another world."""
+    """The trained judge, in eval mode; raises WeightsError if it was trained on another vocabulary."""
     try:
         with safe_open(folder / FILE, "pt") as file:
             judge = CompositionJudge(json.loads(file.metadata()["width"]))

@@ -18,7 +18,7 @@ from ctxedit.synthetic.compositions import KINDS, Composed
 from ctxedit.synthetic.scenes import Scene
 from ctxedit.synthetic.vocabulary import GROUNDLESS
 
-#: The targets of a clip, by its kind: the part that changes, and of which group; None is any that has it.
+#: The targets of a clip, by its kind: the part that changes, and in which group; None is any that has it.
 _TARGETS: dict[str, tuple[tuple[str, int | None], ...]] = {
     "count": (("object", None), ("colour", None), ("count", None)),
     "relation": (("object", 0), ("colour", None), ("relation", None), ("object", 1)),
@@ -26,9 +26,9 @@ _TARGETS: dict[str, tuple[tuple[str, int | None], ...]] = {
     "mixed": (("object", 0), ("colour", None), ("count", None)),
     "size": (("object", None), ("colour", None), ("size", None)),
 }
-#: One target more of a clip, by the clip's number: so the default list has 46.
+#: An additional target for some clips, by the clip's number, which brings the default list to 46.
 _EXTRA: dict[int, tuple[tuple[str, int | None], ...]] = {3: (("object", 1),)}
-#: Clips of two things that differ in their colour alone: "the red one becomes blue and the yellow one stays".
+#: Clips of two objects that differ only in colour: "the red one becomes blue and the yellow one stays".
 _TWINS = (2, 6)
 _DRAWS = 20_000
 
@@ -41,8 +41,8 @@ class CompositionPair:
         clip: a name, the same for all pairs of one clip; a file name without suffix.
         kind: the part that changes, of :data:`~ctxedit.synthetic.composition_changes.PARTS`.
         before, after: what is drawn; ``source`` and ``target`` are their scenes.
-        changed: the group that the change is of; None where it is of how they stand.
-        number: of this kind's targets of the clip, from 1; a clip may have several.
+        changed: the group that changes; None if the relation does.
+        number: the target's number among those of this kind for the clip, from 1.
     """
 
     clip: str
@@ -87,16 +87,17 @@ class CompositionPair:
 
 
 def draw_pairs(clips: int, seed: int = 0) -> list[CompositionPair]:
-    """Draw pairs: so many clips, their kinds in turn, each with three or four targets.
+    """Draw pairs: ``clips`` clips, cycling through the kinds, each with three or four targets.
 
-    Every clip has what its targets change, a colour above all; no two show the same combination.
+    Every clip has the parts that its targets change, in particular a colour; no two clips show the same
+    combination.
 
     Args:
         clips: how many.
         seed: the pairs are a function of it and of ``clips``.
 
     Raises:
-        ValueError: more than the held-out combinations give.
+        ValueError: more than the held-out combinations allow.
     """
     rng = np.random.default_rng((seed, 46))
     pairs: list[CompositionPair] = []
@@ -119,9 +120,10 @@ def draw_pairs(clips: int, seed: int = 0) -> list[CompositionPair]:
 
 
 def _fits(source: Composed, kind: str, twins: bool) -> bool:
-    """Whether a clip is held out and has what its targets change; a count's other scene is drawn along."""
+    """Whether a clip is held out and has the parts that its targets change; for a count, the other scene is
+    drawn as well."""
     composition, has = source.composition, set(composition_changes.parts_of(source.composition))
-    # On the ground nothing may come to stand above a thing that floats.
+    # No object on the ground may end up above a floating one.
     grounded = composition.relation in ("above", "below") and source.scene.background not in GROUNDLESS
     same = len({g.name for g in composition.groups}) < len(composition.groups)
     able = {part for part, _ in _TARGETS[kind]} - {"count"} <= has
@@ -129,7 +131,7 @@ def _fits(source: Composed, kind: str, twins: bool) -> bool:
 
 
 def _source(rng: np.random.Generator, kind: str, more: bool) -> tuple[Composed, Composed | None, int]:
-    """A clip's scene; where a count changes also that of one more or one fewer, and of which group."""
+    """A clip's scene; if a count changes, also the scene with one object more or fewer, and the group."""
     if "count" not in {part for part, _ in _TARGETS[kind]}:
         return compositions.draw(rng, test=True, kind=kind), None, 0
     full = compositions.draw(rng, test=bool(rng.integers(2)), kind=kind)

@@ -25,24 +25,25 @@ from ctxedit.synthetic.compositions import HUGE, TINY, Composition, Group
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME
 
-#: A peak of at least this heat is an object.
+#: A peak of at least this heat counts as an object.
 _HEAT = 0.35
-#: Middles nearer than this, in frame sizes, or this share of the surer one's side, are one object seen twice.
+#: Detections whose centres are closer than this, in frame sizes, or than this share of the more confident
+#: one's side, are duplicates.
 _SAME, _SAME_SHARE = 1.6 / GRID, 0.36
-#: How far apart, in frame sizes, middles (left, right), or feet (behind) must be to stand in a relation.
+#: Minimum distance, in frame sizes, of centres (left, right) or feet (behind) for a relation to hold.
 _APART, _DEEPER = 0.12, 0.04
 
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """One object that the judge sees.
+    """One object detected by the judge.
 
     Attributes:
         name: a key of ``BY_NAME``.
-        colour: a key of ``COLOURS``; None for a thing that has no colour, or whose colour cannot be seen.
+        colour: a key of ``COLOURS``; None if the object has no colour or it cannot be seen.
         x, y, side: middle and side of its square, in frame sizes.
         hidden: whether another object covers a part of it.
-        heat: how sure the judge is, in (0, 1).
+        heat: the judge's confidence, in (0, 1).
     """
 
     name: str
@@ -62,7 +63,7 @@ class DetectedObject:
 
 @dataclass(frozen=True)
 class Look:
-    """What the judge sees in a frame: objects, the surest first, and the background."""
+    """The judge's output for a frame: objects, in order of confidence, and the background."""
 
     objects: tuple[DetectedObject, ...]
     background: str
@@ -70,7 +71,7 @@ class Look:
 
 @torch.no_grad()
 def look(judge: CompositionJudge, frames: NDArray[np.uint8]) -> list[Look]:
-    """What the judge sees in RGB uint8 frames (F, 64, 64, 3)."""
+    """The judge's output for RGB uint8 frames (F, 64, 64, 3)."""
     dense, background = judge(torch.stack([to_tensor(frame) for frame in frames]))
     heat, colour, offset, side, hidden = split(dense)
     heat = heat.sigmoid()
@@ -99,7 +100,7 @@ def look(judge: CompositionJudge, frames: NDArray[np.uint8]) -> list[Look]:
 
 
 def _distinct(found: list[DetectedObject]) -> tuple[DetectedObject, ...]:
-    """The surest first; what lies on a surer one is left out."""
+    """Non-maximum suppression: in order of confidence, without duplicates of more confident detections."""
     kept: list[DetectedObject] = []
     for one in sorted(found, key=lambda f: -f.heat):
         if all(math.hypot(one.x - k.x, one.y - k.y) >= max(_SAME, _SAME_SHARE * k.side) for k in kept):
@@ -109,12 +110,12 @@ def _distinct(found: list[DetectedObject]) -> tuple[DetectedObject, ...]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right of a composition in a frame.
+    """Which parts of a composition are right in a frame.
 
     Attributes:
-        groups: for each group whether it is there in its number, with its colour and size.
-        extra: whether there are objects that nothing asks for.
-        relation: whether it holds; True where none is said.
+        groups: for each group, whether it is present with the right number, colour and size.
+        extra: whether there are objects that the composition does not contain.
+        relation: whether it holds; True if the composition has none.
     """
 
     groups: tuple[bool, ...]
@@ -123,7 +124,7 @@ class Verdict:
 
     @property
     def objects(self) -> bool:
-        """Every object with its colour, number and size, and no other."""
+        """Whether every object has its colour, number and size, and there are no others."""
         return all(self.groups) and not self.extra
 
     @property
@@ -132,7 +133,7 @@ class Verdict:
 
 
 def judge(composition: Composition, objects: Sequence[DetectedObject]) -> Verdict:
-    """Compare the detected objects with what the composition wants."""
+    """Compare the detected objects with the composition."""
     counted = Counter((f.name, f.colour) for f in objects)
     wanted = Counter((g.name, g.colour) for g in composition.members)
     groups = tuple(
@@ -164,9 +165,9 @@ def _related(composition: Composition, objects: Sequence[DetectedObject]) -> boo
 def holds(relation: str, a: DetectedObject, b: DetectedObject) -> bool:
     """Whether ``a`` stands in a relation of ``RELATIONS`` to ``b``.
 
-    Left and right: more beside each other than above. Above and below: the other way round, not overlapping
-    by more than a quarter. Behind: their squares overlap, its feet are higher, and it does not hide a part of
-    the other; outlines need not touch where squares do.
+    Left and right: the horizontal distance exceeds the vertical one. Above and below: the reverse, with an
+    overlap of at most a quarter. Behind: their squares overlap, its feet are higher, and it does not hide a
+    part of the other; outlines need not touch where squares do.
     """
     if relation in ("right of", "below", "in front of"):
         return holds({"right of": "left of", "below": "above", "in front of": "behind"}[relation], b, a)

@@ -1,6 +1,6 @@
 """The harder split of the drawn world: counts, relations, sizes, and several objects each with its colour.
 
-A :class:`Composition` is what a caption says: groups of objects and how they stand to each other. It is drawn
+A :class:`Composition` is the content of a caption: groups of objects and their spatial relation. It is drawn
 as a :class:`~ctxedit.synthetic.scenes.Scene` of up to four actors, so frames, clips, styles and motions
 are those of the easy split. Motions are slower than there, so that no object leaves the frame and no relation
 changes.
@@ -23,13 +23,13 @@ from ctxedit.synthetic import scenes
 from ctxedit.synthetic.scenes import MOTIONS, Actor, Scene
 from ctxedit.synthetic.vocabulary import BACKGROUNDS, BY_NAME, COLOURS, GROUNDLESS, THINGS
 
-#: Where the first group stands, seen from the second. Append-only, as the vocabulary.
+#: Position of the first group relative to the second. Append-only, like the vocabulary.
 RELATIONS = ("left of", "right of", "above", "below", "behind", "in front of")
 SIZES = ("tiny", "huge")
-#: What a composition tests; the draw takes each equally often.
+#: What a composition tests; sampled with equal probability.
 KINDS = ("count", "relation", "colours", "mixed", "size")
 MAX_COUNT = 4
-#: Those of the easy split that leave colours and small objects to be seen.
+#: The styles of the easy split in which colours and small objects remain visible.
 STYLES = ("plain", "watercolor")
 #: Scale (the side of an object's square, in frame sizes) below which an object is tiny, above which huge.
 TINY, HUGE = 0.34, 0.56
@@ -41,13 +41,13 @@ _JITTER = 0.03
 
 @dataclass(frozen=True)
 class Group:
-    """Objects that a caption names together.
+    """A group of identical objects in a caption.
 
     Attributes:
         name: a key of ``BY_NAME``.
-        colour: a key of ``COLOURS``; None for a thing that cannot be coloured.
+        colour: a key of ``COLOURS``; None if the object cannot be coloured.
         count: 1 to 4.
-        size: of ``SIZES``; None where it is not said.
+        size: of ``SIZES``; None if the caption does not mention it.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Composition:
 
     Attributes:
         groups: one to three.
-        relation: of ``RELATIONS``, of the first of two groups to the second; None where none is said.
+        relation: of ``RELATIONS``, of the first of two groups to the second; None if the caption has none.
         kind: of ``KINDS``; what was drawn, not part of the identity of a combination.
     """
 
@@ -78,7 +78,7 @@ class Composition:
 
     @property
     def members(self) -> list[Group]:
-        """One entry an object, each group ``count`` times."""
+        """One entry per object, each group repeated ``count`` times."""
         return [group for group in self.groups for _ in range(group.count)]
 
     def to_table(self) -> dict[str, Any]:
@@ -132,12 +132,13 @@ class Composed:
 
 
 def held_out(composition: Composition) -> bool:
-    """Whether the combination is kept for testing: about 8 % of all, fixed for ever."""
+    """Whether the combination is kept for testing: about 8 % of all, fixed forever."""
     return zlib.crc32(composition.key.encode()) % 1000 < 1000 * _HELD_OUT_SHARE
 
 
 def draw(rng: np.random.Generator, *, test: bool = False, kind: str | None = None) -> Composed:
-    """Draw a composition and its scene: of the training combinations, or with ``test`` of the held-out ones.
+    """Draw a composition and its scene from the training combinations, or with ``test`` from the held-out
+    ones.
 
     Args:
         rng: numpy generator; the result is a function of its state alone.
@@ -153,9 +154,10 @@ def draw(rng: np.random.Generator, *, test: bool = False, kind: str | None = Non
 
 
 def compose(composition: Composition, background: str, rng: np.random.Generator) -> Composed:
-    """Place a composition's objects on a background, with a style, a motion and a variation drawn anew."""
+    """Place a composition's objects on a background, with a newly sampled style, motion and variation."""
     places = _places(composition, rng)
-    order = sorted(range(len(places)), key=lambda i: places[i][1])  # nearer to the viewer is lower, and later
+    # nearer objects are lower in the frame and drawn later
+    order = sorted(range(len(places)), key=lambda i: places[i][1])
     actors = []
     for i in order:
         group, (x, y, scale) = composition.members[i], places[i]
@@ -178,7 +180,7 @@ def compose(composition: Composition, background: str, rng: np.random.Generator)
 
 
 def _thing(rng: np.random.Generator, *others: Group) -> Group:
-    """One object, of another name than the others, or of the same name in another colour."""
+    """One object whose name differs from the others', or whose colour does if the name is the same."""
     if others and others[0].colour is not None and rng.random() < 0.25:
         taken = {o.colour for o in others if o.name == others[0].name}
         return Group(others[0].name, _pick(rng, [c for c in COLOURS if c not in taken]))
@@ -196,7 +198,7 @@ def _count(rng: np.random.Generator, background: str) -> Composition:
 
 
 def _relation(rng: np.random.Generator, background: str) -> Composition:
-    """Above and below only where something can be up there."""
+    """Above and below only if one of the objects can be off the ground."""
     first = _thing(rng)
     second = _thing(rng, first)
     while True:
@@ -207,7 +209,7 @@ def _relation(rng: np.random.Generator, background: str) -> Composition:
 
 
 def _colours(rng: np.random.Generator, background: str) -> Composition:
-    """Two or three objects, one of which at least shows a colour."""
+    """Two or three objects, at least one of which shows a colour."""
     first = Group(_pick(rng, [t.name for t in THINGS if t.colourable]), _pick(rng, list(COLOURS)))
     groups = [first, _thing(rng, first)]
     if rng.random() < 0.5:
@@ -216,7 +218,7 @@ def _colours(rng: np.random.Generator, background: str) -> Composition:
 
 
 def _mixed(rng: np.random.Generator, background: str) -> Composition:
-    """Several of one thing and one of another, three or four in all."""
+    """Several objects of one kind and one of another, three or four in total."""
     first = _thing(rng)
     groups = (replace(first, count=int(rng.integers(2, MAX_COUNT))), _thing(rng, first))
     return Composition(groups if rng.random() < 0.5 else groups[::-1], None, "mixed")
@@ -241,7 +243,7 @@ _DRAWERS: dict[str, Callable[[np.random.Generator, str], Composition]] = {
 
 # -- where it stands -----------------------------------------------------------------------------------------
 
-#: Middle x and feet y of up to four objects that do not overlap, in two rows.
+#: Centre x and feet y of up to four objects that do not overlap, in two rows.
 _ROWS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     1: (((0.5, 0.88),),),
     2: (((0.27, 0.86), (0.73, 0.86)),),
@@ -254,7 +256,7 @@ Place = tuple[float, float, float]
 
 
 def _places(composition: Composition, rng: np.random.Generator) -> list[Place]:
-    """Middle x, feet y and scale of each member, in the caption's order."""
+    """Centre x, feet y and scale of each member, in the caption's order."""
     relation = composition.relation
     if relation in ("right of", "below", "in front of"):
         second, first = _related(RELATIONS[RELATIONS.index(relation) - 1], rng)
@@ -316,11 +318,11 @@ class Sight:
 
     Attributes:
         actor: what it is.
-        x, y, scale: middle and side of its square, in frame sizes.
-        box: left, top, right, bottom of the object whole, covered parts included, in pixels; right and bottom
-            exclusive.
-        mask: (size, size) in [0, 1], what is seen of it.
-        covered: share of it that other objects hide, in [0, 1].
+        x, y, scale: centre and side of its square, in frame sizes.
+        box: left, top, right, bottom of the whole object, including covered parts, in pixels; right and
+            bottom exclusive.
+        mask: (size, size) in [0, 1], its visible part.
+        covered: share of it that other objects occlude, in [0, 1].
     """
 
     actor: Actor

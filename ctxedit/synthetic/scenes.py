@@ -30,7 +30,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a clip shows. ``replace(scene, background="snow")`` renders to its ideal edit."""
+    """The complete content of a clip. ``replace(scene, background="snow")`` renders to its ideal edit."""
 
     actors: tuple[Actor, ...]
     background: str
@@ -134,7 +134,7 @@ def render_frame(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uin
 def render_layers(
     scene: Scene, t: float, size: int = 64
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-    """Draw one frame, as :func:`render_frame`, and keep the actors apart.
+    """Draw one frame like :func:`render_frame`, but keep the actors separate.
 
     Returns:
         RGB uint8 (size, size, 3), and for each actor its opacity (size, size) in [0, 1], in drawing order: a
@@ -180,7 +180,7 @@ def render(scene: Scene, frames: int = 16, size: int = 64) -> tuple[NDArray[np.u
 
 
 def change(scene: Scene, rng: np.random.Generator, part: str) -> Scene:
-    """The scene with another ``object``, ``background``, ``style`` or ``colour``, as ``part`` says.
+    """The scene with another ``object``, ``background``, ``style`` or ``colour``, selected by ``part``.
 
     Raises ValueError for ``colour`` if the first object has none.
     """

@@ -34,8 +34,8 @@ class Components:
 
     Attributes:
         models: folder of models in diffusers' layout, into which the weights are exported.
-        initial: the weights that a task which continues another's starts from; they stand in for the
-            component of that name in ``models``.
+        initial: the weights that a task which continues another's starts from; they replace the component of
+            that name in ``models``.
         initial_name: that component.
     """
 
@@ -77,7 +77,8 @@ def _extract_text_tower(clip: Path, name: str, folder: Path) -> None:
 
 
 def link_components(models: Path, folder: Path) -> Path:
-    """Fill ``folder`` with links to the components in ``models``, so that writing there leaves them alone."""
+    """Fill ``folder`` with links to the components in ``models``, so that writing there does not modify
+    them."""
     for place in models.iterdir() if models.is_dir() else ():
         if place.is_dir() and not place.name.startswith("."):
             (folder / place.name).symlink_to(place.resolve())

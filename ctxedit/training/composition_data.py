@@ -1,4 +1,4 @@
-"""What the composition judge learns from: drawn frames with the exact place of every object."""
+"""Training data of the composition judge: drawn frames with the exact position of every object."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ctxedit.synthetic.scenes import Actor, Scene
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME, COLOURS, GREY_STYLES, THINGS
 
-#: Maximum objects of a frame; scattered scenes have up to this many.
+#: Maximum number of objects in a frame of scattered objects.
 MOST = 6
-#: An object that others hide more of than this counts as covered.
+#: An object of which others occlude more than this share counts as covered.
 COVERED = 0.04
 _EASY, _SCATTERED = 0.15, 0.25
-#: Share of overlapping pairs drawn in the wrong order: only then does hiding tell more than height does.
+#: Share of overlapping pairs drawn in the wrong order, so that occlusion is informative beyond height.
 _REVERSED = 0.15
 
 
 class Frames(Dataset[dict[str, Any]]):
     """Compositions of the training combinations; some easy scenes, and some of objects scattered anywhere.
 
-    What a denoiser draws keeps to no layout: the scattered ones teach more objects than a caption ever names,
-    none at all, and overlaps of every kind. Frames are softened and noised as decoded pictures are.
+    A denoiser's output follows no fixed layout: scattered scenes cover more objects than any caption names,
+    none at all, and overlaps of every kind. Frames are blurred and noised to resemble decoded images.
     """
 
     def __init__(self, seed: int) -> None:
@@ -61,7 +61,7 @@ def _scene(rng: np.random.Generator) -> Scene:
 
 
 def _scatter(rng: np.random.Generator) -> Scene:
-    """Up to ``MOST`` objects anywhere within the frame, no two middles closer than three cells."""
+    """Up to ``MOST`` objects anywhere within the frame, no two centres closer than three cells."""
     actors: list[Actor] = []
     for _ in range(int(rng.integers(0, MOST + 1))):
         thing = THINGS[rng.integers(len(THINGS))]

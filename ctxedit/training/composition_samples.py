@@ -27,7 +27,7 @@ def draw(
 
 
 def item(composed: Composed, rng: np.random.Generator, size: int, wrong: bool = False) -> dict[str, Any]:
-    """``image``, ``mask`` and ``caption``; with ``wrong`` also a caption that is wrong in one thing."""
+    """``image``, ``mask`` and ``caption``; with ``wrong`` also a caption with one wrong detail."""
     frame, mask = scenes.render_frame(composed.scene, float(rng.random()), size)
     sample: dict[str, Any] = {"image": to_tensor(frame), "mask": torch.from_numpy(mask)}
     changed = _wrong(composed.composition, rng) if wrong else None
@@ -42,7 +42,8 @@ def item(composed: Composed, rng: np.random.Generator, size: int, wrong: bool = 
 
 
 def _wrong(composition: Composition, rng: np.random.Generator) -> Composition:
-    """A composition that differs in one thing: of two groups in two colours, often the colours exchanged."""
+    """A composition that differs in one detail; for two groups in two colours, often with the colours
+    swapped."""
     first, last = composition.groups[0], composition.groups[-1]
     differ = first.colour and last.colour and first.colour != last.colour and first.name != last.name
     if differ and rng.random() < 0.5:

@@ -86,7 +86,7 @@ class Data:
 
     @property
     def captions(self) -> list[str] | None:
-        """All captions; None for drawn scenes, of which there is no end."""
+        """All captions; None for drawn scenes, which are endless."""
         return None if self.listing is None else [entry.caption for entry in self.listing.entries]
 
     def dataset(self, seed: int) -> Dataset[Any]:
@@ -115,7 +115,7 @@ def open_listing(config: DataConfig, captions: bool) -> Listing:
 def check_usable(listing: Listing, config: DataConfig, read: Callable[[int], object]) -> None:
     """Raise InputError if no listed image can be used, or for bad input where ``on_error`` is ``stop``.
 
-    ``read`` gives the image of a number, or the reason why it cannot be used as a text.
+    ``read`` returns the image with a given number, or as text the reason why it cannot be used.
     """
     if config.on_error == "stop":
         raise_if_bad(listing.bad)
@@ -221,7 +221,7 @@ class Scenes(Dataset[dict[str, Any]]):
         return 1 << 40
 
     def scene(self, index: int) -> tuple[scenes.Scene, np.random.Generator]:
-        """The scene of a sample, and the generator for everything else that is random in it."""
+        """The scene of a sample, and the generator for everything else that is random in the sample."""
         rng = np.random.default_rng((self.seed, index, int(self.test)))
         return scenes.draw_scene(rng, test=self.test), rng
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def save_fp16(model: Any, folder: Path, **changes: Any) -> None:
-    """Save an fp16 copy of ``model`` with ``changes`` to its config; the model itself is left alone.
+    """Save an fp16 copy of ``model`` with ``changes`` to its config; the model itself is not modified.
 
     ``_name_or_path`` is dropped from the config: it names a folder on the machine that trained the model.
     """

@@ -35,7 +35,7 @@ class TrainOptions:
     """How a training is run.
 
     Attributes:
-        warm: without a state to resume, start from the weights there are, or from the built-in ones.
+        warm: without a state to resume, start from existing weights, or else from the built-in ones.
         restart: discard the state.
         export_again: export a finished training again, because another task replaced its weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -105,8 +105,8 @@ class Training:
     def initial_weights(self, restart: bool = False) -> Path:
         """What a task that continues another's starts from, or has started from.
 
-        With ``restart`` the state does not count. The copy is then still right if the weights that are there
-        are the copied ones or were trained from them; else they are new, and the training starts from them.
+        With ``restart`` the state is ignored. The copy is then still valid if the existing weights are the
+        copied ones or were trained from them; otherwise they are new, and the training starts from them.
         """
         present, copy = find_component(self.models, self.recipe.folder), self._initial_copy
         if not copy.is_dir():
@@ -133,7 +133,7 @@ class Training:
     def is_stale(self) -> bool:
         """Whether the weights to replace are neither those that the training started from nor its own.
 
-        Weights that are not those of their record do not count: a training that is killed during an export
+        Weights that do not match their record are ignored: a training that is killed during an export
         leaves such weights.
         """
         if self.continues is None or not self.started or record.owner_of(self.weights) is None:
@@ -198,7 +198,8 @@ class Training:
         return known.get("part") != part or known.get("steps", 0) < steps
 
     def owner(self) -> str | None:
-        """The task that made the weights in the folder: by their record, else by states; None if unknown."""
+        """The task that made the weights in the folder: according to their record, else to the states; None
+        if unknown."""
         if (recorded := record.owner_of(self.weights)) is not None:
             return recorded
         present = hashes(self.weights)
@@ -226,7 +227,7 @@ class Training:
             raise ConfigError(f"recipe {recipe.name or recipe.part}: {error.message}", error.hint) from error
 
     def plan(self, restart: bool = False) -> dict[str, Any]:
-        """What the training would do, as a table. The task is built; nothing is written."""
+        """The plan of the training, as a table. The task is built; nothing is written."""
         recipe = self.recipe
         with tempfile.TemporaryDirectory() as folder:
             task = self.build_task(models=link_components(self.models, Path(folder)))
@@ -262,7 +263,7 @@ class Training:
         Waits for another process that trains with the same state, with a message to ``say``.
 
         Returns:
-            What has been done in total.
+            The totals, including earlier runs.
 
         Raises:
             ConfigError: the state cannot be resumed; and as :func:`ctxedit.training.loop.train`.
@@ -285,7 +286,7 @@ class Training:
                     sweep(folder)
                 yield
         except ConfigError:
-            if new and not self.state.exists():  # refused before it began: nothing is left of it
+            if new and not self.state.exists():  # refused before it began: nothing is left behind
                 lock.unlink(missing_ok=True)
                 with suppress(OSError):
                     for folder in new:

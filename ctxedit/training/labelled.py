@@ -1,6 +1,6 @@
 """Images with labels: ImageNet's folder of class folders, webdataset shards with classes, COCO's instances.
 
-Images are read one at a time when they are needed. Of COCO's file the list of boxes stays in memory.
+Images are read one at a time when they are needed. For COCO, the list of boxes stays in memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded
 from ctxedit.training.sources import SUFFIXES, Entry, Listing, list_shards
 
-#: Names of classes beside the data: one a line in order, or ``folder words`` as in ImageNet's synset files.
+#: Names of classes next to the data: one per line, or ``folder words`` as in ImageNet's synset files.
 NAMES_FILES = ("classes.txt", "LOC_synset_mapping.txt")
-#: A box of which the crop leaves a smaller part of the image's side than this is left out.
+#: A box whose cropped side is smaller than this share of the image's side is dropped.
 _LEAST = 0.02
 _COCO_HINT = "data.path is an instances_*.json of COCO's annotations, the images in COCO's folders beside it"
 
@@ -35,7 +35,8 @@ class LabelledData(Data):
     """Samples with labels: ``image``, ``caption``, ``labels`` (M,), ``boxes`` (M, 4); drawn ones a ``mask``.
 
     Args:
-        config: the recipe's table; ``coco`` has boxes, ``classes`` and ``webdataset`` have a class an image.
+        config: the recipe's table; ``coco`` has boxes, ``classes`` and ``webdataset`` have one class per
+            image.
         boxes: M, the most boxes an image may have; 0 for classes, which are one box over the whole image.
 
     Raises:
@@ -95,7 +96,7 @@ class LabelledImages(Images):
         return padded(cropped(entry), self.boxes)
 
     def read(self, number: int) -> Tensor | str:
-        """As of Images; an image of other sides than its boxes were annotated at is bad."""
+        """As for Images; an image whose size differs from that of its annotation is bad."""
         entry = self.listing.entries[number]
         if entry.sides is not None:
             try:
@@ -160,7 +161,7 @@ def list_classes(folder: Path) -> tuple[Listing, list[str]]:
     """Images and class names of a folder with a folder for each class, in alphabetical order.
 
     A class is called by its folder's name, or as ``classes.txt`` or ``LOC_synset_mapping.txt`` beside the
-    folders says in lines ``folder words``, of which the first word before a comma counts.
+    folders says in lines ``folder words``, of which the text before the first comma is used.
 
     Raises:
         InputError: no such folder, or no class folders in it.
@@ -191,7 +192,7 @@ def list_classes(folder: Path) -> tuple[Listing, list[str]]:
 
 
 def shard_classes(path: Path) -> list[str]:
-    """Names of the classes of shards, from ``classes.txt`` next to them: one a line, in order."""
+    """Names of the classes of shards, from ``classes.txt`` next to them: one per line, in order."""
     folder = path if path.is_dir() else path.parent
     names = _names(folder)
     if not names:

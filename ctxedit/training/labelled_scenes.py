@@ -17,7 +17,7 @@ from ctxedit.training import composition_samples
 _NUMBERS = {thing.name: number for number, thing in enumerate(THINGS)}
 #: Share of easy scenes with two objects, for layouts.
 _PAIRS = 0.4
-#: What is left of an object at the frame's edge counts from this side on, in frame sizes.
+#: Minimum side, in frame sizes, of the visible part of an object at the frame's edge.
 _LEAST = 0.08
 
 Box = tuple[float, float, float, float]
@@ -26,12 +26,12 @@ Box = tuple[float, float, float, float]
 class LabelledScenes(Dataset[dict[str, Any]]):
     """Frames of drawn scenes: ``image``, ``mask``, ``caption``, ``labels`` (M,), ``boxes`` (M, 4).
 
-    The caption names background and style alone: objects are what the labels say.
+    The caption names only background and style; the objects are given by the labels.
 
     Args:
         seed: of the data set.
         size: side in pixels.
-        boxes: M, of layouts; 0 for classes: scenes of one object, its label over the whole image.
+        boxes: M, of layouts; 0 for classes: scenes of one object, its label for the whole image.
         compositions: share of compositions; layouts only.
         test: draw held-out combinations.
     """
@@ -81,7 +81,7 @@ def _where(scene: scenes.Scene, rng: np.random.Generator) -> str:
 
 
 def padded(found: Sequence[tuple[int, Sequence[float]]], most: int) -> dict[str, Any]:
-    """``labels`` (most,) and ``boxes`` (most, 4) of so many labelled boxes; −1 fills up."""
+    """``labels`` (most,) and ``boxes`` (most, 4) padded with −1 after the labelled boxes."""
     labels, boxes = torch.full((most,), -1, dtype=torch.long), torch.zeros(most, 4)
     for at, (label, box) in enumerate(found[:most]):
         labels[at] = label

@@ -32,7 +32,7 @@ from ctxedit.training.signals import catch_signals, ignore_interrupts
 
 
 class Trainable(Protocol):
-    """What the loop needs of a task; see :class:`ctxedit.training.tasks.base.Task`."""
+    """The interface that the loop needs from a task; see :class:`ctxedit.training.tasks.base.Task`."""
 
     model: nn.Module
 
@@ -45,7 +45,7 @@ class Trainable(Protocol):
 
 @dataclass
 class Done:
-    """What a training has done in total, resumed runs included. ``bad``: samples left out, name to reason."""
+    """Totals of a training, including resumed runs. ``bad``: samples left out, name to reason."""
 
     step: int = 0
     seconds: float = 0.0
@@ -325,7 +325,7 @@ class _Loop:
 def read_state(file: Path, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
     """A saved state, on the CPU; None if there is none, or if it is damaged, with a warning.
 
-    States of ctxedit 0.1 have no checksum and are taken as they are: hours of work are in them.
+    States of ctxedit 0.1 have no checksum and are accepted as they are, because they represent hours of work.
     """
     try:
         return load_state(file, unchecked=True)
@@ -347,10 +347,10 @@ def export(task: Trainable, model: nn.Module, folder: Path) -> None:
         (apart / folder.name).mkdir()
         task.export(model, apart / folder.name)
         (apart / "probe").touch()
-        allowed = (apart / "probe").stat().st_mode & 0o777  # what the umask leaves
+        allowed = (apart / "probe").stat().st_mode & 0o777  # permissions allowed by the umask
         (apart / "probe").unlink()
         for file in sorted(f for f in apart.rglob("*") if f.is_file()):
-            # safetensors writes for the owner alone.
+            # safetensors creates files that only the owner can read.
             file.chmod(allowed)
             synchronize(file)
             target = folder.parent / file.relative_to(apart)

@@ -1,6 +1,6 @@
 """Images with classes, as exact pixels: CIFAR-10's binary archive, webdataset shards, or folders of images.
 
-Likelihoods are of the pixels that are in the files, so nothing is cropped or resized: an image of another
+Likelihoods are defined on the files' exact pixels, so nothing is cropped or resized: an image of another
 size is bad input.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 from ctxedit.errors import InputError
 from ctxedit.training.sources import SUFFIXES, Entry, list_shards, read_bytes
 
-#: Of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
+#: A record of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
 _SIDE, _RECORD, _BATCH = 32, 1 + 3 * 32 * 32, 10_000
 _PARTS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 _META = "batches.meta.txt"
@@ -38,7 +38,7 @@ class PixelSet:
         names: of the classes.
         labels: (N,) int64.
         load: an image's number to RGB uint8 (size, size, 3), or the reason why it cannot be used.
-        name: an image's number to what messages call it.
+        name: an image's number to its name in messages.
         lossless: whether the files hold the pixels exactly; JPEG does not.
         bad: left out: name to reason.
     """
@@ -67,7 +67,7 @@ def open_pixels(path: Path, size: int, split: Split = "train") -> PixelSet:
     Args:
         path: ``cifar-10-binary.tar.gz`` or the folder it unpacks to; a webdataset shard or a folder of them,
             with ``.cls`` and ``classes.txt``; a folder with a folder for each class; or a folder of images,
-            which are then of one class.
+            which then form one class.
         size: side in pixels that all have.
         split: which part, where the path has both.
 
@@ -144,7 +144,7 @@ def _of_batches(files: dict[str, bytes], size: int, path: Path) -> PixelSet:
 
 
 def _shards(path: Path, split: Split) -> Iterator[Path]:
-    """A shard, or those of a folder; of shards named by split, that split's."""
+    """A shard, or those of a folder; if shards are named by split, only those of the split."""
     if path.is_file():
         yield path
         return

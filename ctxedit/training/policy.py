@@ -15,13 +15,13 @@ from ctxedit.training.job import Training
 from ctxedit.training.recipe import Recipe
 from ctxedit.training.tasks.base import Task
 
-#: Stands for every built-in recipe, each after those that it builds on.
+#: Stands for all built-in recipes, each after those that it depends on.
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants trained.
+    """What the user wants to train.
 
     Attributes:
         name: a recipe's name or path, or ``all``.

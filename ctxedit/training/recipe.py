@@ -42,7 +42,7 @@ class Recipe:
         about: what is trained, in one line.
         licence: of the resulting weights; may be empty.
         text: the recipe as TOML, changes included.
-        warm: start from the weights there are, or from the built-in ones, as with ``--warm``.
+        warm: start from existing weights, or else from the built-in ones, as with ``--warm``.
     """
 
     part: str

@@ -32,7 +32,7 @@ STARTED, PREVIOUS = "begun.toml", "before.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """A training in numbers: steps and seconds in total (None if unknown), bad samples, and where it ran."""
+    """Totals of a training: steps and seconds in total (None if unknown), bad samples, and where it ran."""
 
     steps: int
     seconds: float | None

@@ -42,7 +42,7 @@ def weights_of(part: str, weights: Path) -> dict[str, str]:
 
 
 def is_current(row: Mapping[str, Any], weights: Path) -> bool:
-    """Whether a saved row was measured on the weights that are there now."""
+    """Whether a saved row was measured on the present weights."""
     files = row.get("files")
     if not isinstance(files, dict) or not files:
         return False
@@ -58,7 +58,7 @@ def _hashes(components: Iterable[str], weights: Path) -> dict[str, str]:
 
 
 def load(weights: Path) -> list[dict[str, Any]]:
-    """The saved rows: as of :class:`Row`, with ``seed`` and ``files``."""
+    """The saved rows: as in :class:`Row`, with ``seed`` and ``files``."""
     try:
         rows = json.loads((weights / FILE).read_text())["rows"]
     except (OSError, ValueError, KeyError, TypeError):

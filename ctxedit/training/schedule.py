@@ -27,7 +27,8 @@ class Schedule:
         workers: data loading processes per training process. None: with CUDA nearly all CPU cores, else one,
             because on a CPU they compete with the training itself.
         snapshots: parts of equal length into which the training is divided: after each but the last, the
-            averaged weights are also exported into a model folder of their own, to be judged by samples.
+            averaged weights are also exported into their own model folder, so that they can be evaluated by
+            sampling.
     """
 
     steps: int

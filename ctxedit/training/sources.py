@@ -34,8 +34,8 @@ class Entry:
 
     Attributes:
         span: (offset, bytes) inside a shard; None is the whole file.
-        labels: numbers of its labels, where the source has some.
-        boxes: of each label: left, top, right, bottom in pixels of the image as it is stored.
+        labels: numbers of its labels, if the source has any.
+        boxes: one per label: left, top, right, bottom in pixels of the image as it is stored.
         sides: width and height that ``boxes`` were annotated at.
         suffix: of the image inside a shard.
     """

@@ -1,1 +1,1 @@
-"""``ctxedit bench speed``: time, memory and operations of every way to edit and to tune, side by side."""
+"""``ctxedit bench speed``: time, memory and operations of ways to edit and to tune, side by side."""

@@ -1,4 +1,4 @@
-"""What a run does, counted rather than timed: operations, network passes, memory that tensors hold."""
+"""Counts, rather than times, a run's work: operations, network passes, memory held by tensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 @dataclass
 class Counts:
-    """Of one run.
+    """Counts of one run.
 
     Attributes:
         flops: floating-point operations, a multiplication and an addition counted as two.
         passes: of the denoiser over the whole clip; two branches of guidance are two passes.
-        peak_bytes: the most that tensors held at once beyond what was there before. On CUDA the allocator's
-            figure; on the CPU the sum of live storages, without scratch memory inside a single operator.
+        peak_bytes: peak memory of tensors beyond what was allocated before. On CUDA the allocator's figure;
+            on the CPU the sum of live storages, without scratch memory inside a single operator.
     """
 
     flops: float = 0.0
@@ -47,9 +47,10 @@ _CPU_ATTENTION: dict[Any, Callable[..., int]] = {
 
 
 class LiveTensors(TorchDispatchMode):
-    """Sums the storages that operators return while it is on; ``peak`` is the largest sum so far, in bytes.
+    """Sums the storages that operators return while it is active; ``peak`` is the largest sum so far, in
+    bytes.
 
-    A storage leaves the sum when its last tensor is freed, whether autograd or a variable held it.
+    A storage is subtracted when its last tensor is freed, whether it was held by autograd or a variable.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class LiveTensors(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):  # what was there before is not counted
+        for leaf in tree_leaves((args, kwargs)):  # existing storages are not counted
             if isinstance(leaf, Tensor) and (key := _key(leaf)) not in self._known:
                 self._note(leaf, key, 0)
         out = func(*args, **(kwargs or {}))
@@ -84,7 +85,7 @@ def _key(tensor: Tensor) -> int:
 
 @contextmanager
 def counting(unet: nn.Module, frames: int, device: torch.device) -> Iterator[Counts]:
-    """Count what happens in the block; the result is complete when it ends.
+    """Count the work inside the block; the result is complete when it ends.
 
     Args:
         unet: the denoiser, whose batches are counted.

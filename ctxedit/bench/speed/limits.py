@@ -1,4 +1,4 @@
-"""What this machine can do at most: matrix products and convolutions of the network's own shapes, alone."""
+"""This machine's limits: matrix products and convolutions in the network's own shapes, in isolation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 #: Shapes of each kind that are measured, the ones with the most operations.
 _SHAPES = 8
-#: Seconds that one shape is measured for, and the fewest repetitions.
+#: Seconds for which one shape is measured, and the minimum number of repetitions.
 _SECONDS, _TIMES = 0.15, 5
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Operations a second, each measured alone, in the network's precision.
+    """Operations per second, each measured in isolation, in the network's precision.
 
     Attributes:
         product: matrix products of the shapes of the network's linear layers, weighted as they occur.
         convolution: its convolutions, likewise.
-        square: one large square matrix product: what is called the machine's peak here.
+        square: one large square matrix product: called the machine's peak here.
         mixed: of the network as a whole, if every layer ran as fast as it does alone.
     """
 
@@ -123,7 +123,7 @@ def measure(
 
 
 def _rate(shapes: Counter[Any], make: Callable[..., Tensor], device: torch.device) -> tuple[float, float]:
-    """Operations a second over the heaviest shapes, and the operations of all shapes."""
+    """Operations per second over the heaviest shapes, and the operations of all shapes."""
     total = sum(shape.flops * count for shape, count in shapes.items())
     heaviest = sorted(shapes.items(), key=lambda item: -item[0].flops * item[1])[:_SHAPES]
     work = sum(shape.flops * count for shape, count in heaviest)
@@ -132,7 +132,7 @@ def _rate(shapes: Counter[Any], make: Callable[..., Tensor], device: torch.devic
 
 
 def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """The least seconds of one call: a limit is what the machine can do undisturbed."""
+    """The minimum seconds of one call, because a limit is what the undisturbed machine can do."""
     call()
     times: list[float] = []
     ends = time.perf_counter() + _SECONDS
@@ -142,7 +142,7 @@ def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call; on CUDA between two events of its stream, so that launching is overlapped."""
+    """Seconds of one call; on CUDA between two events of its stream, so that launch overhead is hidden."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)

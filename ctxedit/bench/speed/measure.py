@@ -1,4 +1,4 @@
-"""Measures every way in turn, several times over, so that all of them meet the same disturbances."""
+"""Measures every way in turn, repeatedly, so that all of them are affected by the same disturbances."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SpeedPlan:
         model: as ``--model``; unused with ``random``.
         random: sizes of a network with random weights, or None.
         frames, size, steps: of the clip (frames, pixels) and of inversion and sampling alike.
-        tune_steps: steps of tuning that are measured, after one that is not.
+        tune_steps: measured tuning steps, after one warm-up step.
         repeats: measured runs of each way.
         device, dtype: as ``--device`` and ``--dtype``.
         settings: further settings for every preset, as nested tables.
@@ -76,14 +76,14 @@ class SpeedPlan:
 
 @dataclass
 class SpeedRow:
-    """One way's result. Of a tuning everything is per step, of an edit per clip.
+    """The result of one way. Tuning is measured per step, editing per clip.
 
     Attributes:
         way, task: see :class:`Way`.
         seconds: of each run, by phase.
         counts: operations, passes, memory.
         precision: of the network.
-        error: why it was not measured, else empty.
+        error: why it was not measured; otherwise empty.
     """
 
     way: str
@@ -154,13 +154,13 @@ def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Meas
                     try:
                         _once(way, row, clip, folder, number == 0, plan.tune_steps)
                     except (MemoryError, torch.OutOfMemoryError):
-                        row.error = "not enough memory"  # the others are measured all the same
+                        row.error = "not enough memory"  # the others are still measured
         return Measured(rows, most, device, dtype)
 
 
 def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
     presets = [(name, plan.load(name, model)) for name in plan.presets]
-    if plan.random is not None:  # there is no ControlNet of random weights
+    if plan.random is not None:  # there is no ControlNet with random weights
         presets = [(name, config) for name, config in presets if config.control.kind == "none"]
     default = plan.load(DEFAULT_PRESET, model)
     rivals = ways.rivals(default, plan.load(ways.STORED_PRESET, model))
@@ -194,7 +194,7 @@ def _opened(config: Config, clip: Path, folder: Path) -> Iterator[Parts]:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Leave what exists now out of garbage collection: each closed session is collected, quickly."""
+    """Exclude existing objects from garbage collection, so that collecting each closed session is fast."""
     gc.collect()
     gc.freeze()
     try:

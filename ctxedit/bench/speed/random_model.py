@@ -1,4 +1,4 @@
-"""Checkpoints with random weights and the sizes of real ones, for measuring speed alone."""
+"""Checkpoints with random weights and the sizes of real ones, only for measuring speed."""
 
 from __future__ import annotations
 

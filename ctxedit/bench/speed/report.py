@@ -24,7 +24,7 @@ _TITLES = {"edit": "Edit: inversion and sampling of one clip", "tune": "Tuning: 
 
 @dataclass(frozen=True)
 class SpeedFiles:
-    """Where the results lie."""
+    """Paths of the results."""
 
     json: Path
     markdown: Path
@@ -37,7 +37,7 @@ def files_in(folder: Path) -> SpeedFiles:
 
 
 def table(plan: SpeedPlan, measured: Measured) -> dict[str, Any]:
-    """Everything as one JSON object; rates in operations a second, memory in bytes."""
+    """Everything as one JSON object; rates in operations per second, memory in bytes."""
     rows = [_row(row, measured) for row in measured.rows]
     return {
         "about": {
@@ -66,7 +66,7 @@ def _row(row: SpeedRow, measured: Measured) -> dict[str, Any]:
 
 
 def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Others divided by ours: seconds and memory."""
+    """Ratios of seconds and memory between ways, mostly others divided by ctxedit's."""
     pairs = {
         f"{ways.STORED} / {ways.STORED_HERE}": ("edit", ways.STORED, ways.STORED_HERE),
         f"{ways.STORED} / {DEFAULT_PRESET}": ("edit", ways.STORED, DEFAULT_PRESET),
@@ -88,7 +88,7 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _processor() -> str:
-    """The processor's product name where the system says it."""
+    """The processor's product name, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,6 +1,6 @@
-"""FateZero's way of fusing attention (Qi et al. 2023): the inversion's maps are stored, the edit reads them.
+"""FateZero's attention fusion (Qi et al. 2023): maps are stored by the inversion and read by the edit.
 
-ctxedit fuses without maps. This is the other way, written for comparison only: every attention map of the
+ctxedit fuses without maps. This alternative exists only for comparison: every attention map of the
 fused steps is computed explicitly and kept, and sampling runs the unconditional and the conditional branch
 with the stored maps in place of the latter's own.
 """
@@ -28,7 +28,7 @@ class MapStore:
     """Attention processors of every layer that keep their maps while ``recording`` and use them afterwards.
 
     Args:
-        backbone: its UNet's processors are replaced; whoever calls puts others back.
+        backbone: its UNet's processors are replaced; the caller restores them.
         view: frames that each frame attends to.
         alignment: words of the target to words of the source.
         min_halvings: layers at higher resolutions are neither stored nor fused.
@@ -88,9 +88,10 @@ class MapStore:
         return call
 
     def _across(self, x: Tensor, channels: int) -> Tensor:
-        """Keys or values of the frames that each frame attends to, side by side; as long for each.
+        """Keys or values of the frames that each frame attends to, concatenated to the same length for each.
 
-        Frames that attend to one or two frames: one key twice is each key once to a softmax.
+        If a frame attends to fewer frames, its keys are repeated: repeating all keys does not change a
+        softmax.
         """
         branches, attended = x.unflatten(0, (-1, self.view.frames)), self.view.attended_at(channels)
         longest = max(len(s) for s in attended)

@@ -1,4 +1,4 @@
-"""What is compared: each way to edit a clip, or to tune on it, as one call on a session's parts."""
+"""The ways that are compared: each way to edit a clip, or to tune on it, as one call on a session's parts."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ctxedit.tables import DEFAULT_PRESET
 
 #: The source prompt of the drawn clip, and the target prompt.
 PROMPTS = ("a tiger walking on the beach", "a panda walking on the beach")
-#: Names of the ways that are no presets.
+#: Names of the ways that are not presets.
 STORED, DIFFUSERS, PLAIN = "stored maps (FateZero's way)", "diffusers, frame by frame", "plain loop"
-#: The preset whose settings the stored maps' way takes.
+#: The preset whose settings the way with stored maps uses.
 STORED_PRESET = "fatezero"
 #: The stored maps' counterpart here: the same settings, without a store.
 STORED_HERE = f"{STORED_PRESET}, no blend"
 
-#: The shares of the steps that the partly guided way is guided in.
+#: The range of steps, as shares, in which the partly guided way uses guidance.
 GUIDED = (0.0, 0.6)
 #: The default preset with settings that are off by default.
 SECOND_ORDER = f"{DEFAULT_PRESET}, dpm++2m in half the steps"
@@ -44,14 +44,14 @@ Task = Literal["edit", "tune"]
 
 @dataclass
 class Clock:
-    """Seconds of each phase, in order; ``device`` is waited for at the end of each."""
+    """Seconds of each phase, in order; ``device`` is synchronized at the end of each."""
 
     device: torch.device
     laps: list[tuple[str, float]] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
 
     def lap(self, name: str) -> None:
-        """The phase that ran since the last call, or since the clock was made, is over."""
+        """End the phase that began at the last call, or when the clock was created."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
@@ -75,9 +75,9 @@ class Way:
     """One way to do the task.
 
     Attributes:
-        name: the preset's, or of the other way.
+        name: name of the preset or other way.
         task: ``edit`` (invert and sample) or ``tune``.
-        config: settings that its session is opened with.
+        config: settings with which its session is opened.
         run: does it once, on the parts of a session and a folder for temporary files, and tells the clock.
     """
 
@@ -97,7 +97,7 @@ def edits(presets: Sequence[tuple[str, Config]]) -> list[Way]:
 
 
 def rivals(config: Config, fatezero: Config) -> list[Way]:
-    """The ways that are not ctxedit's: maps stored, with their counterpart here, and diffusers' own pipeline.
+    """The ways that are not ctxedit's: stored maps, with their counterpart here, and diffusers' own pipeline.
 
     Args:
         config: of the default preset; the pipeline takes steps and guidance from it.
@@ -164,7 +164,7 @@ def _edit_diffusers(parts: Parts, folder: Path, clock: Clock) -> None:
 
     config, backbone = parts.config, _image_model(parts)
     backbone.unet.set_attn_processor(AttnProcessor2_0())
-    # The pipeline hands one network's output to the next as it is; this session ends with this way.
+    # The pipeline passes each network's output on unchanged; this session ends with this way.
     torch.nn.Module.to(backbone.text_encoder, backbone.dtype)
     scheduler = DDIMScheduler.from_pretrained(backbone.path, subfolder="scheduler")
     pipe = StableDiffusionPipeline(
@@ -213,7 +213,7 @@ def _tune(parts: Parts, folder: Path, clock: Clock) -> None:
 def _tune_plain(parts: Parts, folder: Path, clock: Clock) -> None:
     """The loop of diffusers' training examples: float32 weights, autocast for half precision, AdamW.
 
-    What is trained, the draws, the frames that each frame attends to and checkpointing are the preset's;
+    Trained modules, random draws, the frames that each frame attends to and checkpointing are the preset's;
     there is no context adapter.
     """
     config, backbone = parts.config.tune, parts.backbone
