@@ -166,13 +166,13 @@ def targets(arguments: list[str] | None, options: list[str] | None, output: Path
         not_empty(text, "target")
     if len(found) > 1 and any(text.lower() in _NO_TARGETS for text in found):
         raise ConfigError(
-            f"{len(found)} target prompts, {', '.join(found)[:80]}: the words of one need quotes",
+            f"{len(found)} target prompts, {', '.join(found)[:80]}: put each prompt in quotes",
             f'ctxedit run CLIP "{" ".join(found)}"',
         )
     found = list(dict.fromkeys(found))  # duplicate targets give one edit
     if output is not None and len(found) > 1:
         raise ConfigError(
-            "--output names one file, and there are several targets", "leave it out: see --runs"
+            "--output names one file, but there are several targets", "leave it out: see --runs"
         )
     return found
 

@@ -269,9 +269,9 @@ def _listed(
 
     if clips is not None:
         if seed is not None:
-            raise ConfigError("--drawn and a list of your own", "one or the other")
+            raise ConfigError("--drawn cannot be used with a list of your own", "leave one of them out")
         if world != drawn.EASY:
-            raise ConfigError("--world and a list of your own", "one or the other")
+            raise ConfigError("--world cannot be used with a list of your own", "leave one of them out")
         yield read_list(arguments.existing(clips))[:limit]
         return
     seed = drawn.SEED if seed is None else seed
@@ -309,7 +309,7 @@ def _no_time(plan: Preview) -> str:
     if not plan.evaluations:
         return "nothing to compute"
     names = ", ".join(name for name, seconds in plan.seconds.items() if seconds is None)
-    return f"not known on this machine yet: {names} measured when the comparison begins"
+    return f"not known on this machine yet: {names} will be measured when the comparison begins"
 
 
 def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None:

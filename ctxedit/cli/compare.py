@@ -150,7 +150,7 @@ def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> N
     ]
     if given:
         raise ConfigError(
-            f"--{given[0].replace('_', '-')} belongs to --presets", "leave it out: nothing is edited here"
+            f"--{given[0].replace('_', '-')} needs --presets", "leave it out: nothing is edited here"
         )
 
 

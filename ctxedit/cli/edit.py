@@ -130,7 +130,11 @@ def _understood(positional: list[str], option: str | None) -> tuple[Path | None,
     """The clip, if one was named, and the target prompt."""
     texts = [*positional, *([option] if option is not None else [])]
     if not texts or len(texts) > 2:
-        found = "no target prompt" if not texts else f"{len(texts)} texts where one clip and one target fit"
+        found = (
+            "no target prompt"
+            if not texts
+            else f"{len(texts)} texts, but only one clip and one target are allowed"
+        )
         raise ConfigError(found, 'describe the edited clip: ctxedit edit "a panda walking on the beach"')
     arguments.not_empty(texts[-1], "target")
     if len(texts) == 1:

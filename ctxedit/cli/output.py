@@ -191,7 +191,7 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
 
     head, *body = rows
-    # A column of prose can fold to about its longest word, any other cell has to stay on one line.
+    # A column of prose can wrap to about its longest word, any other cell has to stay on one line.
     prose = [any(" " in row[i].strip() for row in body) for i in range(len(head))]
     if _least_width(rows, prose) > room:
         return _blocks(rows)

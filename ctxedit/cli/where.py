@@ -74,7 +74,7 @@ def executor_of(where: ExecutorOptions, peak_bytes: int = 0) -> Executor:
         return _on_ray(where.ray, where, peak_bytes)
     for name in ("gpus", "memory"):
         if getattr(where, name) is not None:
-            raise ConfigError(f"--{name} is for Ray", "add --ray ADDRESS, or leave it out")
+            raise ConfigError(f"--{name} needs --ray", "add --ray ADDRESS, or leave it out")
     import torch
 
     from ctxedit.editing.machine import check_memory, memory_available

@@ -177,7 +177,11 @@ def test_the_list_of_compositions_is_planned_and_stands_alone(ctxedit, no_weight
     assert plan["edits"] == 3, "an object, a colour, a number"
     (tmp_path / "clips.toml").write_text("")
     answer = ctxedit("bench", "clips.toml", "--presets", "ddim", "--world", "compositions")
-    assert answer.code == 2 and "--world and a list of your own" in answer.err and "hint: " in answer.err
+    assert (
+        answer.code == 2
+        and "--world cannot be used with a list of your own" in answer.err
+        and "hint: " in answer.err
+    )
 
 
 def test_a_grid_on_another_list_is_planned(ctxedit, no_weights, tmp_path, monkeypatch):

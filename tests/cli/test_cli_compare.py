@@ -123,7 +123,7 @@ def test_outputs_that_are_inputs_or_exist_and_stray_settings_are_refused(ctxedit
     assert ctxedit("compare", a, "-o", b).code == 6
     assert ctxedit("compare", a, b, "-o", tmp_path / "o.avi").code == 2
     stray = ctxedit("compare", a, b, "-o", tmp_path / "o.mp4", "--guidance", 3)
-    assert stray.code == 2 and "--guidance belongs to --presets" in stray.err
+    assert stray.code == 2 and "--guidance needs --presets" in stray.err
     assert ctxedit("compare").code == 2
     assert ctxedit("compare", tmp_path / "no.mp4", "-o", tmp_path / "o.mp4").code == 3
 
