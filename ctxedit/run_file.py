@@ -19,6 +19,9 @@ from ctxedit.tables import read_table
 _KEYS = {"clip": str, "clip_hash": str, "preset": str, "config": dict, "stages": dict}
 #: Bytes. Enough to tell one video from another of the same encoder: its length is within them.
 _HEAD = 64
+#: First and last line. A file cut between two entries is still TOML, but of a run without its last edits.
+#: Files without the first line are of versions that wrote neither, or edited by hand.
+_BEGIN, _END = '# A run of ctxedit, complete where the last line is "# end".', "# end"
 #: Facts that later stages read.
 _FACTS = {"caption": {"text": str}, "edit": {"target": str, "video": str, "frames": str}}
 
@@ -27,6 +30,9 @@ def read_run(file: Path) -> dict[str, Any]:
     """A ``run.toml``, with everything in it of the kind that it is read as; raises InputError."""
     try:
         table = read_table(file)
+        lines = file.read_text(encoding="utf-8").splitlines()
+        if lines[:1] == [_BEGIN] and _END not in lines:
+            raise InputError("it is truncated")
         if lacking := set(_KEYS) - set(table):
             raise InputError(f"it lacks {', '.join(sorted(lacking))}")
         for name, kind in _KEYS.items():
@@ -100,12 +106,12 @@ def is_ruined(path: Path, file: Mapping[str, Any]) -> bool:
 
 
 def write_toml(path: Path, table: Mapping[str, Any]) -> None:
-    """Write a table at once: to a temporary name, then renamed.
+    """Write a run's table at once: to a temporary name, then renamed. Its last line says that it is complete.
 
     Raises:
         OutputError: the folder is gone or cannot be written, or the disk is full.
     """
-    text = tomli_w.dumps(_plain(table)).encode()
+    text = f"{_BEGIN}\n{tomli_w.dumps(_plain(table))}{_END}\n".encode()
     if not path.parent.is_dir():
         raise OutputError(f"{path} cannot be written: its folder is missing", "check the folder and the disk")
     with atomic(path, True) as temporary:

@@ -138,7 +138,7 @@ def identity(model: str) -> str:
             beside = path.with_suffix(".yaml")  # says what the network predicts
             return f"file {fingerprint(path)}" + (f" {fingerprint(beside)}" if beside.is_file() else "")
         return f"folder {_pipeline_print(path)}" if path.is_dir() else model
-    except CtxeditError:
+    except (CtxeditError, OSError, ValueError):  # also a name that is too long, or has a NUL
         return model
 
 
@@ -187,6 +187,8 @@ def judge_identity(name: str = "judge") -> str:
 
 def _version(folder: Path, names: tuple[str, ...]) -> str:
     files = [file for name in names for file in sorted((folder / name).glob("*.safetensors"))]
+    for file in files:
+        check_file(file, "weights", error=WeightsError)  # reading a FIFO would wait
     return _hash(tuple((str(file), file.stat().st_mtime_ns) for file in files))
 
 

@@ -123,7 +123,7 @@ def test_a_study_of_it(compared, listed, ctxedit):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("none.toml", "--presets", "ddim"), 2, "none.toml"),
+        (("none.toml", "--presets", "ddim"), 3, "none.toml"),
         (("{list}",), 2, "--presets"),
         (("{list}", "--presets", "nope"), 2, "nope"),
         (("{list}", "--presets", ","), 2, "no preset is named"),

@@ -97,8 +97,8 @@ def test_bad_data_are_refused(folder, tmp_path):
 
     whole = archive(tmp_path / "whole.tar.gz").read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
-    assert "cut off" in said(tmp_path / "cut.tar.gz")
-    assert "data_batch_1.bin is cut off" in said(archive(tmp_path / "short.tar.gz", cut=5))
+    assert "truncated" in said(tmp_path / "cut.tar.gz")
+    assert "data_batch_1.bin is truncated" in said(archive(tmp_path / "short.tar.gz", cut=5))
     assert "has no data_batch" in said(archive(tmp_path / "part.tar.gz", names=("test_batch.bin",)))
     assert "pickled" in said(archive(tmp_path / "python.tar.gz", names=("data_batch_1", "test_batch")))
     assert "32×32" in said(tmp_path / "whole.tar.gz", 64) and "32×32" in said(folder, 64)

@@ -247,7 +247,8 @@ def spoiled(products):
             {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in good.items()}, ("matrices of (0, ",),
         ),
         "half a pair": (
-            {k: v for k, v in good.items() if not k.endswith("to_q.lora_A.weight")}, ("no pairs",),
+            {k: v for k, v in good.items() if not k.endswith("to_q.lora_A.weight")},
+            ("not pairs of matrices",),
         ),
         "NaN": (good | {"unet.x.lora_A.weight": torch.tensor([float("nan")])}, ("NaN or infinity",)),
     }  # fmt: skip
@@ -272,7 +273,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_dry_run(
     )  # fmt: skip
     lines = answer.err.strip().splitlines()
     assert answer.code == 4 and [line.split(":")[0] for line in lines] == ["error", "hint"], answer.err
-    assert all(text in answer.err for text in said)
+    assert all(text in answer.err for text in said), answer.err
 
 
 @pytest.mark.parametrize(

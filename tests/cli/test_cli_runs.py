@@ -23,8 +23,9 @@ def several(made, runs, tmp_path):
         write_toml(folder / "run.toml", table)
         os.utime(folder / "run.toml", (time.time() - age,) * 2)
     file = root / "hour" / "run.toml"
-    text = file.read_text().partition('[stages."edit/')[0]
-    file.write_text(text)
+    table = read_run(file)
+    table["stages"] = {name: one for name, one in table["stages"].items() if not name.startswith("edit/")}
+    write_toml(file, table)
     os.utime(file, (time.time() - 3600,) * 2)
     return root
 

@@ -284,7 +284,7 @@ def test_models_check_saves_what_models_ls_shows(ctxedit, monkeypatch, tmp_path)
         monkeypatch.setattr(f"{name}.BUILTIN_FOLDER", tmp_path / "models")
     assert tmp_path / "models" == weights.BUILTIN_FOLDER
     answer = ctxedit("models", "check", "--part", "autoencoder", "--count", 2, "--save")
-    assert answer.code == 0 and "| autoencoder | PSNR, dB |" in answer.out
+    assert answer.code == 0 and "autoencoder  PSNR, dB" in answer.out
     rows = ctxedit("models", "ls", "--json").table["checked"]
     assert [r["figure"] for r in rows] == ["PSNR, dB", "SSIM"] and all(r["current"] for r in rows)
     recipes = recipe.resolve("autoencoder")

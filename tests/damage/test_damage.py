@@ -59,6 +59,7 @@ def test_a_damaged_edit_is_not_scored(run):
 BROKEN = {
     "empty": lambda text: "",
     "half": lambda text: text[: len(text) // 2],
+    "no last stage": lambda text: text[: text.rindex("[stages.")],  # still TOML
     "types": lambda text: text.replace('preset = "contextdiff"', "preset = 3"),
     "stage": lambda text: text.replace("size = ", 'size = "1"#'),
     "config": lambda text: text.replace("seed = ", "speed = "),
