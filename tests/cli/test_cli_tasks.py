@@ -118,3 +118,25 @@ def test_settings_are_checked_before_a_task_is_built(name, tmp_path):
     with pytest.raises(ConfigError, match=r"missing setting task\."):
         task.build(components, DataConfig(), {})
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", ["[8, 16, []]", "[]", "[8, -16]", '["8"]', "7"])
+def test_sizes_that_no_network_has_are_usage_errors(ctxedit, tmp_path, channels):
+    (tmp_path / "mine.toml").write_text(
+        f"""part = "autoencoder"
+[task]
+channels = {channels}
+layers = 1
+kl = 1e-5
+edges = 1.0
+[schedule]
+steps = 1
+batch = 2
+lr = 1e-3
+warmup = 1
+[data]
+"""
+    )
+    answer = ctxedit("train", tmp_path / "mine.toml", "--out", tmp_path / "out", "--dry-run")
+    assert answer.code == 2 and "[task] of autoencoder" in answer.err, answer.err
+    assert not (tmp_path / "out").exists()

@@ -101,7 +101,14 @@ class Task(ABC):
             raise ConfigError(f"unknown setting task.{unknown[0]}", names)
         if missing := [key for key, p in known.items() if p.default is p.empty and key not in settings]:
             raise ConfigError(f"missing setting task.{missing[0]}", names)
-        return cls(components, data, **settings)
+        try:
+            return cls(components, data, **settings)
+        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+            # Sizes of a wrong type, or that no network can have; PyTorch and diffusers raise all of these.
+            line = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ConfigError(
+                f"the settings in [task] of {cls.name} do not fit together: {line}", names
+            ) from error
 
 
 def register(name: str) -> Callable[[type[_T]], type[_T]]:
