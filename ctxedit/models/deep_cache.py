@@ -73,7 +73,7 @@ class DeepBlocks:
 
 @contextmanager
 def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """A module's forward pass is another one as long as the block lasts."""
+    """Replace a module's forward pass inside the block."""
     vars(module)["forward"] = forward
     try:
         yield
@@ -83,7 +83,7 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @dataclass
 class DeepFeatures:
-    """What one walk down the noise levels keeps of the UNet's deep blocks.
+    """The cache of the UNet's deep features during one sampling run.
 
     Attributes:
         interval: every so many steps the whole network runs, and the features are kept; 1 keeps none.
@@ -95,7 +95,7 @@ class DeepFeatures:
     def run(
         self, blocks: Callable[[], DeepBlocks], key: Hashable, step: int, network: Callable[[], Tensor]
     ) -> Tensor:
-        """One pass of the network, with kept features where there are some that are fresh enough.
+        """One pass of the network, on cached features where they are recent enough.
 
         Args:
             blocks: makes the network's deep blocks; called where features are kept at all.

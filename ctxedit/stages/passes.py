@@ -21,7 +21,7 @@ def fused_counts(fusion: FusionConfig, steps: int) -> tuple[int, int]:
 def network_passes(config: Config, removed: bool = True, added: bool = True) -> int:
     """Passes of the network over the clip that sampling makes for one edit, branches counted singly.
 
-    A pass on kept features counts as :data:`ctxedit.models.deep_cache.REUSED_SHARE` of one.
+    A pass on cached features counts as :data:`ctxedit.models.deep_cache.REUSED_SHARE` of one.
 
     Args:
         config: settings.
