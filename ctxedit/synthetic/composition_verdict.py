@@ -21,7 +21,7 @@ from ctxedit.synthetic.composition_judge import (
     side_of,
     split,
 )
-from ctxedit.synthetic.compositions import HUGE, TINY, Composition, Group
+from ctxedit.synthetic.compositions import COVERED, HUGE, TINY, Composition, Group, Sight
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME
 
@@ -67,6 +67,12 @@ class Look:
 
     objects: tuple[DetectedObject, ...]
     background: str
+
+
+def seen(sight: Sight) -> DetectedObject:
+    """A drawn object as a perfect judge would detect it."""
+    actor, covered = sight.actor, sight.covered > COVERED
+    return DetectedObject(actor.name, actor.colour, sight.x, sight.y, sight.scale, covered, 1.0)
 
 
 @torch.no_grad()

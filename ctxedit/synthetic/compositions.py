@@ -33,6 +33,8 @@ MAX_COUNT = 4
 STYLES = ("plain", "watercolor")
 #: Scale (the side of an object's square, in frame sizes) below which an object is tiny, above which huge.
 TINY, HUGE = 0.34, 0.56
+#: An object of which others occlude more than this share counts as covered.
+COVERED = 0.04
 _HELD_OUT_SHARE = 0.08
 _PLAIN_SHARE = 0.85
 _COLOURED_SHARE = 0.45
@@ -75,6 +77,21 @@ class Composition:
         """The combination that may be held out of training; the order of unrelated groups does not matter."""
         groups = self.groups if self.relation else tuple(sorted(self.groups, key=repr))
         return repr([(g.name, g.colour, g.count, g.size) for g in groups] + [self.relation])
+
+    @property
+    def normalized(self) -> Composition:
+        """The same content in the one form that stands for all equivalent ones.
+
+        Unrelated groups are sorted, and the relation is left of, above or behind.
+        """
+        groups, relation = self.groups, self.relation
+        if relation is None:
+            return replace(
+                self, groups=tuple(sorted(groups, key=lambda g: (g.name, g.colour or "", g.count)))
+            )
+        if (at := RELATIONS.index(relation)) % 2:
+            return replace(self, groups=groups[::-1], relation=RELATIONS[at - 1])
+        return self
 
     @property
     def members(self) -> list[Group]:

@@ -13,15 +13,13 @@ from torch.utils.data import Dataset
 
 from ctxedit.synthetic import compositions, scenes
 from ctxedit.synthetic.composition_judge import GRID, HUES, NAMES, PLACES, SIDE
-from ctxedit.synthetic.compositions import Sight
+from ctxedit.synthetic.compositions import COVERED, Sight
 from ctxedit.synthetic.scenes import Actor, Scene
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME, COLOURS, GREY_STYLES, THINGS
 
 #: Maximum number of objects in a frame of scattered objects.
 MOST = 6
-#: An object of which others occlude more than this share counts as covered.
-COVERED = 0.04
 _EASY, _SCATTERED = 0.15, 0.25
 #: Share of overlapping pairs drawn in the wrong order, so that occlusion is informative beyond height.
 _REVERSED = 0.15

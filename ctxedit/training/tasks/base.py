@@ -178,10 +178,18 @@ def _import_all() -> None:
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load exported weights into a model; raises ConfigError when names or shapes do not match."""
+    load_tensors(model, read_tensors(folder), folder)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the weight files in a folder, in float32."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Load tensors, which came from ``folder``; raises ConfigError when names or shapes do not match."""
     error = ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
-    tensors = {
-        k: v.float() for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
-    }
     try:
         missing, unknown = model.load_state_dict(tensors, strict=False)
     except RuntimeError as cause:

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ctxedit.errors import ConfigError
 from ctxedit.synthetic import scenes
+from ctxedit.synthetic.composition_captions import word
 from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training import composition_samples, tokenizer
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig
 from ctxedit.training.memory import build_network
 from ctxedit.training.settings import Channels, Count, require
-from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.tasks.base import Task, load_tensors, read_tensors, register
 from ctxedit.training.tasks.clip import write_preprocessor
 from ctxedit.training.tokenizer import LENGTH
 
@@ -24,20 +27,29 @@ if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
 
 _IMAGE = "<image>"
+#: Tensors with a row for each token, the input's and, where it is not tied to it, the output's.
+_TABLES = ("embed_tokens.weight", "lm_head.weight")
 _QUERIES = 8
 _HEADS = 4
 
 
 class Captions(Dataset[dict[str, Any]]):
-    """Frames of drawn scenes with the scene's canonical caption."""
+    """Frames of drawn scenes, a share of them compositions, with the scene's canonical caption."""
 
-    def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
+    def __init__(self, seed: int, size: int, *, compositions: float = 0.0) -> None:
+        self.seed, self.size, self.compositions = seed, size, compositions
 
     def __len__(self) -> int:
         return 1 << 40
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        composed = composition_samples.draw(self.seed, index, self.compositions)
+        if composed is not None:
+            drawn, rng = composed
+            frame, _ = scenes.render_frame(drawn.scene, float(rng.random()), self.size)
+            # Of the equivalent captions always the same one, since the image does not tell them apart.
+            caption = word(drawn.composition.normalized, drawn.scene.background, drawn.scene.style)
+            return {"image": to_tensor(frame), "caption": caption}
         rng = np.random.default_rng((self.seed, index))
         scene = scenes.draw_scene(rng)
         frame, _ = scenes.render_frame(scene, float(rng.random()), self.size)
@@ -136,10 +148,29 @@ class CaptionerTask(Task):
     def export(self, model: Any, folder: Path) -> None:
         half = type(model)(model.config)
         half.load_state_dict(model.state_dict())
-        half.generation_config.max_new_tokens = 24
+        half.generation_config.max_new_tokens = LENGTH
         half.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_preprocessor(folder, self.size, "BlipImageProcessor")
+
+    def load_weights(self, folder: Path) -> None:
+        """Initialise with an exported captioner, whose vocabulary may lack the last words of this one's."""
+        from transformers import CLIPTokenizer
+
+        known = CLIPTokenizer.from_pretrained(folder)
+        tensors = read_tensors(folder)
+        own = self.tokenizer.get_vocab()
+        new = own.keys() - known.get_vocab().keys()
+        words = (token.removesuffix("</w>") for token in new if token.endswith("</w>"))
+        longer, added = tokenizer.extend(known, words)
+        shared = {token: at for token, at in longer.get_vocab().items() if token != _IMAGE}
+        if any(own.get(token) != at for token, at in shared.items()) or len(shared) + 1 != len(own):
+            raise ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
+        for name in [name for name in tensors if name.endswith(_TABLES)]:
+            # The image token is the last one: it moves behind the added words.
+            table, image = tensors[name][:-1], tensors[name][-1:]
+            tensors[name] = torch.cat([tokenizer.extend_embeddings(table, added), image])
+        load_tensors(self.model, tensors, folder)
 
     @classmethod
     def checks(cls) -> tuple[Check, ...]:
