@@ -116,13 +116,13 @@ def test_gradients_reach_the_text_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"compositions": 1.5}, "between 0 and 1"),
+        ({"compositions": 1.5}, "data.compositions = 1.5 must be from 0 to 1"),
         ({"compositions": 0.5, "source": "folder", "path": "."}, "drawn"),
     ],
 )
 def test_a_wrong_share_is_refused(change, said):
     with pytest.raises(ConfigError) as caught:
-        Data(replace(DataConfig(), **change), Scenes)
+        Data(recipe.resolve("denoiser").changed({}, change).data, Scenes)
     assert said in f"{caught.value.message} {caught.value.hint}"
 
 

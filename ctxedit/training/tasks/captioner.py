@@ -17,6 +17,8 @@ from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training import composition_samples, tokenizer
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels, Count, require
 from ctxedit.training.tasks.base import Task, load_tensors, read_tensors, register
 from ctxedit.training.tasks.clip import write_preprocessor
 from ctxedit.training.tokenizer import LENGTH
@@ -28,6 +30,7 @@ _IMAGE = "<image>"
 #: Tensors with a row for each token, the input's and, where it is not tied to it, the output's.
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
 _QUERIES = 8
+_HEADS = 4
 
 
 class Captions(Dataset[dict[str, Any]]):
@@ -60,7 +63,8 @@ class CaptionerTask(Task):
     Args:
         components: with ``clip``, whose tokenizer is used.
         data: images and captions.
-        width, layers: of vision transformer, Q-Former and language model.
+        width, layers: of vision transformer, Q-Former and language model; ``width`` a multiple of 4, the
+            number of attention heads.
         patch: side of an image patch in pixels.
     """
 
@@ -68,7 +72,7 @@ class CaptionerTask(Task):
     requires = ("clip",)
 
     def __init__(
-        self, components: Components, data: DataConfig, *, width: int, layers: int, patch: int = 8
+        self, components: Components, data: DataConfig, *, width: Channels, layers: Count, patch: Channels = 8
     ) -> None:
         from transformers import (
             Blip2Config,
@@ -79,12 +83,14 @@ class CaptionerTask(Task):
             OPTConfig,
         )
 
+        require(width % _HEADS == 0, "width", width, f"a multiple of {_HEADS}")
+        require(patch <= data.size, "patch", patch, f"at most data.size, {data.size}")
         self.data = Data(data, Captions)
         self.size = data.size
         self.tokenizer = CLIPTokenizer.from_pretrained(components.find("clip"))
         self.tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
         self.image_token = self.tokenizer.convert_tokens_to_ids(_IMAGE)
-        sizes = {"hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": layers}
+        sizes = {"hidden_size": width, "num_attention_heads": _HEADS, "num_hidden_layers": layers}
         text = OPTConfig(
             vocab_size=len(self.tokenizer),
             ffn_dim=4 * width,
@@ -120,7 +126,7 @@ class CaptionerTask(Task):
             num_query_tokens=_QUERIES,
             image_token_index=self.image_token,
         )
-        self.model: Any = Blip2ForConditionalGeneration(config)
+        self.model: Any = build_network(lambda: Blip2ForConditionalGeneration(config))
         # Transformers initialises the query tokens to zero, from which all eight would stay equal.
         nn.init.normal_(self.model.query_tokens, std=0.02)
 

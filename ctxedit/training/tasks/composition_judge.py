@@ -15,6 +15,8 @@ from ctxedit.synthetic.composition_judge import FILE, GRID, MIDDLE_SIDE, NAMES, 
 from ctxedit.training.components import Components
 from ctxedit.training.composition_data import Frames
 from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels16
 from ctxedit.training.tasks.base import Task, register, require_drawn
 
 if TYPE_CHECKING:
@@ -35,11 +37,11 @@ class CompositionJudgeTask(Task):
     folder = "composition-judge"
     drawn_only = True
 
-    def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
+    def __init__(self, components: Components, data: DataConfig, *, width: Channels16) -> None:
         require_drawn(data, "composition judge", SIDE)
         self.data = Data(data, lambda seed, size: Frames(seed))
         self.width = width
-        self.model: Any = CompositionJudge(width)
+        self.model: Any = build_network(lambda: CompositionJudge(width))
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         dense, background = model(batch["image"])

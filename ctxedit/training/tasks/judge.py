@@ -18,6 +18,8 @@ from ctxedit.synthetic.judge import ANSWERS, FILE, Judge, truth
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels8
 from ctxedit.training.tasks.base import Task, register, require_drawn
 
 
@@ -55,11 +57,11 @@ class JudgeTask(Task):
     folder = "judge"
     drawn_only = True
 
-    def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
+    def __init__(self, components: Components, data: DataConfig, *, width: Channels8) -> None:
         require_drawn(data, "judge", 64)
         self.data = Data(data, LabelledFrames)
         self.width = width
-        self.model: Any = Judge(width)
+        self.model: Any = build_network(lambda: Judge(width))
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         logits = model(batch["image"])
