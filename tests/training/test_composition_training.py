@@ -210,7 +210,7 @@ def test_clip_learns_the_words_of_compositions_and_keeps_the_others(tmp_path):
 
 
 def test_the_captioner_keeps_what_it_knows_when_its_vocabulary_grows(tmp_path):
-    longer, _ = extend(CLIPTokenizer.from_pretrained(BUILTIN_FOLDER / "clip"), ["a quokka", "quokkas"])
+    longer, _ = extend(CLIPTokenizer.from_pretrained(BUILTIN_FOLDER / "captioner"), ["a quokka", "quokkas"])
     shutil.copytree(BUILTIN_FOLDER / "clip", tmp_path / "clip")
     longer.save_pretrained(tmp_path / "clip")
     out = _run("compositions-captioner", tmp_path, 4)
