@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ctxedit.contents import cache_folder
+from ctxedit.cache import cache_folder
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
 from ctxedit.media.temporary import atomic
 
