@@ -47,8 +47,8 @@ def true_captions(composed: Composed) -> set[str]:
     Its groups in any order, with no relation or with one that holds where the objects are: two unrelated
     objects are beside each other too.
     """
-    _, sights = compositions.see(composed.scene, 0.5)
-    objects = [composition_verdict.seen(sight) for sight in sights]
+    _, visible = compositions.render_objects(composed.scene, 0.5)
+    objects = [composition_verdict.detected(one) for one in visible]
     texts = set()
     for groups in permutations(composed.composition.groups):
         for relation in (None, *(RELATIONS if len(groups) == 2 else ())):
