@@ -127,16 +127,16 @@ def test_targets_are_where_the_objects_are():
     assert given["valid"].sum() == len(visible) <= MOST
 
 
-def test_the_heat_is_highest_at_the_objects():
+def test_target_heatmaps_are_highest_at_the_objects():
     batch = torch.utils.data.default_collate([Frames(0)[i] for i in range(6)])
     cell = (batch["place"][..., :2] * GRID).long().clamp(0, GRID - 1)
-    heat = composition_judge._heat_map(batch, cell)
+    heatmaps = composition_judge._target_heatmaps(batch, cell)
     for i in range(6):
-        peaks = {(int(n), int(r), int(c)) for n, r, c in (heat[i] > 0.999).nonzero()}
+        peaks = {(int(n), int(r), int(c)) for n, r, c in (heatmaps[i] > 0.999).nonzero()}
         objects = zip(batch["name"][i], cell[i], batch["valid"][i], strict=True)
         meant = {(int(name), int(at[1]), int(at[0])) for name, at, valid in objects if valid}
         assert peaks == meant
-    assert heat.min() >= 0 and heat.max() <= 1
+    assert heatmaps.min() >= 0 and heatmaps.max() <= 1
 
 
 def test_a_step_of_its_training_lowers_the_loss_of_the_batch():
