@@ -328,11 +328,11 @@ class FrameAttention:
         assert fusion is not None and fusion.cross is not None
         target = slice(fusion.target * n, (fusion.target + 1) * n)
         source = (q[:n], k[:n]) if fusion.kept is None else fusion.kept.of(self)
-        fused = fuse_cross(source, q[target], k[target], v[target], fusion.cross, self.kernel)
+        out = fuse_cross(source, q[target], k[target], v[target], fusion.cross, self.kernel)
         if not target.start:
-            return fused
+            return out
         own = self.kernel(q[: target.start], k[: target.start], v[: target.start])
-        return torch.cat([own, fused])
+        return torch.cat([own, out])
 
     def _self(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
         n, fusion = view.frames, view.fusion

@@ -281,10 +281,10 @@ def _predict(
         )  # fmt: skip
         return _guided(found.chunk(len(rows)), alone, scale, how.weights)
     assert source is not None
-    found = _predict_beside(
+    parts = _predict_beside(
         backbone, x, rows, source, levels, level, replace(view, weight=weight), how, step, state
     )
-    return _guided(found, alone, scale, how.weights)
+    return _guided(parts, alone, scale, how.weights)
 
 
 def _predict_beside(
