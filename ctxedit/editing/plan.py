@@ -43,6 +43,7 @@ from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
 from ctxedit.prompts import check_syntax, plain
 from ctxedit.runs import Run
+from ctxedit.stages.passes import Kept
 from ctxedit.stages.prepare import check_readable
 from ctxedit.stages.report import check_image, files_for, heatmap_files, is_image
 from ctxedit.stages.wording import check_describes
@@ -150,16 +151,9 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = inspected.checkpoint, inspected.body, inspected.fit
     costs = Costs(
-        config,
-        request.offline,
-        checkpoint.own,
-        body,
-        fit,
-        dtype,
-        inspected.control,
-        inspected.upscaler,
-        device.type,
-    )
+        config, request.offline, checkpoint.own, body, fit, dtype, inspected.control, inspected.upscaler,
+        device.type, len(request.targets),
+    )  # fmt: skip
     size = (fit.padded_width, fit.padded_height)
     stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
     run = known.run
@@ -253,6 +247,7 @@ def _inspect(request: Request, known: _Known, half: bool) -> _Inspected:
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     needs.check_layers(config, body, request.heatmaps)
     windows = plan_windows(span.frames, config.window.size, config.window.overlap)
+    needs.check_kept_source(config, len(windows))
     reading = reading_bytes(info, windows[0].stop, fit.width, fit.height)
     machine.check_handling("reading the clip", reading)
     # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
@@ -274,6 +269,7 @@ def _rows(
 ) -> tuple[tuple[PlannedStage, ...], int]:
     """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
     rows, disk = [], 1 << 20
+    kept: Kept = "now" if costs.kept else "no"
     for stage in up_to(last):
         if not stage.listed or (stage.name == "caption" and request.prompt is not None):
             continue
@@ -282,7 +278,10 @@ def _rows(
         for label, target in stage.rows(request.targets):
             done = known.done(stage, target)
             shown = [stage, *(one for one in map(stage_named, stage.shows) if not known.done(one, target))]
-            passes = 0 if done else sum(s.passes(request.config, known.prompt, target) for s in shown)
+            asked = (request.config, known.prompt, target, kept)
+            passes = 0 if done else sum(one.passes(*asked) for one in shown)
+            if costs.kept and passes and any(one.keeps_source(*asked[:3]) for one in shown):
+                kept = "before"
             beside = passes if costs.control.parameters and stage.name != "upscale" else 0
             work = Work(speed_kind(stage.name), request.config, *machine)
             seconds = seconds_of(work, passes) if passes else None
