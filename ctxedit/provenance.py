@@ -16,7 +16,17 @@ from ctxedit.renames import with_current_names
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
 #: Settings that do not change a result, or are facts of their own.
-_ASIDE = ("model", "seed", "device", "offload", "low_memory", "round_trip", "captioner", "caption_by")
+_ASIDE = (
+    "model",
+    "seed",
+    "device",
+    "offload",
+    "low_memory",
+    "keep_source",
+    "round_trip",
+    "captioner",
+    "caption_by",
+)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -120,7 +130,7 @@ def flat(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **table.get("settings", {}), **output}
 
 
-def told_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def distinct_labels(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Labels of which no two are the same: with the settings that differ, or with numbers where none do."""
     known = list(zip(labels, settings, strict=True))
     made = []

@@ -89,7 +89,7 @@ class Screen:
         self._warned: set[str] = set()
 
     @property
-    def lively(self) -> bool:
+    def shows_bars(self) -> bool:
         """Whether progress bars may be drawn."""
         return self.console.is_terminal and not self.quiet
 

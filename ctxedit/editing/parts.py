@@ -39,6 +39,7 @@ from ctxedit.models.upscalers.checkpoints import upscaler_of
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
+from ctxedit.stages.kept_source import KeptSource, keeps_source, kept_bytes
 from ctxedit.stages.long import Strip
 from ctxedit.stages.prepare import Prepared, prepare
 from ctxedit.stages.tune import frames_of_step, step_seed
@@ -184,6 +185,17 @@ class Parts:
         release(self.stored_latents)
         return part.to(self.device), self.view_of(span)
 
+    @cached_property
+    def kept_source(self) -> KeptSource | None:
+        """What edits of the clip take from the source's branch, where the settings keep it."""
+        backbone, config = self.backbone, self.config
+        sites, width = backbone.attention_sites(backbone.networks[0]), backbone.dtype.itemsize
+        words, frames = backbone.context_length, self.windows[0].stop
+        size = kept_bytes(config, sites, self.side, frames, words, width)
+        edits, kind = len(self.request.targets), self.device.type
+        keeps = keeps_source(config, edits, size, len(self.windows), kind, backbone.dtype)
+        return KeptSource(config) if keeps else None
+
     # -- what the network sees -------------------------------------------------------------------------------
 
     @cached_property
@@ -257,12 +269,12 @@ class Parts:
             # In the denoiser's precision on a CPU, where half of a float32 inversion is the adapter's.
             dtype = self.backbone.dtype if self.device.type == "cpu" else torch.float32
             self._adapter.to(self.device, dtype).eval().requires_grad_(False)
-        look = self._look if config.image == "clip" else None
+        tokens = self._image_tokens if config.image == "clip" else None
         with self.backbone.room_for([prompt]):
             words = self.backbone.embed([prompt])
-        return ContextShift(self._adapter, words, self.windows[0].stop, look)
+        return ContextShift(self._adapter, words, self.windows[0].stop, tokens)
 
-    def _look(self, latents: Tensor) -> Tensor:
+    def _image_tokens(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""
         return self.scorer.image_tokens(self.backbone.decode(latents)).to(self.device)
 

@@ -326,11 +326,11 @@ def _sized(sizes: Sequence[str | None], rng: np.random.Generator) -> list[Place]
     return found if left else [(1 - x, y, scale) for x, y, scale in found]
 
 
-# -- what is seen --------------------------------------------------------------------------------------------
+# -- rendering -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Sight:
+class VisibleObject:
     """One object in a frame.
 
     Attributes:
@@ -351,10 +351,10 @@ class Sight:
     covered: float
 
 
-def see(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], list[Sight]]:
+def render_objects(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], list[VisibleObject]]:
     """Draw one frame: RGB uint8 (size, size, 3), and every actor's exact place, in drawing order."""
     frame, layers = scenes.render_layers(scene, t, size)
-    sights, open_ = [], np.ones((size, size), np.float32)
+    found, open_ = [], np.ones((size, size), np.float32)
     for actor, alpha in zip(reversed(scene.actors), reversed(layers), strict=True):
         x, y, scale, _ = scenes.pose(scene, actor, t)
         rows, columns = np.flatnonzero((alpha > 0.5).any(1)), np.flatnonzero((alpha > 0.5).any(0))
@@ -363,6 +363,6 @@ def see(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], list
             box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         mask = alpha * open_
         covered = 1 - float(mask.sum()) / max(float(alpha.sum()), 1e-6)
-        sights.append(Sight(actor, x, y - scale / 2, scale, box, mask, covered))
+        found.append(VisibleObject(actor, x, y - scale / 2, scale, box, mask, covered))
         open_ = open_ * (1 - alpha)
-    return frame, sights[::-1]
+    return frame, found[::-1]

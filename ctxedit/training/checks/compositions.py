@@ -13,19 +13,19 @@ from ctxedit.stages.generate import generate
 from ctxedit.synthetic import composition_changes, compositions
 from ctxedit.synthetic.composition_captions import caption
 from ctxedit.synthetic.composition_judge import load
-from ctxedit.synthetic.composition_verdict import Verdict, judge, look
+from ctxedit.synthetic.composition_verdict import Verdict, detect, judge
 from ctxedit.synthetic.compositions import KINDS, Composed, Composition
 from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 FOLDER = "composition-judge"
-#: Drawn frames cost little: so many for each picture of the other checks.
+#: Drawn frames are cheap: this many for each image of the other checks.
 _MORE = 10
 _BATCH = 50
 _SETTINGS = {"edit": {"steps": 25, "guidance": 5.0}, "invert": {"steps": 25}}
 
 
 def held_out(count: int, seed: int) -> list[Composed]:
-    """So many held-out compositions, the kinds in turn."""
+    """``count`` held-out compositions, cycling through the kinds."""
     rng = np.random.default_rng((seed, 5))
     return [compositions.draw(rng, test=True, kind=KINDS[i % len(KINDS)]) for i in range(count)]
 
@@ -40,14 +40,18 @@ def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     with reporter.task("check composition judge", count) as progress:
         for start in range(0, count, _BATCH):
             part = composed[start : start + _BATCH]
-            frames = np.stack([compositions.see(c.scene, float(rng.random()))[0] for c in part])
-            looks = look(network, frames)
-            verdicts += [judge(c.composition, seen.objects) for c, seen in zip(part, looks, strict=True)]
-            refused += [
-                not judge(_other(c.composition, rng), seen.objects).all_right
-                for c, seen in zip(part, looks, strict=True)
+            frames = np.stack([compositions.render_objects(c.scene, float(rng.random()))[0] for c in part])
+            detections = detect(network, frames)
+            verdicts += [
+                judge(c.composition, found.objects) for c, found in zip(part, detections, strict=True)
             ]
-            places += [seen.background == c.scene.background for c, seen in zip(part, looks, strict=True)]
+            refused += [
+                not judge(_other(c.composition, rng), found.objects).all_right
+                for c, found in zip(part, detections, strict=True)
+            ]
+            places += [
+                found.background == c.scene.background for c, found in zip(part, detections, strict=True)
+            ]
             progress(len(verdicts), "")
     row = partial(CheckRow, "composition-judge")
     yield from _rows(row, composed, verdicts, 0.97)
@@ -61,7 +65,7 @@ def _other(composition: Composition, rng: np.random.Generator) -> Composition:
 
 
 def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
-    """Pictures of held-out captions, judged: the share where every object, colour, count, place is right."""
+    """Images of held-out captions, judged: share where every object, colour, count and place is right."""
     network, backbone = load(what.find(FOLDER)), what.backbone()
     settings = config.merge(config.load(flags=_SETTINGS, environ={}), what.settings)
     composed = held_out(what.count, what.seed)
@@ -69,7 +73,7 @@ def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     with reporter.task("check compositions", what.count) as progress:
         for i, one in enumerate(composed):
             picture = generate(backbone, caption(one), config.merge(settings, {"seed": i}))
-            verdicts.append(judge(one.composition, look(network, picture)[0].objects))
+            verdicts.append(judge(one.composition, detect(network, picture)[0].objects))
             progress(i + 1, f"all right {np.mean([v.all_right for v in verdicts]):.2f}")
     yield from _rows(partial(CheckRow, "compositions"), composed, verdicts, 0.40)
 
