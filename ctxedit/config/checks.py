@@ -64,8 +64,10 @@ def _adapter(config: Config) -> Iterator[_Check]:
     # Rows and columns have sines and cosines each: a width is a multiple of 4.
     divides = adapter.width > 0 and adapter.width % math.lcm(max(1, adapter.heads), 4) == 0
     yield divides, "adapter.width", "a multiple of adapter.heads and of 4"
-    yield adapter.blocks >= 1, "adapter.blocks", "at least 1"
-    yield adapter.patch >= 1, "adapter.patch", "at least 1"
+    # Sizes beyond these cannot even be counted in 64 bits; memory is checked in the plan.
+    yield adapter.width <= 2**20, "adapter.width", f"at most {2**20}"
+    yield 1 <= adapter.blocks <= 2**20, "adapter.blocks", f"1 to {2**20}"
+    yield 1 <= adapter.patch <= 2**10, "adapter.patch", f"1 to {2**10}"
     yield adapter.window >= 1, "adapter.window", "at least 1"
     yield adapter.bound >= 0, "adapter.bound", "0 (free) or more"
 
