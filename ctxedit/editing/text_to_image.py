@@ -41,7 +41,8 @@ def plan(
 ) -> dict[str, Any]:  # fmt: skip
     """Check what text to image needs, and say what it takes; sizes are (width, height).
 
-    ``adapter``, ``sources`` (the files of the settings) and ``layout`` are read: ``output`` may be none of them.
+    ``adapter``, ``sources`` (the files of the settings) and ``layout`` are read; ``output`` may be none of
+    them.
 
     Raises:
         ConfigError, InputError, WeightsError, ResourceError, OutputError.
