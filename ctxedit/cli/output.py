@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ctxedit.cli.failures import Failure, StdoutClosed
-from ctxedit.files import printable
+from ctxedit.files import printable, visible
 
 #: Most characters in an error's line.
 _LONGEST = 1000
@@ -96,13 +96,13 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line for the user."""
         if not self.quiet:
-            self.console.print(Text(text))
+            self.console.print(Text(_lines(text)))
 
     def warn(self, text: str) -> None:
         """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
-            self.console.print(Text.assemble(("warning: ", "yellow"), text))
+            self.console.print(Text.assemble(("warning: ", "yellow"), _lines(text)))
 
     def result(self, text: str, table: Mapping[str, Any]) -> None:
         """The result: lines for people and pipes, or one JSON object."""
@@ -147,7 +147,7 @@ def pairs(rows: Sequence[tuple[str, str]], whole: str = "") -> str:
     longest = max((len(name) for name, _ in rows), default=0)
     room = terminal_width()
     lines = []
-    for name, value in rows:
+    for name, value in ((visible(name), visible(value)) for name, value in rows):
         folded = [value]
         if room is not None and name != whole:
             folded = textwrap.wrap(
@@ -168,6 +168,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
@@ -185,6 +186,7 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
     too wide, each row becomes a block of ``heading  value`` lines.
     """
     room = terminal_width()
+    rows = [[visible(cell) for cell in row] for row in rows]
     if room is None:
         return _aligned(rows)
     from rich import box
@@ -253,8 +255,13 @@ def print_failure(failure: Failure, as_json: bool) -> None:
 
 def _line(text: str) -> str:
     """One readable line: an error may quote a value of megabytes."""
-    line = " ".join(printable(text).split())
+    line = visible(" ".join(printable(text).split()))
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def _lines(text: str) -> str:
+    """A message as it can be printed safely; the ends of its lines stay."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> bool:
