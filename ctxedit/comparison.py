@@ -22,7 +22,7 @@ from ctxedit.media.read import Clip, Store
 from ctxedit.media.scratch import scratch
 from ctxedit.media.sources import check_exists
 from ctxedit.media.write import write_clip, write_image
-from ctxedit.provenance import flat, from_text, to_text, told_apart
+from ctxedit.provenance import distinct_labels, flat, from_text, to_text
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
 from ctxedit.tables import merge_into, nested
@@ -127,7 +127,7 @@ def _span_of(edit: Part) -> ClipConfig | None:
 
 def labels_for(parts: Sequence[Part]) -> list[str]:
     """Labels that tell the parts apart: the target, and where it is the same, what else differs."""
-    return told_apart([part.label for part in parts], [flat(part.facts) for part in parts])
+    return distinct_labels([part.label for part in parts], [flat(part.facts) for part in parts])
 
 
 def equally_long(parts: Sequence[Part], frames: int | None = None) -> list[Part]:

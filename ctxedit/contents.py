@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from ctxedit.cache import cache_entry, cached_table
 from ctxedit.errors import InputError
 
 #: Below this, reading is as cheap as remembering.
@@ -24,8 +22,6 @@ _LARGE = 16 << 20
 #: Seconds. The coarsest clock of a file system in use (FAT) ticks every two.
 _RACY = 3.0
 _NAME = "contents.json"
-#: Of a table in the cache.
-_MOST_ENTRIES = 1000
 _BLOCK = 1 << 20
 #: Resolved path to stamp and hash: what this process has hashed, in case the cache cannot be written.
 _SEEN: dict[str, tuple[str, str]] = {}
@@ -121,39 +117,3 @@ def _remember(path: Path, stamps: list[_Stamp], found: str) -> None:
 
 def _short(stamps: list[_Stamp]) -> str:
     return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=16).hexdigest()
-
-
-def cached_table(file: str) -> dict[str, Any]:
-    """A table that :func:`cache_entry` wrote; empty where there is none or it is damaged."""
-    try:
-        table = json.loads((cache_folder() / file).read_bytes())
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder, or nested too deeply
-        return {}
-    return table if isinstance(table, dict) else {}
-
-
-def cache_entry(file: str, key: str, entry: dict[str, str]) -> None:
-    """Add an entry to a JSON table in the user's cache, dropping the oldest; never fails.
-
-    Of two processes that write at the same time one may lose its entry.
-    """
-    from ctxedit.media.temporary import atomic
-
-    table = cached_table(file)
-    table.pop(key, None)
-    table[key] = entry
-    while len(table) > _MOST_ENTRIES:
-        del table[next(iter(table))]
-    with suppress(Exception), atomic(cache_folder() / file, True, durable=False) as temporary:
-        temporary.write_text(json.dumps(table))
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for ctxedit."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ctxedit"

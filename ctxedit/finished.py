@@ -7,31 +7,38 @@ name: however the process ends, a file that is there was noted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ctxedit.contents import cache_entry, cached_table, fingerprint
+from ctxedit.cache import cache_entry, cached_table
+from ctxedit.contents import fingerprint
 from ctxedit.errors import InputError
 
 _NAME = "finished.json"
 
 
-def note(output: Path, key: str, written: Path) -> None:
+def note(output: Path, key: str, written: Path, facts: Mapping[str, Any] | None = None) -> None:
     """Note what ``output`` will hold; a cache that cannot be written costs this knowledge and nothing else.
 
     Args:
         output: the name that it will have.
         key: of the request.
         written: the complete file, or folder, under its temporary name.
+        facts: of the result, in JSON's types, for when the command is repeated.
     """
-    cache_entry(_NAME, str(output.absolute()), {"key": key, "hash": fingerprint(written)})
+    entry = {"key": key, "hash": fingerprint(written), "facts": dict(facts or {})}
+    cache_entry(_NAME, str(output.absolute()), entry)
 
 
-def is_finished(output: Path, key: str) -> bool:
-    """Whether ``output`` is there, as the request of this key left it."""
+def finished(output: Path, key: str) -> dict[str, Any] | None:
+    """The noted facts if ``output`` is as the request of this key left it, else None."""
     entry = cached_table(_NAME).get(str(output.absolute()))
     if not isinstance(entry, dict) or entry.get("key") != key:
-        return False
+        return None
     with suppress(InputError):
-        return entry.get("hash") == fingerprint(output)
-    return False
+        if entry.get("hash") == fingerprint(output):
+            facts = entry.get("facts")
+            return facts if isinstance(facts, dict) else {}
+    return None

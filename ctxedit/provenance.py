@@ -119,7 +119,7 @@ def flat(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **table.get("settings", {}), **output}
 
 
-def told_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def distinct_labels(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Labels of which no two are the same: with the settings that differ, or with numbers where none do."""
     known = list(zip(labels, settings, strict=True))
     made = []

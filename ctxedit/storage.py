@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ctxedit.contents import cache_folder
+from ctxedit.cache import cache_folder
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
 from ctxedit.media.temporary import atomic
 
@@ -88,12 +88,12 @@ class Store:
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none. Raises OutputError."""
 
-        def look() -> int | None:
+        def find_size() -> int | None:
             path = self._path(name)
             self._fs.invalidate_cache()
             return int(self._fs.size(path)) if self._fs.isfile(path) else None
 
-        return self._tried(look, f"{self.at(name)} cannot be read")
+        return self._tried(find_size, f"{self.at(name)} cannot be read")
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists. Raises OutputError."""
@@ -128,7 +128,7 @@ def fetch(url: str) -> Path:
     def say(why: str) -> CtxeditError:
         return InputError(f"{url} cannot be read: {why}", "check address and credentials")
 
-    def look() -> str:
+    def version() -> str:
         if fs.isdir(path):
             raise InputError(f"{url} is a folder", "name a file in it")
         if not fs.exists(path):
@@ -136,7 +136,7 @@ def fetch(url: str) -> Path:
         return str(fs.ukey(path))  # fsspec's mark of a version: an ETag, or size and time
 
     name = path.rstrip("/").rpartition("/")[2] or "clip"
-    copy = cache_folder() / "inputs" / _digest(url + _tried(look, say)) / name
+    copy = cache_folder() / "inputs" / _digest(url + _tried(version, say)) / name
     fetch_to(url, copy)
     return copy
 

@@ -2,11 +2,14 @@
 
 import math
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ctxedit import contents
+from ctxedit.cache import cache_entry, cached_table, change_table
 from ctxedit.config import AdapterConfig, Config, TuneConfig, merge
 from ctxedit.errors import InputError, OutputError
 from ctxedit.runs import Run, fingerprint, key_of, slug, versions, write_toml
@@ -257,6 +260,21 @@ class TestFingerprint:
         assert fingerprint(path) != first and len(read) == 2, "this process remembers by itself"
         contents._SEEN.clear()
         assert fingerprint(path) != first and len(read) == 3, "a damaged cache is no cache"
+
+    def test_writers_at_the_same_time_lose_no_entry(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        ready = threading.Barrier(6)
+
+        def write(writer):
+            ready.wait()
+            for i in range(5):
+                cache_entry("table.json", f"{writer} {i}", i)
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(write, range(6)))
+        assert len(cached_table("table.json")) == 30
+        change_table("table.json", lambda table: table.update({str(j): j for j in range(1200)}))
+        assert list(cached_table("table.json"))[-1] == "1199" and len(cached_table("table.json")) == 1000
 
     def test_a_file_that_just_changed_is_not_remembered(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

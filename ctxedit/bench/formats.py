@@ -50,6 +50,8 @@ def entries(path: Path) -> list[Entry]:
         return _in_csv(path)
     if suffix in (".jsonl", ".ndjson"):
         return list(_in_json_lines(path))
+    if suffix in (*VIDEOS, *IMAGES):
+        raise ConfigError(f"{path} is a clip, not a list", f"to edit it alone: ctxedit run {path} TEXT")
     if suffix in (".json", ".yaml", ".yml"):
         return [Entry(where, table) for where, table in benchmarks.v2vbench(path)]
     return _in_toml(path)

@@ -34,7 +34,7 @@ from ctxedit.models.condition_encoder import Kind
 from ctxedit.models.label_condition import Box, LabelEncoder, Labels
 from ctxedit.models.weights import BUILTIN_FOLDER, identity
 from ctxedit.synthetic import composition_judge, composition_verdict, judge
-from ctxedit.synthetic.composition_verdict import Look
+from ctxedit.synthetic.composition_verdict import Detections
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training.data import DataConfig
 from ctxedit.training.labelled import LabelledData
@@ -197,12 +197,12 @@ def _of_layouts(
     samples: Sequence[LabelSample], labels: Sequence[str], frames: NDArray[np.uint8]
 ) -> list[Score]:
     network = composition_judge.load(BUILTIN_FOLDER / "composition-judge")
-    looks = composition_verdict.look(network, frames)
-    real = composition_verdict.look(network, np.stack([one.real for one in samples]))
+    detections = composition_verdict.detect(network, frames)
+    real = composition_verdict.detect(network, np.stack([one.real for one in samples]))
     who, boxes = "the composition judge", sum(len(one.labels.numbers) for one in samples)
     placed, there, ceiling = (
-        sum(counted(one.labels, labels, seen, inside) for one, seen in zip(samples, looks_, strict=True))
-        for looks_, inside in ((looks, True), (looks, False), (real, True))
+        sum(counted(one.labels, labels, objects, inside) for one, objects in zip(samples, found, strict=True))
+        for found, inside in ((detections, True), (detections, False), (real, True))
     )
     return [
         _share("boxes with their label", placed, boxes, who),
@@ -211,17 +211,17 @@ def _of_layouts(
     ]
 
 
-def counted(wanted: Labels, labels: Sequence[str], seen: Look, inside: bool) -> int:
+def counted(wanted: Labels, labels: Sequence[str], found: Detections, inside: bool) -> int:
     """Number of boxes for which the judge finds an object with the label; each object counts for one box.
 
     With ``inside`` the object's centre is in the box; the boxes nearest to their objects come first.
     """
     pairs = []
     for b, (number, (x0, y0, x1, y1)) in enumerate(zip(wanted.numbers, wanted.boxes, strict=True)):
-        for o, found in enumerate(seen.objects):
-            within = x0 <= found.x <= x1 and y0 <= found.y <= y1
-            if found.name == labels[number] and (within or not inside):
-                pairs.append((math.hypot(found.x - (x0 + x1) / 2, found.y - (y0 + y1) / 2), b, o))
+        for o, one in enumerate(found.objects):
+            within = x0 <= one.x <= x1 and y0 <= one.y <= y1
+            if one.name == labels[number] and (within or not inside):
+                pairs.append((math.hypot(one.x - (x0 + x1) / 2, one.y - (y0 + y1) / 2), b, o))
     boxes: set[int] = set()
     objects: set[int] = set()
     for _, b, o in sorted(pairs):

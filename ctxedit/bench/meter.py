@@ -17,6 +17,7 @@ from torch import nn
 
 from ctxedit.editing.reporter import Reporter
 from ctxedit.media.temporary import atomic
+from ctxedit.models.deep_cache import pass_share
 
 _FILE = "costs.json"
 _EVERY = 0.02  # seconds between samples of the resident memory
@@ -29,8 +30,8 @@ class Cost:
     Attributes:
         seconds: of the stage's own loop: no loading, decoding or writing.
         peak_bytes: largest resident memory of the process on CPU, largest allocation on CUDA.
-        evaluations: passes of the UNet over the clip, guidance's two branches counted as two, and one on
-            cached features (``edit.cache_interval``) as a whole one.
+        evaluations: passes of the UNet over the clip, guidance's two branches counted as two; of one on
+            cached features the share that plans count (:func:`ctxedit.models.deep_cache.pass_share`).
         steps: progress steps of the stage made in that time.
         reached: the last step of the stage that was made, of this process or of those before.
     """
@@ -76,7 +77,7 @@ class CostMeter(Reporter):
         self.inner = inner
         self._notes: dict[str, Callable[[Cost], None]] = {}
         self._device = torch.device("cpu")
-        self._frames, self._seen = 1, 0
+        self._frames, self._branch_frames = 1, 0.0
 
     def say(self, text: str) -> None:
         self.inner.say(text)
@@ -90,7 +91,7 @@ class CostMeter(Reporter):
         self._frames, self._device = frames, device
 
         def count(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            self._seen += len(args[0])
+            self._branch_frames += len(args[0]) * pass_share()
 
         hook = unet.register_forward_hook(count)
         try:
@@ -101,7 +102,7 @@ class CostMeter(Reporter):
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
         stage = name.split(" ", 1)[0]
-        seen, began = self._seen, time.perf_counter()
+        before, began = self._branch_frames, time.perf_counter()
         first = last = 0
         with self.inner.task(name, total) as tell, _peak(self._device) as peak:
 
@@ -115,7 +116,7 @@ class CostMeter(Reporter):
             finally:
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)
-                seconds, passes = time.perf_counter() - began, (self._seen - seen) / self._frames
+                seconds, passes = time.perf_counter() - began, (self._branch_frames - before) / self._frames
                 cost = Cost(seconds, peak(), passes, last - first + 1 if last else 0, last)
                 if note := self._notes.get(stage):
                     note(cost)
@@ -144,18 +145,18 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
     process, over = psutil.Process(), threading.Event()
     most = [process.memory_info().rss]
 
-    def look() -> int:
+    def sample() -> int:
         most[0] = max(most[0], process.memory_info().rss)
         return most[0]
 
-    def watch() -> None:
+    def poll() -> None:
         while not over.wait(_EVERY):
-            look()
+            sample()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
-        yield look
+        yield sample
     finally:
         over.set()
         thread.join()

@@ -114,7 +114,7 @@ def check_labels(labels: Sequence[str]) -> None:
             )
 
 
-def look(bench: Bench) -> Preview:
+def make(bench: Bench) -> Preview:
     """Check every method on every clip, and list the remaining work, without loading weights.
 
     Raises:

@@ -9,7 +9,7 @@ from ctxedit.bench.delivery import flaw, note, results_of
 from ctxedit.bench.results import ResultRow, Results
 from ctxedit.bench.serve import Job, Serving, row_for
 from ctxedit.bench.subject import Bench, edits, references
-from ctxedit.executors import Executor, Here, Lost, Overseer
+from ctxedit.executors import Executor, InProcess, Lost, Overseer
 
 
 class Watcher(Overseer):
@@ -34,12 +34,12 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
         watcher: receives progress.
         executor: where the jobs run; None is this process.
     """
-    watcher, executor = watcher or Watcher(), executor or Here()
+    watcher, executor = watcher or Watcher(), executor or InProcess()
     results = results_of(bench)
     if results.damaged:
         watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     every = list(edits(bench))
-    known = {key for *_, key in every if not bench.overwrite and _stands(bench, results, key, watcher)}
+    known = {key for *_, key in every if not bench.overwrite and _is_intact(bench, results, key, watcher)}
     watcher.began(len(every), len(known))
     jobs = list(_jobs(bench, results, known, watcher))
     if jobs:
@@ -57,7 +57,7 @@ def _jobs(bench: Bench, results: Results, known: set[str], watcher: Watcher) -> 
     for clip in bench.clips:
         wanted = tuple(
             (target, which, key) for target, which, key in references(bench, clip)
-            if bench.overwrite or not _stands(bench, results, key, watcher)
+            if bench.overwrite or not _is_intact(bench, results, key, watcher)
         )  # fmt: skip
         own = replace(bench, clips=(clip,))
         for method in bench.methods:
@@ -73,7 +73,7 @@ def _lost(job: Job, lost: Lost) -> list[ResultRow]:
     return [row_for(key, job.method.label, job.clip, t, error=lost.reason) for t, key in job.due]
 
 
-def _stands(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
+def _is_intact(bench: Bench, results: Results, key: str, watcher: Watcher) -> bool:
     """Whether the row of this key is done and its video is the measured one; warns if it is not."""
     row = results.done(key)
     if row is None:

@@ -31,7 +31,7 @@ from ctxedit.runs import slug
 from ctxedit.synthetic import compositions
 from ctxedit.synthetic.composition_captions import caption
 from ctxedit.synthetic.composition_judge import load
-from ctxedit.synthetic.composition_verdict import judge, look
+from ctxedit.synthetic.composition_verdict import detect, judge
 from ctxedit.synthetic.compositions import Composed
 from ctxedit.training.checks.compositions import FOLDER, held_out
 
@@ -87,7 +87,7 @@ def drawn(count: int, seed: int, folder: Path) -> Captions:
     items = []
     for number, one in enumerate(composed):
         item = coco.Item(number, folder / f"{number:012d}.png", caption(one))
-        write_image(item.image, compositions.see(one.scene, 0.5)[0], overwrite=True)
+        write_image(item.image, compositions.render_objects(one.scene, 0.5)[0], overwrite=True)
         items.append(item)
     files = tuple(item.image for item in items)
     return Captions(tuple(items), open_set(folder, None, files), tuple(composed))
@@ -161,8 +161,8 @@ def measure(
 
 def _judged(files: Sequence[Path], composed: Sequence[Composed]) -> Score:
     network = load(BUILTIN_FOLDER / FOLDER)
-    seen = look(network, np.stack([read_image(file) for file in files]))
-    right = [judge(c.composition, s.objects).all_right for c, s in zip(composed, seen, strict=True)]
+    detected = detect(network, np.stack([read_image(file) for file in files]))
+    right = [judge(c.composition, s.objects).all_right for c, s in zip(composed, detected, strict=True)]
     low, high = wilson(sum(right), len(right))
     return Score(
         ALL_RIGHT, "all right", "higher", 3, float(np.mean(right)), low, high, len(right), 0,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import shlex
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,10 +28,10 @@ from ctxedit.cli import (
     tune,
 )
 from ctxedit.cli import run as run_command
+from ctxedit.cli.command_lines import refuse_clip, refuse_extra_arguments
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.output import put
 from ctxedit.cli.spread import help_unless_called, spread
-from ctxedit.errors import ConfigError
 
 app = typer.Typer(
     name="ctxedit",
@@ -93,8 +90,18 @@ app.add_typer(models.app, name="models")
 def build() -> Any:
     """The whole command, with help texts in their final form; built once, because it takes Typer 30 ms."""
     command = typer.main.get_command(app)
-    _finish_help(command)
+    _finish(command)
     return command
+
+
+def _finish(command: Any) -> None:
+    """Adapt a command's help and its answer to extra arguments, and those of the commands in it."""
+    _finish_help(command)
+    commands = getattr(command, "commands", {})
+    if not commands:
+        refuse_extra_arguments(command)
+    for inner in commands.values():
+        _finish(inner)
 
 
 def _finish_help(command: Any) -> None:
@@ -114,8 +121,6 @@ def _finish_help(command: Any) -> None:
             _plain_type(parameter)
     help_option = command.get_help_option
     command.get_help_option = lambda context: _hide_type(help_option(context))
-    for inner in getattr(command, "commands", {}).values():
-        _finish_help(inner)
 
 
 def _plain_type(parameter: Any) -> None:
@@ -129,20 +134,11 @@ def _hide_type(switch: Any) -> Any:
     return switch
 
 
-def _refuse_clip(arguments: list[str]) -> None:
-    """Raise ConfigError, with the right command, where a clip is given in place of a command."""
-    clip = Path(arguments[0])
-    if clip.suffix and os.path.exists(clip):
-        text = next((a for a in arguments[1:] if not a.startswith("-")), "a panda walking on the beach")
-        call = shlex.join(["ctxedit", "run", arguments[0], text])
-        raise ConfigError(f"{arguments[0]} is a clip, not a command", f"to edit it: {call}")
-
-
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code, raises what went wrong."""
     command = build()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in command.commands:
-        _refuse_clip(arguments)
+        refuse_clip(arguments)
     code = command.main(arguments, prog_name="ctxedit", standalone_mode=False)
     if code == Interrupted.exit_code:  # Typer swallows Ctrl-C
         raise KeyboardInterrupt

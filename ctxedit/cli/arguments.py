@@ -150,14 +150,23 @@ def warn_of_variables(screen: Screen) -> None:
             screen.warn(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-def targets(arguments: list[str] | None, options: list[str] | None, output: Path | None = None) -> list[str]:
+def targets(
+    arguments: list[str] | None,
+    options: list[str] | None,
+    output: Path | None = None,
+    clip: Path | None = None,
+) -> list[str]:
     """Target prompts, given as arguments or with ``--target``.
+
+    ``clip`` is the argument before them; without them it may be the text, and the clip is missing.
 
     Raises:
         ConfigError: none, or several with an ``output`` that names one file.
         InputError: an empty one.
     """
     found = [*(arguments or []), *(options or [])]
+    if not found and clip is not None and " " in str(clip) and not os.path.lexists(clip):
+        raise ConfigError("no clip", f"the clip comes first: ctxedit run CLIP {shlex.quote(str(clip))}")
     if not found:
         raise ConfigError(
             "no target prompt", 'describe the edited clip: ctxedit run CLIP "a panda walking on the beach"'

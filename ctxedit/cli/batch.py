@@ -123,7 +123,7 @@ def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> 
     from ctxedit.bench import preview, runner
     from ctxedit.cli.bench_progress import watcher
 
-    plan = preview.look(job)
+    plan = preview.make(job)
     if dry_run:
         with executor_of(where, plan.peak_bytes) as executor:
             planned = _planned(job, plan, executor.describe())

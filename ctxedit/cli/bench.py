@@ -193,7 +193,7 @@ def run(
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
         offline = settings.offline or dry.dry_run
         bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
-        plan = preview.look(bench)
+        plan = preview.make(bench)
     if dry.dry_run:
         with executor_of(where, plan.peak_bytes) as executor:
             planned = _planned(bench, plan, executor.describe())

@@ -49,7 +49,7 @@ class Lines(Watcher):
 
     def started(self, job: Job, worker: str) -> None:
         self.at[worker] = job
-        if worker and not self.screen.lively:
+        if worker and not self.screen.shows_bars:
             self.screen.say(f"{worker}: {job.method.label}, {job.clip.name}")
 
     def ended(self, job: Job, worker: str) -> None:
@@ -153,7 +153,7 @@ def watcher(
     """The display of the progress; silences libraries. ``seconds`` is the estimate for everything."""
     if not debugging():
         hush()
-    if not screen.lively:
+    if not screen.shows_bars:
         yield Lines(screen, methods, seconds)
         return
     board = Board(screen, methods, clips, seconds)

@@ -108,20 +108,20 @@ def compare(
         names = list(arguments.split_names(presets))
         requests = _requests(positional, names, base, groups, options, screen, label or [])
     key = _key(parts, requests, (label, columns, no_metadata))
-    if finished_before(output, key, overwrite.yes, screen):
-        screen.result(str(output), {"output": output})
+    if (facts := finished_before(output, key, overwrite.yes, screen)) is not None:
+        screen.result(str(output), {"output": output, **facts})
         return
     _check_output(output, overwrite.yes)
     if parts is None:
         parts = _edited(requests, label or ["source", *names], screen)
+    facts = {"edits": [{"label": part.label, "video": str(part.path)} for part in parts]}
     with resumable(None):
         text = None if no_metadata else comparison.about(parts, __version__)
         comparison.compose(
             parts, output, columns=columns, overwrite=overwrite.yes, about=text, warn=screen.warn,
-            complete=partial(note, output, key),
+            complete=partial(note, output, key, facts=facts),
         )  # fmt: skip
-    edits = [{"label": part.label, "video": part.path} for part in parts]
-    screen.result(str(output), {"output": output, "edits": edits})
+    screen.result(str(output), {"output": output, **facts})
 
 
 def _key(parts: list[Part] | None, requests: list[Request], more: tuple[object, ...]) -> str:

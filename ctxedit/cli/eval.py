@@ -18,7 +18,7 @@ from ctxedit.cli.output import Screen, print_table, put, to_json
 from ctxedit.cli.output_options import RunsOptions
 from ctxedit.cli.spread import spread
 from ctxedit.errors import ConfigError
-from ctxedit.provenance import told_apart
+from ctxedit.provenance import distinct_labels
 
 EDITS = "edits"
 
@@ -173,7 +173,7 @@ def _of_run(
             reporter=teller(screen),
         )
     screen.say(f"written to {chosen.folder / 'metrics.json'}")
-    labels = told_apart([row["target"] for row in rows], [row.get("settings", {}) for row in rows])
+    labels = distinct_labels([row["target"] for row in rows], [row.get("settings", {}) for row in rows])
     named = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
     return {"run": chosen.folder, "edits": named}
 

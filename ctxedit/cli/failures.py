@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from ctxedit.cli import collecting
+from ctxedit.cli.command_lines import UsageError, taken
 from ctxedit.errors import (
     ConfigError,
     CtxeditError,
@@ -24,8 +25,6 @@ from ctxedit.errors import (
 )
 from ctxedit.files import printable, reason
 
-#: What Typer raises for a command line that does not parse; its own click is private.
-_UsageError = typer.BadParameter.__base__
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _READ_ONLY = {errno.EROFS, errno.EFBIG}
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
@@ -108,7 +107,7 @@ def explain(error: BaseException) -> Failure:
         return Failure("interrupted before any work", None, Interrupted.exit_code)
     if isinstance(error, SystemExit):
         return Failure("stopped", None, error.code if isinstance(error.code, int) else 1)
-    if _UsageError is not None and isinstance(error, _UsageError):
+    if isinstance(error, UsageError):
         return _usage(error)
     if _out_of_memory(error):
         return Failure(f"not enough memory: {_line(error)}", _LESS_MEMORY, ResourceError.exit_code)
@@ -158,7 +157,9 @@ def _usage(error: BaseException) -> Failure:
     for found, plain in _VALIDATION:
         message = re.sub(found, plain, message)
     first, rest = (message.split("\n")[0].rstrip("."), " ".join(message.split("\n")[1:]).strip())
-    hint = rest or f"see `{command} --help`"
+    takes = "" if context is None else taken(context)
+    plain = f"see `{command} --help`"
+    hint = rest or (f"{command} {takes}: {plain}" if takes else plain)
     return Failure(first[:1].lower() + first[1:], hint, 2)
 
 

@@ -301,7 +301,7 @@ class Bar(Watcher):
         """Show how much is to come."""
         self._name, self._total, self._done = download.hub_id, download.total, download.total - download.bytes
         self._said = time.monotonic()
-        if self.screen.lively:
+        if self.screen.shows_bars:
             self._progress = bars(self.screen.console, DownloadColumn, transient=True)
             self._progress.start()
             self._progress.add_task(self._name, total=self._total, completed=self._done)

@@ -89,7 +89,7 @@ class Screen:
         self._warned: set[str] = set()
 
     @property
-    def lively(self) -> bool:
+    def shows_bars(self) -> bool:
         """Whether progress bars may be drawn."""
         return self.console.is_terminal and not self.quiet
 
@@ -264,11 +264,14 @@ def _lines(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
 
 
-def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> bool:
-    """Whether the same command has already written an output, with a message if so; -y redoes it."""
-    from ctxedit.finished import is_finished
+def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> dict[str, Any] | None:
+    """What was noted of an output that the same command has already written, with a message; else None.
 
-    if overwrite or not is_finished(output, key):
-        return False
-    screen.say(f"{output} exists already, made by the same command; use -y to redo it")
-    return True
+    With ``overwrite`` (-y) always None.
+    """
+    from ctxedit.finished import finished
+
+    facts = None if overwrite else finished(output, key)
+    if facts is not None:
+        screen.say(f"{output} exists already, made by the same command; use -y to redo it")
+    return facts

@@ -19,10 +19,16 @@ from ctxedit.tables import BASE, preset_table, read_table
 
 app = typer.Typer(help="List presets, print one, or copy one to edit.")
 Name = Annotated[
-    str, typer.Argument(help="Preset name.", show_default=False, autocompletion=config.preset_names)
+    str,
+    typer.Argument(
+        metavar="NAME", help="Preset name.", show_default=False, autocompletion=config.preset_names
+    ),
 ]
 Destination = Annotated[
-    Path | None, typer.Argument(help="Destination file or folder. [default: ./NAME.toml]", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="[PATH]", help="Destination file or folder. [default: ./NAME.toml]", show_default=False
+    ),
 ]
 
 app.callback(invoke_without_command=True)(help_unless_called)

@@ -36,7 +36,7 @@ class CommandReporter(Reporter):
         def note(done: int, text: str = "") -> None:
             last[:] = [text, done]
 
-        how = self._bar if self.screen.lively else self._lines
+        how = self._bar if self.screen.shows_bars else self._lines
         with how(name, total, note) as step:
             yield step
         text = f" ({last[0]})" if last[0] else ""

@@ -61,7 +61,7 @@ def run(
 ) -> None:
     """Caption, tune, invert, edit and score a clip, and print the path of each edited video."""
     screen = Screen(messages.quiet, messages.json)
-    targets = arguments.targets(text, target, result.output)
+    targets = arguments.targets(text, target, result.output, clip)
     given = (addons, span, size, captioning, tuning, sampling, checking, scoring, upscaling)
     config = arguments.with_round_trip(arguments.settings(base, screen, *given))
     config = arguments.fitted(config, arguments.existing(clip, targets), base, screen, span)

@@ -17,7 +17,7 @@ from ctxedit.cli.output import Screen, human_size, pairs, print_table
 from ctxedit.cli.output_options import RemoveOption, RunsOptions
 from ctxedit.cli.spread import help_unless_called, spread
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
-from ctxedit.provenance import changed_settings, told_apart
+from ctxedit.provenance import changed_settings, distinct_labels
 from ctxedit.runs import Run
 
 app = typer.Typer(help="List runs, show one, and remove those that are no longer needed.")
@@ -170,7 +170,7 @@ def _cells(row: Summary) -> tuple[str, ...]:
 def _edits(run: Run) -> list[dict[str, Any]]:
     """A run's edits; the labels name the settings in which edits with the same target differ."""
     facts = [run.facts(name) for name in run.edits()]
-    labels = told_apart([f["target"] for f in facts], [f.get("settings", {}) for f in facts])
+    labels = distinct_labels([f["target"] for f in facts], [f.get("settings", {}) for f in facts])
     return [
         {
             "target": f["target"], "label": label, "video": f.get("video"),

@@ -101,7 +101,7 @@ def t2i(
     key = image_key(config, base.offline, files, text, labelled.facts(), no_metadata, __version__)
     shown = {"text": text} if wanted is None else labelled.shown(wanted)
     result = {"image": path, **shown, "seed": config.seed}
-    if not dry.dry_run and finished_before(path, key, overwrite.yes, screen):
+    if not dry.dry_run and finished_before(path, key, overwrite.yes, screen) is not None:
         screen.result(str(path), result)
         return
     plan = text_to_image.plan(

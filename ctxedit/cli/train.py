@@ -116,7 +116,8 @@ def train(
     _check_tensorboard(tensorboard)
     yes = overwrite.yes
     if dry.dry_run:
-        _show_plans(screen, several, [one.plan(policy.restarts(one, yes, chosen)) for one in trainings])
+        plans = [one.plan(policy.restarts(one, yes, chosen), device) for one in trainings]
+        _show_plans(screen, several, plans)
         return
     for one in trainings:
         policy.check_overwrite(one, yes, chosen)

@@ -78,13 +78,13 @@ def executor_of(where: ExecutorOptions, peak_bytes: int = 0) -> Executor:
     import torch
 
     from ctxedit.editing.machine import check_memory, memory_available
-    from ctxedit.executors import Here
+    from ctxedit.executors import InProcess
     from ctxedit.executors.processes import Processes
 
     workers = where.workers or 1
     threads = where.threads or max(1, torch.get_num_threads() // workers)
     if workers == 1:
-        return Here(threads)
+        return InProcess(threads)
     if not torch.cuda.is_available():
         check_memory(
             f"the work of {workers} workers", workers * peak_bytes, memory_available(torch.device("cpu"))

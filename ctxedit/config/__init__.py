@@ -5,6 +5,7 @@ default. A ``[builtin]`` table overlays a preset when the built-in models are us
 Stable Diffusion, the small models need other lengths and rates.
 
     settings    the settings themselves
+    ranges      annotations of settings
     merging     a nested table of values into settings
     checks      ranges, and settings that exclude each other
     loading     presets, files, variables and flags
@@ -15,7 +16,10 @@ from ctxedit.config.loading import absolute as absolute
 from ctxedit.config.loading import environment as environment
 from ctxedit.config.loading import lean as lean
 from ctxedit.config.loading import load as load
+from ctxedit.config.merging import convert as convert
 from ctxedit.config.merging import merge as merge
+from ctxedit.config.ranges import Length as Length
+from ctxedit.config.ranges import Range as Range
 from ctxedit.config.settings import SOURCE as SOURCE
 from ctxedit.config.settings import AdapterConfig as AdapterConfig
 from ctxedit.config.settings import AttentionConfig as AttentionConfig

@@ -60,16 +60,14 @@ def _attention(config: Config) -> Iterator[_Check]:
 
 def _adapter(config: Config) -> Iterator[_Check]:
     adapter = config.adapter
-    yield adapter.heads >= 1, "adapter.heads", "at least 1"
+    yield 1 <= adapter.heads <= 1024, "adapter.heads", "from 1 to 1024"
     # Rows and columns have sines and cosines each: a width is a multiple of 4.
-    divides = adapter.width > 0 and adapter.width % math.lcm(max(1, adapter.heads), 4) == 0
-    yield divides, "adapter.width", "a multiple of adapter.heads and of 4"
-    # Sizes beyond these cannot even be counted in 64 bits; memory is checked in the plan.
-    yield adapter.width <= 2**20, "adapter.width", f"at most {2**20}"
-    yield 1 <= adapter.blocks <= 2**20, "adapter.blocks", f"1 to {2**20}"
-    yield 1 <= adapter.patch <= 2**10, "adapter.patch", f"1 to {2**10}"
+    divides = 0 < adapter.width <= 65536 and adapter.width % math.lcm(max(1, adapter.heads), 4) == 0
+    yield divides, "adapter.width", "a multiple of adapter.heads and of 4, at most 65536"
+    yield 1 <= adapter.blocks <= 1024, "adapter.blocks", "from 1 to 1024"
+    yield 1 <= adapter.patch <= 1024, "adapter.patch", "from 1 to 1024"
     yield adapter.window >= 1, "adapter.window", "at least 1"
-    yield adapter.bound >= 0, "adapter.bound", "0 (free) or more"
+    yield 0 <= adapter.bound < math.inf, "adapter.bound", "0 (free) or more"
 
 
 def _control(config: Config) -> Iterator[_Check]:

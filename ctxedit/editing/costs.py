@@ -249,15 +249,17 @@ def captioner_weight(config: Config, own: Path | None, offline: bool, half: bool
     """The captioner's size; fetched if it has to be. LAVIS runs in a process of its own."""
     if config.captioner == "lavis":
         return Weight()
-    return _weigh(config.captioner, own, "captioner", BLIP2, offline, half)
+    return _network_weight(config.captioner, own, "captioner", BLIP2, offline, half)
 
 
 def clip_weight(config: Config, own: Path | None, offline: bool) -> Weight:
     """The scoring CLIP's size; fetched if it has to be."""
-    return _weigh(config.clip_model, own, "clip", CLIP, offline)
+    return _network_weight(config.clip_model, own, "clip", CLIP, offline)
 
 
-def _weigh(name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False) -> Weight:
+def _network_weight(
+    name: str, own: Path | None, part: str, default: str, offline: bool, half: bool = False
+) -> Weight:
     if found := own_part(name, own, part):
         return folder_weight(found[0])
     return folder_weight(checkpoint_folder(default if name == "auto" else name, offline, half))

@@ -257,12 +257,12 @@ class Parts:
             # In the denoiser's precision on a CPU, where half of a float32 inversion is the adapter's.
             dtype = self.backbone.dtype if self.device.type == "cpu" else torch.float32
             self._adapter.to(self.device, dtype).eval().requires_grad_(False)
-        look = self._look if config.image == "clip" else None
+        tokens = self._image_tokens if config.image == "clip" else None
         with self.backbone.room_for([prompt]):
             words = self.backbone.embed([prompt])
-        return ContextShift(self._adapter, words, self.windows[0].stop, look)
+        return ContextShift(self._adapter, words, self.windows[0].stop, tokens)
 
-    def _look(self, latents: Tensor) -> Tensor:
+    def _image_tokens(self, latents: Tensor) -> Tensor:
         """The clean latents, or the prediction of them, as CLIP sees them decoded."""
         return self.scorer.image_tokens(self.backbone.decode(latents)).to(self.device)
 

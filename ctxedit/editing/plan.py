@@ -143,14 +143,22 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     known = _Known(request)
-    seen = _look(request, known, is_half(dtype))
+    inspected = _inspect(request, known, is_half(dtype))
     if known.prompt is not None and not request.overwrite:
         for target in request.targets:
             check_describes(plain(target), known.prompt)
     needs.check_words(config, known.prompt, request.targets)
-    checkpoint, body, fit = seen.checkpoint, seen.body, seen.fit
+    checkpoint, body, fit = inspected.checkpoint, inspected.body, inspected.fit
     costs = Costs(
-        config, request.offline, checkpoint.own, body, fit, dtype, seen.control, seen.upscaler, device.type
+        config,
+        request.offline,
+        checkpoint.own,
+        body,
+        fit,
+        dtype,
+        inspected.control,
+        inspected.upscaler,
+        device.type,
     )
     size = (fit.padded_width, fit.padded_height)
     stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
@@ -158,12 +166,12 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     return Plan(
         str(request.clip), checkpoint.name, body.parameters, str(device), str(dtype).split(".")[-1],
         config.seed, str(run.folder) if run else None, known.prompt, request.targets, config.clip.frames,
-        seen.clip.fps, (fit.source_width, fit.source_height), (fit.width, fit.height),
+        inspected.clip.fps, (fit.source_width, fit.source_height), (fit.width, fit.height),
         size, stages, machine.memory_available(device),
         machine.disk_free(run.folder if run else request.runs),
-        disk, seen.shown, seen.reading, *_written(request, fit, seen.clip),
-        _output_size(request, fit), None if seen.upscaler is None else seen.upscaler.name,
-        len(seen.windows), seen.windows[0].stop, max(window.shared for window in seen.windows),
+        disk, inspected.shown, inspected.reading, *_written(request, fit, inspected.clip),
+        _output_size(request, fit), None if inspected.upscaler is None else inspected.upscaler.name,
+        len(inspected.windows), inspected.windows[0].stop, max(window.shared for window in inspected.windows),
     )  # fmt: skip
 
 
@@ -216,7 +224,7 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Inspected:
     """What the checks have read: the clip, the model's sizes, the control."""
 
     checkpoint: Checkpoint
@@ -230,7 +238,7 @@ class _Seen:
     upscaler: Found | None
 
 
-def _look(request: Request, known: _Known, half: bool) -> _Seen:
+def _inspect(request: Request, known: _Known, half: bool) -> _Inspected:
     """Read and check the clip, the mask, the control map and the model's config files."""
     config, span = request.config, request.config.clip
     info = probe(request.clip)
@@ -258,7 +266,7 @@ def _look(request: Request, known: _Known, half: bool) -> _Seen:
     upscaler = None
     if config.upscale.scale > 1:
         upscaler = locate_upscaler(config.upscale.model, checkpoint.own, request.offline, half)
-    return _Seen(checkpoint, body, fit, clip, reading, windows, shown, control, upscaler)
+    return _Inspected(checkpoint, body, fit, clip, reading, windows, shown, control, upscaler)
 
 
 def _rows(

@@ -60,7 +60,7 @@ class RoundTrip:
         """Whether edits will lose the clip."""
         return self.psnr < _LOW[self.kind]
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """In a line."""
         about = "about " if self.kind == "estimate" else ""
         return (

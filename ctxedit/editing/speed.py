@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctxedit.cache import cached_table, change_table
 from ctxedit.config import Config
-from ctxedit.contents import cache_folder
 from ctxedit.editing.reporter import Reporter
-from ctxedit.errors import CtxeditError
-from ctxedit.files import read_json
-from ctxedit.media.temporary import atomic
 from ctxedit.stages.tune import frames_of_step
 from ctxedit.windows import plan_windows
 
@@ -76,7 +72,7 @@ def seconds_of(work: Work, passes: int) -> float | None:
 
     Of clips of another size or length the nearest measured one counts, in proportion to the pixels.
     """
-    measured = _measured(_read(), work)
+    measured = _measured(cached_table(_FILE), work)
     if not measured:
         return None
     nearest = min(measured, key=lambda pixels: abs(pixels - work.pixels))
@@ -85,16 +81,13 @@ def seconds_of(work: Work, passes: int) -> float | None:
 
 def note(work: Work, seconds: float) -> None:
     """Keep what one pass over the clip took: half of what was known, half new, so that estimates follow."""
-    table = _read()
-    measured = _measured(table, work)
-    measured[work.pixels] = (measured.get(work.pixels, seconds) + seconds) / 2
-    table[work.name] = measured
-    # If it cannot be written, only the estimate is lost.
-    with suppress(CtxeditError, OSError):
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / _FILE, True) as temporary:
-            temporary.write_text(json.dumps(table, indent=1))
+
+    def change(table: dict[str, Any]) -> None:
+        measured = _measured(table, work)
+        measured[work.pixels] = (measured.get(work.pixels, seconds) + seconds) / 2
+        table[work.name] = measured
+
+    change_table(_FILE, change)
 
 
 def _measured(table: dict[str, Any], work: Work) -> dict[int, float]:
@@ -106,15 +99,6 @@ def _measured(table: dict[str, Any], work: Work) -> dict[int, float]:
         for pixels, seconds in entries
         if pixels.isdecimal() and int(pixels) and isinstance(seconds, float)
     }
-
-
-def _read() -> dict[str, Any]:
-    with suppress(CtxeditError, OSError, RuntimeError):
-        if (file := cache_folder() / _FILE).is_file() and isinstance(
-            table := read_json(file, "speeds"), dict
-        ):
-            return table
-    return {}
 
 
 @dataclass

@@ -199,9 +199,9 @@ def _read_round_trip(job: StageJob) -> returning.RoundTrip:
 
 def _tell_round_trip(job: StageJob, found: returning.RoundTrip) -> returning.RoundTrip:
     if found.low:
-        job.parts.reporter.warn(f"{found.told()}: {_BAD}")
+        job.parts.reporter.warn(f"{found.summary()}: {_BAD}")
     else:
-        job.parts.reporter.say(found.told())
+        job.parts.reporter.say(found.summary())
     return found
 
 

@@ -1,5 +1,5 @@
 """Where jobs run: in this process, in several on this machine, or on a Ray cluster; one interface for all."""
 
-from ctxedit.executors.base import Executor, Here, Lost, Overseer, Work
+from ctxedit.executors.base import Executor, InProcess, Lost, Overseer, Work
 
-__all__ = ["Executor", "Here", "Lost", "Overseer", "Work"]
+__all__ = ["Executor", "InProcess", "Lost", "Overseer", "Work"]

@@ -78,7 +78,7 @@ class Executor(ABC):
         """
 
 
-class Here(Executor):
+class InProcess(Executor):
     """Runs jobs in this process, one after the other; results and progress are reported immediately.
 
     Args:

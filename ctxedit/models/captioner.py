@@ -210,7 +210,7 @@ def choose_caption(captions: Sequence[str]) -> str:
     """
     tidy = [text for text in map(_tidy, captions) if text]
     if not tidy:
-        raise speechless()
+        raise no_caption_error()
     votes = Counter(text.casefold() for text in tidy)
 
     def rank(place: int) -> tuple[int, float, int]:
@@ -227,7 +227,7 @@ def shares(captions: Sequence[str]) -> dict[str, float]:
     return {first[said]: math.log(count / len(tidy)) for said, count in votes.items()}
 
 
-def speechless() -> InputError:
+def no_caption_error() -> InputError:
     """What is raised where no frame has a caption."""
     return InputError("no frame of the clip got a caption", "say what it shows with --prompt")
 

@@ -19,17 +19,17 @@ class ContextShift:
         adapter: r_φ.
         context: (clips, L, D) embedding of the prompt, one for each clip.
         frames: F, of each clip.
-        look: latents (F, C, h, w) to image tokens, for an adapter that sees through CLIP; else None.
+        image_tokens: latents (F, C, h, w) to image tokens, for an adapter that sees through CLIP; else None.
     """
 
     adapter: ContextAdapter
     context: Tensor
     frames: int
-    look: Callable[[Tensor], Tensor] | None = None
+    image_tokens: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x0: Tensor, timestep: int | float | Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """b_t, the shape of x0 (F, C, h, w)."""
-        tokens = self.look(x0) if self.look is not None else None
+        tokens = self.image_tokens(x0) if self.image_tokens is not None else None
         r = self.adapter(x0, self.context, timestep, self.frames, tokens)
         return self.adapter.shift(r, x0, alpha, sigma).to(x0.dtype)
 

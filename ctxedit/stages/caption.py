@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ctxedit.config import BUILTIN, Config
 from ctxedit.errors import ConfigError
-from ctxedit.models.captioner import Blip2Captioner, Captioner, choose_caption, pick_frames, speechless
+from ctxedit.models.captioner import Blip2Captioner, Captioner, choose_caption, no_caption_error, pick_frames
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.lavis import LavisCaptioner
 from ctxedit.models.weights import own_part
@@ -39,7 +39,7 @@ def caption(frames: NDArray[np.uint8], captioner: Captioner, scorer: ClipScorer 
         return choose_caption(captioner.caption(chosen))
     proposed = captioner.propose(chosen)
     if not proposed:
-        raise speechless()
+        raise no_caption_error()
     near = scorer.embed_images(np.stack(chosen)).mean(0) @ scorer.embed_texts(list(proposed)).T
     likely = torch.tensor(list(proposed.values())) + scorer.scale * near
     return list(proposed)[int(likely.argmax())]

@@ -200,7 +200,7 @@ class Masters:
             parameter.grad = None
 
     @torch.no_grad()
-    def hand_back(self) -> None:
+    def copy_back(self) -> None:
         """Give the networks what the masters are now, rounded."""
         for name, parameter in self._networks.items():
             parameter.copy_(self.values[name])
@@ -217,7 +217,7 @@ def _descend(loss: Tensor, step: int, masters: Masters, optimizer: Any, scaler: 
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    masters.hand_back()
+    masters.copy_back()
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: TuneConfig) -> torch.optim.Optimizer:
@@ -291,7 +291,7 @@ def _resume(
         log.unlink(missing_ok=True)
         return 0
     load_tensors(masters.values, state["parameters"])
-    masters.hand_back()
+    masters.copy_back()
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     done = int(state["step"])

@@ -1,6 +1,6 @@
 """The composition judge: finds every object of a drawn frame with its colour and place; for checks only.
 
-A dense detector like CenterNet (Zhou et al. 2019, *Objects as Points*): a heat map for each class,
+A dense detector like CenterNet (Zhou et al. 2019, *Objects as Points*): a heatmap for each class,
 and at every cell the colour, the offset from the cell's middle, the side, and whether something hides the
 object.
 """
@@ -19,7 +19,7 @@ from ctxedit.synthetic.vocabulary import BACKGROUNDS, BY_NAME, COLOURS
 
 #: Side of its input frames in pixels.
 SIDE = 64
-#: Cells per side of the heat maps.
+#: Cells per side of the heatmaps.
 GRID = 16
 NAMES = tuple(BY_NAME)
 #: ``none`` stands for an object without a colour, or one whose colour is not visible.
@@ -29,9 +29,9 @@ PLACES = tuple(BACKGROUNDS)
 FILE = "judge.safetensors"
 #: Sides are learned as the logarithm of their ratio to this.
 MIDDLE_SIDE = 0.4
-#: Channels of the dense output, in order: heat by class, logits of the colours, x and y, side, hidden.
+#: Channels of the dense output: heatmap logits by class, logits of the colours, x and y, side, hidden.
 _PARTS = (len(NAMES), len(HUES), 2, 1, 1)
-#: Initial heat of every cell: few cells contain an object.
+#: Initial heatmap logit: few cells contain an object.
 _PRIOR = -4.6
 
 
@@ -64,6 +64,7 @@ class CompositionJudge(nn.Module):
         self.to_middle = nn.Conv2d(coarse, middle, 1)
         self.mix_middle = _layer(middle, middle)
         self.to_fine = nn.Conv2d(middle, neck, 1)
+        # The lateral connection of a feature pyramid.
         self.beside = nn.Conv2d(fine, neck, 1)
         self.mix_fine = _layer(neck, neck)
         last = nn.Conv2d(middle, sum(_PARTS), 1)
@@ -83,7 +84,7 @@ class CompositionJudge(nn.Module):
 
 
 def split(dense: Tensor) -> tuple[Tensor, ...]:
-    """The dense output's parts along dim 1: heat logits, colour logits, offset, log side, hidden logit."""
+    """The dense output's parts along dim 1: heatmap logits, colour logits, offset, log side, hidden logit."""
     return dense.split(list(_PARTS), 1)
 
 

@@ -73,17 +73,17 @@ class CompositionPair:
         times = [0.5] if frames == 1 else [i / (frames - 1) for i in range(frames)]
         masks = []
         for t in times:
-            both = [(c, compositions.see(c.scene, t, size)[1]) for c in (self.before, self.after)]
+            both = [(c, compositions.render_objects(c.scene, t, size)[1]) for c in (self.before, self.after)]
             masks.append(np.max(np.stack([mask for of in both for mask in self._of_changed(*of)]), 0))
         return np.stack(masks)
 
     def _of_changed(
-        self, composed: Composed, sights: list[compositions.Sight]
+        self, composed: Composed, visible: list[compositions.VisibleObject]
     ) -> Iterator[NDArray[np.float32]]:
         groups = [i for i, g in enumerate(composed.composition.groups) for _ in range(g.count)]
         for group, actor in zip(groups, composed.order, strict=True):
             if self.changed is None or group == self.changed:
-                yield sights[actor].mask
+                yield visible[actor].mask
 
 
 def draw_pairs(clips: int, seed: int = 0) -> list[CompositionPair]:

@@ -21,12 +21,12 @@ from ctxedit.synthetic.composition_judge import (
     side_of,
     split,
 )
-from ctxedit.synthetic.compositions import HUGE, TINY, Composition, Group
+from ctxedit.synthetic.compositions import COVERED, HUGE, TINY, Composition, Group, VisibleObject
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME
 
-#: A peak of at least this heat counts as an object.
-_HEAT = 0.35
+#: A peak of at least this confidence counts as an object.
+_MIN_CONFIDENCE = 0.35
 #: Detections whose centres are closer than this, in frame sizes, or than this share of the more confident
 #: one's side, are duplicates.
 _SAME, _SAME_SHARE = 1.6 / GRID, 0.36
@@ -43,7 +43,7 @@ class DetectedObject:
         colour: a key of ``COLOURS``; None if the object has no colour or it cannot be seen.
         x, y, side: middle and side of its square, in frame sizes.
         hidden: whether another object covers a part of it.
-        heat: the judge's confidence, in (0, 1).
+        confidence: the judge's confidence, in (0, 1).
     """
 
     name: str
@@ -52,7 +52,7 @@ class DetectedObject:
     y: float
     side: float
     hidden: bool
-    heat: float
+    confidence: float
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -62,47 +62,53 @@ class DetectedObject:
 
 
 @dataclass(frozen=True)
-class Look:
+class Detections:
     """The judge's output for a frame: objects, in order of confidence, and the background."""
 
     objects: tuple[DetectedObject, ...]
     background: str
 
 
+def detected(drawn: VisibleObject) -> DetectedObject:
+    """A drawn object as a perfect judge would detect it."""
+    actor, covered = drawn.actor, drawn.covered > COVERED
+    return DetectedObject(actor.name, actor.colour, drawn.x, drawn.y, drawn.scale, covered, 1.0)
+
+
 @torch.no_grad()
-def look(judge: CompositionJudge, frames: NDArray[np.uint8]) -> list[Look]:
+def detect(judge: CompositionJudge, frames: NDArray[np.uint8]) -> list[Detections]:
     """The judge's output for RGB uint8 frames (F, 64, 64, 3)."""
     dense, background = judge(torch.stack([to_tensor(frame) for frame in frames]))
-    heat, colour, offset, side, hidden = split(dense)
-    heat = heat.sigmoid()
-    peaks = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat >= _HEAT)
-    looks = []
+    confidence, colour, offset, side, hidden = split(dense)
+    confidence = confidence.sigmoid()
+    peaks = (confidence == F.max_pool2d(confidence, 3, 1, 1)) & (confidence >= _MIN_CONFIDENCE)
+    detections = []
     for i in range(len(frames)):
         found = []
         for name, row, column in peaks[i].nonzero().tolist():
             at = (i, slice(None), row, column)
             middle = (torch.tensor([column, row]) + 0.5 + offset[at]) / GRID
             hue = HUES[int(colour[at].argmax())]
-            seen = hue if hue != "none" and BY_NAME[NAMES[name]].colourable else None
+            shown = hue if hue != "none" and BY_NAME[NAMES[name]].colourable else None
             found.append(
                 DetectedObject(
                     NAMES[name],
-                    seen,
+                    shown,
                     float(middle[0]),
                     float(middle[1]),
                     float(side_of(side[at])),
                     bool(hidden[at] > 0),
-                    float(heat[i, name, row, column]),
+                    float(confidence[i, name, row, column]),
                 )
             )
-        looks.append(Look(_distinct(found), PLACES[int(background[i].argmax())]))
-    return looks
+        detections.append(Detections(_distinct(found), PLACES[int(background[i].argmax())]))
+    return detections
 
 
 def _distinct(found: list[DetectedObject]) -> tuple[DetectedObject, ...]:
     """Non-maximum suppression: in order of confidence, without duplicates of more confident detections."""
     kept: list[DetectedObject] = []
-    for one in sorted(found, key=lambda f: -f.heat):
+    for one in sorted(found, key=lambda f: -f.confidence):
         if all(math.hypot(one.x - k.x, one.y - k.y) >= max(_SAME, _SAME_SHARE * k.side) for k in kept):
             kept.append(one)
     return tuple(kept)

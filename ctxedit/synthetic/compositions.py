@@ -33,6 +33,8 @@ MAX_COUNT = 4
 STYLES = ("plain", "watercolor")
 #: Scale (the side of an object's square, in frame sizes) below which an object is tiny, above which huge.
 TINY, HUGE = 0.34, 0.56
+#: An object of which others occlude more than this share counts as covered.
+COVERED = 0.04
 _HELD_OUT_SHARE = 0.08
 _PLAIN_SHARE = 0.85
 _COLOURED_SHARE = 0.45
@@ -75,6 +77,21 @@ class Composition:
         """The combination that may be held out of training; the order of unrelated groups does not matter."""
         groups = self.groups if self.relation else tuple(sorted(self.groups, key=repr))
         return repr([(g.name, g.colour, g.count, g.size) for g in groups] + [self.relation])
+
+    @property
+    def normalized(self) -> Composition:
+        """The same content in the one form that stands for all equivalent ones.
+
+        Unrelated groups are sorted, and the relation is left of, above or behind.
+        """
+        groups, relation = self.groups, self.relation
+        if relation is None:
+            return replace(
+                self, groups=tuple(sorted(groups, key=lambda g: (g.name, g.colour or "", g.count)))
+            )
+        if (at := RELATIONS.index(relation)) % 2:
+            return replace(self, groups=groups[::-1], relation=RELATIONS[at - 1])
+        return self
 
     @property
     def members(self) -> list[Group]:
@@ -309,11 +326,11 @@ def _sized(sizes: Sequence[str | None], rng: np.random.Generator) -> list[Place]
     return found if left else [(1 - x, y, scale) for x, y, scale in found]
 
 
-# -- what is seen --------------------------------------------------------------------------------------------
+# -- rendering -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Sight:
+class VisibleObject:
     """One object in a frame.
 
     Attributes:
@@ -334,10 +351,10 @@ class Sight:
     covered: float
 
 
-def see(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], list[Sight]]:
+def render_objects(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], list[VisibleObject]]:
     """Draw one frame: RGB uint8 (size, size, 3), and every actor's exact place, in drawing order."""
     frame, layers = scenes.render_layers(scene, t, size)
-    sights, open_ = [], np.ones((size, size), np.float32)
+    found, open_ = [], np.ones((size, size), np.float32)
     for actor, alpha in zip(reversed(scene.actors), reversed(layers), strict=True):
         x, y, scale, _ = scenes.pose(scene, actor, t)
         rows, columns = np.flatnonzero((alpha > 0.5).any(1)), np.flatnonzero((alpha > 0.5).any(0))
@@ -346,6 +363,6 @@ def see(scene: Scene, t: float, size: int = 64) -> tuple[NDArray[np.uint8], list
             box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         mask = alpha * open_
         covered = 1 - float(mask.sum()) / max(float(alpha.sum()), 1e-6)
-        sights.append(Sight(actor, x, y - scale / 2, scale, box, mask, covered))
+        found.append(VisibleObject(actor, x, y - scale / 2, scale, box, mask, covered))
         open_ = open_ * (1 - alpha)
-    return frame, sights[::-1]
+    return frame, found[::-1]

@@ -68,7 +68,7 @@ def load_judge(folder: Path) -> Judge:
 
 
 @torch.no_grad()
-def ask(judge: Judge, frames: NDArray[np.uint8]) -> list[dict[str, str]]:
+def classify(judge: Judge, frames: NDArray[np.uint8]) -> list[dict[str, str]]:
     """The predicted classes for RGB uint8 frames (F, 64, 64, 3)."""
     logits = judge(torch.stack([to_tensor(frame) for frame in frames]))
     return [{k: ANSWERS[k][int(logits[k][i].argmax())] for k in ANSWERS} for i in range(len(frames))]

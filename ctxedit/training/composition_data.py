@@ -7,21 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.synthetic import compositions, scenes
 from ctxedit.synthetic.composition_judge import GRID, HUES, NAMES, PLACES, SIDE
-from ctxedit.synthetic.compositions import Sight
+from ctxedit.synthetic.compositions import COVERED, VisibleObject
 from ctxedit.synthetic.scenes import Actor, Scene
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import BY_NAME, COLOURS, GREY_STYLES, THINGS
+from ctxedit.training.augmentation import degrade
 
 #: Maximum number of objects in a frame of scattered objects.
 MOST = 6
-#: An object of which others occlude more than this share counts as covered.
-COVERED = 0.04
 _EASY, _SCATTERED = 0.15, 0.25
 #: Share of overlapping pairs drawn in the wrong order, so that occlusion is informative beyond height.
 _REVERSED = 0.15
@@ -43,8 +40,8 @@ class Frames(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index, 11))
         scene = _scene(rng)
-        frame, sights = compositions.see(scene, float(rng.random()), SIDE)
-        return {"image": _weathered(to_tensor(frame), rng), **targets(sights, scene)}
+        frame, visible = compositions.render_objects(scene, float(rng.random()), SIDE)
+        return {"image": degrade(to_tensor(frame), rng, 0.08), **targets(visible, scene)}
 
 
 def _scene(rng: np.random.Generator) -> Scene:
@@ -78,15 +75,7 @@ def _scatter(rng: np.random.Generator) -> Scene:
     return replace(still, actors=tuple(actors))
 
 
-def _weathered(image: Tensor, rng: np.random.Generator) -> Tensor:
-    if rng.random() < 0.5:
-        soft = F.avg_pool2d(F.pad(image[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
-        image = torch.lerp(image, soft, float(rng.random()))
-    noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
-    return image + 0.08 * float(rng.random()) * noise
-
-
-def targets(sights: list[Sight], scene: Scene) -> dict[str, Any]:
+def targets(visible: list[VisibleObject], scene: Scene) -> dict[str, Any]:
     """Targets of up to ``MOST`` objects: those whose centre is in the frame.
 
     Returns:
@@ -96,12 +85,12 @@ def targets(sights: list[Sight], scene: Scene) -> dict[str, Any]:
     names, colours = torch.zeros(MOST, dtype=torch.long), torch.zeros(MOST, dtype=torch.long)
     place, covered, valid = torch.full((MOST, 3), 0.5), torch.zeros(MOST), torch.zeros(MOST)
     grey = scene.style in GREY_STYLES
-    inside = [s for s in sights if 0 < s.x < 1 and 0 < s.y < 1]
-    for i, sight in enumerate(inside[:MOST]):
-        names[i] = NAMES.index(sight.actor.name)
-        colours[i] = HUES.index("none" if grey else sight.actor.colour or "none")
-        place[i] = torch.tensor([sight.x, sight.y, sight.scale])
-        covered[i], valid[i] = float(sight.covered > COVERED), 1.0
+    inside = [s for s in visible if 0 < s.x < 1 and 0 < s.y < 1]
+    for i, one in enumerate(inside[:MOST]):
+        names[i] = NAMES.index(one.actor.name)
+        colours[i] = HUES.index("none" if grey else one.actor.colour or "none")
+        place[i] = torch.tensor([one.x, one.y, one.scale])
+        covered[i], valid[i] = float(one.covered > COVERED), 1.0
     background = PLACES.index(scene.background)
     return {"name": names, "colour": colours, "place": place, "covered": covered, "valid": valid,
             "background": background}  # fmt: skip

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ctxedit.config import Range
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_tensor
@@ -38,7 +39,8 @@ class DataConfig:
             (:mod:`ctxedit.training.labelled`).
         path: the folder; or a shard, a folder of shards, or a pattern such as ``data/*.tar``. A relative path
             in a recipe is relative to the recipe's folder.
-        size: side in pixels; images are cropped to a square and resized.
+        size: side in pixels; images are cropped to a square and resized. A multiple of 16, as networks halve
+            it up to four times.
         compositions: share of compositions (:mod:`ctxedit.synthetic.compositions`) among drawn scenes.
         on_error: what to do about bad input (a missing or unreadable image, an empty caption, a damaged
             shard): ``skip`` it and report it, or ``stop`` the training.
@@ -46,8 +48,8 @@ class DataConfig:
 
     source: Literal["scenes", "folder", "webdataset", "classes", "coco"] = "scenes"
     path: str = ""
-    size: int = 64
-    compositions: float = 0.0
+    size: Annotated[int, Range(16, 4096, 16)] = 64
+    compositions: Annotated[float, Range(0, 1)] = 0.0
     on_error: Literal["skip", "stop"] = "skip"
 
 
@@ -61,13 +63,12 @@ class Data:
         captions: whether images need a caption.
 
     Raises:
-        ConfigError: the source needs a path and has none; or ``compositions`` is not a share of drawn scenes.
+        ConfigError: the source needs a path and has none; or other data than drawn scenes have
+            ``compositions``.
         InputError: there is no usable sample, or there is bad input and ``on_error`` is ``stop``.
     """
 
     def __init__(self, config: DataConfig, drawn: Callable[..., Dataset[Any]], captions: bool = True) -> None:
-        if not 0 <= config.compositions <= 1:
-            raise ConfigError(f"data.compositions = {config.compositions}", "must be between 0 and 1")
         if config.compositions and config.source != "scenes":
             raise ConfigError(
                 f'data.compositions with data.source = "{config.source}"',

@@ -24,6 +24,7 @@ from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import record
 from ctxedit.training.components import Components, find_component, hashes, link_components
 from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train
+from ctxedit.training.memory import check_training
 from ctxedit.training.progress_log import read_metrics, seconds_of
 from ctxedit.training.recipe import Recipe
 from ctxedit.training.tasks import base as tasks
@@ -215,7 +216,8 @@ class Training:
         """The task, on the components in ``models`` (default: this training's).
 
         Raises:
-            ConfigError: settings that the task does not take.
+            ConfigError: settings that the task does not take, or that do not fit.
+            ResourceError: a network that does not fit into memory.
         """
         recipe = self.recipe
         if self.continues is not None and initial is None:
@@ -226,11 +228,16 @@ class Training:
         except ConfigError as error:
             raise ConfigError(f"recipe {recipe.name or recipe.part}: {error.message}", error.hint) from error
 
-    def plan(self, restart: bool = False) -> dict[str, Any]:
-        """The plan of the training, as a table. The task is built; nothing is written."""
-        recipe = self.recipe
+    def plan(self, restart: bool = False, device: str = "auto") -> dict[str, Any]:
+        """The plan of the training, as a table. The task is built; nothing is written.
+
+        Raises:
+            ConfigError, ResourceError: as :meth:`run`.
+        """
+        recipe, accelerator = self.recipe, make_accelerator(self.recipe.schedule, device)
         with tempfile.TemporaryDirectory() as folder:
             task = self.build_task(models=link_components(self.models, Path(folder)))
+        self._check_memory(task, accelerator)
         if not restart:
             self.check_resumable()
         listing = task.data.listing
@@ -251,6 +258,12 @@ class Training:
             table["starts from"] = str(self.initial_weights(restart))
         return table
 
+    def _check_memory(self, task: Task, accelerator: Accelerator) -> None:
+        """Raise ResourceError if weights, optimiser and images exceed the available memory."""
+        schedule, pixels = self.recipe.schedule, 3 * self.recipe.data.size**2
+        share = pixels * schedule.batch // accelerator.num_processes
+        check_training(task.model, share, share * schedule.accumulate, accelerator.device)
+
     def run(
         self,
         report: Callable[[dict[str, float]], None],
@@ -266,7 +279,9 @@ class Training:
             The totals, including earlier runs.
 
         Raises:
-            ConfigError: the state cannot be resumed; and as :func:`ctxedit.training.loop.train`.
+            ConfigError: settings that do not fit, or a state that cannot be resumed.
+            ResourceError: not enough memory, or no such device.
+            NumericsError, OutputError, InputError: as :func:`ctxedit.training.loop.train`.
         """
         options = options or TrainOptions()
         accelerator = make_accelerator(self.recipe.schedule, options.device)
@@ -305,6 +320,7 @@ class Training:
             initial = self._keep_initial_weights() if self.continues is not None else None
             torch.manual_seed(recipe.schedule.seed)
             task = self.build_task(initial)
+            self._check_memory(task, accelerator)
         if (options.warm or recipe.warm) and initial is None and read_state(self.state_file) is None:
             initial = find_component(self.models, recipe.folder)
             task.load_weights(initial)

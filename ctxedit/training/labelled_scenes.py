@@ -52,11 +52,11 @@ class LabelledScenes(Dataset[dict[str, Any]]):
         else:
             rng = np.random.default_rng((self.seed, index, int(self.test), 17))
             scene = scenes.draw_scene(rng, test=self.test, pairs=_PAIRS if self.boxes else 0.0)
-        frame, sights = compositions.see(scene, float(rng.random()), self.size)
-        mask = np.max([sight.mask for sight in sights], axis=0)
+        frame, visible = compositions.render_objects(scene, float(rng.random()), self.size)
+        mask = np.max([one.mask for one in visible], axis=0)
         labels: list[tuple[int, Box]] = [(_NUMBERS[scene.actors[0].name], (0.0, 0.0, 1.0, 1.0))]
         if self.boxes:
-            labels = _boxes(sights, self.size)[: self.boxes]
+            labels = _boxes(visible, self.size)[: self.boxes]
         return {
             "image": to_tensor(frame),
             "mask": torch.from_numpy(mask),
@@ -65,12 +65,12 @@ class LabelledScenes(Dataset[dict[str, Any]]):
         }
 
 
-def _boxes(sights: Sequence[compositions.Sight], size: int) -> list[tuple[int, Box]]:
+def _boxes(visible: Sequence[compositions.VisibleObject], size: int) -> list[tuple[int, Box]]:
     found = []
-    for sight in sights:
-        x0, y0, x1, y1 = (side / size for side in sight.box)
+    for one in visible:
+        x0, y0, x1, y1 = (side / size for side in one.box)
         if min(x1 - x0, y1 - y0) >= _LEAST:
-            found.append((_NUMBERS[sight.actor.name], (x0, y0, x1, y1)))
+            found.append((_NUMBERS[one.actor.name], (x0, y0, x1, y1)))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from ctxedit.config import merge
+from ctxedit.config import convert, merge
 from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.training.data import DataConfig
 from ctxedit.training.schedule import Schedule
@@ -23,8 +23,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: ``data.size`` is a multiple of this: networks halve it up to four times.
-_MULTIPLE = 16
+_Table = Mapping[str, Any]
+#: What a recipe has at its top level.
+_KEYS: Mapping[str, Any] = {
+    "part": str, "about": str, "licence": str, "warm": bool, "task": _Table, "data": _Table,
+    "schedule": _Table,
+}  # fmt: skip
 #: Settings of the schedule that may change when a training is resumed.
 _RESUMABLE = ("steps", "save_seconds", "workers", "precision", "batch", "accumulate", "snapshots")
 
@@ -160,32 +164,24 @@ def parse(text: str, name: str, file: Path | None = None) -> Recipe:
         return _parse(tomllib.loads(text), text, name, file)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{label}: {error}") from error
-    except KeyError as error:
-        raise ConfigError(f"{label} lacks {error}", "a recipe has part, [task] and [schedule]") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{label}: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{label}: {error.message}", error.hint) from error
 
 
 def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Recipe:
-    known = {"part", "task", "schedule", "data", "about", "licence", "warm"}
-    if unknown := sorted(set(blob) - known):
-        raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(known))}")
-    tasks.get(blob["part"])
-    data = merge(DataConfig(), blob.get("data", {}), "data.")
+    if unknown := sorted(set(blob) - set(_KEYS)):
+        raise ConfigError(f"unknown key {unknown[0]}", f"known here: {', '.join(sorted(_KEYS))}")
+    if missing := [key for key in ("part", "task", "schedule") if key not in blob]:
+        raise ConfigError(f"no {missing[0]}", "a recipe has part, [task] and [schedule]")
+    top = {key: convert(value, _KEYS[key], key) for key, value in blob.items()}
+    tasks.get(top["part"])
+    data = merge(DataConfig(), top.get("data", {}), "data.")
     if data.path and not Path(data.path).expanduser().is_absolute():
         data = replace(data, path=str((file.parent if file else Path()) / data.path))
-    schedule = merge(Schedule(steps=1, batch=1, lr=0.0), blob["schedule"], "schedule.")
-    if missing := [key for key in ("steps", "batch", "lr") if key not in blob["schedule"]]:
+    schedule = merge(Schedule(steps=1, batch=1, lr=0.0), top["schedule"], "schedule.")
+    if missing := [key for key in ("steps", "batch", "lr") if key not in top["schedule"]]:
         raise ConfigError(f"no schedule.{missing[0]}", "steps, batch and lr have no default")
-    if data.size < _MULTIPLE or data.size % _MULTIPLE:
-        raise ConfigError(f"data.size = {data.size}", f"must be a multiple of {_MULTIPLE}")
-    for key in ("steps", "batch", "accumulate", "snapshots"):
-        if getattr(schedule, key) < 1:
-            raise ConfigError(f"schedule.{key} = {getattr(schedule, key)}", "must be at least 1")
     return Recipe(
-        blob["part"], dict(blob["task"]), schedule, data,
-        name, str(blob.get("about", "")), str(blob.get("licence", "")), text,
-        bool(blob.get("warm", False)),
+        top["part"], dict(top["task"]), schedule, data,
+        name, top.get("about", ""), top.get("licence", ""), text, top.get("warm", False),
     )  # fmt: skip

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ctxedit.config import Range
+
+_Count = Annotated[int, Range(1, 1_000_000_000)]
+_Number = Annotated[float, Range(0, 1_000_000_000)]
+_Share = Annotated[float, Range(0, 1)]
 #: The learning rate falls to this share of its peak.
 _FINAL_LR = 0.1
 
@@ -31,19 +37,19 @@ class Schedule:
             sampling.
     """
 
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 200
-    weight_decay: float = 0.01
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    seed: int = 0
-    save_seconds: float = 180.0
-    accumulate: int = 1
-    precision: str = "no"
-    workers: int | None = None
-    snapshots: int = 1
+    steps: _Count
+    batch: _Count
+    lr: _Number
+    warmup: Annotated[int, Range(0, 1_000_000_000)] = 200
+    weight_decay: _Number = 0.01
+    ema: _Share = 0.999
+    clip_norm: _Number = 1.0
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    save_seconds: _Number = 180.0
+    accumulate: _Count = 1
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    workers: Annotated[int, Range(0, 256)] | None = None
+    snapshots: Annotated[int, Range(1, 1000)] = 1
 
     def is_snapshot(self, step: int) -> bool:
         """Whether the weights after ``step`` steps are exported as a snapshot."""

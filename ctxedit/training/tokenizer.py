@@ -73,7 +73,7 @@ def extend(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> tuple[CLIPTokenize
     The new merges come after all others, so that texts without a new word are tokenised as before.
 
     Args:
-        tokenizer: one of :func:`learn`.
+        tokenizer: one of :func:`learn`; special tokens that were added to it later are left out.
         texts: captions. Words that take several tokens are added in alphabetical order.
 
     Returns:
@@ -85,7 +85,7 @@ def extend(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> tuple[CLIPTokenize
 
     words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
     learned = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    vocab: dict[str, int] = dict(tokenizer.get_vocab())
+    vocab: dict[str, int] = dict(learned["vocab"])
     merges = _merges(learned)
     added: dict[int, list[int]] = {}
     for word in words:

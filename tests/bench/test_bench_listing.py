@@ -10,7 +10,7 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.read import read_frames
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.synthetic.judge import ask, load_judge
+from ctxedit.synthetic.judge import classify, load_judge
 from ctxedit.synthetic.pairs import draw_pairs
 
 GOOD = """
@@ -117,7 +117,7 @@ def test_a_drawn_list_agrees_with_its_own_labels(tmp_path, monkeypatch):
     right = []
     for target in clip.targets:
         ideal = read_frames(target.ideal, frames=3).frames
-        said = ask(judge, ideal[:, ::2, ::2])
+        said = classify(judge, ideal[:, ::2, ::2])
         right += [answers[k] == v for answers in said for k, v in target.expect.items()]
         source, mask = (read_frames(p, frames=3).frames for p in (clip.path, target.mask or clip.mask))
         changed = np.abs(ideal.astype(int) - source).mean(-1)

@@ -133,7 +133,7 @@ def test_a_second_call_does_nothing(done):
     bench, rows, _ = done
     log = Log()
     assert runner.run(bench, log) == rows and log.counts == (4, 4) and log.tasks == [] == log.rows
-    assert (preview.look(bench).done, preview.look(bench).evaluations) == (4, {})
+    assert (preview.make(bench).done, preview.make(bench).evaluations) == (4, {})
 
 
 @pytest.mark.parametrize("method", ["ddim", "source"])
@@ -154,7 +154,7 @@ def test_other_settings_do_what_depends_on_them(bench):
     (ddim,) = bench.methods
     guided = replace(ddim, config=replace(ddim.config, edit=replace(ddim.config.edit, guidance=2.0)))
     other = replace(bench, methods=(guided,))
-    assert preview.look(other).done == 0
+    assert preview.make(other).done == 0
     for changed in (other, replace(bench, overwrite=True)):
         log = Log()
         runner.run(changed, log)
@@ -167,7 +167,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(done, tmp_path, kill, fi
     bench = replace(done[0], out=tmp_path, methods=done[0].methods[1:])
     with pytest.raises(KeyboardInterrupt):
         runner.run(bench, Log(kill))
-    assert preview.look(bench).done == finished
+    assert preview.make(bench).done == finished
     log = Log()
     rows = runner.run(bench, log)
     assert log.counts == (2, finished) and len(of(log.rows, "contextdiff")) == 2 - finished
@@ -209,7 +209,7 @@ def test_a_clip_that_fails_becomes_rows_and_the_rest_go_on(bench, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")
     both = replace(bench, clips=(replace(bench.clips[0], name="broken", path=broken), *bench.clips))
-    seen = preview.look(both)
+    seen = preview.make(both)
     assert set(seen.failing) == {"broken"} and (seen.edits, seen.done) == (2, 0)
     rows = runner.run(both)
     (bad,) = (row for row in rows if row.clip == "broken")
@@ -223,7 +223,7 @@ def test_a_clip_that_fails_becomes_rows_and_the_rest_go_on(bench, tmp_path):
     assert whole["methods"][-1]["failed"] == 1 == whole["methods"][-1]["edits"]
     assert "broken.mp4" in (both.out / "index.html").read_text()
     with pytest.raises(InputError, match="no clip of the list"):
-        preview.look(replace(both, clips=both.clips[:1]))
+        preview.make(replace(both, clips=both.clips[:1]))
 
 
 def test_an_edit_that_fails_leaves_the_others_and_a_full_disk_ends_all(bench, clips, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_control_that_a_clip_lacks_is_refused_before_weights(bench, drawn, mon
     (first,) = bench.methods
     takes = replace(first, config=replace(first.config, control=replace(first.config.control, kind="video")))
     with pytest.raises(ConfigError, match="takes a control map, and the clip 'one' has none"):
-        preview.look(replace(bench, methods=(takes,)))
+        preview.make(replace(bench, methods=(takes,)))
     brings = replace(bench.clips[0], control=drawn / "mask.mp4")
     assert subject.settings_for(brings, takes).control.map == str(drawn / "mask.mp4")
     assert subject.settings_for(brings, first) == first.config
@@ -304,7 +304,7 @@ def test_a_metric_that_is_asked_for_is_measured_too_and_missed_before_the_first_
 
     runner.run(bench)
     asked = replace(bench, metrics=("dino_structure",), offline=True)
-    assert preview.look(asked).done == 0
+    assert preview.make(asked).done == 0
     log = Log()
     with pytest.raises(WeightsError, match="dino"):
         runner.run(asked, log)

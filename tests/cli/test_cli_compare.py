@@ -55,7 +55,9 @@ def test_an_image_has_a_row_for_each(ctxedit, clips, tmp_path):
 @pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
 def test_a_finished_comparison_is_known_again(ctxedit, clips, tmp_path, name):
     call = ("compare", clips("a.mp4", grey=40), clips("b.mp4", grey=90), "-o", tmp_path / name)
-    assert ctxedit(*call).code == 0
+    first = ctxedit(*call, "--json")
+    assert labels(first) == ["a panda #1", "a panda #2"]
+    assert ctxedit(*call, "--json").table == first.table
     again = ctxedit(*call)
     assert (again.code, again.out) == (0, f"{tmp_path / name}\n") and "already" in again.err
     assert ctxedit(*call, "--columns", 1).code == 6

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from small_recipes import write_recipe
 
 from ctxedit.errors import ConfigError
 from ctxedit.training import recipe
@@ -120,23 +122,99 @@ def test_settings_are_checked_before_a_task_is_built(name, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("channels", ["[8, 16, []]", "[]", "[8, -16]", '["8"]', "7"])
-def test_sizes_that_no_network_has_are_usage_errors(ctxedit, tmp_path, channels):
-    (tmp_path / "mine.toml").write_text(
-        f"""part = "autoencoder"
-[task]
-channels = {channels}
-layers = 1
-kl = 1e-5
-edges = 1.0
-[schedule]
-steps = 1
-batch = 2
-lr = 1e-3
-warmup = 1
-[data]
-"""
+def refused(ctxedit, folder, part, task, more="", code=2):
+    """What is said, before anything is built or written, of a recipe with these settings."""
+    path = write_recipe(folder, part, task, data=more)
+    answer = ctxedit("train", path, "--out", folder / "out", "--dry-run")
+    assert answer.code == code, answer.err
+    assert answer.err.count("error:") == 1 and "hint:" in answer.err and not (folder / "out").exists()
+    return answer.err
+
+
+AUTOENCODER = "channels = {}\nlayers = 1\nkl = 1e-5\nedges = 1.0"
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"),
+    [
+        ("[8, 16, []]", "task.channels[2] = []"),
+        ("[]", "a list of 1 to 6"),
+        ("[8, -16]", "task.channels[1] = -16"),
+        ("[8, 12]", "a multiple of 8"),
+        ("[8, 1000000000]", "task.channels[1] = 1000000000"),
+        ("[8, 8, 8, 8, 8, 8]", "fewer: data.size = 16"),
+        ('["8"]', "task.channels[0] = '8'"),
+        ("7", "must be a list of numbers"),
+    ],
+)
+def test_sizes_that_no_network_has_are_usage_errors(ctxedit, tmp_path, channels, said):
+    assert said in refused(ctxedit, tmp_path, "autoencoder", AUTOENCODER.format(channels), "size = 16")
+
+
+@pytest.mark.parametrize(
+    ("part", "task", "said"),
+    [
+        ("clip", "width = 30\nlayers = 1\nheads = 4\npatch = 8", "task.width = 30"),
+        ("captioner", "width = 30\nlayers = 1", "a multiple of 4"),
+        ("captioner", "width = 32\nlayers = true", "must be a whole number"),
+        ("denoiser", "channels = [16]\nlayers = 1\nhead = 8\nattend = []", "task.attend = []"),
+        ("denoiser", "channels = [16]\nlayers = 1\nhead = 32\nattend = [false]", "task.head = 32"),
+        ("control", "embedding = [8, 8]", "task.embedding = [8, 8]"),
+        ("control", "embedding = [8, 8, 8]\nlow = 3\nhigh = 2", "task.low = 3"),
+        ("decoder", "edges = nan\nssim = 0.1", "task.edges = nan"),
+        ("judge", "width = 12", "a multiple of 8"),
+        ("composition-judge", "width = 24", "a multiple of 16"),
+        ("upscaler", "channels = [16, 16]\nlayers = [1]\nhead = 8", "task.layers = [1]"),
+        ("adapter", "train = 3\nadapter = {}", "task.train = 3"),
+        ("adapter", "train = []\nadapter = { width = 4000000000 }", "task.adapter.width = 4000000000"),
+        ("adapter", "train = []\nadapter = { width = 30 }", "a multiple of adapter.heads"),
+        ("class-encoder", 'train = []\nstart = "x"\nencoder = {}\nadapter = {}', "task.start = 'x'"),
+        ("class-encoder", "train = []\ndraws = 0\nencoder = {}\nadapter = {}", "task.draws = 0"),
+        ("pixel-denoiser", "channels = [32, 48]\nadapter = {}", "task.channels[1] = 48"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(ctxedit, tmp_path, part, task, said):
+    assert said in refused(ctxedit, tmp_path, part, task)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "said"),
+    [
+        ("batch = 4", "batch = 1000000000", 5, "GiB are available"),
+        ("batch = 4", "batch = 4\naccumulate = 100000000", 5, "GiB are available"),
+        ("lr = 1e-3", "lr = -1e-3", 2, "schedule.lr = -0.001"),
+        ("lr = 1e-3", "lr = 1e-3\nseed = -1", 2, "schedule.seed = -1"),
+        ("lr = 1e-3", 'lr = 1e-3\nprecision = "fp8"', 2, "one of: no, fp16, bf16"),
+        ("[data]", "[data]\nsize = 1600000000", 2, "data.size = 1600000000"),
+        ('part = "judge"', "part = []", 2, "part = []"),
+        ("[task]\nwidth = 8", "task = 3", 2, "must be a table"),
+    ],
+)
+def test_schedules_and_data_that_nobody_can_train_are_refused(ctxedit, tmp_path, old, new, code, said):
+    path = write_recipe(tmp_path, "judge", "width = 8")
+    path.write_text(path.read_text().replace(old, new))
+    answer = ctxedit("train", path, "--dry-run")
+    assert answer.code == code and said in answer.err and answer.err.count("error:") == 1, answer.err
+
+
+def test_a_network_that_exceeds_the_memory_is_refused_before_it_is_allocated(ctxedit, tmp_path):
+    said = refused(
+        ctxedit, tmp_path, "autoencoder", AUTOENCODER.format([8192] * 4).replace("= 1\n", "= 9\n"), code=5
     )
-    answer = ctxedit("train", tmp_path / "mine.toml", "--out", tmp_path / "out", "--dry-run")
-    assert answer.code == 2 and "[task] of autoencoder" in answer.err, answer.err
-    assert not (tmp_path / "out").exists()
+    assert "the network needs at least" in said
+
+
+def test_a_mistake_in_a_task_is_not_taken_for_a_wrong_recipe(toy, ctxedit):
+    file = Path(package.__path__[-1]) / "palette.py"
+    file.write_text(file.read_text().replace("torch.full((3,), start)", "torch.full((3,), start).view(2)"))
+    answer = ctxedit("train", "palette", "--dry-run")
+    assert answer.code == 1 and "shape" in answer.err
+
+
+def test_a_task_says_what_its_settings_may_be(toy, ctxedit):
+    file = Path(package.__path__[-1]) / "palette.py"
+    typed = "from typing import Annotated\nfrom ctxedit.config import Range\n" + file.read_text()
+    file.write_text(typed.replace("*, start", "*, start: Annotated[float, Range(0, 1)]"))
+    Path("mine.toml").write_text(tasks.get("palette").recipe_text().replace("start = 0.0", "start = 2"))
+    answer = ctxedit("train", "mine.toml", "--dry-run")
+    assert answer.code == 2 and "task.start = 2.0" in answer.err and "from 0 to 1" in answer.err

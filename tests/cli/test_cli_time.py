@@ -13,7 +13,7 @@ from ctxedit.editing.speed import Stopwatch, Work, note, seconds_of
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("ctxedit.contents.sys.platform", "linux")
+    monkeypatch.setattr("ctxedit.cache.sys.platform", "linux")
     return tmp_path / "cache" / "ctxedit"
 
 

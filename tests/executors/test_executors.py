@@ -10,7 +10,7 @@ import toy
 from toy import Squares
 
 from ctxedit.errors import InputError, OutputError, ResourceError
-from ctxedit.executors import Here, Lost, Overseer
+from ctxedit.executors import InProcess, Lost, Overseer
 from ctxedit.executors.base import Answer, Worker, hand_out
 from ctxedit.executors.processes import Processes
 
@@ -46,12 +46,12 @@ def test_this_process_does_the_jobs_in_order_with_as_many_threads_as_asked(tmp_p
     import torch
 
     before = torch.get_num_threads()
-    numbers, facts, log = run(Here(threads=2), Squares(tmp_path), JOBS)
+    numbers, facts, log = run(InProcess(threads=2), Squares(tmp_path), JOBS)
     assert numbers == WANTED and {fact["threads"] for fact in facts} == {2}
     assert {fact["prepared"] for fact in facts} == {1} and torch.get_num_threads() == before
     assert log.started_at == log.ended_at == [(job, "") for job in JOBS]
-    assert Here(2).describe() == "this process, 2 threads"
-    assert list(Here().run(Squares(tmp_path), [], Log())) == []
+    assert InProcess(2).describe() == "this process, 2 threads"
+    assert list(InProcess().run(Squares(tmp_path), [], Log())) == []
 
 
 def test_processes_share_the_jobs_and_one_that_dies_is_replaced(tmp_path):

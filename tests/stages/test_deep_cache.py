@@ -8,8 +8,10 @@ import pytest
 import torch
 from sampling import STEPS, VIEW, draw, run, source
 
+from ctxedit.bench.meter import CostMeter
 from ctxedit.config import AttentionConfig, Config, FusionConfig, merge, validated
 from ctxedit.editing.needs import check_cache
+from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.control import Control
@@ -63,17 +65,25 @@ def test_on_its_own_features_a_pass_is_the_whole_pass(net, controlnet, beside):
 
 @pytest.mark.parametrize("more", [{}, {"guidance_interval": (0.0, 0.7)}, {"guidance": 1.0}])
 def test_as_many_passes_as_are_foretold(net, more):
+    """By the plan, and counted by the bench's meter."""
     trajectory = draw(STEPS + 1, 2, 4, 8, 8)
     for interval in (1, 2, STEPS):
         table = {"guidance": 2.0, **more, "steps": STEPS, "cache_interval": interval}
         config = merge(Config(), {"edit": table, "invert": {"steps": STEPS}, "fusion": {"blend": "none"}})
         how = Sampling.of(config, torch.Generator(), fusion=BOTH, source=source(net, trajectory))
-        with counted(net) as (whole, everything):
+        meter, costs = CostMeter(Reporter()), []
+        with (
+            counted(net) as (whole, everything),
+            meter.watch(net.unet, VIEW.frames, net.device),
+            meter.noting("edit", costs.append),
+            meter.task("edit", STEPS),
+        ):
             run(net, trajectory[-1], how=how)
         reused = sum(everything) - sum(whole)
         assert bool(reused) == (interval > 1)
         spared = int((1 - REUSED_SHARE) * reused)
         assert passes.network_passes(config) == sum(everything) - spared
+        assert costs[0].evaluations == sum(everything) - (1 - REUSED_SHARE) * reused
 
 
 def test_fused_steps_are_whole_and_an_interval_of_one_changes_nothing(net):

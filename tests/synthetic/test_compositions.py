@@ -21,8 +21,8 @@ def some(count: int, seed: int = 0, **how):
     return [compositions.draw(rng, **how) for _ in range(count)]
 
 
-def of(sight):
-    return sight.actor.name, sight.actor.colour
+def of(one):
+    return one.actor.name, one.actor.colour
 
 
 def test_the_same_seed_draws_the_same_and_another_something_else():
@@ -35,20 +35,20 @@ def test_what_is_drawn_is_what_is_said_at_any_time(kind):
         said = composed.composition
         assert 1 <= len(said.members) <= 4 and said.kind == kind
         for t in (0.0, 0.4, 1.0):
-            _, sights = compositions.see(composed.scene, t)
-            assert Counter(map(of, sights)) == Counter((g.name, g.colour) for g in said.members)
-            seen = [sights[i] for i in composed.order]
-            for group, sight in zip(said.members, seen, strict=True):
-                assert of(sight) == (group.name, group.colour)
-                assert group.size != "tiny" or sight.scale < TINY
-                assert group.size != "huge" or sight.scale > HUGE
-                assert sight.covered < 0.6, "it can be seen"
-                left, top, right, bottom = sight.box
+            _, visible = compositions.render_objects(composed.scene, t)
+            assert Counter(map(of, visible)) == Counter((g.name, g.colour) for g in said.members)
+            seen = [visible[i] for i in composed.order]
+            for group, one in zip(said.members, seen, strict=True):
+                assert of(one) == (group.name, group.colour)
+                assert group.size != "tiny" or one.scale < TINY
+                assert group.size != "huge" or one.scale > HUGE
+                assert one.covered < 0.6, "it can be seen"
+                left, top, right, bottom = one.box
                 assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
             if said.relation:
                 assert stands(said.relation, *seen), (said, t)
             elif said.kind != "size":
-                assert all(s.covered < 0.1 for s in sights), "objects of no relation stand apart"
+                assert all(s.covered < 0.1 for s in visible), "objects of no relation stand apart"
 
 
 def stands(relation, a, b):
@@ -63,13 +63,13 @@ def stands(relation, a, b):
 
 
 def test_what_stands_behind_is_hidden_in_part():
-    hidden = [compositions.see(c.scene, 0.5)[1] for c in some(60, kind="relation")
+    hidden = [compositions.render_objects(c.scene, 0.5)[1] for c in some(60, kind="relation")
               if c.composition.relation in ("behind", "in front of")]  # fmt: skip
     assert len(hidden) > 10
-    assert np.mean([max(s.covered for s in sights) > 0.03 for sights in hidden]) > 0.8
-    for sights in hidden:  # masks and what hides them add up
-        front = sights[-1]
-        assert front.covered == 0 and np.max(front.mask * sights[0].mask) <= 0.26
+    assert np.mean([max(s.covered for s in visible) > 0.03 for visible in hidden]) > 0.8
+    for visible in hidden:  # masks and what hides them add up
+        front = visible[-1]
+        assert front.covered == 0 and np.max(front.mask * visible[0].mask) <= 0.26
 
 
 def test_held_out_combinations_are_never_drawn_for_training():

@@ -8,7 +8,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import scenes
-from ctxedit.synthetic.judge import ANSWERS, ask, load_judge, truth
+from ctxedit.synthetic.judge import ANSWERS, classify, load_judge, truth
 from ctxedit.training import results
 from ctxedit.training.check import check
 from ctxedit.training.checks.base import CheckConfig, CheckRow
@@ -79,7 +79,7 @@ def test_the_judge_is_right_about_drawn_scenes():
     judge = load_judge(BUILTIN_FOLDER / "judge")
     rng = np.random.default_rng(5)
     drawn = [scenes.draw_scene(rng, pairs=0.0) for _ in range(60)]
-    said = ask(judge, np.stack([scenes.render_frame(s, 0.5)[0] for s in drawn]))
+    said = classify(judge, np.stack([scenes.render_frame(s, 0.5)[0] for s in drawn]))
     for question in ANSWERS:
         right = [a[question] == truth(s)[question] for a, s in zip(said, drawn, strict=True)]
         assert np.mean(right) > 0.9, question

@@ -10,7 +10,7 @@ from ctxedit.errors import ConfigError, WeightsError
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import compositions
 from ctxedit.synthetic.composition_judge import GRID, HUES, NAMES, CompositionJudge, load, side_of, split
-from ctxedit.synthetic.composition_verdict import DetectedObject, holds, judge, look
+from ctxedit.synthetic.composition_verdict import DetectedObject, detect, holds, judge
 from ctxedit.synthetic.compositions import Composition, Group
 from ctxedit.training import recipe
 from ctxedit.training.check import check
@@ -78,14 +78,14 @@ def test_relations(a, b, relations):
 
 
 def painted(*objects):
-    """A judge's output that shows these objects, as if it had seen them: heat, colour, place, hidden."""
+    """A judge's output that shows these objects, as if it had detected them: heat, colour, place, hidden."""
     dense = torch.zeros(1, len(NAMES) + len(HUES) + 4, GRID, GRID)
     heat, colour, offset, side, hidden = split(dense)
     heat -= 6
     for one in objects:
         column, row = int(one.x * GRID), int(one.y * GRID)
         at = (0, slice(None), row, column)
-        heat[0, NAMES.index(one.name), row, column] = np.log(one.heat / (1 - one.heat))
+        heat[0, NAMES.index(one.name), row, column] = np.log(one.confidence / (1 - one.confidence))
         colour[at][HUES.index(one.colour or "none")] = 5.0
         offset[at] = torch.tensor([one.x * GRID - column - 0.5, one.y * GRID - row - 0.5])
         side[at] = float(np.log(one.side / float(side_of(torch.zeros(())))))
@@ -96,45 +96,47 @@ def painted(*objects):
 def test_reading_gives_back_what_was_painted():
     objects = (RED, replace(BLUE, hidden=True), found("owl", 0.5, 0.2, side=0.25))
     frame = np.zeros((1, 64, 64, 3), np.uint8)
-    (seen,) = look(lambda images: painted(*objects), frame)
-    assert {(o.name, o.colour, o.hidden) for o in seen.objects} == {
+    (detected,) = detect(lambda images: painted(*objects), frame)
+    assert {(o.name, o.colour, o.hidden) for o in detected.objects} == {
         (o.name, o.colour, o.hidden) for o in objects
     }
     for one in objects:
-        same = next(o for o in seen.objects if (o.name, o.colour) == (one.name, one.colour))
+        same = next(o for o in detected.objects if (o.name, o.colour) == (one.name, one.colour))
         assert (same.x, same.y, same.side) == pytest.approx((one.x, one.y, one.side), abs=1e-4)
 
 
 def test_one_object_seen_as_two_classes_is_the_surer_one():
-    sure, unsure = found("cat", 0.5, 0.5), replace(found("dog", 0.53, 0.52), heat=0.6)
-    (seen,) = look(lambda images: painted(unsure, sure), np.zeros((1, 64, 64, 3), np.uint8))
-    assert [o.name for o in seen.objects] == ["cat"]
-    (apart,) = look(lambda images: painted(replace(unsure, x=0.8), sure), np.zeros((1, 64, 64, 3), np.uint8))
+    sure, unsure = found("cat", 0.5, 0.5), replace(found("dog", 0.53, 0.52), confidence=0.6)
+    (detected,) = detect(lambda images: painted(unsure, sure), np.zeros((1, 64, 64, 3), np.uint8))
+    assert [o.name for o in detected.objects] == ["cat"]
+    (apart,) = detect(
+        lambda images: painted(replace(unsure, x=0.8), sure), np.zeros((1, 64, 64, 3), np.uint8)
+    )
     assert [o.name for o in apart.objects] == ["cat", "dog"]
 
 
 def test_targets_are_where_the_objects_are():
     composed = held_out(5, 1)[4]
-    _, sights = compositions.see(composed.scene, 0.5)
-    given = targets(sights, composed.scene)
-    for i, sight in enumerate(sights):
-        assert NAMES[given["name"][i]] == sight.actor.name and given["valid"][i] == 1
-        assert given["place"][i].tolist() == pytest.approx([sight.x, sight.y, sight.scale])
-        left, top, right, bottom = (edge / 64 for edge in sight.box)
-        assert left <= sight.x <= right and top <= sight.y <= bottom
-    assert given["valid"].sum() == len(sights) <= MOST
+    _, visible = compositions.render_objects(composed.scene, 0.5)
+    given = targets(visible, composed.scene)
+    for i, one in enumerate(visible):
+        assert NAMES[given["name"][i]] == one.actor.name and given["valid"][i] == 1
+        assert given["place"][i].tolist() == pytest.approx([one.x, one.y, one.scale])
+        left, top, right, bottom = (edge / 64 for edge in one.box)
+        assert left <= one.x <= right and top <= one.y <= bottom
+    assert given["valid"].sum() == len(visible) <= MOST
 
 
-def test_the_heat_is_highest_at_the_objects():
+def test_target_heatmaps_are_highest_at_the_objects():
     batch = torch.utils.data.default_collate([Frames(0)[i] for i in range(6)])
     cell = (batch["place"][..., :2] * GRID).long().clamp(0, GRID - 1)
-    heat = composition_judge._heat_map(batch, cell)
+    heatmaps = composition_judge._target_heatmaps(batch, cell)
     for i in range(6):
-        peaks = {(int(n), int(r), int(c)) for n, r, c in (heat[i] > 0.999).nonzero()}
+        peaks = {(int(n), int(r), int(c)) for n, r, c in (heatmaps[i] > 0.999).nonzero()}
         objects = zip(batch["name"][i], cell[i], batch["valid"][i], strict=True)
         meant = {(int(name), int(at[1]), int(at[0])) for name, at, valid in objects if valid}
         assert peaks == meant
-    assert heat.min() >= 0 and heat.max() <= 1
+    assert heatmaps.min() >= 0 and heatmaps.max() <= 1
 
 
 def test_a_step_of_its_training_lowers_the_loss_of_the_batch():

@@ -1,8 +1,11 @@
 """Training on compositions starts from the shipped models, with a longer vocabulary."""
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,17 +13,25 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ctxedit.errors import ConfigError
 from ctxedit.models.backbones.base import load_backbone
+from ctxedit.models.captioner import Blip2Captioner
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.synthetic import composition_captions
+from ctxedit.synthetic import composition_captions, scenes
+from ctxedit.synthetic.composition_captions import caption, word
+from ctxedit.synthetic.composition_changes import change
+from ctxedit.synthetic.compositions import RELATIONS
 from ctxedit.training import policy, recipe
+from ctxedit.training.checks.captioner import true_captions
+from ctxedit.training.checks.compositions import held_out
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.job import Training
 from ctxedit.training.record import describe_data
 from ctxedit.training.tasks.adapter import AdapterTask
+from ctxedit.training.tasks.captioner import CaptionerTask
 from ctxedit.training.tasks.denoiser import DenoiserTask
 from ctxedit.training.tasks.encoders import Encoders
+from ctxedit.training.tokenizer import extend
 
 _UNET = "diffusion_pytorch_model.safetensors"
 
@@ -105,13 +116,13 @@ def test_gradients_reach_the_text_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"compositions": 1.5}, "between 0 and 1"),
+        ({"compositions": 1.5}, "data.compositions = 1.5 must be from 0 to 1"),
         ({"compositions": 0.5, "source": "folder", "path": "."}, "drawn"),
     ],
 )
 def test_a_wrong_share_is_refused(change, said):
     with pytest.raises(ConfigError) as caught:
-        Data(replace(DataConfig(), **change), Scenes)
+        Data(recipe.resolve("denoiser").changed({}, change).data, Scenes)
     assert said in f"{caught.value.message} {caught.value.hint}"
 
 
@@ -189,8 +200,64 @@ def test_clip_learns_the_words_of_compositions_and_keeps_the_others(tmp_path):
     table = "text_model.embeddings.token_embedding.weight"
     assert all(torch.equal(ours[k], shipped[k]) for k in shipped if k != table)
     assert torch.equal(ours[table][: len(shipped[table])], shipped[table])
-    assert len(ours[table]) == len(CLIPTokenizer.from_pretrained(out / "clip")) > len(shipped[table])
+    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in composition_captions.words())
+    assert len(ours[table]) == len(tokenizer) >= len(shipped[table])
     scorers = ClipScorer(out / "clip"), ClipScorer(BUILTIN_FOLDER / "clip")
     old = [scorer.embed_texts(["a red car in the snow"]) for scorer in scorers]
     assert (old[0] == old[1]).all()
     assert not (scorers[0].embed_texts(["two cats"]) == scorers[0].embed_texts(["three cats"])).all()
+
+
+def test_the_captioner_keeps_what_it_knows_when_its_vocabulary_grows(tmp_path):
+    longer, _ = extend(CLIPTokenizer.from_pretrained(BUILTIN_FOLDER / "captioner"), ["a quokka", "quokkas"])
+    shutil.copytree(BUILTIN_FOLDER / "clip", tmp_path / "clip")
+    longer.save_pretrained(tmp_path / "clip")
+    out = _run("compositions-captioner", tmp_path, 4)
+    ours, shipped = (load_file(f / "captioner" / "model.safetensors") for f in (out, BUILTIN_FOLDER))
+    table = "language_model.model.decoder.embed_tokens.weight"
+    assert all(torch.equal(ours[k], shipped[k]) for k in shipped if k != table)
+    count = len(shipped[table]) - 1
+    assert len(ours[table]) == len(longer) + 1 > count + 1
+    assert torch.equal(ours[table][:count], shipped[table][:count])
+    assert torch.equal(ours[table][-1], shipped[table][-1]), "the image token comes last"
+    frames = scenes.render(scenes.draw_scene(np.random.default_rng(3)), 2)[0]
+    texts = [Blip2Captioner(f / "captioner").caption(list(frames)) for f in (out, BUILTIN_FOLDER)]
+    assert texts[0] == texts[1]
+
+
+def test_a_captioner_with_other_tokens_is_refused(tmp_path):
+    other, _ = extend(CLIPTokenizer.from_pretrained(BUILTIN_FOLDER / "clip"), ["quokka"])
+    shutil.copytree(BUILTIN_FOLDER / "captioner", tmp_path / "captioner")
+    other.save_pretrained(tmp_path / "captioner")
+    task = CaptionerTask.build(Components(tmp_path), DataConfig(), {"width": 160, "layers": 3})
+    with pytest.raises(ConfigError, match="does not fit the recipe"):
+        task.load_weights(tmp_path / "captioner")
+
+
+def test_equivalent_compositions_have_one_caption():
+    for composed in held_out(40, 2):
+        texts = {word(one.normalized, "beach") for one in _equivalent(composed.composition)}
+        assert len(texts) == 1 and texts <= {word(one, "beach") for one in _equivalent(composed.composition)}
+
+
+def _equivalent(one):
+    """The composition and those that say the same: groups in another order, the relation turned round."""
+    if one.relation is None:
+        return [replace(one, groups=groups) for groups in permutations(one.groups)]
+    inverse = RELATIONS[RELATIONS.index(one.relation) ^ 1]
+    return [one, replace(one, groups=one.groups[::-1], relation=inverse)]
+
+
+def test_true_captions_are_those_that_hold_where_the_objects_are():
+    assert true_captions(held_out(3, 7)[2]) == {
+        "a cat and a yellow helicopter near a volcano",
+        "a yellow helicopter and a cat near a volcano",
+        "a cat to the right of a yellow helicopter near a volcano",
+        "a yellow helicopter to the left of a cat near a volcano",
+    }
+    for composed in held_out(40, 2):
+        assert caption(composed) in true_captions(composed)
+        changed = change(composed.composition, np.random.default_rng(0), "object")[0]
+        scene = composed.scene
+        assert word(changed, scene.background, scene.style) not in true_captions(composed)

@@ -156,7 +156,7 @@ def _wait(child: int, start: float, limit: float, stop: Signal | None) -> int | 
     handle = os.pidfd_open(child)
     try:
         if stop is not None and not _ready(handle, start + stop.after - time.monotonic()):
-            (os.killpg if stop.group else os.kill)(child, stop.number)
+            _send(stop, child)
         late = not _ready(handle, start + limit - time.monotonic())
         if late:
             os.kill(child, signal.SIGKILL)
@@ -164,6 +164,16 @@ def _wait(child: int, start: float, limit: float, stop: Signal | None) -> int | 
     finally:
         os.close(handle)
     return None if late else os.waitstatus_to_exitcode(status)
+
+
+def _send(stop: Signal, child: int) -> None:
+    if stop.group:
+        try:
+            os.killpg(child, stop.number)
+            return
+        except ProcessLookupError:
+            pass  # on a busy machine the child may not have made its own group yet
+    os.kill(child, stop.number)
 
 
 def _ready(handle: int, seconds: float) -> bool:

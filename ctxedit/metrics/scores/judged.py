@@ -13,7 +13,7 @@ from ctxedit.metrics.registry import value_of
 
 if TYPE_CHECKING:
     from ctxedit.synthetic.composition_judge import CompositionJudge
-    from ctxedit.synthetic.composition_verdict import Look, Verdict
+    from ctxedit.synthetic.composition_verdict import Detections, Verdict
     from ctxedit.synthetic.judge import Judge
 
 #: What an edit is for and what it must not do, each at most 1: one number to choose settings by.
@@ -79,24 +79,24 @@ def judge_all(edit: Edit) -> float | None:
 
 def _composition_kept(edit: Edit) -> float | None:
     """Share of right groups among those that should stay, and of right backgrounds where one is expected."""
-    seen = verdicts(edit)
-    kept = [right for v, _ in seen for i, right in enumerate(v.groups) if i != edit.changed]
+    judged = verdicts(edit)
+    kept = [right for v, _ in judged for i, right in enumerate(v.groups) if i != edit.changed]
     if background := (edit.expected or {}).get("background"):
-        kept += [look.background == background for _, look in seen]
+        kept += [found.background == background for _, found in judged]
     return float(np.mean(kept)) if kept else None
 
 
-def verdicts(edit: Edit) -> list[tuple[Verdict, Look]]:
+def verdicts(edit: Edit) -> list[tuple[Verdict, Detections]]:
     """The composition judge's verdict on each frame, and its detections; [] without a composition."""
     composition = edit.composition
     if composition is None:
         return []
 
-    def judge_frames() -> list[tuple[Verdict, Look]]:
-        from ctxedit.synthetic.composition_verdict import judge, look
+    def judge_frames() -> list[tuple[Verdict, Detections]]:
+        from ctxedit.synthetic.composition_verdict import detect, judge
 
-        looks = look(edit.networks.once("composition judge", _load_composition), _small(edit.frames))
-        return [(judge(composition, seen.objects), seen) for seen in looks]
+        detections = detect(edit.networks.once("composition judge", _load_composition), _small(edit.frames))
+        return [(judge(composition, found.objects), found) for found in detections]
 
     return edit.once("composition judge", judge_frames)
 
@@ -104,16 +104,16 @@ def verdicts(edit: Edit) -> list[tuple[Verdict, Look]]:
 def answers(edit: Edit) -> dict[str, float]:
     """For each question, the share of frames to which the judge gives the expected answer.
 
-    Empty without expected answers, and for a composition, which another judge looks at.
+    Empty without expected answers, and for a composition, which the composition judge scores.
     """
     expected = edit.expected or {}
     if not expected or edit.composition is not None:
         return {}
 
     def ask_judge() -> dict[str, float]:
-        from ctxedit.synthetic.judge import ask
+        from ctxedit.synthetic.judge import classify
 
-        said = ask(edit.networks.once("judge", _load), _small(edit.frames))
+        said = classify(edit.networks.once("judge", _load), _small(edit.frames))
         return {q: float(np.mean([given[q] == answer for given in said])) for q, answer in expected.items()}
 
     return edit.once("judge", ask_judge)

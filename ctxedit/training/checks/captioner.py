@@ -1,8 +1,10 @@
-"""The check of the captioner."""
+"""The check of the captioner, on easy scenes and on compositions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 
@@ -10,13 +12,16 @@ from ctxedit.editing.reporter import Reporter
 from ctxedit.models.captioner import Blip2Captioner
 from ctxedit.models.clip import ClipScorer
 from ctxedit.stages.caption import caption
-from ctxedit.synthetic import scenes
+from ctxedit.synthetic import composition_verdict, compositions, scenes
+from ctxedit.synthetic.composition_captions import word
+from ctxedit.synthetic.compositions import RELATIONS, Composed
 from ctxedit.synthetic.judge import ANSWERS
 from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
+from ctxedit.training.checks.compositions import held_out
 
 
 def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
-    """Share of clips whose caption has object, background and style right."""
+    """Share of clips whose caption is right: object, background and style; of compositions everything."""
     model, scorer = Blip2Captioner(config.find("captioner")), ClipScorer(config.find("clip"))
     correct: list[bool] = []
     with reporter.task("check captioner", config.count) as progress:
@@ -26,6 +31,31 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
             progress(len(correct), "")
     share = float(np.mean(correct))
     yield CheckRow("captioner", "object, background, style all right", share, 0.90, config.count)
+    correct = []
+    with reporter.task("check captions of compositions", config.count) as progress:
+        for composed in held_out(config.count, config.seed):
+            frames = scenes.render(composed.scene, 8)[0]
+            correct.append(caption(frames, model, scorer) in true_captions(composed))
+            progress(len(correct), "")
+    share = float(np.mean(correct))
+    yield CheckRow("captioner", "compositions: all right", share, 0.80, config.count)
+
+
+def true_captions(composed: Composed) -> set[str]:
+    """The canonical wording of every true statement of a composition.
+
+    Its groups in any order, with no relation or with one that holds where the objects are: two unrelated
+    objects are beside each other too.
+    """
+    _, visible = compositions.render_objects(composed.scene, 0.5)
+    objects = [composition_verdict.detected(one) for one in visible]
+    texts = set()
+    for groups in permutations(composed.composition.groups):
+        for relation in (None, *(RELATIONS if len(groups) == 2 else ())):
+            claim = replace(composed.composition, groups=groups, relation=relation)
+            if composition_verdict.judge(claim, objects).all_right:
+                texts.add(word(claim, composed.scene.background, composed.scene.style))
+    return texts
 
 
 def _without_colour(text: str) -> str:

@@ -13,7 +13,7 @@ from ctxedit.stages.generate import generate
 from ctxedit.synthetic import composition_changes, compositions
 from ctxedit.synthetic.composition_captions import caption
 from ctxedit.synthetic.composition_judge import load
-from ctxedit.synthetic.composition_verdict import Verdict, judge, look
+from ctxedit.synthetic.composition_verdict import Verdict, detect, judge
 from ctxedit.synthetic.compositions import KINDS, Composed, Composition
 from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
@@ -40,14 +40,18 @@ def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     with reporter.task("check composition judge", count) as progress:
         for start in range(0, count, _BATCH):
             part = composed[start : start + _BATCH]
-            frames = np.stack([compositions.see(c.scene, float(rng.random()))[0] for c in part])
-            looks = look(network, frames)
-            verdicts += [judge(c.composition, seen.objects) for c, seen in zip(part, looks, strict=True)]
-            refused += [
-                not judge(_other(c.composition, rng), seen.objects).all_right
-                for c, seen in zip(part, looks, strict=True)
+            frames = np.stack([compositions.render_objects(c.scene, float(rng.random()))[0] for c in part])
+            detections = detect(network, frames)
+            verdicts += [
+                judge(c.composition, found.objects) for c, found in zip(part, detections, strict=True)
             ]
-            places += [seen.background == c.scene.background for c, seen in zip(part, looks, strict=True)]
+            refused += [
+                not judge(_other(c.composition, rng), found.objects).all_right
+                for c, found in zip(part, detections, strict=True)
+            ]
+            places += [
+                found.background == c.scene.background for c, found in zip(part, detections, strict=True)
+            ]
             progress(len(verdicts), "")
     row = partial(CheckRow, "composition-judge")
     yield from _rows(row, composed, verdicts, 0.97)
@@ -69,7 +73,7 @@ def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     with reporter.task("check compositions", what.count) as progress:
         for i, one in enumerate(composed):
             picture = generate(backbone, caption(one), config.merge(settings, {"seed": i}))
-            verdicts.append(judge(one.composition, look(network, picture)[0].objects))
+            verdicts.append(judge(one.composition, detect(network, picture)[0].objects))
             progress(i + 1, f"all right {np.mean([v.all_right for v in verdicts]):.2f}")
     yield from _rows(partial(CheckRow, "compositions"), composed, verdicts, 0.40)
 

@@ -22,7 +22,7 @@ from ctxedit.metrics import formulas as metrics
 from ctxedit.models.clip import ClipScorer
 from ctxedit.runs import key_of
 from ctxedit.synthetic import scenes
-from ctxedit.synthetic.judge import Judge, ask, load_judge, truth
+from ctxedit.synthetic.judge import Judge, classify, load_judge, truth
 from ctxedit.synthetic.pairs import KINDS, Pair, draw_pairs
 from ctxedit.tables import DEFAULT_PRESET
 from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
@@ -100,7 +100,7 @@ def _measure_clip(
         for pair in pairs:
             edit = _edit(session, pair.target_prompt)
             wanted = truth(pair.target)[pair.kind]
-            found = [answer[pair.kind] == wanted for answer in ask(scorers.judge, edit)]
+            found = [answer[pair.kind] == wanted for answer in classify(scorers.judge, edit)]
             figures.found[pair.kind].append(float(np.mean(found)))
             edit_temp = metrics.clip_temp(scorers.clip.embed_images(edit)) or 0.0
             figures.clip_temp.append(edit_temp - source_temp)

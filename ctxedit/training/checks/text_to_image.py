@@ -10,7 +10,7 @@ from ctxedit.config import load, merge
 from ctxedit.editing.reporter import Reporter
 from ctxedit.stages.generate import generate
 from ctxedit.synthetic import scenes
-from ctxedit.synthetic.judge import ANSWERS, ask, load_judge, truth
+from ctxedit.synthetic.judge import ANSWERS, classify, load_judge, truth
 from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 _GOALS = {"object": 0.90, "background": 0.95, "style": 0.95, "colour": 0.85}
@@ -27,7 +27,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     with reporter.task("check text-to-image", config.count) as progress:
         for i, scene in enumerate(config.held_out()):
             image = generate(backbone, scenes.caption(scene), merge(settings, {"seed": i}))
-            predicted, actual = ask(judge, image)[0], truth(scene)
+            predicted, actual = classify(judge, image)[0], truth(scene)
             for k in ANSWERS:
                 if k != "colour" or actual[k] != "none":
                     hits[k].append(predicted[k] == actual[k])

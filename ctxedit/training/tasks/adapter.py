@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctxedit.config import AdapterConfig, merge
+from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.parameterization import Weighting, loss_weight
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Share
 from ctxedit.training.tasks.base import Task, load_weights, register
 from ctxedit.training.tasks.encoders import Encoders, noise_scheduler, write_layout
 from ctxedit.training.tasks.shifted import denoise
@@ -54,10 +57,11 @@ class AdapterTask(Task):
         adapter: Mapping[str, Any],
         train: list[str],
         loss_weight: Weighting = "snr",
-        empty: float = 0.1,
+        empty: Share = 0.1,
     ) -> None:
         from diffusers import UNet2DConditionModel
 
+        config = adapter_config(adapter)
         if train:  # the export then includes a denoiser, and with these the whole pipeline
             components.install("vae", "text_encoder", "tokenizer")
         self.data = Data(data, Scenes)
@@ -67,15 +71,13 @@ class AdapterTask(Task):
         self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
         self.unet.requires_grad_(False)
         self.scheduler = noise_scheduler()
-        config = merge(AdapterConfig(), adapter, "task.adapter.")
-        if config.image != "latent":
-            raise ConfigError('task.adapter.image: only "latent" can be trained on images')
         if not config.enabled and not train:
             raise ConfigError(
                 "task.adapter.enabled = false and task.train = []: there is nothing to train",
                 "enable the adapter, or name modules of the denoiser in task.train",
             )
-        self.adapter = ContextAdapter(config, int(self.unet.config.in_channels), self.encoders.width)
+        channels = int(self.unet.config.in_channels)
+        self.adapter = build_network(lambda: ContextAdapter(config, channels, self.encoders.width))
         self.adapter.requires_grad_(config.enabled)
         trained: dict[str, nn.Module] = {"adapter": self.adapter}
         if train:
@@ -121,3 +123,15 @@ def unfreeze(unet: nn.Module, names: list[str]) -> None:
             )
         for parameter in found:
             parameter.requires_grad_(True)
+
+
+def adapter_config(table: Mapping[str, Any]) -> AdapterConfig:
+    """A recipe's ``[task.adapter]``; raises ConfigError for settings that cannot be trained on images."""
+    config = merge(AdapterConfig(), table, "task.adapter.")
+    if config.image != "latent":
+        raise ConfigError('task.adapter.image: only "latent" can be trained on images')
+    try:
+        validated(replace(Config(), adapter=config))
+    except ConfigError as error:
+        raise ConfigError(f"task.{error.message}", error.hint) from error
+    return config

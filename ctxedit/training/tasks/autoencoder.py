@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from torch import Tensor
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.memory import build_network
 from ctxedit.training.noise import noise_like
+from ctxedit.training.settings import Channels8, Count, Levels, LossWeight, require
 from ctxedit.training.tasks.base import Task, register
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class AutoencoderTask(Task):
     Args:
         components: none are needed.
         data: images; captions are not needed.
-        channels: of each resolution.
+        channels: of each resolution; multiples of 8, for the group norms.
         layers: residual blocks per resolution.
         kl: weight of the KL divergence.
         edges: weight of the squared error of the differences.
@@ -41,27 +43,31 @@ class AutoencoderTask(Task):
         components: Components,
         data: DataConfig,
         *,
-        channels: list[int],
-        layers: int,
-        kl: float,
-        edges: float,
+        channels: Annotated[list[Channels8], Levels],
+        layers: Count,
+        kl: LossWeight,
+        edges: LossWeight,
     ) -> None:
         from diffusers import AutoencoderKL
 
+        halvings = len(channels) - 1
+        require(data.size % 2**halvings == 0, "channels", channels, f"fewer: data.size = {data.size}")
         self.data = Data(data, Scenes, captions=False)
         self.kl, self.edges = kl, edges
-        self.model: Any = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=4,
-            down_block_types=["DownEncoderBlock2D"] * len(channels),
-            up_block_types=["UpDecoderBlock2D"] * len(channels),
-            block_out_channels=channels,
-            layers_per_block=layers,
-            norm_num_groups=8,
-            sample_size=data.size,
-            mid_block_add_attention=False,
-            scaling_factor=1.0,
+        self.model: Any = build_network(
+            lambda: AutoencoderKL(
+                in_channels=3,
+                out_channels=3,
+                latent_channels=4,
+                down_block_types=["DownEncoderBlock2D"] * len(channels),
+                up_block_types=["UpDecoderBlock2D"] * len(channels),
+                block_out_channels=channels,
+                layers_per_block=layers,
+                norm_num_groups=8,
+                sample_size=data.size,
+                mid_block_add_attention=False,
+                scaling_factor=1.0,
+            )
         )
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

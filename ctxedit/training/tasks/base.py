@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError
+from ctxedit.training.settings import typed_settings
 
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
@@ -32,7 +32,8 @@ class Task(ABC):
     """One model to train. A subclass is registered under the name that recipes give as ``part``.
 
     Its constructor takes the components to build on, the recipe's ``[data]`` and, as keyword arguments, the
-    recipe's ``[task]`` table. It must create ``model`` and ``data``.
+    recipe's ``[task]`` table, checked against their annotations (:mod:`ctxedit.training.settings`). It must
+    create ``model`` and ``data``.
 
     Attributes:
         name: set by :func:`register`.
@@ -93,22 +94,13 @@ class Task(ABC):
 
     @classmethod
     def build(cls: type[_T], components: Components, data: DataConfig, settings: Mapping[str, Any]) -> _T:
-        """Construct the task; raises ConfigError for settings that it does not take or that are missing."""
-        parameters = inspect.signature(cls).parameters.values()
-        known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-        names = f"[task] of {cls.name} takes: {', '.join(known)}"
-        if unknown := [key for key in settings if key not in known]:
-            raise ConfigError(f"unknown setting task.{unknown[0]}", names)
-        if missing := [key for key, p in known.items() if p.default is p.empty and key not in settings]:
-            raise ConfigError(f"missing setting task.{missing[0]}", names)
-        try:
-            return cls(components, data, **settings)
-        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-            # Sizes of a wrong type, or that no network can have; PyTorch and diffusers raise all of these.
-            line = " ".join(str(error).split())[:160] or type(error).__name__
-            raise ConfigError(
-                f"the settings in [task] of {cls.name} do not fit together: {line}", names
-            ) from error
+        """Construct the task.
+
+        Raises:
+            ConfigError: settings that the task does not take, that are missing, or that do not fit.
+            ResourceError: a network that does not fit into memory.
+        """
+        return cls(components, data, **typed_settings(cls, settings, cls.name))
 
 
 def register(name: str) -> Callable[[type[_T]], type[_T]]:
@@ -186,10 +178,18 @@ def _import_all() -> None:
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load exported weights into a model; raises ConfigError when names or shapes do not match."""
+    load_tensors(model, read_tensors(folder), folder)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the weight files in a folder, in float32."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Load tensors, which came from ``folder``; raises ConfigError when names or shapes do not match."""
     error = ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
-    tensors = {
-        k: v.float() for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
-    }
     try:
         missing, unknown = model.load_state_dict(tensors, strict=False)
     except RuntimeError as cause:

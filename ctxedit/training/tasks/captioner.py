@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ctxedit.errors import ConfigError
 from ctxedit.synthetic import scenes
+from ctxedit.synthetic.composition_captions import word
 from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training import composition_samples, tokenizer
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig
-from ctxedit.training.tasks.base import Task, register
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels, Count, require
+from ctxedit.training.tasks.base import Task, load_tensors, read_tensors, register
 from ctxedit.training.tasks.clip import write_preprocessor
 from ctxedit.training.tokenizer import LENGTH
 
@@ -22,19 +27,29 @@ if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
 
 _IMAGE = "<image>"
+#: Tensors with a row for each token, the input's and, where it is not tied to it, the output's.
+_TABLES = ("embed_tokens.weight", "lm_head.weight")
 _QUERIES = 8
+_HEADS = 4
 
 
 class Captions(Dataset[dict[str, Any]]):
-    """Frames of drawn scenes with the scene's canonical caption."""
+    """Frames of drawn scenes, a share of them compositions, with the scene's canonical caption."""
 
-    def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
+    def __init__(self, seed: int, size: int, *, compositions: float = 0.0) -> None:
+        self.seed, self.size, self.compositions = seed, size, compositions
 
     def __len__(self) -> int:
         return 1 << 40
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        composed = composition_samples.draw(self.seed, index, self.compositions)
+        if composed is not None:
+            drawn, rng = composed
+            frame, _ = scenes.render_frame(drawn.scene, float(rng.random()), self.size)
+            # Of the equivalent captions always the same one, since the image does not tell them apart.
+            caption = word(drawn.composition.normalized, drawn.scene.background, drawn.scene.style)
+            return {"image": to_tensor(frame), "caption": caption}
         rng = np.random.default_rng((self.seed, index))
         scene = scenes.draw_scene(rng)
         frame, _ = scenes.render_frame(scene, float(rng.random()), self.size)
@@ -48,7 +63,8 @@ class CaptionerTask(Task):
     Args:
         components: with ``clip``, whose tokenizer is used.
         data: images and captions.
-        width, layers: of vision transformer, Q-Former and language model.
+        width, layers: of vision transformer, Q-Former and language model; ``width`` a multiple of 4, the
+            number of attention heads.
         patch: side of an image patch in pixels.
     """
 
@@ -56,7 +72,7 @@ class CaptionerTask(Task):
     requires = ("clip",)
 
     def __init__(
-        self, components: Components, data: DataConfig, *, width: int, layers: int, patch: int = 8
+        self, components: Components, data: DataConfig, *, width: Channels, layers: Count, patch: Channels = 8
     ) -> None:
         from transformers import (
             Blip2Config,
@@ -67,12 +83,14 @@ class CaptionerTask(Task):
             OPTConfig,
         )
 
+        require(width % _HEADS == 0, "width", width, f"a multiple of {_HEADS}")
+        require(patch <= data.size, "patch", patch, f"at most data.size, {data.size}")
         self.data = Data(data, Captions)
         self.size = data.size
         self.tokenizer = CLIPTokenizer.from_pretrained(components.find("clip"))
         self.tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
         self.image_token = self.tokenizer.convert_tokens_to_ids(_IMAGE)
-        sizes = {"hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": layers}
+        sizes = {"hidden_size": width, "num_attention_heads": _HEADS, "num_hidden_layers": layers}
         text = OPTConfig(
             vocab_size=len(self.tokenizer),
             ffn_dim=4 * width,
@@ -108,7 +126,7 @@ class CaptionerTask(Task):
             num_query_tokens=_QUERIES,
             image_token_index=self.image_token,
         )
-        self.model: Any = Blip2ForConditionalGeneration(config)
+        self.model: Any = build_network(lambda: Blip2ForConditionalGeneration(config))
         # Transformers initialises the query tokens to zero, from which all eight would stay equal.
         nn.init.normal_(self.model.query_tokens, std=0.02)
 
@@ -130,10 +148,29 @@ class CaptionerTask(Task):
     def export(self, model: Any, folder: Path) -> None:
         half = type(model)(model.config)
         half.load_state_dict(model.state_dict())
-        half.generation_config.max_new_tokens = 24
+        half.generation_config.max_new_tokens = LENGTH
         half.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_preprocessor(folder, self.size, "BlipImageProcessor")
+
+    def load_weights(self, folder: Path) -> None:
+        """Initialise with an exported captioner, whose vocabulary may lack the last words of this one's."""
+        from transformers import CLIPTokenizer
+
+        known = CLIPTokenizer.from_pretrained(folder)
+        tensors = read_tensors(folder)
+        own = self.tokenizer.get_vocab()
+        new = own.keys() - known.get_vocab().keys()
+        words = (token.removesuffix("</w>") for token in new if token.endswith("</w>"))
+        longer, added = tokenizer.extend(known, words)
+        shared = {token: at for token, at in longer.get_vocab().items() if token != _IMAGE}
+        if any(own.get(token) != at for token, at in shared.items()) or len(shared) + 1 != len(own):
+            raise ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
+        for name in [name for name in tensors if name.endswith(_TABLES)]:
+            # The image token is the last one: it moves behind the added words.
+            table, image = tensors[name][:-1], tensors[name][-1:]
+            tensors[name] = torch.cat([tokenizer.extend_embeddings(table, added), image])
+        load_tensors(self.model, tensors, folder)
 
     @classmethod
     def checks(cls) -> tuple[Check, ...]:

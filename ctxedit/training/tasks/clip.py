@@ -17,6 +17,8 @@ from ctxedit.synthetic import composition_captions
 from ctxedit.training import tokenizer
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels, Count, require
 from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tokenizer import LENGTH
 
@@ -36,7 +38,7 @@ class ClipTask(Task):
     Args:
         components: none are needed.
         data: images and captions.
-        width, layers, heads: of both transformers.
+        width, layers, heads: of both transformers; ``width`` a multiple of ``heads``.
         patch: side of an image patch in pixels.
     """
 
@@ -49,13 +51,15 @@ class ClipTask(Task):
         components: Components,
         data: DataConfig,
         *,
-        width: int,
-        layers: int,
-        heads: int,
-        patch: int,
+        width: Channels,
+        layers: Count,
+        heads: Count,
+        patch: Channels,
     ) -> None:
         from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+        require(width % heads == 0, "width", width, f"a multiple of task.heads, {heads}")
+        require(patch <= data.size, "patch", patch, f"at most data.size, {data.size}")
         self.data = Data(data, partial(Scenes, wrong=True))
         learned = tokenizer.learn(self.data.captions)
         words = composition_captions.words() if data.compositions else []
@@ -78,7 +82,7 @@ class ClipTask(Task):
         )
         vision = CLIPVisionConfig(image_size=self.size, patch_size=patch, **sizes)
         config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
-        self.model: Any = CLIPModel(config)
+        self.model: Any = build_network(lambda: CLIPModel(config))
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         negatives = batch.get("wrong", [])

@@ -15,18 +15,20 @@ from ctxedit.synthetic.composition_judge import FILE, GRID, MIDDLE_SIDE, NAMES, 
 from ctxedit.training.components import Components
 from ctxedit.training.composition_data import Frames
 from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels16
 from ctxedit.training.tasks.base import Task, register, require_drawn
 
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
 
-#: Of the terms of the loss: heat, colour, offset, side, hidden, background.
+#: Of the terms of the loss: heatmaps, colour, offset, side, occlusion, background.
 _WEIGHTS = (1.0, 1.0, 1.0, 2.0, 0.5, 0.2)
 
 
 @register("composition-judge")
 class CompositionJudgeTask(Task):
-    """Focal loss on the heat maps; the other terms at the cells that hold an object.
+    """Focal loss on the heatmaps; the other terms at the cells that hold an object.
 
     Raises:
         ConfigError: data other than drawn scenes of 64 pixels: only those have labels.
@@ -35,15 +37,15 @@ class CompositionJudgeTask(Task):
     folder = "composition-judge"
     drawn_only = True
 
-    def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
+    def __init__(self, components: Components, data: DataConfig, *, width: Channels16) -> None:
         require_drawn(data, "composition judge", SIDE)
         self.data = Data(data, lambda seed, size: Frames(seed))
         self.width = width
-        self.model: Any = CompositionJudge(width)
+        self.model: Any = build_network(lambda: CompositionJudge(width))
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         dense, background = model(batch["image"])
-        heat, colour, offset, side, hidden = split(dense.float())
+        heatmaps, colour, offset, side, hidden = split(dense.float())
         valid = batch["valid"].bool()
         cell = (batch["place"][..., :2] * GRID).long().clamp(0, GRID - 1)  # (B, MOST, 2): column, row
         at = (torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid],
@@ -51,7 +53,7 @@ class CompositionJudgeTask(Task):
         place, name = batch["place"][valid], batch["name"][valid]
         wanted = place[:, :2] * GRID - cell[valid] - 0.5
         terms = (
-            _focal(heat, _heat_map(batch, cell)) / max(1, len(place)),
+            _focal(heatmaps, _target_heatmaps(batch, cell)) / max(1, len(place)),
             F.cross_entropy(colour[at], batch["colour"][valid]),
             F.l1_loss(offset[at], wanted),
             F.l1_loss(side[at][:, 0], (place[:, 2] / MIDDLE_SIDE).log()),
@@ -60,9 +62,9 @@ class CompositionJudgeTask(Task):
         )
         loss = torch.stack([w * term for w, term in zip(_WEIGHTS, terms, strict=True)]).sum()
         right = {
-            "name": (heat[at].argmax(1) == name).float().mean().item(),
+            "name": (heatmaps[at].argmax(1) == name).float().mean().item(),
             "colour": (colour[at].argmax(1) == batch["colour"][valid]).float().mean().item(),
-            "heat": terms[0].item(),
+            "focal": terms[0].item(),
         }
         return loss, {"loss": loss.item(), **right}
 
@@ -77,7 +79,7 @@ class CompositionJudgeTask(Task):
         return (compositions.JUDGE,)
 
 
-def _heat_map(batch: Any, cell: Tensor) -> Tensor:
+def _target_heatmaps(batch: Any, cell: Tensor) -> Tensor:
     """(B, classes, 16, 16): 1 at an object's cell, falling off around it as its side allows."""
     line = torch.arange(GRID, device=cell.device, dtype=torch.float32)
     spread = (batch["place"][..., 2] * GRID / 8).clamp(min=0.5)[..., None]
@@ -92,7 +94,7 @@ def _heat_map(batch: Any, cell: Tensor) -> Tensor:
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
     """CenterNet's penalty-reduced focal loss, summed."""
     p = logits.sigmoid()
-    here = wanted > 0.999
+    at_centre = wanted > 0.999
     hit = F.logsigmoid(logits) * (1 - p) ** 2
     miss = F.logsigmoid(-logits) * p**2 * (1 - wanted) ** 4
-    return -torch.where(here, hit, miss).sum()
+    return -torch.where(at_centre, hit, miss).sum()

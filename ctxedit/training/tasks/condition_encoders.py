@@ -6,13 +6,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ctxedit.config import AdapterConfig, merge
+from ctxedit.config import merge
 from ctxedit.diffusion.parameterization import Weighting, loss_weight
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import ContextAdapter
@@ -21,7 +21,9 @@ from ctxedit.models.tensors import save_tensors
 from ctxedit.training.components import Components, hashes
 from ctxedit.training.data import DataConfig
 from ctxedit.training.labelled import LabelledData
-from ctxedit.training.tasks.adapter import unfreeze
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Count, LossWeight, Share
+from ctxedit.training.tasks.adapter import adapter_config, unfreeze
 from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tasks.denoiser import attention_kernel, object_weight, sample_timesteps
 from ctxedit.training.tasks.encoders import Encoders, noise_scheduler
@@ -68,19 +70,15 @@ class ConditionEncoderTask(Task):
         encoder: Mapping[str, Any],
         adapter: Mapping[str, Any],
         train: list[str],
-        words: float = 0.0,
-        start: str = "words",
+        words: Share = 0.0,
+        start: Literal["words", "random"] = "words",
         loss_weight: Weighting = "one",
-        focus: float = 1.0,
-        draws: int = 1,
-        empty: float = 0.1,
+        focus: LossWeight = 1.0,
+        draws: Count = 1,
+        empty: Share = 0.1,
     ) -> None:
         from diffusers import UNet2DConditionModel
 
-        if start not in ("words", "random"):
-            raise ConfigError(f"task.start = {start!r}", "words or random")
-        if not 0 <= words <= 1 or not 0 <= empty < 1 or draws < 1:
-            raise ConfigError("task.words and task.empty are shares, task.draws is 1 or more")
         sizes = encoder_config(self.kind, encoder)
         config = adapter_config(adapter)
         unet = components.find("unet")
@@ -94,13 +92,14 @@ class ConditionEncoderTask(Task):
         self.unet.eval().requires_grad_(False)
         self.scheduler = noise_scheduler()
         self.trained_on = "".join(hashes(unet).values())[:16]
-        network = ConditionEncoder(sizes, self.data.labels, self.encoders.width)
+        labels, width = self.data.labels, self.encoders.width
+        network = build_network(lambda: ConditionEncoder(sizes, labels, width))
         if start == "words":
-            network.start_from(*self._words(self.data.labels))
+            network.start_from(*self._words(labels))
         trained: dict[str, nn.Module] = {"encoder": network}
         if config.enabled:
             channels = int(self.unet.config.in_channels)
-            trained["adapter"] = ContextAdapter(config, channels, self.encoders.width)
+            trained["adapter"] = build_network(lambda: ContextAdapter(config, channels, width))
         if train == [ALL]:
             self.unet.requires_grad_(True)
         else:
@@ -186,12 +185,4 @@ def encoder_config(kind: Kind, table: Mapping[str, Any]) -> EncoderConfig:
         config.check()
     except ValueError as error:
         raise ConfigError(f"task.encoder.{error}") from error
-    return config
-
-
-def adapter_config(table: Mapping[str, Any]) -> AdapterConfig:
-    """A recipe's ``[task.adapter]``; raises ConfigError for settings that cannot be trained here."""
-    config = merge(AdapterConfig(), table, "task.adapter.")
-    if config.image != "latent":
-        raise ConfigError('task.adapter.image: only "latent" can be trained on images')
     return config

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from ctxedit.config import Range
 from ctxedit.errors import ConfigError
 from ctxedit.media.edges import canny
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.settings import Count, Levels, LossWeight, Share, require
 from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tasks.denoiser import VelocityLoss
 
@@ -31,7 +33,7 @@ class ControlTask(Task):
         data: images and captions.
         embedding: channels of the edge encoder; each after the first halves the resolution, and the last must
             arrive at the latents'.
-        low, high: thresholds of the Canny detector.
+        low, high: thresholds of the Canny detector, on OpenCV's scale.
         empty, focus, draws: see :class:`~ctxedit.training.tasks.denoiser.VelocityLoss`.
 
     Raises:
@@ -46,21 +48,24 @@ class ControlTask(Task):
         components: Components,
         data: DataConfig,
         *,
-        embedding: list[int],
-        low: int = 100,
-        high: int = 200,
-        empty: float = 0.1,
-        focus: float = 1.0,
-        draws: int = 1,
+        embedding: Annotated[list[Annotated[int, Range(1, 1024)]], Levels],
+        low: Annotated[int, Range(0, 10_000)] = 100,
+        high: Annotated[int, Range(0, 10_000)] = 200,
+        empty: Share = 0.1,
+        focus: LossWeight = 1.0,
+        draws: Count = 1,
     ) -> None:
         from diffusers import ControlNetModel, UNet2DConditionModel
 
         unet = components.find("unet")
         if not (unet / "config.json").is_file():
             raise ConfigError(f"{unet} has no denoiser to control", "train the denoiser first")
+        require(low <= high, "low", low, f"at most task.high, {high}")
+        self.velocity = VelocityLoss(components, empty, focus, draws)
+        factor, halvings = self.velocity.encoders.downsampling, len(embedding) - 1
+        require(2**halvings == factor, "embedding", embedding, f"one longer than the halvings to 1/{factor}")
         components.install("vae", "text_encoder", "tokenizer", "unet")
         self.data = Data(data, Scenes)
-        self.velocity = VelocityLoss(components, empty, focus, draws)
         self.low, self.high = low, high
         self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
         self.unet.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
+from ctxedit.training.settings import LossWeight
 from ctxedit.training.tasks.autoencoder import AutoencoderTask, decibels, edge_error
 from ctxedit.training.tasks.base import Task, register
 
@@ -37,7 +38,9 @@ class DecoderTask(Task):
     folder = "vae"
     continues = "autoencoder"
 
-    def __init__(self, components: Components, data: DataConfig, *, edges: float, ssim: float) -> None:
+    def __init__(
+        self, components: Components, data: DataConfig, *, edges: LossWeight, ssim: LossWeight
+    ) -> None:
         from diffusers import AutoencoderKL
 
         self.data = Data(data, Scenes, captions=False)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ctxedit.config import Length, Range
 from ctxedit.synthetic import composition_captions
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.memory import build_network
 from ctxedit.training.noise import noise_like
+from ctxedit.training.settings import (
+    MAX_LEVELS,
+    Channels,
+    Channels16,
+    Count,
+    Levels,
+    LossWeight,
+    Share,
+    require,
+)  # fmt: skip
 from ctxedit.training.tasks.base import Task, load_weights, register
 from ctxedit.training.tasks.encoders import Encoders, noise_scheduler, save_text_encoder, write_layout
 
@@ -83,9 +95,9 @@ class DenoiserTask(Task):
     Args:
         components: with the autoencoder and the text encoder; they are installed next to the weights.
         data: images and captions.
-        channels: of each resolution.
+        channels: of each resolution; multiples of 16, for the group norms.
         layers: residual blocks per resolution.
-        head: channels of an attention head.
+        head: channels of an attention head; at most the channels of each resolution with attention.
         attend: whether each resolution has attention.
         train_text: train the text encoder too. With compositions in the data its tokenizer gets a token for
             each of their words; texts without such a word are embedded as before when training starts.
@@ -99,18 +111,25 @@ class DenoiserTask(Task):
         components: Components,
         data: DataConfig,
         *,
-        channels: list[int],
-        layers: int,
-        head: int,
-        attend: list[bool],
-        empty: float = 0.1,
-        focus: float = 1.0,
-        draws: int = 1,
-        logit_mean: float = 0.0,
+        channels: Annotated[list[Channels16], Levels],
+        layers: Count,
+        head: Channels,
+        attend: Annotated[list[bool], Length(0, MAX_LEVELS)],
+        empty: Share = 0.1,
+        focus: LossWeight = 1.0,
+        draws: Count = 1,
+        logit_mean: Annotated[float, Range(-10, 10)] = 0.0,
         train_text: bool = False,
     ) -> None:
         from diffusers import UNet2DConditionModel
 
+        count = len(channels)
+        require(len(attend) == count, "attend", attend, f"a list of {count}, one for each of task.channels")
+        # The middle block has the last resolution's channels, and always attends.
+        least = min(
+            [channels[-1], *(c for c, with_attention in zip(channels, attend, strict=True) if with_attention)]
+        )
+        require(head <= least, "head", head, f"at most {least}, the least channels with attention")
         components.install("vae", "text_encoder", "tokenizer")
         self.data = Data(data, Scenes)
         self.velocity = VelocityLoss(components, empty, focus, draws, logit_mean)
@@ -120,18 +139,20 @@ class DenoiserTask(Task):
             encoders.add_words(composition_captions.words())
         down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attend]
         up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attend)]
-        self.unet: Any = UNet2DConditionModel(
-            sample_size=data.size // encoders.downsampling,
-            in_channels=4,
-            out_channels=4,
-            down_block_types=down,
-            up_block_types=up,
-            block_out_channels=channels,
-            layers_per_block=layers,
-            norm_num_groups=16,
-            cross_attention_dim=encoders.width,
-            # In Stable Diffusion 1's configuration this key is the number of heads.
-            attention_head_dim=[c // head for c in channels],
+        self.unet: Any = build_network(
+            lambda: UNet2DConditionModel(
+                sample_size=data.size // encoders.downsampling,
+                in_channels=4,
+                out_channels=4,
+                down_block_types=down,
+                up_block_types=up,
+                block_out_channels=channels,
+                layers_per_block=layers,
+                norm_num_groups=16,
+                cross_attention_dim=encoders.width,
+                # In Stable Diffusion 1's configuration this key is the number of heads.
+                attention_head_dim=[max(1, c // head) for c in channels],
+            )
         )
         self.model: Any = self.unet
         if train_text:

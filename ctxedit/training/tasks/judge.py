@@ -16,8 +16,11 @@ from ctxedit.models.tensors import save_tensors
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.judge import ANSWERS, FILE, Judge, truth
 from ctxedit.synthetic.tensors import to_tensor
+from ctxedit.training.augmentation import degrade
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig
+from ctxedit.training.memory import build_network
+from ctxedit.training.settings import Channels8
 from ctxedit.training.tasks.base import Task, register, require_drawn
 
 
@@ -35,13 +38,11 @@ class LabelledFrames(Dataset[dict[str, Any]]):
         # Held-out combinations included: the judge is not itself tested for generalisation.
         scene = scenes.draw_scene(rng, pairs=0.0, test=bool(rng.random() < 0.08))
         image = to_tensor(scenes.render_frame(scene, float(rng.random()), self.size)[0])
-        if rng.random() < 0.5:
-            soft = F.avg_pool2d(F.pad(image[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
-            image = torch.lerp(image, soft, float(rng.random()))
-        noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
-        image = image + 0.1 * float(rng.random()) * noise
         labels = truth(scene)
-        return {"image": image, **{k: classes.index(labels[k]) for k, classes in ANSWERS.items()}}
+        return {
+            "image": degrade(image, rng, 0.1),
+            **{k: classes.index(labels[k]) for k, classes in ANSWERS.items()},
+        }
 
 
 @register("judge")
@@ -55,11 +56,11 @@ class JudgeTask(Task):
     folder = "judge"
     drawn_only = True
 
-    def __init__(self, components: Components, data: DataConfig, *, width: int) -> None:
+    def __init__(self, components: Components, data: DataConfig, *, width: Channels8) -> None:
         require_drawn(data, "judge", 64)
         self.data = Data(data, LabelledFrames)
         self.width = width
-        self.model: Any = Judge(width)
+        self.model: Any = build_network(lambda: Judge(width))
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         logits = model(batch["image"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ctxedit.config import AdapterConfig, merge
+from ctxedit.config import Length, Range
 from ctxedit.diffusion.broadcast import per_sample
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.likelihood import discretised_nll, level_chances, prior_kl, step_kl
@@ -21,9 +21,12 @@ from ctxedit.models.pixel_denoiser import WIDTH, PixelConfig, PixelDenoiser
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, check_usable
+from ctxedit.training.memory import build_network
 from ctxedit.training.noise import noise_like
 from ctxedit.training.pixel_sources import PixelSet, open_pixels
+from ctxedit.training.settings import MAX_LEVELS, Count
 from ctxedit.training.sources import Entry, Listing
+from ctxedit.training.tasks.adapter import adapter_config
 from ctxedit.training.tasks.base import Task, register
 
 #: Channels of an attention head.
@@ -39,7 +42,8 @@ class PixelDenoiserTask(Task):
         components: none are needed.
         data: the images' ``size``, and ``path`` as
             :func:`ctxedit.training.pixel_sources.open_pixels` takes it.
-        channels, layers: of the U-Net's resolutions, and residual blocks in each; the last two attend.
+        channels: of the U-Net's resolutions, multiples of 32; the last two have attention.
+        layers: residual blocks in each.
         steps: T of the cosine schedule.
         adapter: settings of the context adapter; ``enabled = false`` trains the denoiser alone.
         objective: ``velocity`` is the squared error of the velocity, which an adapter lowers by writing x_0
@@ -57,36 +61,34 @@ class PixelDenoiserTask(Task):
         components: Components,
         data: DataConfig,
         *,
-        channels: list[int],
-        layers: int = 1,
-        steps: int = 1000,
+        channels: Annotated[list[Annotated[int, Range(_HEAD, 8192, _HEAD)]], Length(2, MAX_LEVELS)],
+        layers: Count = 1,
+        steps: Annotated[int, Range(2, 100_000)] = 1000,
         adapter: Mapping[str, Any],
         objective: Objective = "velocity",
     ) -> None:
         from diffusers import UNet2DModel
 
-        if objective not in ("velocity", "bound"):
-            raise ConfigError(f"task.objective = {objective!r}", "velocity or bound")
-        if len(channels) < 2 or any(c < _HEAD or c % _HEAD for c in channels):
-            raise ConfigError(f"task.channels = {channels}", f"two or more multiples of {_HEAD}")
+        config = adapter_config(adapter)
         self.data: PixelData = PixelData(data)
         self.objective = objective
         names = self.data.pixels.names
         count = len(channels)
-        unet: Any = UNet2DModel(
-            sample_size=data.size,
-            in_channels=3,
-            out_channels=3,
-            down_block_types=["DownBlock2D"] * (count - 2) + ["AttnDownBlock2D"] * 2,
-            up_block_types=["AttnUpBlock2D"] * 2 + ["UpBlock2D"] * (count - 2),
-            block_out_channels=channels,
-            layers_per_block=layers,
-            norm_num_groups=16,
-            attention_head_dim=_HEAD,
-            num_class_embeds=len(names),
+        unet: Any = build_network(
+            lambda: UNet2DModel(
+                sample_size=data.size,
+                in_channels=3,
+                out_channels=3,
+                down_block_types=["DownBlock2D"] * (count - 2) + ["AttnDownBlock2D"] * 2,
+                up_block_types=["AttnUpBlock2D"] * 2 + ["UpBlock2D"] * (count - 2),
+                block_out_channels=channels,
+                layers_per_block=layers,
+                norm_num_groups=16,
+                attention_head_dim=_HEAD,
+                num_class_embeds=len(names),
+            )
         )
-        config = merge(AdapterConfig(), adapter, "task.adapter.")
-        network = ContextAdapter(config, 3, WIDTH) if config.enabled else None
+        network = build_network(lambda: ContextAdapter(config, 3, WIDTH)) if config.enabled else None
         self.model: Any = PixelDenoiser(unet, PixelConfig(data.size, names, steps), network)
 
     def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ctxedit.errors import ConfigError
+from ctxedit.config import Length, Range
 from ctxedit.models.upscalers import pixels
 from ctxedit.synthetic import composition_captions, compositions, scenes
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
+from ctxedit.training.memory import build_network
 from ctxedit.training.noise import noise_like
+from ctxedit.training.settings import MAX_LEVELS, Channels, Channels16, Count, Levels, Share, require
 from ctxedit.training.tasks.autoencoder import decibels
 from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tasks.encoders import Encoders
@@ -111,42 +113,41 @@ class UpscalerTask(Task):
         components: Components,
         data: DataConfig,
         *,
-        channels: list[int],
-        layers: list[int],
-        head: int,
-        crop: int = 0,
-        crops: int = 1,
-        augment: int = 20,
-        empty: float = 0.1,
+        channels: Annotated[list[Channels16], Levels],
+        layers: Annotated[list[Count], Length(0, MAX_LEVELS)],
+        head: Channels,
+        crop: Annotated[int, Range(0, 8192)] = 0,
+        crops: Count = 1,
+        augment: Annotated[int, Range(0, 999)] = 20,
+        empty: Share = 0.1,
     ) -> None:
         from diffusers import UNet2DConditionModel
 
-        if not 0 <= augment < 1000:
-            raise ConfigError(f"task.augment = {augment}", "must be from 0 to 999")
-        side, unit = data.size // pixels.SCALE, 2 ** (len(channels) - 1)
-        if not 0 <= crop <= side or crop % unit:
-            raise ConfigError(f"task.crop = {crop}", f"must be a multiple of {unit}, at most {side}")
-        if crops < 1:
-            raise ConfigError(f"task.crops = {crops}", "must be at least 1")
+        count = len(channels)
+        require(len(layers) == count, "layers", layers, f"a list of {count}, one for each of task.channels")
+        side, unit = data.size // pixels.SCALE, 2 ** (count - 1)
+        require(crop <= side and crop % unit == 0, "crop", crop, f"a multiple of {unit}, at most {side}")
         components.install("text_encoder", "tokenizer")
         self.data = Data(data, LargeScenes)
         self.encoders = Encoders(components)
         self.scheduler, self.low_res_scheduler = pixels.residual_scheduler(), pixels.augmentation_scheduler()
         self.crop, self.crops = crop or side, crops
         self.augment, self.empty = augment, empty
-        self.model: Any = UNet2DConditionModel(
-            sample_size=data.size // pixels.SCALE,
-            in_channels=pixels.IN_CHANNELS,
-            out_channels=pixels.FOLDED,
-            down_block_types=["DownBlock2D"] * len(channels),
-            up_block_types=["UpBlock2D"] * len(channels),
-            block_out_channels=channels,
-            layers_per_block=layers,
-            norm_num_groups=16,
-            cross_attention_dim=self.encoders.width,
-            # In Stable Diffusion 1's configuration this key is the number of heads.
-            attention_head_dim=[max(1, c // head) for c in channels],
-            class_embed_type="timestep",
+        self.model: Any = build_network(
+            lambda: UNet2DConditionModel(
+                sample_size=data.size // pixels.SCALE,
+                in_channels=pixels.IN_CHANNELS,
+                out_channels=pixels.FOLDED,
+                down_block_types=["DownBlock2D"] * count,
+                up_block_types=["UpBlock2D"] * count,
+                block_out_channels=channels,
+                layers_per_block=layers,
+                norm_num_groups=16,
+                cross_attention_dim=self.encoders.width,
+                # In Stable Diffusion 1's configuration this key is the number of heads.
+                attention_head_dim=[max(1, c // head) for c in channels],
+                class_embed_type="timestep",
+            )
         )
         # A new network predicts a residual of zero: it begins as bicubic interpolation.
         torch.nn.init.zeros_(self.model.conv_out.weight)
