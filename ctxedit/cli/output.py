@@ -183,20 +183,27 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table; the first row is the heading. Nothing is ever cut.
 
     Off a terminal, aligned text. On one, a drawn table: texts wrap, numbers stay whole; where even that is
-    too wide, each row becomes a block of ``heading  value`` lines.
+    too wide, the table is turned on its side, and where that is too wide as well, each row becomes a block
+    of ``heading  value`` lines.
     """
     room = terminal_width()
     rows = [[visible(cell) for cell in row] for row in rows]
     if room is None:
         return _aligned(rows)
+    for turned in (rows, list(zip(*rows, strict=True))):
+        # A column of prose can wrap to about its longest word, any other cell has to stay on one line.
+        prose = [any(" " in row[i].strip() for row in turned[1:]) for i in range(len(turned[0]))]
+        if _least_width(turned, prose) <= room:
+            return _drawn(turned, prose, room)
+    return _blocks(rows)
+
+
+def _drawn(rows: Sequence[Sequence[str]], prose: Sequence[bool], room: int) -> str:
+    """A table with rules, the columns of prose wrapped."""
     from rich import box
     from rich.table import Table
 
     head, *body = rows
-    # A column of prose can wrap to about its longest word, any other cell has to stay on one line.
-    prose = [any(" " in row[i].strip() for row in body) for i in range(len(head))]
-    if _least_width(rows, prose) > room:
-        return _blocks(rows)
     lines = box.HEAVY_HEAD if (sys.stdout.encoding or "").lower().startswith("utf") else box.ASCII
     table = Table(box=lines)
     for cell, folds in zip(head, prose, strict=True):

@@ -89,7 +89,7 @@ def test_show_tells_what_an_edit_was_made_of(ctxedit, made, clip):
     changed = {"clip.frames": 4, "tune.steps": 2, "invert.steps": 4, "edit.steps": 4}
     assert facts["settings"].items() >= changed.items() and "device" not in facts["settings"]
     assert facts["source"]["name"] == clip.name and facts["model"] == "builtin" and facts["prompt"]
-    told = {k: v for k, v in facts.items() if k not in ("file", "commands")}  # these are where things are here
+    told = {k: v for k, v in facts.items() if k not in ("file", "commands")}  # where things are here
     assert str(clip.parent) not in str(told)
     text = ctxedit("show", video).out
     assert TARGET in text and "tune.steps = 2" in text and "ctxedit run" in text
