@@ -17,7 +17,17 @@ from ctxedit.renames import with_current_names
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
 #: Settings that do not change a result, or are facts of their own.
-_ASIDE = ("model", "seed", "device", "offload", "low_memory", "round_trip", "captioner", "caption_by")
+_ASIDE = (
+    "model",
+    "seed",
+    "device",
+    "offload",
+    "low_memory",
+    "keep_source",
+    "round_trip",
+    "captioner",
+    "caption_by",
+)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 

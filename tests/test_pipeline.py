@@ -88,6 +88,20 @@ def test_one_tuning_and_one_inversion_serve_every_target(clip, settings, tmp_pat
     assert results[0].files.video != results[1].files.video
 
 
+def test_an_edit_beside_others_is_the_edit_alone(clip, settings, tmp_path):
+    """In bfloat16 the first edit keeps the source's branch for the second, which changes no bit of it."""
+    half, targets = replace(settings, dtype="bfloat16"), (TARGET, "a tiger walking in the snow")
+    with session(clip, half, tmp_path, targets=targets) as s:
+        s.tune()
+        first = s.edit(targets[0])
+        assert s.parts.kept_source.whole and s.parts.kept_source.bytes
+        beside = [np.array(one.frames) for one in (first, s.edit(targets[1]))]
+        assert not s.parts.kept_source.bytes  # the last one needs it no more
+    for target, frames in zip(targets, beside, strict=True):
+        with session(clip, half, tmp_path, targets=(target,), overwrite=True) as s:
+            assert np.array_equal(s.edit(target).frames, frames) and s.parts.kept_source is None
+
+
 def test_finished_stages_are_not_run_again_and_changed_ones_are(clip, settings, tmp_path):
     with session(clip, settings, tmp_path) as s:
         (first,) = s.edit_all([TARGET])

@@ -151,7 +151,7 @@ def _facts(encoder: LabelEncoder, config: Config) -> dict[str, Any]:
     return {**known, "size": config.clip.size, **edit}
 
 
-# -- what the judges say -------------------------------------------------------------------------------------
+# -- the judges' figures -------------------------------------------------------------------------------------
 
 
 def judged(
@@ -161,7 +161,7 @@ def judged(
     """The figures of the drawn world's judges; none, with a warning, for labels that they do not know."""
     labels = encoder.encoder.labels
     if not set(labels) <= set(composition_judge.NAMES):
-        warn("the judges know the drawn world's objects only: the labels are not looked for")
+        warn("the judges know only the drawn world's objects: the labels are not checked")
         return []
     if samples[0].real.shape[:2] != (composition_judge.SIDE,) * 2:
         raise ConfigError(f"the judges take images of {composition_judge.SIDE} pixels", "leave out --size")

@@ -89,7 +89,7 @@ def methods(
         ConfigError: none, an unknown preset, two of one name, or a name that the tables reserve.
     """
     if not presets:
-        raise ConfigError("no preset is named", "e.g. --presets ddim,contextdiff; see `ctxedit presets ls`")
+        raise ConfigError("no presets given", "e.g. --presets ddim,contextdiff; see `ctxedit presets ls`")
     found: dict[str, Method] = {}
     for name in presets:
         label = Path(name).stem if name.endswith(".toml") else name

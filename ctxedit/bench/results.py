@@ -21,7 +21,7 @@ class ResultRow:
         key: a hash of everything that its figures depend on.
         method: the preset's label; ``source`` and ``ideal`` are references, not edits.
         clip, target, kind, prompt: as in the list.
-        figures: by key of a metric's key.
+        figures: by the metric's key.
         costs: of ``tune``, ``invert`` and ``edit``: seconds, peak_bytes, evaluations; absent if unknown.
         facts: device, frames, trained parameters, ….
         video: relative to the bench's folder, or None.
@@ -53,7 +53,7 @@ def row_of(table: dict[str, Any]) -> ResultRow:
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(t, dict) for t in tables):
         raise TypeError("a key, a name or a table of a row is of another type")
     if not all(text is None or isinstance(text, str) for text in (row.video, row.error)):
-        raise TypeError("a row's video and error are texts")
+        raise TypeError("a row's video and error must be text")
     return row
 
 

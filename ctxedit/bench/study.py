@@ -1,4 +1,4 @@
-"""The user study: which of two anonymous edits matches the text better, and which is steadier over time.
+"""The user study: which of two edits matches the text better, and which is more consistent over time.
 
 The page does not contain the methods' names; ``key.json`` next to it maps edits to methods and is used to
 count answers.

@@ -36,7 +36,7 @@ def parse(texts: Sequence[str]) -> list[Axis]:
     axes = [_axis(text) for text in texts]
     for one, other in itertools.combinations(axes, 2):
         if f"{one.key}.".startswith(f"{other.key}.") or f"{other.key}.".startswith(f"{one.key}."):
-            raise ConfigError(f"--sweep: {one.key} and {other.key} set the same", "name each setting once")
+            raise ConfigError(f"--sweep: {one.key} and {other.key} overlap", "name each setting once")
     return axes
 
 
@@ -49,7 +49,7 @@ def _axis(text: str) -> Axis:
     if not (key and equals and values):
         raise ConfigError(f"--sweep {text}", "it takes KEY=A,B,C, e.g. --sweep edit.guidance=3,5,7")
     if len(values) != len({repr(value) for value in values}):
-        raise ConfigError(f"--sweep {text}: a value comes twice", "name each once")
+        raise ConfigError(f"--sweep {text}: a value is repeated", "name each once")
     return Axis(key, tuple(values))
 
 

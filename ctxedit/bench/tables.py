@@ -138,7 +138,8 @@ def to_markdown(methods: Sequence[Table], changes: Sequence[Table], about: Seque
     for kind in dict.fromkeys(k for t in methods for k in t["figures"] if k != ALL):
         parts += ["", f"## Kind: {kind}", "", _figures(methods, kind)]
     for change in changes:
-        parts += ["", f"## {change['after']} less {change['before']}, on the same edits", "", _change(change)]
+        heading = f"## {change['after']} minus {change['before']}, on the same edits"
+        parts += ["", heading, "", _change(change)]
     return "\n".join([*parts, "", "## Costs", "", cost_table(methods), ""])
 
 

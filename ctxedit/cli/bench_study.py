@@ -35,11 +35,11 @@ def study(
     count: Annotated[int, typer.Option("--count", min=1, help="Edits for each pair of presets.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
 ) -> None:
-    """Write the page of a user study: two anonymous edits beside their source, in random order.
+    """Write the page of a user study: two anonymous edits next to their source, in random order.
 
-    The page asks which edit matches the text better and which is steadier, and lets people download their
-    answers. Prints the path of the page. key.json beside it says which method made which edit:
-    do not send it to the participants.
+    The page asks which edit matches the text better and which is more consistent over time, and
+    lets people download their answers. Prints the path of the page. key.json next to it says which
+    method made which edit: do not send it to the participants.
     """
     screen = Screen(messages.quiet, messages.json)
     names = split_names(presets or "")

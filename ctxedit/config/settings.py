@@ -273,6 +273,10 @@ class Config:
         offload: keep autoencoder and text encoder in main memory between calls.
         low_memory: ``offload``, half precision unless a ``dtype`` is given, gradient checkpointing; frames
             are encoded and decoded singly, and guidance's branches sampled one after another.
+        keep_source: keep in memory what edits take from the source's branch in steps with fusion, so that it
+            runs once for all targets. ``auto`` does so where it changes no result (bfloat16 on a CPU), saves
+            passes and takes at most 256 MiB. ``on`` does so everywhere but for clips in several windows, and
+            already in a plain DDIM inversion: results may then change by rounding. ``off`` does not.
         round_trip: how well the clip comes back from its inversion: an ``estimate`` from four passes of the
             network, the ``whole`` way in as many as the inversion has steps, or ``off``. ``auto`` is
             ``estimate`` for the commands ``run`` and ``edit``, and ``off`` in comparisons and from Python.
@@ -288,6 +292,7 @@ class Config:
     dtype: Literal["auto", "half", "float32", "float16", "bfloat16"] = "auto"
     offload: bool = False
     low_memory: bool = False
+    keep_source: Literal["auto", "on", "off"] = "auto"
     round_trip: Literal["auto", "estimate", "whole", "off"] = "auto"
     captioner: str = "auto"
     caption_by: Literal["auto", "vote", "clip"] = "auto"

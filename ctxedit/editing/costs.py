@@ -20,6 +20,7 @@ from ctxedit.models.upscalers.checkpoints import Found, sizes_of
 from ctxedit.models.weights import own_part
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.caption import BLIP2, asks_clip
+from ctxedit.stages.kept_source import keeps_source, kept_bytes
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV, frames_of_step
 from ctxedit.windows import plan_windows
 
@@ -40,6 +41,7 @@ class Costs:
         control: Weight = _NOTHING,
         upscaler: Found | None = None,
         device: str = "cpu",
+        edits: int = 0,
     ) -> None:
         self.config, self.offline = config, offline
         self.body, self.own, self.control = body, own, control
@@ -58,6 +60,9 @@ class Costs:
         self.side = (fit.padded_height // body.factor, fit.padded_width // body.factor)
         self.upscaler, self.working = upscaler, (fit.height, fit.width)
         self.window = max(map(len, attended_frames(self.config.attention, self.frames)))
+        kept = kept_bytes(config, body.sites, self.side, self.frames, body.context_length, self.width)
+        #: Of what edits take from the source's branch; 0 where it is not kept.
+        self.kept = kept if keeps_source(config, edits, kept, len(self._windows), device, dtype) else 0
 
     def captioning(self, reused: bool) -> int:
         """Bytes at the caption's peak. ctxedit's own models may stay loaded meanwhile, others do not."""
@@ -86,13 +91,13 @@ class Costs:
 
     def inverting(self, reused: bool) -> int:
         """Bytes at the inversion's peak, or where the clip is encoded for it."""
-        return self._network + max(self._passing(1), self._encoding)
+        return self._network + self.kept + max(self._passing(1), self._encoding)
 
     def editing(self, reused: bool) -> int:
         """Bytes at the sampling's peak: guidance's two branches, and the source's in a fused step."""
         branches = 1 if self.config.low_memory or self.config.edit.guidance == 1 else 2
         passing = self._passing(branches + self._fuses) + self._features
-        return self._network + max(passing, self._decoding)
+        return self._network + self.kept + max(passing, self._decoding)
 
     def writing(self, reused: bool) -> int:
         """Bytes while an edit's files are written: the networks wait."""
@@ -104,8 +109,12 @@ class Costs:
             return 0
         branches = sampling_of(self.config.upscale, self.upscaler.defaults).branches
         sizes = sizes_of(self.upscaler, self.width == 2)
-        return self._weights + footprint.upscaler_bytes(
-            sizes, self.working, min(self.all_frames, CHUNK), CHUNK, branches, self.width
+        return (
+            self._weights
+            + self.kept
+            + footprint.upscaler_bytes(
+                sizes, self.working, min(self.all_frames, CHUNK), CHUNK, branches, self.width
+            )
         )
 
     def upscaling_disk(self) -> int:

@@ -17,6 +17,7 @@ from ctxedit.models.sites import AttentionSite, halvings_at
 from ctxedit.models.sizes import Sizes
 from ctxedit.patterns import attended_frames
 from ctxedit.prompts import plain, weighted
+from ctxedit.stages.kept_source import layers_of_step
 from ctxedit.stages.passes import fused_counts
 from ctxedit.stages.tune import ADAPTER, CONTROL, TEMPORAL, TEMPORAL_CONV
 
@@ -46,6 +47,22 @@ def check_cache(config: Config, body: Sizes, family: type[Backbone]) -> None:
         raise ConfigError(
             f"edit.cache_interval = {config.edit.cache_interval}: this model has no deep features to reuse",
             "leave it at 1",
+        )
+
+
+def check_kept_source(config: Config, windows: int) -> None:
+    """Raise ConfigError where the source's branch is to be kept and no edit could use it."""
+    if config.keep_source != "on":
+        return
+    if windows > 1:
+        raise ConfigError(
+            f"keep_source = 'on': the clip is edited in {windows} windows, which do not keep the source",
+            "leave it at auto",
+        )
+    if not any(layers_of_step(config, step) for step in range(config.edit.steps)):
+        raise ConfigError(
+            "keep_source = 'on': there are no steps with attention fusion or masks from words",
+            "leave it at auto",
         )
 
 

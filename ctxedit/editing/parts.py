@@ -39,6 +39,7 @@ from ctxedit.models.upscalers.checkpoints import upscaler_of
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.patterns import attended_frames
 from ctxedit.stages.edit import latent_mask
+from ctxedit.stages.kept_source import KeptSource, keeps_source, kept_bytes
 from ctxedit.stages.long import Strip
 from ctxedit.stages.prepare import Prepared, prepare
 from ctxedit.stages.tune import frames_of_step, step_seed
@@ -183,6 +184,17 @@ class Parts:
         part = torch.from_numpy(np.array(self.stored_latents[span]))
         release(self.stored_latents)
         return part.to(self.device), self.view_of(span)
+
+    @cached_property
+    def kept_source(self) -> KeptSource | None:
+        """What edits of the clip take from the source's branch, where the settings keep it."""
+        backbone, config = self.backbone, self.config
+        sites, width = backbone.attention_sites(backbone.networks[0]), backbone.dtype.itemsize
+        words, frames = backbone.context_length, self.windows[0].stop
+        size = kept_bytes(config, sites, self.side, frames, words, width)
+        edits, kind = len(self.request.targets), self.device.type
+        keeps = keeps_source(config, edits, size, len(self.windows), kind, backbone.dtype)
+        return KeptSource(config) if keeps else None
 
     # -- what the network sees -------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from ctxedit.editing.request import Request
 from ctxedit.editing.speed import Work, seconds_of, speed_kind
 from ctxedit.editing.stage import Stage
 from ctxedit.editing.stages import stage_named, up_to
-from ctxedit.errors import ConfigError, InputError
+from ctxedit.errors import ConfigError
 from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
@@ -41,8 +41,9 @@ from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, folder_weight
 from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
-from ctxedit.prompts import check_syntax, plain
+from ctxedit.prompts import check_texts, plain
 from ctxedit.runs import Run
+from ctxedit.stages.passes import Kept
 from ctxedit.stages.prepare import check_readable
 from ctxedit.stages.report import check_image, files_for, heatmap_files, is_image
 from ctxedit.stages.wording import check_describes
@@ -138,7 +139,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     """Check a request and say what its stages up to ``last`` will do. Errors as they would come."""
     config = request.config
     paths.for_edit(request).check()
-    _check_texts(request)
+    check_texts(request.prompt, request.targets, request.config.edit.negative_prompt)
     check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -150,16 +151,9 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     needs.check_words(config, known.prompt, request.targets)
     checkpoint, body, fit = inspected.checkpoint, inspected.body, inspected.fit
     costs = Costs(
-        config,
-        request.offline,
-        checkpoint.own,
-        body,
-        fit,
-        dtype,
-        inspected.control,
-        inspected.upscaler,
-        device.type,
-    )
+        config, request.offline, checkpoint.own, body, fit, dtype, inspected.control, inspected.upscaler,
+        device.type, len(request.targets),
+    )  # fmt: skip
     size = (fit.padded_width, fit.padded_height)
     stages, disk = _rows(request, last, known, costs, (name_of(device), str(dtype).split(".")[-1], size))
     run = known.run
@@ -253,6 +247,7 @@ def _inspect(request: Request, known: _Known, half: bool) -> _Inspected:
     fit = plan_fit(info.width, info.height, span.size or body.resolution, body.multiple)
     needs.check_layers(config, body, request.heatmaps)
     windows = plan_windows(span.frames, config.window.size, config.window.overlap)
+    needs.check_kept_source(config, len(windows))
     reading = reading_bytes(info, windows[0].stop, fit.width, fit.height)
     machine.check_handling("reading the clip", reading)
     # The frames are read here once already: a damaged clip is noticed before minutes of work, not after.
@@ -274,6 +269,7 @@ def _rows(
 ) -> tuple[tuple[PlannedStage, ...], int]:
     """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
     rows, disk = [], 1 << 20
+    kept: Kept = "now" if costs.kept else "no"
     for stage in up_to(last):
         if not stage.listed or (stage.name == "caption" and request.prompt is not None):
             continue
@@ -282,7 +278,10 @@ def _rows(
         for label, target in stage.rows(request.targets):
             done = known.done(stage, target)
             shown = [stage, *(one for one in map(stage_named, stage.shows) if not known.done(one, target))]
-            passes = 0 if done else sum(s.passes(request.config, known.prompt, target) for s in shown)
+            asked = (request.config, known.prompt, target, kept)
+            passes = 0 if done else sum(one.passes(*asked) for one in shown)
+            if costs.kept and passes and any(one.keeps_source(*asked[:3]) for one in shown):
+                kept = "before"
             beside = passes if costs.control.parameters and stage.name != "upscale" else 0
             work = Work(speed_kind(stage.name), request.config, *machine)
             seconds = seconds_of(work, passes) if passes else None
@@ -338,19 +337,6 @@ def _control(
     if control.kind == "video" and not control.map:
         shown = f"{computed_map(control.model)}, computed from the clip,"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
-
-
-def _check_texts(request: Request) -> None:
-    """Raise InputError for empty prompts, ConfigError for a syntax that ctxedit does not have."""
-    if request.prompt is not None and not request.prompt.strip():
-        raise InputError("the prompt is empty", "omit it to caption the clip")
-    for target in request.targets:
-        if not target.strip():
-            raise InputError("the target is empty", "describe what the edited clip should show")
-    check_syntax(request.prompt or "", "prompt")
-    for target in request.targets:
-        check_syntax(plain(target), "target")
-    check_syntax(request.config.edit.negative_prompt, "negative prompt")
 
 
 def _check_outputs(request: Request, known: _Known, fps: Fraction) -> None:

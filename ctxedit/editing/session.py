@@ -34,6 +34,7 @@ from ctxedit.prompts import plain
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
 from ctxedit.stages.long import Stored
+from ctxedit.stages.passes import Kept
 from ctxedit.stages.wording import check_describes
 
 
@@ -180,7 +181,9 @@ class Session:
     @contextmanager
     def _measuring(self, stage: Stage, job: StageJob) -> Iterator[None]:
         """Keep how long a stage's passes of the network took, for the plans to come."""
-        passes = stage.passes(self.config, self.prompt, job.target)
+        source = self.parts.kept_source
+        kept: Kept = "no" if source is None else "before" if source.whole else "now"
+        passes = stage.passes(self.config, self.prompt, job.target, kept)
         if not passes:
             yield
             return

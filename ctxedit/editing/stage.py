@@ -12,6 +12,7 @@ from ctxedit.editing.costs import Costs
 from ctxedit.editing.keys import Keys, artifact_name
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.request import Request
+from ctxedit.stages.passes import Kept
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Stage:
         listed: whether the plan has a row for it.
         shows: stages without a row whose passes its row shows.
         optional: whether the row is left out where the stage does not apply.
-        passes: of the network over the clip, of (config, prompt or None, target).
+        passes: of the network over the clip, of (config, prompt or None, target, whether the source's branch
+            is kept).
+        keeps_source: whether it leaves the source's branch kept, of (config, prompt or None, target).
         peak: bytes of memory, of (costs, reused).
         disk: bytes that it leaves.
     """
@@ -118,7 +121,8 @@ class Stage:
     listed: bool = True
     shows: tuple[str, ...] = ()
     optional: bool = False
-    passes: Callable[[Config, str | None, str], int] = lambda config, prompt, target: 0
+    passes: Callable[[Config, str | None, str, Kept], int] = lambda config, prompt, target, kept: 0
+    keeps_source: Callable[[Config, str | None, str], bool] = lambda config, prompt, target: False
     peak: Callable[[Costs, bool], int] = lambda costs, reused: 0
     disk: Callable[[Costs], int] = lambda costs: 0
 

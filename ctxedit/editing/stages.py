@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ctxedit import provenance
+from ctxedit.config import Config
 from ctxedit.editing import long, upscaling
 from ctxedit.editing import round_trip as returning
 from ctxedit.editing.costs import Costs
@@ -144,7 +145,13 @@ def invert_now(parts: Parts, prompt: str, progress: inverting.Progress = inverti
     return inverting.invert(
         backbone, parts.latents, condition, backbone.levels(config.steps), parts.view,
         parts.shift(text), config.fixed_point_iterations, progress, config.solver,
+        parts.kept_source if _keeps_source(parts.config) else None,
     )  # fmt: skip
+
+
+def _keeps_source(config: Config) -> bool:
+    """Whether an inversion keeps the source's branch: it must evaluate the network as edits do."""
+    return config.keep_source == "on" and not inverting.maps_of_level(config)
 
 
 def _make_inversion(job: StageJob) -> Made:
@@ -212,7 +219,7 @@ def edited_frames(parts: Parts, prompt: str, target: str, trajectory: Tensor) ->
     """RGB uint8 (F, h, w, 3) of an edit at working size, not written."""
     config, backbone = parts.config, parts.backbone
     inverted = editing.InvertedClip(
-        backbone, prompt, trajectory, backbone.levels(config.edit.steps), parts.view
+        backbone, prompt, trajectory, backbone.levels(config.edit.steps), parts.view, parts.kept_source
     )
     pixels = parts.mask()
     mask = None if pixels is None else parts.latent_mask(pixels)
@@ -230,7 +237,10 @@ def _make_frames(job: StageJob) -> Made:
     if job.parts.long:
         kept, trajectory = job.folder / job.frames_file, job.needed["invert"]
         return Made(long.edit_to(kept, job.parts, job.prompt, job.target, trajectory), (job.frames_file,))
-    frames = edited_frames(job.parts, job.prompt, job.target, job.needed["invert"])
+    parts = job.parts
+    frames = edited_frames(parts, job.prompt, job.target, job.needed["invert"])
+    if parts.kept_source is not None and job.request.targets[-1:] == (job.target,):
+        parts.kept_source.clear()
     tensors = {"frames": torch.from_numpy(frames)}
     if (mask := job.parts.mask()) is not None:
         tensors["mask"] = torch.tensor(mask)  # a copy: the mask of an image is read-only
@@ -316,7 +326,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "tune", lambda keys, prompt, target: keys.tune(prompt), _make_tuning, _read_tuning,
         again="the clip is tuned on",
-        passes=lambda config, prompt, target: tuning.network_passes(config.tune),
+        passes=lambda config, prompt, target, kept: tuning.network_passes(config.tune),
         peak=Costs.tuning, disk=Costs.tuning_disk,
     ),
     Stage(
@@ -328,25 +338,26 @@ STAGES: tuple[Stage, ...] = (
         "invert", lambda keys, prompt, target: keys.invert(prompt), _make_inversion, _read_inversion,
         ("tune",), again="the clip is inverted",
         applies=lambda config: config.edit.start != "noise", absent=_clean,
-        passes=lambda config, prompt, target: inverting.network_passes(config),
+        passes=lambda config, prompt, target, kept: inverting.network_passes(config),
+        keeps_source=lambda config, prompt, target: _keeps_source(config),
         peak=Costs.inverting, disk=Costs.inverting_disk,
     ),
     Stage(
         "round trip", lambda keys, prompt, target: keys.round_trip(prompt),
         _make_round_trip, _read_round_trip, ("tune", "invert"), again="the round trip is measured",
         applies=lambda config: returning.network_passes(config) > 0,
-        passes=lambda config, prompt, target: returning.network_passes(config), peak=Costs.inverting,
+        passes=lambda config, prompt, target, kept: returning.network_passes(config), peak=Costs.inverting,
     ),
     Stage(
         "frames", lambda keys, prompt, target: keys.frames(prompt, target), _make_frames, _read_frames,
         ("tune", "invert"), again="the edit is sampled", each_target=True, listed=False,
-        passes=editing.network_passes, peak=Costs.editing,
+        passes=editing.network_passes, keeps_source=editing.keeps_whole_source, peak=Costs.editing,
     ),
     Stage(
         "upscale", lambda keys, prompt, target: keys.upscale(prompt, target), upscaling.make, upscaling.read,
         ("frames",), again="the edit is upscaled", each_target=True, optional=True,
         applies=lambda config: config.upscale.scale > 1,
-        passes=lambda config, prompt, target: upscaling.network_passes(config),
+        passes=lambda config, prompt, target, kept: upscaling.network_passes(config),
         peak=Costs.upscaling, disk=Costs.upscaling_disk,
     ),
     Stage(

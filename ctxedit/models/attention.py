@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from ctxedit.errors import ConfigError
 from ctxedit.models.anchors import Anchors
 from ctxedit.models.sites import AttentionSite
+from ctxedit.models.source_layers import SourceLayers
 
+#: The branch of a recorder that reads the source's queries and keys which a fusion has kept.
+KEPT_SOURCE = -1
 #: ``kernel(q, k, v)`` on (B, heads, tokens, dim): softmax(q kᵀ / √dim) v.
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -51,7 +54,7 @@ class AttentionRecorder:
 
     Attributes:
         columns: (tokens, words) one-hot sums of each word's tokens.
-        branch: whose attention.
+        branch: whose attention; :data:`KEPT_SOURCE` is the source's that the fusion has kept.
         side: (h, w) of the maps kept; layers of another size are resized to it, bilinearly.
         halvings: only layers at this resolution, as :class:`AttentionSite` counts it.
     """
@@ -95,6 +98,7 @@ class Fusion:
         mask: (frames, 1, h, w) in {0, 1}, of any size: where self-attention stays the target's own; None is
             nowhere. Layers of another size take it by nearest neighbour.
         min_halvings: only layers at this resolution or a lower one, as :class:`AttentionSite` counts it.
+        kept: the source's queries and keys, of a batch without the source's branch; None takes branch 0's.
     """
 
     self_attention: bool
@@ -102,6 +106,7 @@ class Fusion:
     min_halvings: int
     target: int = 2
     mask: Tensor | None = None
+    kept: SourceLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,8 @@ class FrameView:
 
     ``control`` is what a ControlNet is shown, (frames, 3, H, W) in [0, 1], the same for every branch.
     In layers of fewer than ``min_channels`` channels each frame attends to itself alone. ``anchors`` are
-    frames outside of this window of a long clip that all of its frames attend to as well.
+    frames outside of this window of a long clip that all of its frames attend to as well. ``keep`` is filled
+    with queries and keys of the first branch.
     """
 
     attended: tuple[tuple[int, ...], ...]
@@ -122,6 +128,7 @@ class FrameView:
     control: Tensor | None = None
     min_channels: int = 0
     anchors: Anchors | None = None
+    keep: SourceLayers | None = None
 
     @property
     def frames(self) -> int:
@@ -258,17 +265,17 @@ def across_frames(
 
 
 def fuse_cross(
-    q: Tensor, k: Tensor, v: Tensor, source: slice, target: slice, how: WordAlignment, kernel: Kernel
+    source: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, how: WordAlignment, kernel: Kernel
 ) -> Tensor:
-    """The target's cross-attention output with the source's maps.
+    """The target's cross-attention output with the maps of the source's queries and keys.
 
     ``A(q_s, k_s, G·(a ⊙ e ⊙ v_t)) + A(q_t, k_t, (1 − a) ⊙ e ⊙ v_t)``; with ``a = 1`` it is the replacement.
     """
-    value = v[target] * how.weight.to(v)[:, None]
+    value = v * how.weight.to(v)[:, None]
     share = how.share.to(v)[:, None]
-    out = kernel(q[source], k[source], how.mapper.to(v) @ (share * value))
+    out = kernel(*source, how.mapper.to(v) @ (share * value))
     if bool((how.share < 1).any()):
-        out = out + kernel(q[target], k[target], (1 - share) * value)
+        out = out + kernel(q, k, (1 - share) * value)
     return out
 
 
@@ -301,10 +308,16 @@ class FrameAttention:
 
     def _cross(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
         n, halvings, fusion = view.frames, self.site.halvings, view.fusion
+        if view.keep is not None:
+            view.keep.add(self, q, k, n)
         for recorder in view.recorders:
             if recorder.halvings == halvings:
                 branch = slice(recorder.branch * n, (recorder.branch + 1) * n)
-                recorder.add(q[branch], k[branch], view.side_at(halvings), self.kernel)
+                pair = q[branch], k[branch]
+                if recorder.branch == KEPT_SOURCE:
+                    assert fusion is not None and fusion.kept is not None
+                    pair = fusion.kept.of(self)
+                recorder.add(*pair, view.side_at(halvings), self.kernel)
         fused = fusion is not None and fusion.cross is not None and halvings >= fusion.min_halvings
         if not fused:
             if view.weight is not None:
@@ -314,25 +327,34 @@ class FrameAttention:
             return self.kernel(q, k, v)
         assert fusion is not None and fusion.cross is not None
         target = slice(fusion.target * n, (fusion.target + 1) * n)
+        source = (q[:n], k[:n]) if fusion.kept is None else fusion.kept.of(self)
+        out = fuse_cross(source, q[target], k[target], v[target], fusion.cross, self.kernel)
+        if not target.start:
+            return out
         own = self.kernel(q[: target.start], k[: target.start], v[: target.start])
-        return torch.cat([own, fuse_cross(q, k, v, slice(0, n), target, fusion.cross, self.kernel)])
+        return torch.cat([own, out])
 
     def _self(self, q: Tensor, k: Tensor, v: Tensor, view: FrameView) -> Tensor:
         n, fusion = view.frames, view.fusion
         attended = view.attended_at(self.site.channels)
         branches = q.shape[0] // n
+        if view.keep is not None:
+            view.keep.add(self, q, k, n)
         if view.anchors is not None:
             k, v, attended = view.anchors.extend(self, k, v, attended)
         if fusion is None or not fusion.self_attention or self.site.halvings < fusion.min_halvings:
             return across_frames(q, k, v, attended, self.kernel)
         source, target, rest = _branch_slices(n, fusion.target)
         source_k, target_k, rest_k = _branch_slices(k.shape[0] // branches, fusion.target)
-        fused = across_frames(q[source], k[source_k], v[target_k], attended, self.kernel)
+        q_s, k_s = (q[source], k[source_k]) if fusion.kept is None else fusion.kept.of(self)
+        fused = across_frames(q_s, k_s, v[target_k], attended, self.kernel)
         if fusion.mask is not None:
             own = across_frames(q[target], k[target_k], v[target_k], attended, self.kernel)
             mask = F.interpolate(fusion.mask.to(q), view.side_at(self.site.halvings), mode="nearest")
             mask = mask.flatten(2).transpose(1, 2)[:, None]
             fused = mask * own + (1 - mask) * fused
+        if not fusion.target:
+            return fused
         return torch.cat([across_frames(q[rest], k[rest_k], v[rest_k], attended, self.kernel), fused])
 
 

@@ -185,7 +185,7 @@ class Control:
             added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.
         """
         assert view.control is not None
-        plain = replace(view, fusion=None, recorders=(), weight=None)
+        plain = replace(view, fusion=None, recorders=(), weight=None, keep=None)
         shown = view.control.to(x).repeat(len(x) // view.frames, 1, 1, 1)
         with plain.in_effect():
             down, middle = self.net(

@@ -22,6 +22,7 @@ from ctxedit.prompts import plain, weighted
 from ctxedit.stages import invert as inverting
 from ctxedit.stages import passes
 from ctxedit.stages.invert import Progress, no_progress
+from ctxedit.stages.kept_source import KeptSource
 from ctxedit.stages.sample import Sampling, Source, sample
 
 
@@ -35,6 +36,7 @@ class InvertedClip:
         trajectory: (S + 1, F, C, h, w); level 0 alone where nothing was inverted.
         levels: S used levels.
         view: one branch.
+        kept: the source's branch, kept from the inversion or from one edit to the next; or None.
     """
 
     backbone: Backbone
@@ -42,16 +44,29 @@ class InvertedClip:
     trajectory: Tensor
     levels: Levels
     view: FrameView
+    kept: KeptSource | None = None
 
 
-def network_passes(config: Config, prompt: str | None, target: str) -> int:
+def network_passes(config: Config, prompt: str | None, target: str, kept: passes.Kept = "no") -> int:
     """Passes of the network over the clip that :func:`edit` makes; at most, where the prompt is not known."""
+    return passes.network_passes(config, *_changes(prompt, target), kept)
+
+
+def keeps_whole_source(config: Config, prompt: str | None, target: str) -> bool:
+    """Whether an edit leaves everything kept that others take from the source.
+
+    One without changed words has no masks, and does not run the source where only masks need it.
+    """
+    return config.fusion.blend != "latent" or any(_changes(prompt, target))
+
+
+def _changes(prompt: str | None, target: str) -> tuple[bool, bool]:
+    """Whether words are removed and added; both, where the prompt is not known."""
     if prompt is None:
-        return passes.network_passes(config)
-    removed, added = changed(
-        *([Word(word, ()) for word in split_words(text)] for text in (prompt, plain(target)))
-    )
-    return passes.network_passes(config, bool(removed), bool(added))
+        return True, True
+    texts = (prompt, plain(target))
+    removed, added = changed(*([Word(word, ()) for word in split_words(text)] for text in texts))
+    return bool(removed), bool(added)
 
 
 def edit(
@@ -95,6 +110,8 @@ def edit(
             config, generator, fusion=config.fusion, source=source, mask=mask, recorder=recorder
         )
         x = inverted.trajectory[-1]
+        if inverted.kept is not None:
+            inverted.kept.bind(inverted.trajectory)
         return sample(inverted.backbone, x, context, levels, inverted.view, how, shift, None, progress)
 
 
@@ -136,6 +153,7 @@ def _source(inverted: InvertedClip, target: str, equaliser: Tensor | None, confi
         alignment,
         changed(old, new),
         inverting.maps_of_level(config),
+        inverted.kept,
     )
 
 

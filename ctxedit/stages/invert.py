@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -20,6 +20,7 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.shift import ContextShift
+from ctxedit.stages.kept_source import KeptSource
 
 Progress = Callable[[int, int], None]
 
@@ -138,6 +139,7 @@ def invert(
     fixed_point_iterations: int = 0,
     progress: Progress = no_progress,
     solver: Solver = "ddim",
+    kept: KeptSource | None = None,
 ) -> Tensor:
     """Walk clean latents up the levels.
 
@@ -152,6 +154,7 @@ def invert(
         latents: (F, C, h, w), clean.
         progress: told (done, total) network evaluations.
         backbone, context, levels, view, shift, fixed_point_iterations, solver: as in :class:`Inverter`.
+        kept: receives what edits take from the source, for plain DDIM inversion.
 
     Returns:
         (S + 1, F, C, h, w), level 0 first, contiguous whatever the memory format of the latents.
@@ -160,12 +163,21 @@ def invert(
         NumericsError: NaN or infinity appeared.
     """
     inverter = Inverter(backbone, context, levels, view, shift, fixed_point_iterations, solver)
+    if kept is not None:
+        kept.clear()
     trajectory, history, passed = [latents], history_of(solver), counter(progress, inverter.passes)
-    for low, _ in levels.up():
-        trajectory.append(inverter.step(trajectory[-1], low, passed, history))
+    for low, high in levels.up():
+        layers = None if kept is None else kept.at(high)
+        stepping = replace(inverter, view=replace(view, keep=layers))
+        trajectory.append(stepping.step(trajectory[-1], low, passed, history))
+        if layers is not None:
+            layers.complete = True
     # Networks round differently in each memory format, and a file holds contiguous tensors: fresh latents and
     # latents read back must give the same edit.
-    return torch.stack(trajectory).contiguous()
+    found = torch.stack(trajectory).contiguous()
+    if kept is not None:
+        kept.bind(found)
+    return found
 
 
 def counter(progress: Progress, total: int) -> Callable[[], None]:

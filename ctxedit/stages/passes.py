@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from ctxedit.config import Config, FusionConfig
 from ctxedit.models.deep_cache import REUSED_SHARE
+
+#: Whether the source's branch is kept (:mod:`ctxedit.stages.kept_source`): ``no``, by this edit (``now``), or
+#: since ``before`` it.
+Kept = Literal["no", "now", "before"]
 
 
 def fused_steps(steps: int, share: float) -> int:
@@ -18,7 +23,7 @@ def fused_counts(fusion: FusionConfig, steps: int) -> tuple[int, int]:
     return fused_steps(steps, fusion.self_replace_steps), fused_steps(steps, fusion.cross_replace_steps)
 
 
-def network_passes(config: Config, removed: bool = True, added: bool = True) -> int:
+def network_passes(config: Config, removed: bool = True, added: bool = True, kept: Kept = "no") -> int:
     """Passes of the network over the clip that sampling makes for one edit, branches counted singly.
 
     A pass on cached features counts as :data:`ctxedit.models.deep_cache.REUSED_SHARE` of one.
@@ -27,6 +32,7 @@ def network_passes(config: Config, removed: bool = True, added: bool = True) -> 
         config: settings.
         removed, added: whether the source prompt has content words that the target lacks, and the other way
             round; masks are made from them.
+        kept: whether the source's branch is kept.
     """
     edit, fusion = config.edit, config.fusion
     made = first_level(config) if edit.start == "noise" else edit.steps
@@ -37,7 +43,9 @@ def network_passes(config: Config, removed: bool = True, added: bool = True) -> 
     fuses_self, fuses_cross = fused_counts(fusion, edit.steps)
     source = edit.steps if blend == "latent" else max(fuses_self, fuses_cross)
     masks = fuses_self if blend == "self" and removed else 0
-    return branches + source + masks - saved_passes(config, source)
+    # The pass that makes a mask is the source's branch: what is kept of it serves the step.
+    beside = {"no": source + masks, "now": source, "before": 0}[kept]
+    return branches + beside - saved_passes(config, source)
 
 
 def saved_passes(config: Config, begin: int) -> int:

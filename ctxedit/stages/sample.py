@@ -17,13 +17,15 @@ from ctxedit.diffusion.multistep import History
 from ctxedit.diffusion.schedule import Levels
 from ctxedit.errors import NumericsError
 from ctxedit.models.alignment import columns
-from ctxedit.models.attention import AttentionRecorder, FrameView, Fusion, WordAlignment
+from ctxedit.models.attention import KEPT_SOURCE, AttentionRecorder, FrameView, Fusion, WordAlignment
 from ctxedit.models.backbones import Backbone, Word
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.deep_cache import DeepFeatures
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.sites import halvings_at
+from ctxedit.models.source_layers import SourceLayers
 from ctxedit.stages.invert import Progress, no_progress
+from ctxedit.stages.kept_source import KeptSource
 from ctxedit.stages.passes import fused_counts, is_guided
 
 
@@ -38,6 +40,7 @@ class Source:
         changed: content words that only the source has, and only the target has; for masks.
         exact: whether the inversion was refined: then its maps belong to the level itself, else (as the
             inversion asked the network) to the level below.
+        kept: its branch's queries and keys, for this edit and those to come; None runs the branch each time.
     """
 
     trajectory: Tensor
@@ -45,6 +48,7 @@ class Source:
     alignment: WordAlignment
     changed: tuple[Sequence[Word], Sequence[Word]] = ((), ())
     exact: bool = False
+    kept: KeptSource | None = None
 
     def latent(self, level: int) -> Tensor:
         """The latent that the inversion showed the network at this level's timestep."""
@@ -277,23 +281,55 @@ def _predict(
         )  # fmt: skip
         return _guided(found.chunk(len(rows)), alone, scale, how.weights)
     assert source is not None
-    finest = halvings_at(how.fusion.max_resolution)
-    target = len(rows)
+    parts = _predict_beside(
+        backbone, x, rows, source, levels, level, replace(view, weight=weight), how, step, state
+    )
+    return _guided(parts, alone, scale, how.weights)
+
+
+def _predict_beside(
+    backbone: Backbone,
+    x: Tensor,
+    rows: Condition,
+    source: Source,
+    levels: Levels,
+    level: int,
+    view: FrameView,
+    how: Sampling,
+    step: int,
+    state: SamplingState,
+) -> Sequence[Tensor]:
+    """x̂_0 of each row's branch in a step that takes attention from the source.
+
+    The source's branch runs in the same batch, unless its queries and keys are kept.
+    """
+    fuse_self, fuse_cross = how.fused(step, levels.steps)
+    kept = None if source.kept is None else source.kept.at(level)
     mask = None
     if fuse_self and how.blends == "self":
-        mask = _mask_of_step(backbone, source, levels, level, view, how.fusion)
-    word_recorders: tuple[AttentionRecorder, ...] = ()
+        mask = _mask_of_step(backbone, source, levels, level, view, how.fusion, kept)
+    known = kept if kept is not None and kept.complete else None
+    others = [] if known else [source.latent(level).to(x)]
+    target = len(others) + len(rows) - 1
+    words: tuple[AttentionRecorder, ...] = ()
     if how.blends == "latent":
-        word_recorders = _recorders(source, backbone.context_length, view, how.fusion, target)
-    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask)
-    recorders = (*word_recorders, *how.recorders(target))
-    batched = replace(view, branches=1 + len(rows), fusion=fusion, recorders=recorders, weight=weight)
-    batch = torch.cat([source.latent(level).to(x), *[x] * len(rows)])
-    both = Condition.stack([Condition.of(source.context), rows])
-    parts = backbone.predict_x0(batch, t, both, a, s, batched).chunk(1 + len(rows))
-    if word_recorders:
-        state.blend.add(word_recorders)
-    return _guided(parts, alone, scale, how.weights)
+        whose = (KEPT_SOURCE if known else 0, target)
+        words = _recorders(source, backbone.context_length, view, how.fusion, whose)
+    finest = halvings_at(how.fusion.max_resolution)
+    fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask, known)
+    recorders = (*words, *how.recorders(target))
+    batched = replace(
+        view, branches=target + 1, fusion=fusion, recorders=recorders, keep=None if known else kept
+    )
+    batch = torch.cat([*others, *[x] * len(rows)])
+    condition = rows if known else Condition.stack([Condition.of(source.context), rows])
+    a, s = levels.at(level)
+    found = backbone.predict_x0(batch, levels.timestep(level), condition, a, s, batched).chunk(target + 1)
+    if kept is not None:
+        kept.complete = True
+    if words:
+        state.blend.add(words)
+    return found
 
 
 def _guided(parts: Sequence[Tensor], alone: Tensor | None, scale: float, weights: Sequence[float]) -> Tensor:
@@ -305,11 +341,11 @@ def _guided(parts: Sequence[Tensor], alone: Tensor | None, scale: float, weights
 
 
 def _recorders(
-    source: Source, length: int, view: FrameView, fusion: FusionConfig, target: int
+    source: Source, length: int, view: FrameView, fusion: FusionConfig, branches: tuple[int, int]
 ) -> tuple[AttentionRecorder, ...]:
     """Recorders of the words that changed: the source's in its branch, the target's in its own."""
-    branches = ((source.changed[0], 0), (source.changed[1], target))
-    return tuple(_recorder(words, length, branch, view, fusion) for words, branch in branches if words)
+    both = zip(source.changed, branches, strict=True)
+    return tuple(_recorder(words, length, branch, view, fusion) for words, branch in both if words)
 
 
 def _recorder(
@@ -327,18 +363,24 @@ def _mask_of_step(
     level: int,
     view: FrameView,
     fusion: FusionConfig,
+    kept: SourceLayers | None = None,
 ) -> Tensor:
     """FateZero's mask of one step, from the source's cross-attention at that very step.
 
     The layers that make it come after layers that use it, so the source's branch runs once by itself first:
-    exact, at the price of one more branch, instead of a store of every map. Where words were only added, the
-    source has nothing to look for and its self-attention serves everywhere.
+    exact, at the price of one more branch, instead of a store of every map. ``kept`` saves the other one.
+    Where words were only added, the source has nothing to look for and its self-attention serves everywhere.
     """
     words = source.changed[0]
     if not words:
         return torch.zeros(view.frames, 1, *view.side)
     recorder = _recorder(words, backbone.context_length, 0, view, fusion)
-    backbone.raw(
-        source.latent(level), levels.timestep(level), source.context, replace(view, recorders=(recorder,))
-    )
+    if kept is not None and kept.complete:
+        for layer, q, k in kept.of_masks():
+            recorder.add(q, k, view.side_at(recorder.halvings), layer.kernel)
+        return word_mask(recorder.mean(), fusion.mask_threshold)
+    alone = replace(view, recorders=(recorder,), keep=kept, weight=None)
+    backbone.raw(source.latent(level), levels.timestep(level), source.context, alone)
+    if kept is not None:
+        kept.complete = True
     return word_mask(recorder.mean(), fusion.mask_threshold)

@@ -293,7 +293,7 @@ class Training:
         """Lock the state, and delete partly written files of killed processes."""
         new = [folder for folder in (self.states, *self.states.parents) if not folder.exists()]
         self.states.mkdir(parents=True, exist_ok=True)
-        lock = self.states / f".{self.recipe.part}.lock"  # beside the folder, which a restart deletes
+        lock = self.states / f".{self.recipe.part}.lock"  # next to the folder, which a restart deletes
         waiting = f"another ctxedit trains with the state in {self.state}: waiting for it to finish"
         try:
             with held(lock, lambda: say(waiting)):
@@ -379,7 +379,7 @@ class Training:
         return record.write(self.recipe, facts, self.models, record.started_from(self.state))
 
 
-#: Of a pipeline's folder, beside its components.
+#: Files of a pipeline's folder that are not components.
 _PIPELINE_FILES = ("model_index.json", VOCABULARY)
 
 

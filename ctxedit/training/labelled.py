@@ -22,13 +22,13 @@ from ctxedit.errors import ConfigError, InputError
 from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded
-from ctxedit.training.sources import SUFFIXES, Entry, Listing, list_shards
+from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, Listing, list_shards
 
 #: Names of classes next to the data: one per line, or ``folder words`` as in ImageNet's synset files.
 NAMES_FILES = ("classes.txt", "LOC_synset_mapping.txt")
 #: A box whose cropped side is smaller than this share of the image's side is dropped.
 _LEAST = 0.02
-_COCO_HINT = "data.path is an instances_*.json of COCO's annotations, the images in COCO's folders beside it"
+_COCO_HINT = "data.path is an instances_*.json of COCO's annotations, the images in COCO's folders next to it"
 
 
 class LabelledData(Data):
@@ -160,7 +160,7 @@ class ClassFolders(Sequence[Entry]):
 def list_classes(folder: Path) -> tuple[Listing, list[str]]:
     """Images and class names of a folder with a folder for each class, in alphabetical order.
 
-    A class is called by its folder's name, or as ``classes.txt`` or ``LOC_synset_mapping.txt`` beside the
+    A class is called by its folder's name, or as ``classes.txt`` or ``LOC_synset_mapping.txt`` next to the
     folders says in lines ``folder words``, of which the text before the first comma is used.
 
     Raises:
@@ -196,7 +196,7 @@ def shard_classes(path: Path) -> list[str]:
     folder = path if path.is_dir() else path.parent
     names = _names(folder)
     if not names:
-        raise InputError(f"no classes.txt in {folder}", "it names the classes, one a line, in order of .cls")
+        raise InputError(f"no classes.txt in {folder}", CLASSES_HINT)
     return names
 
 
@@ -215,7 +215,7 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
     """Images with boxes of COCO's ``instances_*.json``, and its categories in order.
 
     The images are in ``../val2017`` for ``annotations/instances_val2017.json``, in the file's folder, or in
-    ``images`` beside it. Crowds are left out. An image without boxes, with more than ``most``, with a box
+    ``images`` next to it. Crowds are left out. An image without boxes, with more than ``most``, with a box
     that is empty or outside it, or without its file is bad.
 
     Raises:
@@ -267,7 +267,7 @@ def _unusable(
     if not boxes:
         return "no boxes"
     if len(boxes) > most:
-        return f"{len(boxes)} boxes, {most} are the most"
+        return f"{len(boxes)} boxes, at most {most} are used"
     for _, (x0, y0, x1, y1) in boxes:
         if not (x1 > x0 and y1 > y0):
             return f"an empty box at {x0:g}, {y0:g}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.errors import InputError
-from ctxedit.training.sources import SUFFIXES, Entry, list_shards, read_bytes
+from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, list_shards, read_bytes
 
 #: A record of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
 _SIDE, _RECORD, _BATCH = 32, 1 + 3 * 32 * 32, 10_000
@@ -82,7 +82,7 @@ def open_pixels(path: Path, size: int, split: Split = "train") -> PixelSet:
     if path.is_dir() and (path / _PARTS[split][0]).is_file():
         wanted = (*_PARTS[split], _META)
         if missing := [name for name in wanted if not (path / name).is_file()]:
-            raise InputError(f"{path} has no {missing[0]}", "unpack cifar-10-binary.tar.gz again, whole")
+            raise InputError(f"{path} has no {missing[0]}", "unpack all of cifar-10-binary.tar.gz again")
         return _of_batches({name: (path / name).read_bytes() for name in wanted}, size, path)
     found = list(_shards(path, split))
     if found:
@@ -106,9 +106,9 @@ def _of_archive(path: Path, size: int, split: Split) -> PixelSet:
             f"{path} is damaged or truncated: {' '.join(str(error).split())[:100]}", "download it again"
         ) from error
     if any(name.startswith("data_batch") and "." not in name for name in _member_names(path)):
-        raise InputError(f"{path} is the pickled version, which is not read", "take cifar-10-binary.tar.gz")
+        raise InputError(f"{path} is the pickled version: not supported", "use cifar-10-binary.tar.gz")
     if missing := sorted(wanted - found.keys()):
-        raise InputError(f"{path} has no {missing[0]}", "take cifar-10-binary.tar.gz, whole")
+        raise InputError(f"{path} has no {missing[0]}", "use the complete cifar-10-binary.tar.gz")
     return _of_batches(found, size, path)
 
 
@@ -156,7 +156,7 @@ def _shards(path: Path, split: Split) -> Iterator[Path]:
 def _of_shards(shards: list[Path], size: int) -> PixelSet:
     table = shards[0].parent / "classes.txt"
     if not table.is_file():
-        raise InputError(f"no {table}", "it names the classes, one a line, in the order of .cls")
+        raise InputError(f"no {table}", CLASSES_HINT)
     names = tuple(line.strip() for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
     entries: list[Entry] = []
     bad: dict[str, str] = {}

@@ -26,7 +26,7 @@ else:
     import tomli as tomllib
 
 FILE = "training.json"
-#: Beside a training's state: its settings and the hashes of the weights it started from, and their record.
+#: Next to a training's state: its settings and the hashes of the weights it started from, and their record.
 STARTED, PREVIOUS = "begun.toml", "before.json"
 
 

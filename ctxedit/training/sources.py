@@ -25,6 +25,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
 TABLES = ("metadata.jsonl", "captions.jsonl")
 _KEYS = ("text", "caption")
+#: Of a missing ``classes.txt``.
+CLASSES_HINT = "it lists the class names, one per line, in the order of the .cls numbers"
 _NO_IMAGE, _NO_CAPTION = "no image", "no caption"
 
 

@@ -121,7 +121,7 @@ def test_the_page_works_from_the_disk(bench, monkeypatch, inline):
         mean = "return [...document.querySelectorAll('#means tbody tr')].map(r => r.cells[1].textContent)"
         assert browser.run(mean) == ["0.500"] * 4
         browser.run(choose, "clip", "two")
-        assert browser.run(titles) == [] and "Nothing fits" in browser.run("return document.body.innerText")
+        assert browser.run(titles) == [] and "No edits match" in browser.run("return document.body.innerText")
         browser.run(choose, "kind", "")
         shown = "return [...document.querySelectorAll('figure')].map(x => x.dataset.method)"
         assert browser.run(shown) == ["source", "ddim", "secret-method"]

@@ -64,6 +64,6 @@ def test_markdown_and_csv():
     changes = tables.differences(ROWS, [("x", "x+adapter")])
     text = tables.to_markdown(summary, changes, ["About."])
     assert "| x | 3 (1 failed) | 0.400 [0.300, 0.600] | 25.0 [20.0, 30.0] |" in text
-    assert "## Kind: style" in text and "x+adapter less x" in text
+    assert "## Kind: style" in text and "x+adapter minus x" in text
     assert "| CLIP-text | higher | +0.167 [+0.100, +0.300] |" in text
     assert "x,object,psnr_kept,25.0,20.0,30.0,2,2" in tables.to_csv(summary).splitlines()

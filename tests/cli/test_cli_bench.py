@@ -66,7 +66,7 @@ def test_a_comparison_from_end_to_end(compared, listed):
     (plain,) = [line for line in latex.splitlines() if line.startswith("plain & ")]
     assert lines[2].split()[2] in plain and latex.count(r"\\") == 4 and r"\bottomrule" in latex
     text = (out / "table.md").read_text()
-    assert "contextdiff less plain" in text and "| contextdiff | 1 |" in text and "## Kind: object" in text
+    assert "contextdiff minus plain" in text and "| contextdiff | 1 |" in text and "## Kind: object" in text
     assert (
         "| plain |" in (out / "costs.md").read_text() and "data:video/mp4" in (out / "index.html").read_text()
     )
@@ -126,7 +126,7 @@ def test_a_study_of_it(compared, listed, ctxedit):
         (("none.toml", "--presets", "ddim"), 3, "none.toml"),
         (("{list}",), 2, "--presets"),
         (("{list}", "--presets", "nope"), 2, "nope"),
-        (("{list}", "--presets", ","), 2, "no preset is named"),
+        (("{list}", "--presets", ","), 2, "no presets given"),
         (("{list}", "--presets", "ddim,ddim"), 2, "two presets"),
         (("{list}", "--presets", "ddim", "--compare", "ddim"), 2, "--compare"),
         (("{list}", "--presets", "ddim", "--compare", "ddim:sdedit"), 2, "sdedit"),

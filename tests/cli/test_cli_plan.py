@@ -68,14 +68,17 @@ class Passes(Reporter):
             self.counted[self.now] += len(args[0]) / 2
 
 
-@pytest.mark.parametrize("preset", preset_names())
-def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, controlnet, tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "keep"),
+    [*((name, "off") for name in preset_names()), ("contextdiff", "on"), ("fatezero-shape", "on")],
+)
+def test_planned_passes_are_those_that_are_made(preset, keep, clip, stable_diffusion, controlnet, tmp_path):
     """Every preset's, with each word changed, words only added, and nothing changed."""
     flags = {
         "model": str(stable_diffusion), "clip_model": "builtin", "clip": {"frames": 2, "stride": 1},
         "adapter": {"width": 16, "heads": 2, "blocks": 1}, "control": {"model": str(controlnet)},
         "invert": {"steps": 5}, "edit": {"steps": 5}, "fusion": {"mask_resolution": 1.0},
-        "attention": {"min_channels": 0},
+        "attention": {"min_channels": 0}, "keep_source": keep,
     }  # fmt: skip
     config = load(preset, flags=flags, environ={})
     config = replace(config, tune=replace(config.tune, steps=min(2, config.tune.steps)))
@@ -85,6 +88,7 @@ def test_planned_passes_are_those_that_are_made(preset, clip, stable_diffusion, 
     passes = Passes()
     with Session(request, passes) as session:
         session.parts.backbone.networks[0].register_forward_pre_hook(passes.hook, with_kwargs=True)
+        assert (session.parts.kept_source is not None) == (keep == "on")
         session.tune()
         session.invert()
         assert (passes.counted["tune"], passes.counted["invert"]) == (planned["tune"], planned["invert"])

@@ -138,7 +138,7 @@ def test_coco_images_of_another_size_and_boxes_too_many_are_counted_or_stop(ctxe
     made = ctxedit("train", recipe(tmp_path, "layout", steps=2), "--data", file, "--out", "mine", "--json")
     assert made.code == 0, made.err
     assert made.table["bad"] == {
-        "000000000100.jpg": "5 boxes, 4 are the most",
+        "000000000100.jpg": "5 boxes, at most 4 are used",
         "000000000101.jpg": "a box outside the image at 64, 8",
         "000000000102.jpg": "32×48 pixels, annotated at 64×48",
     }

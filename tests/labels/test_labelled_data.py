@@ -96,7 +96,7 @@ def test_more_boxes_than_it_takes_missing_images_and_images_of_another_size(coco
     table["images"][1]["width"] = 640
     file = coco(table)
     found = data("coco", file, boxes=2)
-    assert found.listing.bad == {"000000000100.jpg": "3 boxes, 2 are the most"}
+    assert found.listing.bad == {"000000000100.jpg": "3 boxes, at most 2 are used"}
     bad = "\n".join(found.dataset(0)[i]["bad"] for i in range(2))
     assert "000000000101.jpg\t64×48 pixels, annotated at 640×48" in bad
     (tmp_path / "val2017" / "000000000102.jpg").unlink()

@@ -122,11 +122,11 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Speed", "",
         f"{model}, {size}, on {device} ({about['threads']} threads, {about['dtype']}); "
-        f"medians of {about['repeats']} interleaved runs (least to most).", "",
+        f"medians of {about['repeats']} interleaved runs (minimum to maximum).", "",
         "| alone, in the same shapes | Gflop/s |", "|---|---|",
         *(f"| {name} | {most[key] / 1e9:,.0f} |" for name, key in (
             ("matrix products of the linear layers", "product"), ("convolutions", "convolution"),
-            ("both, as the network mixes them: the limit", "mixed"), ("one large square product", "square"),
+            ("both, weighted as in the network: the limit", "mixed"), ("one large square product", "square"),
         )),
     ]  # fmt: skip
     for task, title in _TITLES.items():
@@ -137,7 +137,7 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["", "| ratio | seconds | memory |", "|---|---|---|"]
         lines += [f"| {k} | {v['seconds']:.2f} | {v['memory']:.1f} |" for k, v in found["ratios"].items()]
     lines += [
-        "", "Passes are of the network over the whole clip. Memory is the most that tensors held beyond the "
+        "", "Passes are of the network over the whole clip. Memory is the peak memory of tensors beyond the "
         "weights. The share is of the limit above: operations counted, divided by seconds.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from ctxedit.training.checks.compositions import held_out
 
 
 def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
-    """Share of clips whose caption is right: object, background and style; of compositions everything."""
+    """Share of clips with a right caption: object, background and style; of compositions, every statement."""
     model, scorer = Blip2Captioner(config.find("captioner")), ClipScorer(config.find("clip"))
     correct: list[bool] = []
     with reporter.task("check captioner", config.count) as progress:
@@ -45,7 +45,7 @@ def true_captions(composed: Composed) -> set[str]:
     """The canonical wording of every true statement of a composition.
 
     Its groups in any order, with no relation or with one that holds where the objects are: two unrelated
-    objects are beside each other too.
+    objects also count as next to each other.
     """
     _, visible = compositions.render_objects(composed.scene, 0.5)
     objects = [composition_verdict.detected(one) for one in visible]

@@ -18,14 +18,14 @@ from ctxedit.synthetic.compositions import KINDS, Composed, Composition
 from ctxedit.training.checks.base import Check, CheckConfig, CheckRow
 
 FOLDER = "composition-judge"
-#: Drawn frames cost little: so many for each picture of the other checks.
+#: Drawn frames are cheap: this many for each image of the other checks.
 _MORE = 10
 _BATCH = 50
 _SETTINGS = {"edit": {"steps": 25, "guidance": 5.0}, "invert": {"steps": 25}}
 
 
 def held_out(count: int, seed: int) -> list[Composed]:
-    """So many held-out compositions, the kinds in turn."""
+    """``count`` held-out compositions, cycling through the kinds."""
     rng = np.random.default_rng((seed, 5))
     return [compositions.draw(rng, test=True, kind=KINDS[i % len(KINDS)]) for i in range(count)]
 
@@ -65,7 +65,7 @@ def _other(composition: Composition, rng: np.random.Generator) -> Composition:
 
 
 def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
-    """Pictures of held-out captions, judged: the share where every object, colour, count, place is right."""
+    """Images of held-out captions, judged: share where every object, colour, count and place is right."""
     network, backbone = load(what.find(FOLDER)), what.backbone()
     settings = config.merge(config.load(flags=_SETTINGS, environ={}), what.settings)
     composed = held_out(what.count, what.seed)

@@ -43,7 +43,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     """Measure on ``count`` pictures and ``pairs`` clips:
 
     - PSNR against the scene drawn at 256 pixels, and its gain over bicubic interpolation, of frames that are
-      averages of it, and of these as the autoencoder gives them back;
+      averages of it, and of these reconstructed by the autoencoder;
     - warp error along the flow of the clip drawn large, as a multiple of bicubic's.
     """
     device = torch.device("cpu")
@@ -96,7 +96,7 @@ def _decoded(vae: Any, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _gain(
     upscaler: Upscaler, low: NDArray[np.uint8], drawn: NDArray[np.uint8], scene: scenes.Scene
 ) -> tuple[float, float]:
-    """PSNR in dB, and how much of it is more than bicubic's."""
+    """PSNR in dB, and its gain over bicubic's."""
     out = upscaler.upscale(low, scenes.caption(scene), _SETTINGS, 0)
     psnr, plain = (metrics.psnr(drawn, one) or 0.0 for one in (out, interpolated(low)))
     return psnr, psnr - plain
@@ -132,7 +132,7 @@ def _ratio(warp: NDArray[np.float64], plain: NDArray[np.float64]) -> float:
 
 
 def _interval(warp: NDArray[np.float64], plain: NDArray[np.float64]) -> intervals.Bounds:
-    """Of the ratio of sums, by leaving out groups of clips; None for too few of them."""
+    """Jackknife interval over clips of the ratio of sums; None for too few clips."""
     if len(warp) < intervals.GROUPS:
         return None
     group = intervals.groups_of(len(warp))

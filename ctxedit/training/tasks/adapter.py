@@ -40,7 +40,7 @@ class AdapterTask(Task):
         adapter: settings, as in a preset's ``[adapter]`` table.
         train: names of modules of the denoiser that are trained too, e.g. ``attn2``; empty to freeze it.
         loss_weight: λ_t: ``snr``, ``one`` or ``min_snr``.
-        empty: share of captions that the denoiser does not see, for classifier-free guidance.
+        empty: share of captions replaced by the empty one for the denoiser, for classifier-free guidance.
 
     Raises:
         ConfigError: unknown adapter settings, a name in ``train`` that matches nothing, or nothing to train.

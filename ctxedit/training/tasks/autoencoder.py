@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class AutoencoderTask(Task):
     """Squared error of pixels and of pixel differences, and a small KL term.
 
-    The differences are weighted separately: edges are few pixels, but most of what one sees of a sprite.
+    The differences have their own weight: edges are few pixels, but dominate how a sprite looks.
 
     Args:
         components: none are needed.

@@ -46,7 +46,7 @@ class ConditionEncoderTask(Task):
         encoder: settings of :class:`~ctxedit.models.condition_encoder.EncoderConfig`.
         adapter: settings, as in a preset's ``[adapter]`` table.
         train: names of modules of the denoiser that are trained too, e.g. ``attn2``; ``["all"]``: all of it.
-        words: share of the captions that are shown, in [0, 1].
+        words: share of the captions that are not replaced by the empty one, in [0, 1].
         start: ``words``: label embeddings start as the text encoder's tokens of the labels, which a frozen
             denoiser understands; ``random``.
         loss_weight: λ_t: ``one``, ``snr`` or ``min_snr``. ``one`` weights the noisy levels, at which the
@@ -120,8 +120,8 @@ class ConditionEncoderTask(Task):
         self.encoders.to(device)
         self.unet.to(device)
         drop = torch.rand(n, generator=generator) < self.empty
-        told = (torch.rand(n, generator=generator) < self.words) & ~drop
-        texts = [c if shown else "" for c, shown in zip(batch["caption"], told.tolist(), strict=True)]
+        captioned = (torch.rand(n, generator=generator) < self.words) & ~drop
+        texts = [c if shown else "" for c, shown in zip(batch["caption"], captioned.tolist(), strict=True)]
         labels = torch.where(drop.to(device)[:, None], -1, batch["labels"])
         x0 = self.encoders.latents(batch["image"]).repeat(self.draws, 1, 1, 1)
         text = self.encoders.embed(texts, device)
@@ -176,7 +176,7 @@ class LayoutEncoderTask(ConditionEncoderTask):
 def encoder_config(kind: Kind, table: Mapping[str, Any]) -> EncoderConfig:
     """A recipe's ``[task.encoder]``; raises ConfigError for sizes that cannot be built."""
     if "kind" in table:
-        raise ConfigError("unknown setting task.encoder.kind", f"the recipe's part says it: {kind}")
+        raise ConfigError("unknown setting task.encoder.kind", f"the recipe's part determines it: {kind}")
     known = [field.name for field in fields(EncoderConfig) if field.name != "kind"]
     if unknown := [key for key in table if key not in known]:
         raise ConfigError(f"unknown setting task.encoder.{unknown[0]}", f"known here: {', '.join(known)}")

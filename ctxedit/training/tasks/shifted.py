@@ -1,4 +1,4 @@
-"""The denoiser on shifted and noised latents, as a training sees it (ContextDiff, Eq. 6)."""
+"""The denoiser on shifted and noised latents, as used in training (ContextDiff, Eq. 6)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ctxedit.training.noise import noise_like
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the denoiser made of a batch.
+    """The denoiser's prediction for a batch.
 
     Attributes:
         squares: (N, C, h, w), the squared errors of x̂_0.

@@ -83,13 +83,13 @@ def random_crops(
 class UpscalerTask(Task):
     """Squared error of the residual: two thirds at pure noise, where sampling starts, a third at any level.
 
-    Trained on crops: what a patch looks like in high resolution depends on its surroundings alone, and many
-    patches of many pictures teach more than few whole ones (Dong et al. 2016). The autoencoder, whose
-    attention spans the picture, sees it whole.
+    Trained on crops: the high-resolution content of a patch depends only on its surroundings, and many
+    patches of many images train better than a few whole images (Dong et al. 2016). The autoencoder, whose
+    attention spans the image, is given whole images.
 
-    The low-resolution picture is the average of the large one or, where the data is drawn, the frame drawn
-    small; either as it is or as the autoencoder gives it back, so that the network learns to repair what an
-    edit or a generated picture brings. Then noise is added to it (noise-conditioning augmentation, Ho et al.
+    The low-resolution image is the average of the large one or, for drawn data, the frame drawn small; either
+    as it is or reconstructed by the autoencoder, so that the network learns to repair the artefacts of edits
+    and generated images. Then noise is added to it (noise-conditioning augmentation, Ho et al.
     2022), with a level that is an input of the network.
 
     Args:
@@ -99,8 +99,8 @@ class UpscalerTask(Task):
         layers: residual blocks of each resolution.
         head: channels of an attention head; there is attention at the lowest resolution only.
         crop: side of a crop, in low-resolution pixels; a multiple of 2 for each lower resolution. 0 trains on
-            whole pictures.
-        crops: how many are taken from each picture.
+            whole images.
+        crops: how many are taken from each image.
         augment: highest level of added noise, in timesteps of :func:`~pixels.augmentation_scheduler`.
         empty: share of captions replaced by the empty one.
     """
@@ -182,7 +182,7 @@ class UpscalerTask(Task):
 
     @torch.no_grad()
     def _low(self, image: Tensor, small: Tensor | None, generator: torch.Generator) -> Tensor:
-        """The low-resolution pictures, of several kinds; see :class:`UpscalerTask`."""
+        """The low-resolution images, of several kinds; see :class:`UpscalerTask`."""
         low = F.avg_pool2d(image, pixels.SCALE)
         pick = torch.rand(2, len(image), generator=generator).to(image.device)
         if small is not None:
