@@ -119,7 +119,7 @@ class Board(Lines):
         """Each method's new edits, with these figures, and where it is working."""
         titles = ("new edits", *[one[1] for one in shown], *(["now at"] if place else []))
         longest = max(map(len, self._rows), default=0)
-        method = Column("method", overflow="fold", min_width=min(longest, 24))
+        names = Column("method", overflow="fold", min_width=min(longest, 24))
         table = Table(
             method, *[Column(title, no_wrap=title != "now at", overflow="fold") for title in titles]
         )

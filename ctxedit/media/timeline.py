@@ -220,7 +220,8 @@ def _stamps(
     if reordered and packets.pts == pts.tolist():
         return None, keys, keys_dts
     # Frames shown before the first key frame lean on pictures that are not in the file.
-    pts = pts[pts >= packets.keys[0]]
+    first = next(key for key in packets.keys if key is not None)
+    pts = pts[pts >= first]
     return (pts if len(np.unique(pts)) == len(pts) else None), keys, keys_dts
 
 
