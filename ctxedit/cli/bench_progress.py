@@ -120,9 +120,7 @@ class Board(Lines):
         titles = ("new edits", *[one[1] for one in shown], *(["now at"] if place else []))
         longest = max(map(len, self._rows), default=0)
         names = Column("method", overflow="fold", min_width=min(longest, 24))
-        table = Table(
-            method, *[Column(title, no_wrap=title != "now at", overflow="fold") for title in titles]
-        )
+        table = Table(names, *[Column(title, no_wrap=title != "now at", overflow="fold") for title in titles])
         for method, rows in self._rows.items():
             good = [row.figures for row in rows if row.error is None]
             means = [mean_of(good, key) for key, _, _ in shown]
