@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, InputError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 # Not the times of day and ratios of prose: (it is 12:30), (a screen, 4:3).
@@ -58,6 +59,25 @@ def weighted(text: str) -> tuple[str, list[tuple[int, int, float]]]:
 def plain(text: str) -> str:
     """A target prompt without its weights."""
     return weighted(text)[0]
+
+
+def check_texts(prompt: str | None, targets: Sequence[str] = (), negative: str = "") -> None:
+    """Raise InputError for empty texts of an edit, ConfigError for a syntax that ctxedit does not have.
+
+    Args:
+        prompt: of the source; None where the clip is captioned.
+        targets: one for each edit; they may have weights.
+        negative: the negative prompt, which may be empty.
+    """
+    if prompt is not None and not prompt.strip():
+        raise InputError("the prompt is empty", "omit it to caption the clip")
+    for target in targets:
+        if not target.strip():
+            raise InputError("the target is empty", "describe what the edited clip should show")
+    check_syntax(prompt or "", "prompt")
+    for target in targets:
+        check_syntax(plain(target), "target")
+    check_syntax(negative, "negative prompt")
 
 
 def check_syntax(text: str, what: str) -> None:

@@ -5,12 +5,14 @@ Usage::
     python tests/memory.py table                                 # what the plan states, for presets/README.md
     python tests/memory.py make sd14 FOLDER                      # a folder of the real shapes, random weights
     python tests/memory.py measure FOLDER/sd14 edit bfloat16 8   # prints one row as JSON
+    python tests/memory.py measure FOLDER/sd14 tune float32 2 384  # at 384² instead of 512²
+    python tests/memory.py passes FOLDER/sd14 float32 2          # seconds of the UNet's passes over 2 frames
     python tests/memory.py measure FOLDER/blip2 caption bfloat16 # of a folder that `make blip2` made
 
-Stages: ``tune``, ``invert`` (after encoding) and ``edit`` (with decoding) make one step at 512² (SDXL:
-1024²); ``encode`` and ``decode`` are what the autoencoder does of it; ``caption`` captions one frame. Each
-measurement needs a process of its own, because a process does not shrink again. What is measured is resident
-memory, beyond what the imports take.
+Stages: ``tune``, ``invert`` (after encoding) and ``edit`` (with decoding) make one step, at 512² (SDXL:
+1024²) unless a size is given; ``encode`` and ``decode`` are what the autoencoder does of it; ``caption``
+captions one frame. Each measurement needs a process of its own, because a process does not shrink again. What
+is measured is resident memory, beyond what the imports take.
 """
 
 from __future__ import annotations
@@ -178,7 +180,7 @@ def measure_caption(model: Path, dtype: str) -> dict[str, Any]:
     return _row(model, "caption", dtype, 1, foretold, before, loading, working)
 
 
-def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> Any:
+def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path, side: int) -> Any:
     """The session's networks for one step of a stage, and the estimate of the plan."""
     import numpy as np
     import torch
@@ -190,7 +192,6 @@ def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> 
     from ctxedit.editing.request import Request
     from ctxedit.media.write import write_clip
 
-    side = 1024 if model.name == "sdxl" else 512
     noise = np.random.default_rng(0).integers(0, 255, (frames, side, side, 3), dtype=np.uint8)
     clip = write_clip(place / "clip.mp4", noise, Fraction(8))
     flags = {
@@ -208,7 +209,7 @@ def parts_for(model: Path, stage: str, dtype: str, frames: int, place: Path) -> 
     return parts, foretold
 
 
-def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, Any]:
+def measure(model: Path, stage: str, dtype: str, frames: int = 8, side: int | None = None) -> dict[str, Any]:
     """One step of a stage: gigabytes measured and foretold, seconds."""
     import numpy as np
     import torch
@@ -217,9 +218,9 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
     from ctxedit.stages import edit, tune
 
     with tempfile.TemporaryDirectory() as place:
-        parts, foretold = parts_for(model, stage, dtype, frames, Path(place))
-        size = 8 * parts.latents.shape[-1]
-        pixels = np.zeros((frames, size, size, 3), np.uint8)
+        side = side or (1024 if model.name == "sdxl" else 512)
+        parts, foretold = parts_for(model, stage, dtype, frames, Path(place), side)
+        pixels = np.zeros((frames, side, side, 3), np.uint8)
         import diffusers.models.unets.unet_2d_condition  # noqa: F401 - what is imported is not counted
 
         before = resident()
@@ -244,6 +245,26 @@ def measure(model: Path, stage: str, dtype: str, frames: int = 8) -> dict[str, A
             else:
                 backbone.decode(parts.latents)
     return _row(model, stage, dtype, frames, foretold, before, loading, working)
+
+
+def measure_passes(model: Path, dtype: str, frames: int = 1, passes: int = 2) -> dict[str, Any]:
+    """Seconds of single passes of the denoiser at 512² (one branch, preset `contextdiff`), after a first one.
+
+    Processor seconds count the time of this process alone, whatever else the machine does.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        parts, _ = parts_for(model, "invert", dtype, frames, Path(place), 512)
+        backbone, condition = parts.backbone, parts.backbone.condition([PROMPT])
+        spent, passed = [], []
+        for _ in range(1 + passes):
+            began, wall = time.process_time(), time.monotonic()
+            backbone.predict_x0(parts.latents, 500, condition, 0.5, 0.75**0.5, parts.view)
+            spent.append(round(time.process_time() - began, 1))
+            passed.append(round(time.monotonic() - wall, 1))
+    return {
+        "model": model.name, "dtype": dtype, "frames": frames, "first": spent[0], "processor": spent[1:],
+        "wall": passed[1:],
+    }  # fmt: skip
 
 
 def _row(
@@ -314,11 +335,15 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "make":
         {"sd14": make_sd14, "sdxl": make_sdxl, "blip2": make_blip2}[arguments[1]](Path(arguments[2]))
         return
-    model, stage, dtype, *frames = arguments[1:]
+    if arguments[0] == "passes":
+        model, dtype, *frames = arguments[1:]
+        print(json.dumps(measure_passes(Path(model), dtype, *map(int, frames))))
+        return
+    model, stage, dtype, *numbers = arguments[1:]
     if stage == "caption":
         print(json.dumps(measure_caption(Path(model), dtype)))
         return
-    print(json.dumps(measure(Path(model), stage, dtype, *map(int, frames))))
+    print(json.dumps(measure(Path(model), stage, dtype, *map(int, numbers))))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def edit(
         overwrite=overwrite.yes, heatmaps=heatmaps, offline=base.offline or dry.dry_run,
         metadata=not result.no_metadata, sources=arguments.sources(base),
     )  # fmt: skip
-    needs, check = fetching.wanted(config), fetching.checks_model(config)
+    needs, check = fetching.wanted(config), fetching.checks_model(config, targets=(target,))
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     plan = work.checked(request, "edit", screen, dry.dry_run)

@@ -228,15 +228,19 @@ def hush() -> None:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def checks_model(config: Config) -> Callable[[], object]:
-    """A check for :func:`settle`: a local model can be used for editing; a ControlNet has its map."""
+def checks_model(
+    config: Config, prompt: str | None = None, targets: Sequence[str] = ()
+) -> Callable[[], object]:
+    """A check for :func:`settle`: prompts, a local model that can edit, a ControlNet that has its map."""
 
     def check() -> None:
         from ctxedit.model_names import is_own
         from ctxedit.models.backbones import family_of
         from ctxedit.models.control import check_settings
         from ctxedit.models.weights import is_hub_id, locate
+        from ctxedit.prompts import check_texts
 
+        check_texts(prompt, targets, config.edit.negative_prompt)
         check_settings(config.control, is_own(config.model))
         if not is_hub_id(config.model):
             family_of(locate(config.model, offline=True))
@@ -244,11 +248,13 @@ def checks_model(config: Config) -> Callable[[], object]:
     return check
 
 
-def checks_clip(clip: Path, config: Config) -> Callable[[], object]:
-    """A check for :func:`settle`: the clip has the frames that the settings ask for, the model is usable."""
+def checks_clip(
+    clip: Path, config: Config, prompt: str | None = None, targets: Sequence[str] = ()
+) -> Callable[[], object]:
+    """As :func:`checks_model`, and that the clip has the frames that the settings ask for."""
 
     def check() -> None:
-        checks_model(config)()
+        checks_model(config, prompt, targets)()
         from ctxedit.media.probe import probe
         from ctxedit.media.read import span_of
 

@@ -79,7 +79,7 @@ def run(
         sources=arguments.sources(base),
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
-    check = fetching.checks_clip(clip, config)
+    check = fetching.checks_clip(clip, config, tuning.prompt, targets)
     if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)

@@ -92,7 +92,7 @@ def t2i(
     from ctxedit.runs import slug
 
     path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
-    if not _fetched(config, screen, overwrite.yes, base.offline, dry.dry_run):
+    if not _fetched(config, text, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     wanted = labelled.request(text, config) if labelled.given else None
     if adapter is None and not no_adapter and wanted is None:
@@ -105,7 +105,14 @@ def t2i(
         screen.result(str(path), result)
         return
     plan = text_to_image.plan(
-        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
+        text,
+        config,
+        base.offline or dry.dry_run,
+        path,
+        overwrite.yes,
+        adapter,
+        arguments.sources(base),
+        labelled.layout,
     )
     add_to_plan(plan, wanted)
     if dry.dry_run:
@@ -123,12 +130,13 @@ def t2i(
     screen.result(str(path), result)
 
 
-def _fetched(config: Config, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:
+def _fetched(config: Config, text: str, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:
     """Download what an image needs, after asking; whether the command can go on."""
     from ctxedit.cli import fetching
 
     needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
-    return fetching.settle(needs, screen, agreed, offline, dry_run, fetching.checks_model(config))
+    check = fetching.checks_model(config, text or None)
+    return fetching.settle(needs, screen, agreed, offline, dry_run, check)
 
 
 def _metadata(config: Config, base: SettingOptions, made_with: dict[str, Any]) -> str:

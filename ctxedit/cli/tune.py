@@ -94,7 +94,7 @@ def tune(
         sources=arguments.sources(base),
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
-    check = fetching.checks_clip(clip, config)
+    check = fetching.checks_clip(clip, config, tuning.prompt)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
         return
     reporter = teller(screen)

@@ -23,7 +23,7 @@ from ctxedit.editing.request import Request
 from ctxedit.editing.speed import Work, seconds_of, speed_kind
 from ctxedit.editing.stage import Stage
 from ctxedit.editing.stages import stage_named, up_to
-from ctxedit.errors import ConfigError, InputError
+from ctxedit.errors import ConfigError
 from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
@@ -41,7 +41,7 @@ from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.sizes import Sizes, Weight, folder_weight
 from ctxedit.models.upscalers.checkpoints import Found, locate_upscaler
 from ctxedit.models.weights import Checkpoint, is_half, locate
-from ctxedit.prompts import check_syntax, plain
+from ctxedit.prompts import check_texts, plain
 from ctxedit.runs import Run
 from ctxedit.stages.passes import Kept
 from ctxedit.stages.prepare import check_readable
@@ -139,7 +139,7 @@ def make(request: Request, last: str = "evaluate") -> Plan:
     """Check a request and say what its stages up to ``last`` will do. Errors as they would come."""
     config = request.config
     paths.for_edit(request).check()
-    _check_texts(request)
+    check_texts(request.prompt, request.targets, request.config.edit.negative_prompt)
     check_settings(config.control, is_own(config.model))
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -337,19 +337,6 @@ def _control(
     if control.kind == "video" and not control.map:
         shown = f"{computed_map(control.model)}, computed from the clip,"
     return f"{shown} to the ControlNet {name}, {weight.parameters / 1e6:.1f} M parameters", weight
-
-
-def _check_texts(request: Request) -> None:
-    """Raise InputError for empty prompts, ConfigError for a syntax that ctxedit does not have."""
-    if request.prompt is not None and not request.prompt.strip():
-        raise InputError("the prompt is empty", "omit it to caption the clip")
-    for target in request.targets:
-        if not target.strip():
-            raise InputError("the target is empty", "describe what the edited clip should show")
-    check_syntax(request.prompt or "", "prompt")
-    for target in request.targets:
-        check_syntax(plain(target), "target")
-    check_syntax(request.config.edit.negative_prompt, "negative prompt")
 
 
 def _check_outputs(request: Request, known: _Known, fps: Fraction) -> None:

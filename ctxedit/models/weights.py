@@ -327,8 +327,19 @@ def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:
     check_model_files(path, (*family.networks_in, *family.others_in))
     for part in family.networks_in:
         names = [file.name for file in (path / part).iterdir()]
-        layout.require(names, str(path / part))
+        found = layout.require(names, str(path / part))
+        if found.index:
+            _check_index(path / part / found.index, names)
     return path
+
+
+def _check_index(file: Path, names: Collection[str]) -> None:
+    """Raise WeightsError for an index of shards that names files that are not there, or is none."""
+    table = read_json(file).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise WeightsError(f"{file} is not an index of shards", "fetch or copy it again")
+    if lost := sorted({str(name) for name in table.values()} - set(names)):
+        raise WeightsError(f"{file.parent} lacks {lost[0]}, which its index names", "fetch or copy it again")
 
 
 def network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> Any:

@@ -1,6 +1,7 @@
 """``ctxedit bench speed`` as a person has it, on a tiny network; what is counted, against what is known."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -80,10 +81,16 @@ def test_a_way_that_does_not_fit_leaves_the_others_measured(monkeypatch, tmp_pat
     plan = measure.SpeedPlan(("ddim",), frames=2, steps=2, repeats=1, tune_steps=1)
     config = plan.load("ddim")
 
+    held = []
+
     def too_large(parts, folder, clock):
+        store = torch.zeros(8)
+        store.itself = store  # freed by the garbage collector alone
+        held.append(weakref.ref(store))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def quick(parts, folder, clock):
+        assert held[0]() is None  # the next way has the memory of the one that failed
         _ = parts.latents + 1
         clock.lap("sample")
 

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 _SHAPES = 8
 #: Seconds for which one shape is measured, and the minimum number of repetitions.
 _SECONDS, _TIMES = 0.15, 5
+#: Seconds of work that CUDA's queue gets at once, and the maximum number of calls. The queue is full long
+#: before the first of so many calls is done, so that the GPU does not wait for launches.
+_QUEUED_SECONDS, _QUEUED_CALLS = 0.005, 500
 
 
 @dataclass(frozen=True)
@@ -134,25 +137,38 @@ def _rate(shapes: Counter[Any], make: Callable[..., Tensor], device: torch.devic
 def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
     """The minimum seconds of one call, because a limit is what the undisturbed machine can do."""
     call()
+    calls = 1
+    if device.type == "cuda":
+        calls = max(1, min(_QUEUED_CALLS, int(_QUEUED_SECONDS / max(timed(call, device), 1e-6))))
     times: list[float] = []
     ends = time.perf_counter() + _SECONDS
     while len(times) < _TIMES or time.perf_counter() < ends:
-        times.append(timed(call, device))
+        times.append(timed(call, device, calls))
     return min(times)
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call; on CUDA between two events of its stream, so that launch overhead is hidden."""
+def timed(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Seconds of one of several calls in a row; on CUDA between two events of the device's stream."""
+    synchronize(device)
     if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)  # an event records on the current device otherwise
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(begin.elapsed_time(end)) / 1000
+        begin.record(stream)
+        for _ in range(calls):
+            call()
+        end.record(stream)
+        synchronize(device)
+        return float(begin.elapsed_time(end)) / 1000 / calls
     began = time.perf_counter()
-    call()
-    if device.type == "mps":
+    for _ in range(calls):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - began) / calls
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()
-    return time.perf_counter() - began

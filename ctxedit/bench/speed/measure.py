@@ -139,12 +139,9 @@ def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Meas
             model = str(random_model.make(plan.random, folder, torch.float16))
         found = _ways(plan, model)
         default = plan.load(DEFAULT_PRESET, model)
-        with _opened(default, clip, folder) as parts:
-            say(f"measuring the machine on {parts.device}")
-            most = limits.measure(
-                parts.backbone.networks[0], lambda: _pass(parts), parts.device, parts.backbone.dtype
-            )
-            device, dtype = parts.device, parts.backbone.dtype
+        say(f"measuring the machine on {pick_device(plan.device)}")
+        most, device, dtype = _limits(default, clip, folder)
+        _release()
         rows = [SpeedRow(way.name, way.task) for way in found]
         for number in range(plan.repeats + 1):
             what = "counting" if number == 0 else f"run {number} of {plan.repeats}"
@@ -155,7 +152,15 @@ def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Meas
                         _once(way, row, clip, folder, number == 0, plan.tune_steps)
                     except (MemoryError, torch.OutOfMemoryError):
                         row.error = "not enough memory"  # the others are still measured
+                    _release()
         return Measured(rows, most, device, dtype)
+
+
+def _limits(config: Config, clip: Path, folder: Path) -> tuple[limits.Limits, torch.device, torch.dtype]:
+    """The machine's limits, and the device and precision that they are of."""
+    with _opened(config, clip, folder) as parts:
+        net, device, dtype = parts.backbone.networks[0], parts.device, parts.backbone.dtype
+        return limits.measure(net, lambda: _pass(parts), device, dtype), device, dtype
 
 
 def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
@@ -186,10 +191,16 @@ def _opened(config: Config, clip: Path, folder: Path) -> Iterator[Parts]:
         yield parts
     finally:
         parts.close()
-        del parts
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+
+def _release() -> None:
+    """Free what a way leaves behind, in reference cycles and in CUDA's cache, before the next one begins.
+
+    Called when nothing refers to its session any more, and the traceback of an error is gone as well.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

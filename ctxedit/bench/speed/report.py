@@ -62,6 +62,7 @@ def _row(row: SpeedRow, measured: Measured) -> dict[str, Any]:
         "seconds": {"median": row.median, "least": min(times), "most": max(times), "runs": times},
         "phases": phases, "passes": round(row.counts.passes, 3), "flops": row.counts.flops,
         "peak_bytes": row.counts.peak_bytes, "rate": rate, "share": rate / measured.limits.mixed,
+        "share_of_square": rate / measured.limits.square,
     }  # fmt: skip
 
 
@@ -138,23 +139,24 @@ def markdown(found: dict[str, Any]) -> str:
         lines += [f"| {k} | {v['seconds']:.2f} | {v['memory']:.1f} |" for k, v in found["ratios"].items()]
     lines += [
         "", "Passes are of the network over the whole clip. Memory is the peak memory of tensors beyond the "
-        "weights. The share is of the limit above: operations counted, divided by seconds.", "",
+        "weights. The shares are of the limit above, and of the large square product: operations counted, "
+        "divided by seconds.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The rows as text, with a header."""
-    out = [["way", "seconds", "passes", "Tflop", "Gflop/s", "of the limit", "memory, MiB"]]
+    out = [["way", "seconds", "passes", "Tflop", "Gflop/s", "of the limit", "of a square", "memory, MiB"]]
     for row in rows:
         if "error" in row:
-            out.append([row["way"], row["error"], *["-"] * 5])
+            out.append([row["way"], row["error"], *["-"] * 6])
             continue
         s = row["seconds"]
         out.append([
             row["way"], f"{s['median']:.2f} ({s['least']:.2f} to {s['most']:.2f})", f"{row['passes']:g}",
             f"{row['flops'] / 1e12:.3g}", f"{row['rate'] / 1e9:,.0f}", f"{row['share']:.0%}",
-            f"{row['peak_bytes'] / 2**20:,.0f}",
+            f"{row['share_of_square']:.0%}", f"{row['peak_bytes'] / 2**20:,.0f}",
         ])  # fmt: skip
     return out
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from ctxedit.bench.speed.limits import synchronize
 from ctxedit.bench.speed.store import edit_with_store
 from ctxedit.config import Config, merge
 from ctxedit.diffusion.forward import marginal
@@ -44,16 +45,19 @@ Task = Literal["edit", "tune"]
 
 @dataclass
 class Clock:
-    """Seconds of each phase, in order; ``device`` is synchronized at the end of each."""
+    """Seconds of each phase, in order; ``device`` is synchronized at the beginning and the end of each."""
 
     device: torch.device
     laps: list[tuple[str, float]] = field(default_factory=list)
-    _since: float = field(default_factory=time.perf_counter)
+    _since: float = 0.0
+
+    def __post_init__(self) -> None:
+        synchronize(self.device)  # what was queued before is not part of the first phase
+        self._since = time.perf_counter()
 
     def lap(self, name: str) -> None:
         """End the phase that began at the last call, or when the clock was created."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         self.laps.append((name, now - self._since))
         self._since = now

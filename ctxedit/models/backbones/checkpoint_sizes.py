@@ -8,7 +8,7 @@ from typing import Any
 
 from ctxedit.errors import WeightsError
 from ctxedit.models.sites import sites_of_config
-from ctxedit.models.sizes import Sizes, Weight, read_json
+from ctxedit.models.sizes import Sizes, Weight, header, read_json, weight_files
 
 
 def sizes_of(path: Path, weights: Mapping[str, Weight], names: frozenset[str]) -> Sizes:
@@ -50,6 +50,28 @@ def sizes_of(path: Path, weights: Mapping[str, Weight], names: frozenset[str]) -
         raise WeightsError(
             f"{path}: its config files are not a Stable Diffusion's ({error!r})", "fetch or save it again"
         ) from error
+
+
+#: A part of a tensor's name in each network, as diffusers and transformers write it and others do not.
+_MARKS = {"unet": "up_blocks.0.", "vae": "decoder.up_blocks.0.", "text_encoder": "token_embedding.weight"}
+
+
+def tensors_of(path: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The headers of a folder's networks, by subfolder.
+
+    Raises:
+        WeightsError: broken files, or tensors under other names: a file of the original code, say, that was
+            renamed to what diffusers looks for.
+    """
+    found = {part: header(weight_files(path / part)) for part in parts}
+    for part, tensors in found.items():
+        mark = _MARKS[part.removesuffix("_2")]
+        if not any(mark in name for name in tensors):
+            raise WeightsError(
+                f"{path / part}: its weights do not have diffusers' names (none has {mark!r} in it)",
+                "save it again with diffusers (from_single_file, then save_pretrained)",
+            )
+    return found
 
 
 def largest(value: int | Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from ctxedit.errors import ConfigError, InputError, ResourceError, WeightsError
 from ctxedit.models import single_file
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
-from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of
+from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of, tensors_of
 from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
@@ -29,7 +29,7 @@ from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
 from ctxedit.models.sites import AttentionSite, sites_of_unet
-from ctxedit.models.sizes import Sizes, Weight, folder_weight, header, read_json, weight_files
+from ctxedit.models.sizes import Sizes, Weight, read_json, weight_of
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
 #: Settings of a UNet with more conditions than timestep and text.
@@ -366,5 +366,6 @@ def _weights(
     """Parameters and bytes of each network, and the UNet's tensors, where these have diffusers' names."""
     if checkpoint.form == "file":
         return single_file.open_single_file(checkpoint.path).weights, frozenset()
-    weights = {part: folder_weight(checkpoint.path / part) for part in family.networks_in}
-    return weights, frozenset(header(weight_files(checkpoint.path / "unet")))
+    tensors = tensors_of(checkpoint.path, family.networks_in)
+    weights = {part: weight_of(found) for part, found in tensors.items()}
+    return weights, frozenset(tensors["unet"])
