@@ -104,11 +104,16 @@ def for_edit(request: Request) -> Paths:
     return Paths(tuple(inputs), tuple(_edited(request.output, request.heatmaps)), (request.runs,))
 
 
-def for_image(image: Path, config: Config, adapter: Path | None, sources: Sequence[Path]) -> Paths:
+def for_image(
+    image: Path,
+    config: Config,
+    adapter: Path | None,
+    sources: Sequence[Path],
+    layout: Path | None = None,
+) -> Paths:
     """What text to image reads and writes."""
     inputs = _settings(config, sources)
-    if adapter is not None:
-        inputs.append(Input(adapter, "adapter"))
+    inputs += [Input(path, what) for path, what in ((adapter, "adapter"), (layout, "layout")) if path]
     return Paths(tuple(inputs), (("image", image),))
 
 
