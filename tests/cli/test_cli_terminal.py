@@ -69,7 +69,7 @@ def too_long(text, width):
     ]
 
 
-WIDTHS, FIGURES_AT = (40, 60, 80, 120), (40, 80)
+WIDTHS, FIGURES_AT = (40, 60, 80, 120), (40,)
 
 
 @pytest.fixture(scope="module")
