@@ -36,6 +36,7 @@ from ctxedit.cli.app import build
         (("runs", "ls", "made"), 2, "`ctxedit runs ls` takes no arguments"),
         (("models", "pull"), 2, "ctxedit models pull NAME: see"),
         (("t2i", "a", "dog", "--seed", 1), 2, "put the text in quotes: ctxedit t2i 'a dog' --seed 1"),
+        (("compare", "a.mp4", "a dog"), 2, "--presets contextdiff,fatezero a.mp4 'a dog'"),
         (("batch", "a.mp4", "a dog"), 2, "a.mp4 is a clip, not a list"),
         (("bench", "--presets", "ddim", "--limit", 0), 2, "'--limit': must be at least 1\n"),
     ],

@@ -159,6 +159,14 @@ def test_a_class_is_drawn_large_by_the_upscaler(ctxedit, trained, tmp_path):
         assert image.size == (256, 256)
 
 
+def test_a_layout_is_not_overwritten(ctxedit, trained, tmp_path, layout):
+    given = layout().rename(tmp_path / "boxes.png")
+    before = given.read_bytes()
+    answer = ctxedit("t2i", "--layout", given, "--encoder", trained, *FEW, "-o", "boxes.png", "-y")
+    assert answer.code == 6 and "is the layout" in answer.err
+    assert given.read_bytes() == before
+
+
 def test_wrong_options_and_classes_are_refused(ctxedit, trained, tmp_path, layout):
     unknown = ctxedit("t2i", "--class", "tigre", "--encoder", trained)
     assert unknown.code == 3 and "unknown class 'tigre'" in unknown.err and "tiger" in unknown.err
