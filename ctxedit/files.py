@@ -46,6 +46,14 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def expanded(name: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` expanded, where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def is_utf8(text: str | os.PathLike[str]) -> bool:
     """Whether a name can be written as UTF-8. Other bytes in a name reach Python as lone surrogates."""
     try:
@@ -57,7 +65,7 @@ def is_utf8(text: str | os.PathLike[str]) -> bool:
 
 def check_utf8(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
     """Raise ``error`` for a path that is not UTF-8: run folders and JSON could not hold it."""
-    whole = path.expanduser().absolute()
+    whole = expanded(path).absolute()
     if not is_utf8(whole):
         raise error(f"the path of the {what} is not UTF-8: {printable(whole)}", "rename it, or its folder")
 
@@ -189,7 +197,7 @@ def check_depth(value: Any) -> None:
 
 def check_name_fits(path: Path, what: str = "output") -> None:
     """Raise OutputError for a path that the disk cannot hold; limits are in bytes, not in letters."""
-    whole = Path(os.path.abspath(path.expanduser()))
+    whole = Path(os.path.abspath(expanded(path)))
     name_max, path_max = _limits(whole)
     for part in whole.parts:
         if (size := len(os.fsencode(part))) > name_max:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from ctxedit.errors import ConfigError
+from ctxedit.files import expanded
 
 BUILTIN = "builtin"
 #: Above this a number does not fit into single precision, in which the networks compute.
@@ -56,11 +56,3 @@ def split_scale(setting: str) -> tuple[str, float]:
     if not abs(scale) < LARGEST:
         raise ConfigError(f"--lora {setting}: the scale is {said}", "it is a finite number, such as 0.8")
     return (name if colon else setting), scale
-
-
-def expanded(name: str | Path) -> Path:
-    """A path with ``~`` expanded, where there is such a user."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
