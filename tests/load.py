@@ -4,14 +4,16 @@
 
 Run it on an otherwise idle machine. Each number of workers edits all clips (2 frames, one tuning step, two
 steps of inversion and sampling) with one CPU thread per worker. A run that takes more than ``--seconds`` is
-interrupted, and what it finished counts. Starting and the models' loading are part of the time. At the end
-the edits of all runs are compared: they must be equal bit for bit.
+interrupted, and what it finished counts. Starting and the models' loading are part of the time. Where the
+system counts them, processor seconds per edit are told as well: they say something on a busy machine, too. At
+the end the edits of all runs are compared: they must be equal bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 FRAMES = 2
@@ -42,7 +49,7 @@ def draw(folder: Path, count: int) -> None:
 def edit_all(clips: Path, out: Path, workers: int, seconds: float | None) -> dict[str, Any]:
     """One batch in a process of its own: how many edits were done, and how long it took."""
     command = [sys.executable, "-m", "ctxedit", "batch", str(clips), TARGET, "--prompt", PROMPT, *SMALLEST]
-    began = time.monotonic()
+    began, used = time.monotonic(), processor_seconds()
     process = subprocess.Popen(
         [*command, "--workers", str(workers), "-y", "-q", "-o", str(out)], stdout=subprocess.DEVNULL
     )
@@ -58,8 +65,16 @@ def edit_all(clips: Path, out: Path, workers: int, seconds: float | None) -> dic
     done = len(list((out / "edits").glob("*.mp4")))
     return {
         "workers": workers, "edits": done, "seconds": took, "per_minute": 60 * done / took,
-        "interrupted": interrupted,
+        "processor_seconds": processor_seconds() - used, "interrupted": interrupted,
     }  # fmt: skip
+
+
+def processor_seconds() -> float:
+    """Of all processes started and ended so far; NaN where the system does not count them."""
+    if resource is None:
+        return math.nan
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def differing(outs: list[Path]) -> list[str]:
@@ -93,10 +108,13 @@ def main() -> None:
         print(json.dumps({"clips": asked.clips, "cores": cores, "load": os.getloadavg(), "runs": rows}))
         return
     print(f"{asked.clips} clips, {cores} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| workers | edits | seconds | clips per minute |\n|---|--:|--:|--:|")
+    print("| workers | edits | seconds | clips per minute | processor seconds per edit |")
+    print("|---|--:|--:|--:|--:|")
     for row in rows:
         note = " (interrupted)" if row["interrupted"] else ""
-        print(f"| {row['workers']} | {row['edits']}{note} | {row['seconds']:.0f} | {row['per_minute']:.1f} |")
+        each = row["processor_seconds"] / max(1, row["edits"])
+        cells = f"{row['edits']}{note} | {row['seconds']:.0f} | {row['per_minute']:.1f} | {each:.2f}"
+        print(f"| {row['workers']} | {cells} |")
 
 
 if __name__ == "__main__":

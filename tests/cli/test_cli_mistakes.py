@@ -27,6 +27,8 @@ from ctxedit.cli.app import build
         ),
         (("tune", "a.mp4", "--seed", 3, "a", "dog"), 2, "ctxedit tune a.mp4 --seed 3 --prompt 'a dog'"),
         (("tune", "a.mp4", "a dog", "--prompt", "a cat"), 2, "hint: to edit it: ctxedit run a.mp4 'a dog'"),
+        (("tune", "a dog", "a.mp4"), 2, "the clip comes first: ctxedit tune a.mp4"),
+        (("tune", "a.mp4", "a dog", "--prompt=a cat"), 2, "hint: to edit it: ctxedit run a.mp4 'a dog'"),
         (("tune", "a.mp4", "a.mp4"), 2, "`ctxedit tune` takes CLIP"),
         (("tune", "a.mp4", "--prompt"), 2, "ctxedit tune CLIP: see `ctxedit tune --help`"),
         (("caption", "a.mp4", "a dog"), 2, "to edit it: ctxedit run a.mp4 'a dog'"),

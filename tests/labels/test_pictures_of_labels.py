@@ -213,7 +213,7 @@ def test_figures_on_real_classes_need_no_judge(ctxedit, imagenet, tmp_path):
     found = ctxedit("eval", "classes", *options, "-o", "real", "--json")
     assert found.code == 0, found.err
     assert {row["key"] for row in found.table["scores"]} == {"fid", "precision", "recall"}
-    assert "judges know the drawn world's objects only" in found.err
+    assert "judges know only the drawn world's objects" in found.err
     more = ctxedit("eval", "classes", "--encoder", "mine", "--data", imagenet, "--count", 99)
     assert more.code == 3 and "has 6 usable images" in more.err
     drawn = ctxedit("eval", "classes", "--encoder", "mine", "--count", 4)
