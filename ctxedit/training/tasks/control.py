@@ -62,8 +62,10 @@ class ControlTask(Task):
             raise ConfigError(f"{unet} has no denoiser to control", "train the denoiser first")
         require(low <= high, "low", low, f"at most task.high, {high}")
         self.velocity = VelocityLoss(components, empty, focus, draws)
-        factor, halvings = self.velocity.encoders.downsampling, len(embedding) - 1
-        require(2**halvings == factor, "embedding", embedding, f"one longer than the halvings to 1/{factor}")
+        factor = self.velocity.encoders.downsampling
+        count = factor.bit_length()  # one more than its halvings
+        expected = f"a list of {count}: the autoencoder downsamples by {factor}"
+        require(len(embedding) == count, "embedding", embedding, expected)
         components.install("vae", "text_encoder", "tokenizer", "unet")
         self.data = Data(data, Scenes)
         self.low, self.high = low, high
