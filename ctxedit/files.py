@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, nearest
+from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, counted, nearest
 
 #: Bytes of a TOML or JSON file that a person writes or downloads.
 TEXT_LIMIT = 16 << 20
@@ -23,6 +24,7 @@ TEXT_LIMIT = 16 << 20
 MODEL_JSON_LIMIT = 256 << 20
 #: How deep tables and arrays may be nested. Settings need three levels.
 _DEPTH = 64
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _NAME_MAX, _PATH_MAX = 255, 4096
 #: Settings of a model and of its parts, which the libraries read without care for how deep they are nested.
 _CONFIGS = (
@@ -36,6 +38,22 @@ def printable(text: str | os.PathLike[str]) -> str:
     return os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def visible(text: str) -> str:
+    r"""Text whose control and direction characters are shown as escapes, such as ``\x1b``.
+
+    Names of files, and what other people's files say, might else move the cursor or hide words of a command.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def expanded(name: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` expanded, where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def is_utf8(text: str | os.PathLike[str]) -> bool:
     """Whether a name can be written as UTF-8. Other bytes in a name reach Python as lone surrogates."""
     try:
@@ -47,7 +65,7 @@ def is_utf8(text: str | os.PathLike[str]) -> bool:
 
 def check_utf8(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
     """Raise ``error`` for a path that is not UTF-8: run folders and JSON could not hold it."""
-    whole = path.expanduser().absolute()
+    whole = expanded(path).absolute()
     if not is_utf8(whole):
         raise error(f"the path of the {what} is not UTF-8: {printable(whole)}", "rename it, or its folder")
 
@@ -179,14 +197,14 @@ def check_depth(value: Any) -> None:
 
 def check_name_fits(path: Path, what: str = "output") -> None:
     """Raise OutputError for a path that the disk cannot hold; limits are in bytes, not in letters."""
-    whole = Path(os.path.abspath(path.expanduser()))
+    whole = Path(os.path.abspath(expanded(path)))
     name_max, path_max = _limits(whole)
     for part in whole.parts:
         if (size := len(os.fsencode(part))) > name_max:
             raise OutputError(
                 f"the name of the {what} is too long: {size} bytes, this disk takes {name_max}: "
                 f"{printable(part)[:40]}…",
-                f"choose a name that is {size - name_max} bytes shorter or more",
+                f"choose a name that is {counted(size - name_max, 'byte')} shorter or more",
             )
     if (size := len(os.fsencode(whole))) >= path_max:
         raise OutputError(

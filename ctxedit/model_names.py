@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
-from pathlib import Path
 
 from ctxedit.errors import ConfigError
+from ctxedit.files import expanded
 
 BUILTIN = "builtin"
+#: Above this a number does not fit into single precision, in which the networks compute.
+LARGEST = 3.4e38
 #: Lies in the folder of models that `ctxedit train` made, the built-in ones' too: the words they know.
 VOCABULARY = "vocabulary.json"
 #: Short names for checkpoints whose ids moved.
@@ -52,14 +53,6 @@ def split_scale(setting: str) -> tuple[str, float]:
         scale = float(said) if colon else 1.0
     except ValueError:  # the colon is part of the name
         return setting, 1.0
-    if not math.isfinite(scale):
+    if not abs(scale) < LARGEST:
         raise ConfigError(f"--lora {setting}: the scale is {said}", "it is a finite number, such as 0.8")
     return (name if colon else setting), scale
-
-
-def expanded(name: str | Path) -> Path:
-    """A path with ``~`` expanded, where there is such a user."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.config import Config, load, to_table
+from ctxedit.files import visible
 from ctxedit.renames import with_current_names
 from ctxedit.tables import DEFAULT_PRESET, preset_names
 
@@ -111,16 +112,14 @@ def commands(table: Mapping[str, Any], clip: str | None = None) -> list[str]:
             adapter += [f"--{name}", table[name]] if name in table else []
         adapter += ["--grid"] if table.get("grid") else []
         words = [table["text"]] if table["text"] else []
-        return [shlex.join(["ctxedit", "t2i", *words, *given, *seed, *sets, *adapter])]
+        return [_joined(["ctxedit", "t2i", *words, *given, *seed, *sets, *adapter])]
     where, prompt = clip or source.get("name", "CLIP"), ["--prompt", table.get("prompt", "")]
     result = [part for key, value in table.get("output", {}).items() for part in _option(key, value)]
     tuning_seed = table.get("tuning_seed")
     if tuning_seed is None:
-        return [
-            shlex.join(["ctxedit", "run", where, table["target"], *prompt, *given, *seed, *sets, *result])
-        ]
+        return [_joined(["ctxedit", "run", where, table["target"], *prompt, *given, *seed, *sets, *result])]
     tune = ["ctxedit", "tune", where, *prompt, *given, "--seed", str(tuning_seed), *sets]
-    return [shlex.join(tune), shlex.join(["ctxedit", "edit", where, table["target"], *seed, *sets, *result])]
+    return [_joined(tune), _joined(["ctxedit", "edit", where, table["target"], *seed, *sets, *result])]
 
 
 def flat(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +145,15 @@ def distinct_labels(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]
             seen[label] += 1
             made[i] = f"{label} #{seen[label]}"
     return made
+
+
+def _joined(words: Sequence[str]) -> str:
+    """A command line for a shell; control characters are written as escapes, which ``$'…'`` reads."""
+    return " ".join(shlex.quote(word) if word == visible(word) else f"$'{_escaped(word)}'" for word in words)
+
+
+def _escaped(word: str) -> str:
+    return visible(word.replace("\\", "\\\\").replace("'", "\\'"))
 
 
 def _option(key: str, value: Any) -> list[str]:

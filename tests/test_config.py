@@ -133,6 +133,9 @@ class TestRefusals:
             ({"tune": {"trainable_modules": [1]}}, r"tune\.trainable_modules"),
             ({"fusion": {"word_weights": {"cat": "much"}}}, r"fusion\.word_weights\.cat"),
             ({"fusion": {"word_weights": ["cat"]}}, r"fusion\.word_weights"),
+            ({"fusion": {"word_weights": {"cat": 1e308}}}, r"word_weights\.cat is too large"),
+            ({"tune": {"adapter_lr": 1e300}}, r"tune\.adapter_lr is too large"),
+            ({"adapter": {"window": 10**22}}, r"adapter\.window = 1000"),
         ],
     )
     def test_unknown_keys_and_types(self, table, message):
@@ -155,6 +158,9 @@ class TestRefusals:
             {"adapter": {"blocks": 0}},
             {"adapter": {"patch": 0}},
             {"adapter": {"window": 0}},
+            {"adapter": {"width": 2**40}},
+            {"adapter": {"blocks": 2**63}},
+            {"adapter": {"patch": 2**40}},
             {"adapter": {"bound": -0.1}},
             {"tune": {"steps": -1}},
             {"tune": {"lr": 0.0}},

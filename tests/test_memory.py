@@ -29,24 +29,33 @@ def test_a_captioner_takes_what_was_measured():
 
 
 STAGES = [
-    ("sd14", stage, dtype, 8) for stage in ("invert", "edit", "tune") for dtype in ("bfloat16", "float32")
+    ("sd14", stage, dtype, 8, 512)
+    for stage in ("invert", "edit", "tune")
+    for dtype in ("bfloat16", "float32")
 ]
 STAGES += [
-    ("sdxl", "invert", "bfloat16", 1),
-    ("sdxl", "edit", "bfloat16", 1),
-    ("blip2", "caption", "bfloat16", 1),
+    ("sd14", "tune", dtype, frames, side)
+    for dtype in ("bfloat16", "float32")
+    for frames, side in ((2, 384), (4, 256))
+]
+STAGES += [
+    ("sdxl", "invert", "bfloat16", 1, 1024),
+    ("sdxl", "edit", "bfloat16", 1, 1024),
+    ("blip2", "caption", "bfloat16", 1, 512),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "stage", "dtype", "frames"), STAGES)
-def test_a_full_size_checkpoint_takes_what_the_plan_states(tmp_path_factory, model, stage, dtype, frames):
+@pytest.mark.parametrize(("model", "stage", "dtype", "frames", "side"), STAGES)
+def test_a_full_size_checkpoint_takes_what_the_plan_states(
+    tmp_path_factory, model, stage, dtype, frames, side
+):
     """Minutes of a core for each, and up to 16 GB."""
     folder = tmp_path_factory.getbasetemp() / "full size"
     folder.mkdir(exist_ok=True)
     program = [sys.executable, memory.__file__]
     if not (folder / model).exists():  # in a process of its own: this one would not shrink again
         subprocess.run([*program, "make", model, folder], check=True)
-    command = [*program, "measure", folder / model, stage, dtype, str(frames)]
+    command = [*program, "measure", folder / model, stage, dtype, str(frames), str(side)]
     row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert row["measured"] == pytest.approx(row["foretold"], rel=0.2), row

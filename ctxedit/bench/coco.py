@@ -19,7 +19,8 @@ from ctxedit.config import Config
 from ctxedit.editing import text_to_image
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
-from ctxedit.errors import ConfigError, InputError, OutputError
+from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
+from ctxedit.files import read_json
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
@@ -153,13 +154,15 @@ def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | No
 
 
 def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
-    """Raise OutputError if a folder's note says that its images were made with other settings."""
+    """Raise OutputError if a folder's note is damaged, or says that its images have other settings."""
     if not note.exists():
         return
     try:
-        old = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = {}
+        old = read_json(note, "note")
+    except CtxeditError:
+        old = None
+    if not isinstance(old, dict):
+        raise OutputError(f"{note} is damaged: how the images beside it were made is unknown", hint)
     if changed := sorted(key for key in facts if old.get(key) != facts[key]):
         key = changed[0]
         raise OutputError(

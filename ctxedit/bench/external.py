@@ -13,7 +13,7 @@ from ctxedit.bench.formats import IMAGES, VIDEOS
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.files import neighbour
+from ctxedit.files import expanded, neighbour
 from ctxedit.media.probe import probe
 from ctxedit.runs import slug
 from ctxedit.stages.prepare import Prepared, read_working
@@ -51,7 +51,7 @@ def parse(text: str) -> External:
     label, equals, folder = (part.strip() for part in text.partition("="))
     if not (label and equals and folder):
         raise ConfigError(f"--external {text}", "it takes a name and a folder: --external tokenflow=videos/")
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if not path.is_dir():
         raise InputError(
             f"--external {text}: {path} is not a folder",

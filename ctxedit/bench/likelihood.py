@@ -19,7 +19,8 @@ from torch import Tensor
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.likelihood import decoder_nll, discretised_nll, level_chances, prior_kl, step_kl
 from ctxedit.editing.reporter import Reporter
-from ctxedit.errors import InputError, OutputError
+from ctxedit.errors import CtxeditError, InputError, OutputError
+from ctxedit.files import read_json
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics.intervals import of_mean
 from ctxedit.models.pixel_denoiser import PixelDenoiser
@@ -146,9 +147,11 @@ def _resume(out: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
     note, file = out / _KEY, out / _ROWS
     if note.is_file():
         try:
-            before = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
+            before = read_json(note, "note")
+        except CtxeditError:
+            before = None
+        if not isinstance(before, dict):
+            raise OutputError(f"{note} is damaged: its rows are of unknown settings", "choose another --out")
         # A run on fewer images of the same order may be extended.
         if changed := sorted(k for k in key if k != "count" and before.get(k) != key[k]):
             raise OutputError(
@@ -166,9 +169,12 @@ def _resume(out: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
 def _read(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
-            yield json.loads(line)
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not isinstance(row, dict):
+            return
+        yield row
 
 
 @torch.no_grad()

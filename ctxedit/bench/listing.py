@@ -26,7 +26,7 @@ from typing import Any
 from ctxedit.bench.formats import base_of, entries
 from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.model_names import expanded
+from ctxedit.files import expanded
 from ctxedit.storage import fetch, is_url
 from ctxedit.synthetic.compositions import Composition
 from ctxedit.synthetic.judge import ANSWERS

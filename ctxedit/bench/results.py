@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from ctxedit.errors import InputError, OutputError
 
 NAME = "results.jsonl"
+#: Facts that are counted with.
+_NUMBERS = ("frames", "seed", "trained")
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,23 @@ class ResultRow:
         return asdict(self)
 
 
-def row_of(table: dict[str, Any]) -> ResultRow:
+def row_of(table: Any) -> ResultRow:
     """A row from JSON; raises TypeError for anything else."""
+    if not isinstance(table, dict):
+        raise TypeError("a row is an object")
     row = ResultRow(**table)
     texts = (row.key, row.method, row.clip, row.target, row.kind, row.prompt)
-    tables = (row.figures, row.costs, row.facts)
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(t, dict) for t in tables):
-        raise TypeError("a key, a name or a table of a row is of another type")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a row's key and names must be text")
     if not all(text is None or isinstance(text, str) for text in (row.video, row.error)):
         raise TypeError("a row's video and error must be text")
+    tables = (row.figures, row.costs, row.facts, *(row.costs.values() if isinstance(row.costs, dict) else ()))
+    if not all(isinstance(table, dict) for table in tables):
+        raise TypeError("a row's figures, costs and facts must be tables")
+    numbers = [*row.figures.values(), *(row.facts[name] for name in _NUMBERS if name in row.facts)]
+    numbers += [one for cost in row.costs.values() for one in cost.values()]
+    if not all(one is None or (isinstance(one, (int, float)) and math.isfinite(one)) for one in numbers):
+        raise TypeError("a row's figures and costs must be numbers")
     return row
 
 
@@ -121,18 +132,7 @@ class Results:
 def _row(line: bytes) -> ResultRow | None:
     """The row in a line; None for other JSON. Raises ValueError for other text."""
     table = json.loads(line)
-    kinds: dict[str, Any] = {
-        "figures": dict,
-        "costs": dict,
-        "facts": dict,
-        "video": (str, type(None)),
-        "error": (str, type(None)),
-    }
-    texts = ("key", "method", "clip", "target", "kind", "prompt")
     try:
-        row = ResultRow(**table)
+        return row_of(table)
     except TypeError:
         return None
-    good = all(isinstance(getattr(row, name), str) for name in texts)
-    good = good and all(isinstance(getattr(row, name), kind) for name, kind in kinds.items())
-    return row if good else None

@@ -16,7 +16,7 @@ from ctxedit.cli.options import SettingOptions
 from ctxedit.cli.output import Screen
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.model_names import expanded
+from ctxedit.files import expanded
 from ctxedit.renames import variable_of
 from ctxedit.tables import DEFAULT_PRESET, merge_into, nested, parse, preset_files, read_table
 

@@ -131,7 +131,7 @@ def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> 
         return
     for clip, why in plan.failing.items():
         screen.warn(f"{clip}: {why}")
-    at_work = watcher(screen, [job.methods[0].label], job.clips)
+    at_work = watcher(screen, [job.methods[0].label])
     place = job.out if job.store is None else job.store.url
     with executor_of(where, plan.peak_bytes) as executor, resumable(place), at_work as watching:
         rows = runner.run(job, watching, executor)

@@ -234,7 +234,7 @@ def _work(
             hush()
         preview.measure(bench, plan)
     labels = [method.label for method in bench.methods]
-    at_work = watcher(screen, labels, bench.clips, plan.total_seconds)
+    at_work = watcher(screen, labels, plan.total_seconds)
     with executor_of(where, plan.peak_bytes) as executor, resumable(bench.out), at_work as watching:
         rows = runner.run(bench, watching, executor)
     whole = report.write(bench, rows, pairs)

@@ -13,7 +13,6 @@ from rich.progress import MofNCompleteColumn
 from rich.table import Column, Table
 
 from ctxedit.bench.figures import mean_of
-from ctxedit.bench.listing import Clip
 from ctxedit.bench.results import ResultRow
 from ctxedit.bench.runner import Watcher
 from ctxedit.bench.serve import Job
@@ -74,12 +73,9 @@ class Lines(Watcher):
 class Board(Lines):
     """A live table: each method's edits and means so far, the stage at work, the time left."""
 
-    def __init__(
-        self, screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
-    ) -> None:
+    def __init__(self, screen: Screen, methods: Sequence[str], seconds: float | None = None) -> None:
         super().__init__(screen, methods, seconds)
         self._rows: dict[str, list[ResultRow]] = {method: [] for method in methods}
-        self._each = sum(len(clip.targets) for clip in clips)
         self._bars = bars(screen.console, MofNCompleteColumn)
         self._whole = self._bars.add_task("edits", total=None)
         self.live = Live(
@@ -111,17 +107,20 @@ class Board(Lines):
 
     def _drawn(self) -> Group:
         console = self.screen.console
-        table = self._table(_SHOWN)
-        if Measurement.get(console, console.options, table).minimum > console.width:
-            table = self._table(())  # the final table contains the figures
+        # Measured on an endless line: on the terminal's own, nothing is ever wider than the terminal.
+        endless = console.options.update(max_width=10_000)
+        for shown, place in ((_SHOWN, True), ((), True), ((), False)):  # the final table has the figures
+            table = self._table(shown, place)
+            if Measurement.get(console, endless, table).minimum <= console.width:
+                break
         return Group(table, self._bars)
 
-    def _table(self, shown: Sequence[tuple[str, str, int]]) -> Table:
-        """Each method's edits so far, with these figures."""
-        numbers = [
-            Column(title, no_wrap=True) for title in ("edits now", "failed", *[one[1] for one in shown])
-        ]
-        table = Table(Column("method", overflow="fold"), *numbers, Column("now at", overflow="fold"))
+    def _table(self, shown: Sequence[tuple[str, str, int]], place: bool) -> Table:
+        """Each method's new edits, with these figures, and where it is working."""
+        titles = ("new edits", *[one[1] for one in shown], *(["now at"] if place else []))
+        longest = max(map(len, self._rows), default=0)
+        names = Column("method", overflow="fold", min_width=min(longest, 24))
+        table = Table(names, *[Column(title, no_wrap=title != "now at", overflow="fold") for title in titles])
         for method, rows in self._rows.items():
             good = [row.figures for row in rows if row.error is None]
             means = [mean_of(good, key) for key, _, _ in shown]
@@ -133,7 +132,9 @@ class Board(Lines):
                 f"{job.clip.name} ({worker})" if worker else job.clip.name
                 for worker, job in self.at.items() if job.method.label == method
             )  # fmt: skip
-            table.add_row(method, f"{len(good)}/{self._each}", str(len(rows) - len(good)), *cells, at)
+            failed = len(rows) - len(good)
+            new = f"{len(good)}, {failed} failed" if failed else str(len(good))
+            table.add_row(method, new, *cells, *([at] if place else []))
         return table
 
 
@@ -147,15 +148,13 @@ def _figures(row: ResultRow) -> str:
 
 
 @contextmanager
-def watcher(
-    screen: Screen, methods: Sequence[str], clips: Sequence[Clip], seconds: float | None = None
-) -> Iterator[Watcher]:
+def watcher(screen: Screen, methods: Sequence[str], seconds: float | None = None) -> Iterator[Watcher]:
     """The display of the progress; silences libraries. ``seconds`` is the estimate for everything."""
     if not debugging():
         hush()
     if not screen.shows_bars:
         yield Lines(screen, methods, seconds)
         return
-    board = Board(screen, methods, clips, seconds)
+    board = Board(screen, methods, seconds)
     with board.live:
         yield board

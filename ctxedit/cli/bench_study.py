@@ -13,6 +13,7 @@ from ctxedit.cli.options import MessageOptions
 from ctxedit.cli.output import Screen, print_table
 from ctxedit.cli.output_options import OverwriteOption
 from ctxedit.cli.spread import spread
+from ctxedit.errors import counted
 
 Compared = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.", show_default=False)]
 
@@ -49,7 +50,7 @@ def study(
     rows = studying.rows_in(out)
     questions = studying.draw_questions(rows, count, seed, names, against)
     path = studying.write(out, questions, rows, overwrite.yes)
-    screen.say(f"{len(questions)} questions, seed {seed}")
+    screen.say(f"{counted(len(questions), 'question')}, seed {seed}")
     screen.result(str(path), {"page": path, "key": path.with_name("key.json"), "questions": len(questions)})
 
 

@@ -66,20 +66,20 @@ def _meant(context: Any, given: list[str], left: list[str]) -> str:
         kept.remove(one)  # the last one of its kind
         kept.reverse()
     plain = f"`{' '.join(path)}` takes {taken(context) or 'no arguments'}: see `{' '.join(path)} --help`"
+    clip = str(context.params.get("clip", "")) if positional and positional[0].name == "clip" else ""
     if any(os.path.lexists(one) for one in left):
-        return plain
-    text = " ".join(left)
-    if any("--prompt" in one.opts for one in parameters) and "--prompt" not in given:
+        swapped = clip and not os.path.lexists(clip) and len(left) == 1
+        return f"the clip comes first: {shlex.join([*path, left[0]])}" if swapped else plain
+    text, prompted = " ".join(left), any(one.partition("=")[0] == "--prompt" for one in given)
+    if any("--prompt" in one.opts for one in parameters) and not prompted:
         hint = f"to say what the clip shows: {shlex.join([*path, *kept, '--prompt', text])}"
     elif positional and positional[-1].name == "text":
         words = str(context.params["text"])
         kept[kept.index(words)] = f"{words} {text}"
         return f"put the text in quotes: {shlex.join([*path, *kept])}"
-    elif positional and positional[0].name == "clip":
+    elif clip:
         hint = ""
     else:
         return plain
-    if positional and positional[0].name == "clip":
-        edit = shlex.join(["ctxedit", "run", str(context.params["clip"]), text])
-        hint = f"{hint}; to edit it: {edit}".removeprefix("; ")
-    return hint
+    edit = shlex.join(["ctxedit", "run", clip, text])
+    return f"{hint}; to edit it: {edit}".removeprefix("; ") if clip else hint

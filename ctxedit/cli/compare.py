@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,9 +98,7 @@ def compare(
     from ctxedit.editing.paths import Input, Paths
     from ctxedit.finished import note
 
-    paths = [Path(word) for word in (positional if presets is None else positional[:1])]
-    for path in paths:
-        arguments.existing(path)
+    paths = _existing(positional, presets)
     inputs = tuple(Input(path, "clip", True) for path in paths)
     Paths(inputs, (("output", output),)).check()
     parts = comparison.gather(paths, label or (), span.frames or None) if presets is None else None
@@ -122,6 +122,24 @@ def compare(
             complete=partial(note, output, key, facts=facts),
         )  # fmt: skip
     screen.result(str(output), {"output": output, **facts})
+
+
+def _existing(positional: list[str], presets: str | None) -> list[Path]:
+    """The files and folders to compare, or the clip to edit with presets.
+
+    Raises:
+        ConfigError: a text where a file is due.
+        InputError: one of them does not exist.
+    """
+    first, *others = positional
+    for text in others if presets is None else ():
+        if not Path(text).suffix and not os.path.lexists(text) and os.path.isfile(first):
+            call = shlex.join(["ctxedit", "compare", "--presets", "contextdiff,fatezero", first, text])
+            raise ConfigError(f"{text!r} is no video, image or folder", f"to compare presets: {call}")
+    paths = [Path(word) for word in (positional if presets is None else [first])]
+    for path in paths:
+        arguments.existing(path)
+    return paths
 
 
 def _key(parts: list[Part] | None, requests: list[Request], more: tuple[object, ...]) -> str:

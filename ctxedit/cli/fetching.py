@@ -139,8 +139,7 @@ def _addons(config: Config) -> list[Wanted]:
 
 def _takes_canny_sd1(model: str) -> bool:
     """Whether the ControlNet for Stable Diffusion 1.x fits a model; yes while its config is not there."""
-    from ctxedit.files import read_json
-    from ctxedit.model_names import expanded
+    from ctxedit.files import expanded, read_json
     from ctxedit.models import hub
     from ctxedit.models.control import SD1_WIDTH
     from ctxedit.models.weights import is_hub_id

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ctxedit.cli.failures import Failure, StdoutClosed
-from ctxedit.files import printable
+from ctxedit.files import printable, visible
 
 #: Most characters in an error's line.
 _LONGEST = 1000
@@ -96,13 +96,13 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line for the user."""
         if not self.quiet:
-            self.console.print(Text(text))
+            self.console.print(Text(_lines(text)))
 
     def warn(self, text: str) -> None:
         """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
-            self.console.print(Text.assemble(("warning: ", "yellow"), text))
+            self.console.print(Text.assemble(("warning: ", "yellow"), _lines(text)))
 
     def result(self, text: str, table: Mapping[str, Any]) -> None:
         """The result: lines for people and pipes, or one JSON object."""
@@ -147,7 +147,7 @@ def pairs(rows: Sequence[tuple[str, str]], whole: str = "") -> str:
     longest = max((len(name) for name, _ in rows), default=0)
     room = terminal_width()
     lines = []
-    for name, value in rows:
+    for name, value in ((visible(name), visible(value)) for name, value in rows):
         folded = [value]
         if room is not None and name != whole:
             folded = textwrap.wrap(
@@ -168,6 +168,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
@@ -182,19 +183,27 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table; the first row is the heading. Nothing is ever cut.
 
     Off a terminal, aligned text. On one, a drawn table: texts wrap, numbers stay whole; where even that is
-    too wide, each row becomes a block of ``heading  value`` lines.
+    too wide, the table is turned on its side, and where that is too wide as well, each row becomes a block
+    of ``heading  value`` lines.
     """
     room = terminal_width()
+    rows = [[visible(cell) for cell in row] for row in rows]
     if room is None:
         return _aligned(rows)
+    for turned in (rows, list(zip(*rows, strict=True))):
+        # A column of prose can wrap to about its longest word, any other cell has to stay on one line.
+        prose = [any(" " in row[i].strip() for row in turned[1:]) for i in range(len(turned[0]))]
+        if _least_width(turned, prose) <= room:
+            return _drawn(turned, prose, room)
+    return _blocks(rows)
+
+
+def _drawn(rows: Sequence[Sequence[str]], prose: Sequence[bool], room: int) -> str:
+    """A table with rules, the columns of prose wrapped."""
     from rich import box
     from rich.table import Table
 
     head, *body = rows
-    # A column of prose can wrap to about its longest word, any other cell has to stay on one line.
-    prose = [any(" " in row[i].strip() for row in body) for i in range(len(head))]
-    if _least_width(rows, prose) > room:
-        return _blocks(rows)
     lines = box.HEAVY_HEAD if (sys.stdout.encoding or "").lower().startswith("utf") else box.ASCII
     table = Table(box=lines)
     for cell, folds in zip(head, prose, strict=True):
@@ -253,8 +262,13 @@ def print_failure(failure: Failure, as_json: bool) -> None:
 
 def _line(text: str) -> str:
     """One readable line: an error may quote a value of megabytes."""
-    line = " ".join(printable(text).split())
+    line = visible(" ".join(printable(text).split()))
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def _lines(text: str) -> str:
+    """A message as it can be printed safely; the ends of its lines stay."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> dict[str, Any] | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,19 +64,34 @@ def facts_in(file: Path) -> dict[str, Any]:
 
 
 def _source_near(file: Path, source: Any) -> str | None:
-    """The source clip, where one with its name and content is in the current folder or beside the file."""
+    """The source clip: one with its name and content in the current folder, beside the file, or in a run."""
     from ctxedit.contents import fingerprint
 
     if not isinstance(source, dict) or not isinstance(source.get("name"), str):
         return None
     name = Path(source["name"]).name
-    for path in (Path(name), file.parent / name):
+    for path in chain((Path(name), file.parent / name), _clips_of_runs(file, name)):
         try:
             if path.exists() and fingerprint(path) == source.get("blake2b"):
-                return str(path)
+                return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
         except CtxeditError:
             continue
     return None
+
+
+def _clips_of_runs(file: Path, name: str) -> Iterator[Path]:
+    """Clips of this name that runs were made of: of those in the usual folder, and of the file's own run."""
+    from ctxedit.cli.runs import found
+    from ctxedit.runs import Run
+
+    usual, own = Path(os.environ.get("CTXEDIT_RUNS", "runs")), file.absolute().parents[1:3]
+    for folder, _ in chain.from_iterable(map(found, (usual, *own))):
+        try:
+            clip = Run(folder).clip
+        except CtxeditError:
+            continue
+        if clip.name == name:
+            yield clip
 
 
 def _lines(file: Path, facts: dict[str, Any], clip: str | None, again: list[str]) -> str:

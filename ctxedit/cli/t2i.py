@@ -105,7 +105,14 @@ def t2i(
         screen.result(str(path), result)
         return
     plan = text_to_image.plan(
-        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base)
+        text,
+        config,
+        base.offline or dry.dry_run,
+        path,
+        overwrite.yes,
+        adapter,
+        arguments.sources(base),
+        labelled.layout,
     )
     add_to_plan(plan, wanted)
     if dry.dry_run:

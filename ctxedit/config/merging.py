@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from ctxedit.config.ranges import Length, Range
 from ctxedit.config.settings import setting_names
 from ctxedit.errors import ConfigError, did_you_mean
-from ctxedit.model_names import BUILTIN
+from ctxedit.model_names import BUILTIN, LARGEST
 from ctxedit.renames import current_name
 
 _T = TypeVar("_T")
@@ -76,10 +77,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(k): convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise ConfigError(f"{where} is too large a number", "must be below 1.8e308") from error
+        # Ranges refuse infinity and NaN where they are wrong.
+        if abs(value) > LARGEST and value not in (math.inf, -math.inf):
+            raise ConfigError(f"{where} is too large a number", f"must be below {LARGEST}")
+        return float(value)
+    if hint is int and type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where} = {value}", "must be from -2**63 to 2**63 - 1")
     if hint is Any or (isinstance(hint, type) and type(value) is hint):
         return value
     raise ConfigError(f"{where} = {value!r}", f"must be {_kind(hint)}")

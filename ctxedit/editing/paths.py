@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, OutputError
-from ctxedit.files import check_kind, check_name_fits, check_utf8, printable
+from ctxedit.files import check_kind, check_name_fits, check_utf8, expanded, printable
 from ctxedit.model_names import split_scale
 
 if TYPE_CHECKING:
@@ -104,11 +104,16 @@ def for_edit(request: Request) -> Paths:
     return Paths(tuple(inputs), tuple(_edited(request.output, request.heatmaps)), (request.runs,))
 
 
-def for_image(image: Path, config: Config, adapter: Path | None, sources: Sequence[Path]) -> Paths:
+def for_image(
+    image: Path,
+    config: Config,
+    adapter: Path | None,
+    sources: Sequence[Path],
+    layout: Path | None = None,
+) -> Paths:
     """What text to image reads and writes."""
     inputs = _settings(config, sources)
-    if adapter is not None:
-        inputs.append(Input(adapter, "adapter"))
+    inputs += [Input(path, what) for path, what in ((adapter, "adapter"), (layout, "layout")) if path]
     return Paths(tuple(inputs), (("image", image),))
 
 
@@ -118,7 +123,7 @@ def _settings(config: Config, sources: Sequence[Path]) -> list[Input]:
     models = (
         config.model, config.captioner, config.clip_model, config.control.model, config.upscale.model
     )  # fmt: skip
-    found += [Input(Path(name).expanduser(), "model") for name in models if os.path.isabs(name)]
+    found += [Input(expanded(name), "model") for name in models if os.path.isabs(name)]
     loras = (split_scale(setting)[0] for setting in config.lora)
     found += [Input(Path(name), "LoRA") for name in loras if os.path.isabs(name)]
     found += [Input(Path(name), "embedding") for name in config.embedding if os.path.isabs(name)]
@@ -152,7 +157,7 @@ def _refused(text: str, one: Input) -> OutputError:
 def _id(path: Path) -> tuple[int, int] | None:
     """What tells files apart whatever their names; None where there is none."""
     try:
-        found = path.expanduser().stat()
+        found = expanded(path).stat()
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
@@ -160,7 +165,7 @@ def _id(path: Path) -> tuple[int, int] | None:
 
 def _ids(path: Path) -> set[tuple[int, int]]:
     """All folders that a path lies in, by its name and by what its links lead to."""
-    whole = Path(os.path.abspath(path.expanduser()))
+    whole = Path(os.path.abspath(expanded(path)))
     folders = {*whole.parents, *Path(os.path.realpath(whole)).parents}
     return {found for folder in folders if (found := _id(folder)) is not None}
 

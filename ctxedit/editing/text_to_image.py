@@ -37,16 +37,17 @@ from ctxedit.stages.report import check_image
 
 def plan(
     text: str, config: Config, offline: bool, output: Path, overwrite: bool, adapter: Path | None = None,
-    sources: Sequence[Path] = (),
+    sources: Sequence[Path] = (), layout: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Check what text to image needs, and say what it takes; sizes are (width, height).
 
-    ``adapter`` and ``sources``, the files of the settings, are read: ``output`` may be none of them.
+    ``adapter``, ``sources`` (the files of the settings) and ``layout`` are read; ``output`` may be none of
+    them.
 
     Raises:
         ConfigError, InputError, WeightsError, ResourceError, OutputError.
     """
-    paths.for_image(output, config, adapter, sources).check()
+    paths.for_image(output, config, adapter, sources, layout).check()
     if adapter is not None:
         ContextAdapter.check(adapter)
     for what, words in (("prompt", text), ("negative prompt", config.edit.negative_prompt)):

@@ -104,13 +104,16 @@ def _clip_text_now(session: Session, target: str) -> float:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The rows that tuning wrote, in order; a line that a kill cut short ends them."""
+    """The rows that tuning wrote, in order; a line that was cut short or damaged ends them."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 

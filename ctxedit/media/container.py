@@ -12,7 +12,7 @@ from typing import Any
 import av
 
 from ctxedit.errors import InputError
-from ctxedit.media.sources import location
+from ctxedit.media.sources import is_jpeg_stream, location
 
 DAMAGED = (
     "the file is damaged or cut short; copy it again, or re-encode it: ffmpeg -i IN -c:v libx264 OUT.mp4"
@@ -46,7 +46,8 @@ class Sound:
 def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """A file's PyAV container, its video stream and the decoder for it; PyAV's errors become InputError."""
     try:
-        with av.open(location(path), **_TAGS) as container:
+        form = "mjpeg" if is_jpeg_stream(path) else None  # else FFmpeg takes it for one picture too
+        with av.open(location(path), format=form, **_TAGS) as container:
             stream = _video_stream(container, path)
             yield container, stream, _decoder(stream, path)
     except av.FFmpegError as error:

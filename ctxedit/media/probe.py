@@ -10,7 +10,7 @@ from typing import Literal
 
 from ctxedit.errors import InputError
 from ctxedit.media import stills, timing
-from ctxedit.media.sources import check_exists, is_heif, video_offset
+from ctxedit.media.sources import check_exists, is_heif, is_jpeg_stream, video_offset
 from ctxedit.media.timeline import Timeline, scan
 from ctxedit.media.timing import FOLDER_FPS
 
@@ -101,7 +101,7 @@ def probe(path: str | Path) -> ClipInfo:
             f"{path} is a HEIF photo: that format is not supported",
             "save it as JPEG or PNG; of a live photo give its .mov",
         )
-    if stills.is_image(path) and video_offset(path) is None:
+    if stills.is_image(path) and video_offset(path) is None and not is_jpeg_stream(path):
         if stills.header(path).frames > 1:
             return _probe_animation(path)
         return _probe_stills(path, "image", [path])

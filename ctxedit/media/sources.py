@@ -89,6 +89,11 @@ def _video_offset(path: Path, size: int, mtime: int) -> int | None:
     return None
 
 
+def is_jpeg_stream(path: Path) -> bool:
+    """Whether a file is motion JPEG without a container: by its content it is but the first of its JPEGs."""
+    return path.suffix.lower() in (".mjpeg", ".mjpg")
+
+
 def is_heif(path: Path) -> bool:
     """Whether the file is a HEIF or HEIC picture, by its brand. AVIF, which has one of its own, is not."""
     with path.open("rb") as file:

@@ -255,6 +255,8 @@ def _refused(error: OSError, path: Path) -> OutputError:
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # renaming would replace /dev/null itself
+        raise OutputError(f"{path} is a device, a FIFO or a socket", "write to a regular file or a folder")
     # An empty folder holds nothing to lose.
     if overwrite or not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return

@@ -176,15 +176,7 @@ def _timeline(
     path: Path, source: tuple[Any, Any], first: Any, packets: _Packets, interlaced: bool
 ) -> Timeline:
     container, stream = source
-    pts: np.ndarray | None = None
-    keys = keys_dts = np.empty(0, np.int64)
-    if None not in packets.pts and None not in packets.keys:
-        keys, keys_dts = (np.sort(np.array(one, np.int64)) for one in (packets.keys, packets.keys_dts))
-        pts = np.sort(np.array(packets.pts, np.int64))
-        # Frames shown before the first key frame lean on pictures that are not in the file.
-        pts = pts[pts >= packets.keys[0]]
-        if len(np.unique(pts)) != len(pts):
-            pts = None
+    pts, keys, keys_dts = _stamps(container, stream, packets)
     parts = first.format.components
     return Timeline(
         pts=pts,
@@ -210,6 +202,27 @@ def _timeline(
         sound=choose_sound(container),
         indexed=_indexed(path, container.format.name),
     )
+
+
+def _stamps(
+    container: Any, stream: Any, packets: _Packets
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Sorted time stamps of the frames (None: they are not to be relied on), and of the key frames, twice."""
+    nothing = np.empty(0, np.int64)
+    if None in packets.pts or None in packets.keys:
+        return None, nothing, nothing
+    pts, keys, keys_dts = (
+        np.sort(np.array(one, np.int64)) for one in (packets.pts, packets.keys, packets.keys_dts)
+    )
+    # AVI keeps no presentation times. FFmpeg works them out for MPEG-4; for H.264 it numbers the packets as
+    # they come, which is not the order of the pictures.
+    reordered = "avi" in container.format.name and stream.codec_context.has_b_frames
+    if reordered and packets.pts == pts.tolist():
+        return None, keys, keys_dts
+    # Frames shown before the first key frame lean on pictures that are not in the file.
+    first = next(key for key in packets.keys if key is not None)
+    pts = pts[pts >= first]
+    return (pts if len(np.unique(pts)) == len(pts) else None), keys, keys_dts
 
 
 def _end(container: Any, stream: Any, packets: _Packets, pts: np.ndarray | None) -> int | None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctxedit.errors import WeightsError
-from ctxedit.files import check_file
-from ctxedit.model_names import expanded
+from ctxedit.files import check_file, expanded
 from ctxedit.models import hub, layout
 
 

@@ -10,8 +10,7 @@ conditional); a fused step puts the source's branch before them.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ctxedit.errors import ConfigError
+from ctxedit.models.across_frames import Kernel, across_frames
 from ctxedit.models.anchors import Anchors
 from ctxedit.models.sites import AttentionSite
 from ctxedit.models.source_layers import SourceLayers
 
 #: The branch of a recorder that reads the source's queries and keys which a fusion has kept.
 KEPT_SOURCE = -1
-#: ``kernel(q, k, v)`` on (B, heads, tokens, dim): softmax(q kᵀ / √dim) v.
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -231,37 +229,6 @@ def xformers_kernel() -> Kernel:
 def make_kernel(backend: str) -> Kernel:
     """The kernel by its setting: ``sdpa`` or ``xformers``."""
     return xformers_kernel() if backend == "xformers" else sdpa
-
-
-def across_frames(
-    q: Tensor, k: Tensor, v: Tensor, attended: tuple[tuple[int, ...], ...], kernel: Kernel
-) -> Tensor:
-    """Attention in which frame i's keys and values are those of the frames ``attended[i]``.
-
-    Frames that see equally many are one kernel call, so no mask is needed and no key counts twice.
-
-    Args:
-        q: (branches·frames, heads, tokens, dim).
-        k, v: the same, or of more frames: frames beyond the queries' are attended to only.
-        attended: for each frame the frames it attends to.
-        kernel: fused attention.
-    """
-    n = len(attended)
-    if all(s == (i,) for i, s in enumerate(attended)):
-        return kernel(q, k, v)
-    branches = q.shape[0] // n
-    q, k, v = (x.unflatten(0, (branches, -1)) for x in (q, k, v))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i, s in enumerate(attended):
-        groups[len(s)].append(i)
-    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype, device=v.device)
-    for members in groups.values():
-        index = torch.tensor([attended[i] for i in members], device=q.device)
-        # (branches, members, attended, heads, tokens, dim) → attended·tokens in one axis
-        ks, vs = (x[:, index].transpose(2, 3).flatten(3, 4).flatten(0, 1) for x in (k, v))
-        part = kernel(q[:, members].flatten(0, 1), ks, vs)
-        out[:, members] = part.unflatten(0, (branches, len(members)))
-    return out.flatten(0, 1)
 
 
 def fuse_cross(

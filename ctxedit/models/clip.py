@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ctxedit.errors import ResourceError, WeightsError
-from ctxedit.files import check_model_files, neighbour, read_json
-from ctxedit.model_names import expanded
+from ctxedit.files import check_model_files, expanded, neighbour, read_json
 from ctxedit.models import hub, layout
 from ctxedit.models.weights import is_half, variant_of
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ctxedit.errors import CtxeditError, ResourceError, WeightsError
-from ctxedit.files import neighbour
+from ctxedit.files import expanded, neighbour
 from ctxedit.models.captioner import shares
 
 VERSION = 1
@@ -60,7 +60,7 @@ class LavisCaptioner:
         load_timeout: float = 3600.0,
         worker: Path | None = None,
     ) -> None:
-        found = shutil.which(str(Path(python).expanduser()))
+        found = shutil.which(str(expanded(python)))
         if found is None:
             raise WeightsError(f"no Python interpreter at {python}", f"{neighbour(Path(python))}{SETUP}")
         self.name = f"lavis:{model}/{model_type}"

@@ -22,7 +22,7 @@ _TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("float32"), "U8": np.dtyp
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors and text about them; what lay there stays until it is done.
+    """Write tensors and text about them; an existing file stays until it is done.
 
     safetensors' own ``save_file`` makes a temporary file of a name of its own, readable by the owner alone,
     and has its own exception for a full disk. So it only makes the bytes here. The same content gives the
@@ -46,7 +46,7 @@ def tensors_in_parts(
     """Write tensors that memory need not hold: mapped arrays to be filled, a file once the block is done.
 
     Args:
-        path: of the file; what lay there stays until it is done.
+        path: of the file; an existing one stays until it is done.
         shapes: shape and type (``float32`` or ``uint8``) of each tensor.
 
     Raises:

@@ -15,8 +15,8 @@ from torch import nn
 
 from ctxedit.contents import fingerprint
 from ctxedit.errors import CtxeditError, WeightsError, did_you_mean
-from ctxedit.files import check_file, check_model_files, neighbour, process_folder
-from ctxedit.model_names import BUILTIN, VOCABULARY, expanded, is_own
+from ctxedit.files import check_file, check_model_files, expanded, neighbour, process_folder
+from ctxedit.model_names import BUILTIN, VOCABULARY, is_own
 from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
 from ctxedit.models import hub, layout
 from ctxedit.models.families import family_named, layout_named

@@ -6,10 +6,16 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ctxedit.errors import WeightsError
 from ctxedit.media.temporary import atomic
 from ctxedit.models.weights import BUILTIN_FOLDER
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AGAIN = "train it again, or delete the folder to use the built-in one"
 
 
 def find_component(models: Path, name: str) -> Path:
@@ -21,6 +27,54 @@ def find_component(models: Path, name: str) -> Path:
     if not (BUILTIN_FOLDER / name).is_dir():
         raise WeightsError(f"{models} has no {name}, and none is built in", "train it first")
     return BUILTIN_FOLDER / name
+
+
+def load_network(cls: Any, folder: Path, **options: Any) -> Any:
+    """A component's network, from safetensors only.
+
+    Args:
+        cls: diffusers' or transformers' class.
+        folder: from :func:`find_component`.
+        options: further ones of its ``from_pretrained``.
+
+    Raises:
+        WeightsError: as :func:`load_tokenizer`, or a weight is missing.
+    """
+    network, report = _load(cls, folder, use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise WeightsError(
+            f"{folder.resolve()} lacks {len(missing)} weights, {missing[0]} among them", _AGAIN
+        )
+    return network
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A component's CLIP tokenizer; raises WeightsError for missing or damaged files, or another kind."""
+    from transformers import CLIPTokenizer
+
+    return _load(CLIPTokenizer, folder)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in float32; raises WeightsError for a damaged one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {name: tensor.float() for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file} cannot be loaded: {error}", _AGAIN) from error
+
+
+def _load(cls: Any, folder: Path, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever diffusers, transformers and safetensors raise
+        line = " ".join(str(error).split())[:160]
+        # A dry run sees links to the components.
+        raise WeightsError(f"{folder.resolve()} cannot be loaded: {line}", _AGAIN) from error
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -68,12 +122,12 @@ class Components:
 
 def _extract_text_tower(clip: Path, name: str, folder: Path) -> None:
     import torch
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     if name == "tokenizer":
-        CLIPTokenizer.from_pretrained(clip).save_pretrained(folder)
+        load_tokenizer(clip).save_pretrained(folder)
     else:
-        CLIPTextModel.from_pretrained(clip, dtype=torch.float16).save_pretrained(folder)
+        load_network(CLIPTextModel, clip, dtype=torch.float16).save_pretrained(folder)
 
 
 def link_components(models: Path, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ctxedit.config import Range
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.files import expanded
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.synthetic.vocabulary import GREY_STYLES
@@ -108,7 +109,7 @@ def open_listing(config: DataConfig, captions: bool) -> Listing:
             f'data.source = "{config.source}" has labels and no captions',
             "it is for class-encoder and layout-encoder; other parts take folder, webdataset or scenes",
         )
-    listing = openers[config.source](Path(config.path).expanduser(), captions)
+    listing = openers[config.source](expanded(config.path), captions)
     check_usable(listing, config, Images(listing, 0, config).read)
     return listing
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.files import expanded
 from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded
@@ -68,7 +69,7 @@ class LabelledData(Data):
             )
         if not config.path:
             raise ConfigError(f'data.source = "{config.source}" needs data.path', "or pass --data PATH")
-        path = Path(config.path).expanduser()
+        path = expanded(config.path)
         if config.source == "coco":
             listing, self.labels = list_coco(path, self.boxes)
         elif config.source == "classes":

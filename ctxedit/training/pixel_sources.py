@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxedit.errors import InputError
+from ctxedit.files import expanded
 from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, list_shards, read_bytes
 
 #: A record of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
@@ -74,7 +75,7 @@ def open_pixels(path: Path, size: int, split: Split = "train") -> PixelSet:
     Raises:
         InputError: no such path, nothing usable in it, or an archive that is cut off.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if not path.exists():
         raise InputError(f"no {path}", "give CIFAR-10's binary archive, shards, or a folder of images")
     if path.is_file() and path.suffix != ".tar":

@@ -13,6 +13,7 @@ import tomli_w
 
 from ctxedit.config import convert, merge
 from ctxedit.errors import ConfigError, did_you_mean
+from ctxedit.files import expanded
 from ctxedit.training.data import DataConfig
 from ctxedit.training.schedule import Schedule
 from ctxedit.training.tasks import base as tasks
@@ -176,7 +177,7 @@ def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Rec
     top = {key: convert(value, _KEYS[key], key) for key, value in blob.items()}
     tasks.get(top["part"])
     data = merge(DataConfig(), top.get("data", {}), "data.")
-    if data.path and not Path(data.path).expanduser().is_absolute():
+    if data.path and not expanded(data.path).is_absolute():
         data = replace(data, path=str((file.parent if file else Path()) / data.path))
     schedule = merge(Schedule(steps=1, batch=1, lr=0.0), top["schedule"], "schedule.")
     if missing := [key for key in ("steps", "batch", "lr") if key not in top["schedule"]]:

@@ -99,7 +99,7 @@ def describe_data(recipe: Recipe) -> str:
     if data.source == "scenes":
         share = f", {data.compositions:.0%} compositions" if data.compositions else ""
         return f"drawn scenes{share}, {data.size} pixels"
-    return f"{data.source} {Path(data.path).name}, {data.size} pixels"
+    return f"{data.source} {Path(data.path).name or 'named by --data'}, {data.size} pixels"
 
 
 def read(folder: Path) -> dict[str, Any] | None:

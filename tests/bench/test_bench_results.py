@@ -1,5 +1,6 @@
 """The results file, the meter, the ledger."""
 
+import json
 import time
 
 import numpy as np
@@ -57,6 +58,22 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
 def test_another_files_lines_are_refused(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"loss": 3}\n')
     with pytest.raises(InputError, match=r"line 1 is not a result"):
+        Results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"figures": {"psnr": "x"}}, {"figures": {"psnr": float("inf")}}, {"figures": [1]}, {"costs": [1]},
+        {"costs": {"edit": 3}}, {"facts": [1]},
+        {"costs": {"edit": {"seconds": "x"}}}, {"facts": {"frames": "x"}}, {"facts": None}, {"video": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rows_with_other_values_are_refused_before_they_are_counted_with(tmp_path, wrong):
+    row = {name: "x" for name in ("key", "method", "clip", "target", "kind", "prompt")} | wrong
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="line 1 is not a result"):
         Results(tmp_path)
 
 

@@ -302,3 +302,23 @@ def test_a_training_sees_beforehand_that_it_cannot_write(ctxedit, make_recipe, t
 def test_a_recipe_is_a_regular_file(ctxedit, tmp_path):
     os.mkfifo(tmp_path / "mine.toml")
     assert "is a FIFO" in told(ctxedit("train", tmp_path / "mine.toml", "--dry-run"), 2)
+
+
+def test_a_tilde_that_names_no_user_is_a_name(ctxedit, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = (
+        "run",
+        clip,
+        "--target",
+        "a cat",
+        "--prompt",
+        "a tiger",
+        "--frames",
+        2,
+        "--stride",
+        1,
+        "--dry-run",
+    )
+    assert ctxedit(*asked, "-o", "~no-such-user/out.mp4").code == 0
+    answer = ctxedit(*asked, "--mask", "~no-such-user/mask.png")
+    assert answer.code == 3 and "does not exist" in answer.err

@@ -137,6 +137,14 @@ def test_it_resumes_and_refuses_another_model(ctxedit, models, folder, tmp_path)
     assert again == first
     other = ask(ctxedit, models["norm-kept"], folder, tmp_path)
     assert other.code == 6 and "another model" in other.err
+    (tmp_path / "terms.jsonl").write_text("\n".join(rows[:2]) + "\nnull\n")
+    assert ask(ctxedit, models["plain"], folder, tmp_path, "--json").table == first
+    note = (tmp_path / "likelihood.json").read_text()
+    for broken in ("", "null", "[1]"):
+        (tmp_path / "likelihood.json").write_text(broken)
+        damaged = ask(ctxedit, models["plain"], folder, tmp_path)
+        assert damaged.code == 6 and "likelihood.json is damaged" in damaged.err
+    (tmp_path / "likelihood.json").write_text(note)
     assert (tmp_path / "terms.jsonl").read_text().splitlines() == rows
 
 

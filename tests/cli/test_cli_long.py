@@ -51,7 +51,8 @@ def long_clip(tmp_path_factory):
 def edited(long_clip, tmp_path_factory):
     """The clip, edited in windows."""
     runs = tmp_path_factory.mktemp("long runs")
-    answer = call("run", long_clip, "--target", TARGET, *SMALL, "--runs", runs, "--json")
+    prompt = ("--prompt", "a tiger walking on the beach")
+    answer = call("run", long_clip, "--target", TARGET, *prompt, *SMALL, "--runs", runs, "--json")
     assert answer.code == 0, answer.err
     return answer.table
 

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,6 @@ def test_uneven_timing_keeps_the_text(tmp_path, suffix):
 
 
 def test_sound_keeps_the_text(tmp_path):
-    import subprocess
     from fractions import Fraction
 
     import imageio_ffmpeg
@@ -89,7 +89,8 @@ def test_show_tells_what_an_edit_was_made_of(ctxedit, made, clip):
     changed = {"clip.frames": 4, "tune.steps": 2, "invert.steps": 4, "edit.steps": 4}
     assert facts["settings"].items() >= changed.items() and "device" not in facts["settings"]
     assert facts["source"]["name"] == clip.name and facts["model"] == "builtin" and facts["prompt"]
-    assert str(clip.parent) not in str({k: v for k, v in facts.items() if k != "file"})
+    told = {k: v for k, v in facts.items() if k not in ("file", "commands")}  # where things are here
+    assert str(clip.parent) not in str(told)
     text = ctxedit("show", video).out
     assert TARGET in text and "tune.steps = 2" in text and "ctxedit run" in text
 
@@ -110,6 +111,34 @@ def test_the_command_makes_the_same_edit_again(ctxedit, made, clip, tmp_path, mo
     answer = ctxedit(*arguments, "--runs", tmp_path)
     assert answer.code == 0, answer.err
     assert Path(answer.out.strip()).read_bytes() == video.read_bytes()
+
+
+def test_the_source_is_found_where_the_run_found_it(ctxedit, made, runs, tmp_path, clip, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video = Path(made.out.strip())
+    elsewhere = shutil.copy(video, tmp_path / "copy.mp4")
+    (arguments,) = again(ctxedit("show", video, "--json"))
+    assert arguments[:2] == ["run", str(clip)]
+    assert again(ctxedit("show", elsewhere, "--json"))[0][1] == clip.name
+    monkeypatch.setenv("CTXEDIT_RUNS", str(runs))
+    assert again(ctxedit("show", elsewhere, "--json"))[0][1] == str(clip)
+    monkeypatch.chdir(clip.parent.parent)
+    assert again(ctxedit("show", video, "--json"))[0][1] == f"{clip.parent.name}/{clip.name}"
+
+
+def test_control_characters_are_shown_and_not_sent_to_the_terminal(ctxedit, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "red\x1b[31m\nline\u202e.mp4"
+    shutil.copy(made.out.strip(), name)
+    answer = ctxedit("show", name)
+    assert r"red\x1b[31m\nline\u202e.mp4" in answer.out and not set("\x1b\u202e") & set(answer.out)
+    answer = ctxedit("show", f"no{name}")
+    assert answer.code == 3 and r"nored\x1b[31m" in answer.err and "\x1b" not in answer.err
+    edited = ctxedit("edit", TARGET, "--runs", Path(made.out.strip()).parents[2], "-o", name, "-y")
+    assert edited.code == 0 and edited.out == f"{name}\n"  # a path on stdout is the path
+    (line,) = ctxedit("show", name, "--json").table["commands"]
+    shown = subprocess.run(["bash", "-c", f"printf %s {line.split()[-1]}"], capture_output=True, check=True)
+    assert shown.stdout.decode() == name
 
 
 def test_a_seed_of_its_own_takes_two_commands(ctxedit, edited, clip, monkeypatch, tmp_path):

@@ -1,13 +1,17 @@
 """The registry of training tasks: one file adds a task, with its recipe, its training and its check."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from small_recipes import write_recipe
 
 from ctxedit.errors import ConfigError
+from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe
 from ctxedit.training import tasks as package
 from ctxedit.training.components import Components
@@ -202,6 +206,46 @@ def test_a_network_that_exceeds_the_memory_is_refused_before_it_is_allocated(ctx
         ctxedit, tmp_path, "autoencoder", AUTOENCODER.format([8192] * 4).replace("= 1\n", "= 9\n"), code=5
     )
     assert "the network needs at least" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "file"),
+    [
+        ("decoder", "vae", "diffusion_pytorch_model.safetensors"),
+        ("decoder", "vae", "config.json"),
+        ("control", "unet", "diffusion_pytorch_model.safetensors"),
+        ("captioner", "clip", "tokenizer.json"),
+        ("denoiser", "text_encoder", "model.safetensors"),
+    ],
+)
+def test_a_damaged_component_is_named(ctxedit, tmp_path, part, name, file):
+    models = tmp_path / "models"
+    shutil.copytree(BUILTIN_FOLDER / name, models / name)
+    (models / name / file).write_bytes((models / name / file).read_bytes()[:100])
+    answer = ctxedit("train", part, "--out", models, "--dry-run")
+    assert answer.code == 4 and f"{models / name} cannot be loaded" in answer.err, answer.err
+
+
+def test_a_component_that_lacks_a_weight_or_is_a_pickle_is_refused(ctxedit, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(BUILTIN_FOLDER / "vae", models / "vae")
+    file = models / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if k != "decoder.conv_in.bias"}, file)
+    lacking = ctxedit("train", "decoder", "--out", models, "--dry-run")
+    assert lacking.code == 4 and "decoder.conv_in.bias" in lacking.err, lacking.err
+    file.unlink()
+    torch.save(tensors, file.with_suffix(".bin"))
+    assert ctxedit("train", "decoder", "--out", models, "--dry-run").code == 4
+
+
+def test_damaged_weights_to_start_from_are_named(ctxedit, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(BUILTIN_FOLDER / "judge", models / "judge")
+    file = models / "judge" / "judge.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    answer = ctxedit("train", "judge", "--out", models, "--warm", "-y", "--steps", 1)
+    assert answer.code == 4 and "judge.safetensors cannot be loaded" in answer.err, answer.err
 
 
 def test_a_mistake_in_a_task_is_not_taken_for_a_wrong_recipe(toy, ctxedit):

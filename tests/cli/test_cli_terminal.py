@@ -12,7 +12,10 @@ from asking import TARGET, call
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
+from ctxedit.cli import output
 from ctxedit.cli.bars import bars, folding
+from ctxedit.cli.bench_progress import Board
+from ctxedit.cli.output import Screen
 
 #: Runs command lines on a terminal of each width, in one process; a line of its own ends each one's output.
 CODE = """
@@ -66,7 +69,7 @@ def too_long(text, width):
     ]
 
 
-WIDTHS, FIGURES_AT = (40, 60, 80, 120), (40, 80)
+WIDTHS, FIGURES_AT = (40, 60, 80, 120), (40,)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +144,28 @@ def test_a_bar_folds_its_texts_before_it_cuts_a_number(width):
     text = captured.get()
     assert "370/1200" in text and "-:--:--" in text and "…" not in text
     assert all(word in text for word in ("0.1234", "0.013", "panda", "beach”"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_comparison_at_work_names_its_methods_whole(width):
+    screen = Screen()
+    screen.console = Console(width=width, force_terminal=True, color_system=None)
+    board = Board(screen, ["contextdiff", "fatezero"])
+    with screen.console.capture() as captured:
+        screen.console.print(board.live.get_renderable())
+    text = captured.get()
+    assert "contextdiff" in text and "fatezero" in text and "new edits" in text and "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    assert ("edit found" in text) == (width == 80)
+
+
+def test_a_table_that_is_too_wide_is_turned_on_its_side(monkeypatch):
+    rows = [
+        ["method", *(f"figure {i}" for i in range(12))],
+        *([name, *["0.123"] * 12] for name in ("a", "b")),
+    ]
+    for width, lines in ((200, 6), (40, 16), (15, 27)):  # as it is, on its side, one block for each method
+        monkeypatch.setattr(output, "terminal_width", lambda width=width: width)
+        text = output.table_text(rows)
+        assert len(text.splitlines()) == lines and text.count("0.123") == 24, text
+        assert width == 15 or max(map(len, text.splitlines())) <= width

@@ -159,6 +159,14 @@ def test_a_class_is_drawn_large_by_the_upscaler(ctxedit, trained, tmp_path):
         assert image.size == (256, 256)
 
 
+def test_a_layout_is_not_overwritten(ctxedit, trained, tmp_path, layout):
+    given = layout().rename(tmp_path / "boxes.png")
+    before = given.read_bytes()
+    answer = ctxedit("t2i", "--layout", given, "--encoder", trained, *FEW, "-o", "boxes.png", "-y")
+    assert answer.code == 6 and "is the layout" in answer.err
+    assert given.read_bytes() == before
+
+
 def test_wrong_options_and_classes_are_refused(ctxedit, trained, tmp_path, layout):
     unknown = ctxedit("t2i", "--class", "tigre", "--encoder", trained)
     assert unknown.code == 3 and "unknown class 'tigre'" in unknown.err and "tiger" in unknown.err
@@ -189,6 +197,12 @@ def test_figures_of_classes_and_layouts(ctxedit, trained, tmp_path):
     assert set(rows) == {"class_right", "is", "fid", "precision", "recall"}
     assert rows["class_right"]["low"] < rows["class_right"]["high"] and rows["class_right"]["generated"] == 10
     assert rows["is"]["features"] == "the judge's 40 classes" and rows["is"]["value"] >= 1
+    note = (tmp_path / "c/labels.json").read_bytes()
+    for broken in (b"", b"null", note[:9], b"[" * 3000):
+        (tmp_path / "c/labels.json").write_bytes(broken)
+        answer = ctxedit("eval", "classes", "--encoder", trained, "--count", 10, "--steps", 1, "-o", "c")
+        assert answer.code == 6 and "labels.json is damaged" in answer.err
+    (tmp_path / "c/labels.json").write_bytes(note)
     other = ctxedit("eval", "classes", "--encoder", trained, "--count", 10, "--steps", 2, "-o", "c")
     assert other.code == 6 and "another steps" in other.err
     boxes = ctxedit("eval", "layouts", "--encoder", trained, "--count", 4, "--steps", 1, "-o", "l", "--json")
@@ -205,7 +219,7 @@ def test_figures_on_real_classes_need_no_judge(ctxedit, imagenet, tmp_path):
     found = ctxedit("eval", "classes", *options, "-o", "real", "--json")
     assert found.code == 0, found.err
     assert {row["key"] for row in found.table["scores"]} == {"fid", "precision", "recall"}
-    assert "judges know the drawn world's objects only" in found.err
+    assert "judges know only the drawn world's objects" in found.err
     more = ctxedit("eval", "classes", "--encoder", "mine", "--data", imagenet, "--count", 99)
     assert more.code == 3 and "has 6 usable images" in more.err
     drawn = ctxedit("eval", "classes", "--encoder", "mine", "--count", 4)

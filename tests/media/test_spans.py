@@ -24,6 +24,8 @@ FILES = {
     "disc.mpg": ("-c:v", "mpeg2video", "-g", 12, "-bf", 2, "-q:v", 2, "-pix_fmt", "yuv420p"),
     "old.avi": ("-c:v", "mpeg4", "-g", 12, "-bf", 2, "-q:v", 2, "-pix_fmt", "yuv420p"),
     "intra.avi": ("-c:v", "mjpeg", "-q:v", 2, "-pix_fmt", "yuvj420p"),
+    "h264.avi": H264,
+    "bare.mjpeg": ("-c:v", "mjpeg", "-q:v", 2, "-pix_fmt", "yuvj420p"),
     "web.webm": (
         "-c:v",
         "libvpx-vp9",

@@ -113,6 +113,14 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a FIFO stands for what is no file")
+def test_only_files_and_folders_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    for path in (tmp_path / "fifo.mp4", Path(os.devnull)):
+        with pytest.raises(OutputError, match="is a device, a FIFO or a socket"):
+            check_writable(path, overwrite=True)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc takes no files, not even root's")
 def test_a_closed_folder_even_for_root() -> None:
     with pytest.raises(OutputError, match="cannot write"):

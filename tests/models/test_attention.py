@@ -38,6 +38,30 @@ def softmax_map(q, k):
     return torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
 
 
+@pytest.mark.parametrize(
+    "attended",
+    [
+        *(
+            attended_frames(AttentionConfig(frames=rule), 5)
+            for rule in ("causal", "sparse-causal", "key-frame")
+        ),
+        ((0, 5), (1, 5), (2, 5), (3, 5), (4, 5)),  # an anchor behind the frames
+        ((4, 0), (2, 2), (3, 1), (0,), (1,)),  # no pattern at all
+    ],
+)
+@pytest.mark.parametrize("branches", [1, 2])
+def test_keys_are_gathered_alike_with_and_without_a_gradient(attended, branches):
+    """Bit for bit: tuning gathers by an index, everything else by slices."""
+    q = draw(branches * 5, 2, 3, 4)
+    k, v = (draw(branches * 6, 2, 3, 4, seed=seed) for seed in (1, 2))
+    found = across_frames(q, k, v, attended, sdpa)
+    assert torch.equal(found, across_frames(q, k.requires_grad_(), v.requires_grad_(), attended, sdpa))
+    first = softmax_map(q[0], torch.cat([k[i] for i in attended[0]], 1)) @ torch.cat(
+        [v[i] for i in attended[0]], 1
+    )
+    assert torch.allclose(found[0], first)
+
+
 class TestSeenFrames:
     def test_causal_is_itself_and_two_before(self):
         assert attended_frames(AttentionConfig(), 5) == ((0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4))

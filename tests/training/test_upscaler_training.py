@@ -20,7 +20,7 @@ def build(tmp_path, **settings):
     for folder in ("vae", "text_encoder", "tokenizer"):
         if not (tmp_path / folder).exists():
             (tmp_path / folder).symlink_to(BUILTIN_FOLDER / folder)
-    return UpscalerTask(Components(tmp_path), DATA, **{**SMALL, **settings})
+    return UpscalerTask.build(Components(tmp_path), DATA, {**SMALL, **settings})
 
 
 @pytest.fixture()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ctxedit.errors import ConfigError, InputError, NumericsError
+from ctxedit.files import expanded
 from ctxedit.metrics.images import fidelity
 from ctxedit.metrics.images.cmmd import cmmd
 from ctxedit.metrics.images.sets import ImageSet, same_size
@@ -318,7 +319,7 @@ def features_from(name: str) -> tuple[Literal["clip", "inception"], str | Path |
         return "clip", None
     if name == "inception":
         return "inception", None
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() or path.suffix in (".pth", ".pt", ".safetensors"):
         return "inception", path
     return "clip", name

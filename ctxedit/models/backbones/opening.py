@@ -1,4 +1,4 @@
-"""A checkpoint with what the settings lay over it: LoRA files and embeddings."""
+"""A checkpoint with the add-ons from the settings: LoRA files and embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctxedit.models.weights import Checkpoint
 
 @dataclass(frozen=True)
 class Addons:
-    """What the settings lay over a checkpoint, read and checked to fit it."""
+    """The settings' LoRA files and embeddings, read and checked to fit a checkpoint."""
 
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()

@@ -12,7 +12,7 @@ import torch
 
 from ctxedit.config import Config
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
-from ctxedit.model_names import expanded
+from ctxedit.files import expanded
 from ctxedit.models import layout
 from ctxedit.models.backbones.scheduler import check_scheduler
 from ctxedit.models.clip import load_model, load_tokenizer

@@ -14,7 +14,7 @@ from ctxedit.config import AdapterConfig, Config, merge, validated
 from ctxedit.diffusion.parameterization import Weighting, loss_weight
 from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import ContextAdapter
-from ctxedit.training.components import Components
+from ctxedit.training.components import Components, load_network
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.memory import build_network
@@ -68,7 +68,7 @@ class AdapterTask(Task):
         self.weighting, self.empty = loss_weight, empty
         self.encoders = Encoders(components)
         unet = components.find("unet")
-        self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
+        self.unet: Any = load_network(UNet2DConditionModel, unet, torch_dtype=torch.float32)
         self.unet.requires_grad_(False)
         self.scheduler = noise_scheduler()
         if not config.enabled and not train:

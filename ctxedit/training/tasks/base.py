@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError
+from ctxedit.training.components import Components, read_weights
 from ctxedit.training.settings import typed_settings
 
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
-    from ctxedit.training.components import Components
     from ctxedit.training.data import Data, DataConfig
 
 #: Recipes of the built-in tasks.
@@ -182,9 +181,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the weight files in a folder, in float32."""
+    """All tensors of the weight files in a folder, in float32; raises WeightsError for a damaged file."""
     files = sorted(folder.glob("*.safetensors"))
-    return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
+    return {name: tensor for file in files for name, tensor in read_weights(file).items()}
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:

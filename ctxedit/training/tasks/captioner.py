@@ -15,7 +15,7 @@ from ctxedit.synthetic import scenes
 from ctxedit.synthetic.composition_captions import word
 from ctxedit.synthetic.tensors import to_tensor
 from ctxedit.training import composition_samples, tokenizer
-from ctxedit.training.components import Components
+from ctxedit.training.components import Components, load_tokenizer
 from ctxedit.training.data import Data, DataConfig
 from ctxedit.training.memory import build_network
 from ctxedit.training.settings import Channels, Count, require
@@ -79,7 +79,6 @@ class CaptionerTask(Task):
             Blip2ForConditionalGeneration,
             Blip2QFormerConfig,
             Blip2VisionConfig,
-            CLIPTokenizer,
             OPTConfig,
         )
 
@@ -87,7 +86,7 @@ class CaptionerTask(Task):
         require(patch <= data.size, "patch", patch, f"at most data.size, {data.size}")
         self.data = Data(data, Captions)
         self.size = data.size
-        self.tokenizer = CLIPTokenizer.from_pretrained(components.find("clip"))
+        self.tokenizer = load_tokenizer(components.find("clip"))
         self.tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
         self.image_token = self.tokenizer.convert_tokens_to_ids(_IMAGE)
         sizes = {"hidden_size": width, "num_attention_heads": _HEADS, "num_hidden_layers": layers}
@@ -155,9 +154,7 @@ class CaptionerTask(Task):
 
     def load_weights(self, folder: Path) -> None:
         """Initialise with an exported captioner, whose vocabulary may lack the last words of this one's."""
-        from transformers import CLIPTokenizer
-
-        known = CLIPTokenizer.from_pretrained(folder)
+        known = load_tokenizer(folder)
         tensors = read_tensors(folder)
         own = self.tokenizer.get_vocab()
         new = own.keys() - known.get_vocab().keys()

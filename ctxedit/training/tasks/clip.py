@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ctxedit.errors import ConfigError
 from ctxedit.synthetic import composition_captions
 from ctxedit.training import tokenizer
-from ctxedit.training.components import Components
+from ctxedit.training.components import Components, load_tokenizer, read_weights
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.memory import build_network
 from ctxedit.training.settings import Channels, Count, require
@@ -119,16 +118,14 @@ class ClipTask(Task):
 
     def load_weights(self, folder: Path) -> None:
         """Initialise with an exported CLIP, whose vocabulary may lack the last tokens of this one's."""
-        from transformers import CLIPTokenizer
-
-        known = CLIPTokenizer.from_pretrained(folder)
+        known = load_tokenizer(folder)
         own = self.tokenizer.get_vocab()
         error = ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
         if any(own.get(token) != number for token, number in known.get_vocab().items()):
             raise error
         words = composition_captions.words() if self.data.config.compositions else []
         _, added = tokenizer.extend(known, words)
-        tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        tensors = read_weights(folder / "model.safetensors")
         tensors[_TABLE] = tokenizer.extend_embeddings(tensors[_TABLE], added)
         try:
             self.model.load_state_dict(tensors)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctxedit.config import merge
@@ -18,7 +17,7 @@ from ctxedit.errors import ConfigError
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.condition_encoder import ADAPTER, DENOISER, ConditionEncoder, EncoderConfig, Kind
 from ctxedit.models.tensors import save_tensors
-from ctxedit.training.components import Components, hashes
+from ctxedit.training.components import Components, hashes, load_network, read_weights
 from ctxedit.training.data import DataConfig
 from ctxedit.training.labelled import LabelledData
 from ctxedit.training.memory import build_network
@@ -88,7 +87,7 @@ class ConditionEncoderTask(Task):
         self.words, self.weighting, self.empty = words, loss_weight, empty
         self.focus, self.draws = focus, draws
         self.encoders = Encoders(components)
-        self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
+        self.unet: Any = load_network(UNet2DConditionModel, unet, torch_dtype=torch.float32)
         self.unet.eval().requires_grad_(False)
         self.scheduler = noise_scheduler()
         self.trained_on = "".join(hashes(unet).values())[:16]
@@ -156,7 +155,7 @@ class ConditionEncoderTask(Task):
         if "adapter" in self.model and (folder / ADAPTER).is_file():
             self.model["adapter"].load_state_dict(ContextAdapter.load(folder / ADAPTER).state_dict())
         if "unet" in self.model and (folder / DENOISER).is_file():
-            self.unet.load_state_dict(load_file(folder / DENOISER), strict=False)
+            self.unet.load_state_dict(read_weights(folder / DENOISER), strict=False)
 
 
 @register("class-encoder")

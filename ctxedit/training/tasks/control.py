@@ -12,7 +12,7 @@ from torch import Tensor
 from ctxedit.config import Range
 from ctxedit.errors import ConfigError
 from ctxedit.media.edges import canny
-from ctxedit.training.components import Components
+from ctxedit.training.components import Components, load_network
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.settings import Count, Levels, LossWeight, Share, require
@@ -62,12 +62,14 @@ class ControlTask(Task):
             raise ConfigError(f"{unet} has no denoiser to control", "train the denoiser first")
         require(low <= high, "low", low, f"at most task.high, {high}")
         self.velocity = VelocityLoss(components, empty, focus, draws)
-        factor, halvings = self.velocity.encoders.downsampling, len(embedding) - 1
-        require(2**halvings == factor, "embedding", embedding, f"one longer than the halvings to 1/{factor}")
+        factor = self.velocity.encoders.downsampling
+        count = factor.bit_length()  # one more than its halvings
+        expected = f"a list of {count}: the autoencoder downsamples by {factor}"
+        require(len(embedding) == count, "embedding", embedding, expected)
         components.install("vae", "text_encoder", "tokenizer", "unet")
         self.data = Data(data, Scenes)
         self.low, self.high = low, high
-        self.unet: Any = UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
+        self.unet: Any = load_network(UNet2DConditionModel, unet, torch_dtype=torch.float32)
         self.unet.eval().requires_grad_(False)
         self.model: Any = ControlNetModel.from_unet(
             self.unet, conditioning_embedding_out_channels=tuple(embedding)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxedit.metrics.formulas import ssim_map
-from ctxedit.training.components import Components
+from ctxedit.training.components import Components, load_network
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.noise import noise_like
@@ -46,7 +46,7 @@ class DecoderTask(Task):
         self.data = Data(data, Scenes, captions=False)
         self.edges, self.ssim = edges, ssim
         vae = components.find("vae")
-        self.model: Any = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32)
+        self.model: Any = load_network(AutoencoderKL, vae, torch_dtype=torch.float32)
         self.model.encoder.requires_grad_(False)
         self.model.quant_conv.requires_grad_(False)
 

@@ -27,7 +27,7 @@ from ctxedit.training.settings import (
     LossWeight,
     Share,
     require,
-)  # fmt: skip
+)
 from ctxedit.training.tasks.base import Task, load_weights, register
 from ctxedit.training.tasks.encoders import Encoders, noise_scheduler, save_text_encoder, write_layout
 
@@ -126,10 +126,9 @@ class DenoiserTask(Task):
         count = len(channels)
         require(len(attend) == count, "attend", attend, f"a list of {count}, one for each of task.channels")
         # The middle block has the last resolution's channels, and always attends.
-        least = min(
-            [channels[-1], *(c for c, with_attention in zip(channels, attend, strict=True) if with_attention)]
-        )
-        require(head <= least, "head", head, f"at most {least}, the least channels with attention")
+        attending = [channels[-1], *(c for c, on in zip(channels, attend, strict=True) if on)]
+        fewest = min(attending)
+        require(head <= fewest, "head", head, f"at most {fewest}, the fewest channels with attention")
         components.install("vae", "text_encoder", "tokenizer")
         self.data = Data(data, Scenes)
         self.velocity = VelocityLoss(components, empty, focus, draws, logit_mean)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctxedit.model_names import VOCABULARY
 from ctxedit.synthetic import composition_captions, scenes
-from ctxedit.training.components import Components
+from ctxedit.training.components import Components, load_network, load_tokenizer
 from ctxedit.training.tokenizer import extend, extend_embeddings
 
 
@@ -27,12 +27,12 @@ class Encoders:
 
     def __init__(self, components: Components) -> None:
         from diffusers import AutoencoderKL
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
 
-        self.vae: Any = AutoencoderKL.from_pretrained(components.find("vae"), torch_dtype=torch.float32)
-        text = components.find("text_encoder")
-        self.text: Any = CLIPTextModel.from_pretrained(text, dtype=torch.float32)
-        self.tokenizer = CLIPTokenizer.from_pretrained(components.find("tokenizer"))
+        vae, text = components.find("vae"), components.find("text_encoder")
+        self.vae: Any = load_network(AutoencoderKL, vae, torch_dtype=torch.float32)
+        self.text: Any = load_network(CLIPTextModel, text, dtype=torch.float32)
+        self.tokenizer = load_tokenizer(components.find("tokenizer"))
         for network in (self.vae, self.text):
             network.eval().requires_grad_(False)
 
