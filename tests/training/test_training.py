@@ -314,7 +314,8 @@ def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
     task.load_weights(BUILTIN_FOLDER / tasks.get(part).folder)
     after = torch.cat([p.flatten() for p in model.parameters()])
     assert (before != after).float().mean() > 0.9
-    assert torch.equal(after, after.half().float()), "the shipped weights are half precision"
+    # The shipped weights are half precision, but not the mean embeddings of words that are new to them.
+    assert (after == after.half().float()).float().mean() > 0.95
     with pytest.raises(ConfigError, match="does not fit"):
         tasks.load_weights(torch.nn.Linear(2, 2), BUILTIN_FOLDER / tasks.get(part).folder)
 

@@ -31,8 +31,8 @@ _TABLE = "text_model.embeddings.token_embedding.weight"
 class ClipTask(Task):
     """Images against the captions of the batch and, for drawn scenes, against hard negatives.
 
-    The tokenizer is trained on the captions of the data; with compositions in the data, their words are added
-    to it after all others.
+    The tokenizer is trained on the captions of the data; for drawn scenes the words of compositions are added
+    to it after all others, whether or not there are compositions in the data.
 
     Args:
         components: none are needed.
@@ -61,8 +61,7 @@ class ClipTask(Task):
         require(patch <= data.size, "patch", patch, f"at most data.size, {data.size}")
         self.data = Data(data, partial(Scenes, wrong=True))
         learned = tokenizer.learn(self.data.captions)
-        words = composition_captions.words() if data.compositions else []
-        self.tokenizer, _ = tokenizer.extend(learned, words)
+        self.tokenizer, _ = tokenizer.extend(learned, self._words())
         self.size = data.size
         sizes = {
             "hidden_size": width,
@@ -116,6 +115,10 @@ class ClipTask(Task):
         self.tokenizer.save_pretrained(folder)
         write_preprocessor(folder, self.size, "CLIPImageProcessor")
 
+    def _words(self) -> list[str]:
+        """Words that get a token each, after all others: for drawn scenes those of compositions."""
+        return composition_captions.words() if self.data.captions is None else []
+
     def load_weights(self, folder: Path) -> None:
         """Initialise with an exported CLIP, whose vocabulary may lack the last tokens of this one's."""
         known = load_tokenizer(folder)
@@ -123,8 +126,7 @@ class ClipTask(Task):
         error = ConfigError(f"{folder} does not fit the recipe", "train from scratch, without --warm")
         if any(own.get(token) != number for token, number in known.get_vocab().items()):
             raise error
-        words = composition_captions.words() if self.data.config.compositions else []
-        _, added = tokenizer.extend(known, words)
+        _, added = tokenizer.extend(known, self._words())
         tensors = read_weights(folder / "model.safetensors")
         tensors[_TABLE] = tokenizer.extend_embeddings(tensors[_TABLE], added)
         try:
