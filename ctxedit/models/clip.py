@@ -67,6 +67,7 @@ class ClipScorer:
         self._model = load_model(CLIPModel, folder, device, dtype)
         config = self._model.config
         self._prepare.check(config.vision_config.image_size)
+        check_special_tokens(self._tokenizer, config.text_config.vocab_size, self.name)
         self.length = min(config.text_config.max_position_embeddings, self._tokenizer.model_max_length)
 
     @torch.no_grad()
@@ -234,6 +235,17 @@ def load_tokenizer(folder: Path, cls: Any = None) -> Any:
             f"{folder}: the tokenizer cannot be read ({_first_line(error)})",
             "the folder needs tokenizer.json and tokenizer_config.json (save_pretrained writes them)",
         ) from error
+
+
+def check_special_tokens(tokenizer: Any, count: int, name: str) -> None:
+    """Raise WeightsError if a token that marks start, end or padding is none of the network's ``count``."""
+    marks = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    for kind, number in marks.items():
+        if number is not None and number >= count:
+            raise WeightsError(
+                f"{name}: the tokenizer's {kind}_token is not in the text encoder's vocabulary",
+                "its tokenizer_config.json is damaged or belongs to another model",
+            )
 
 
 def load_model(cls: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:

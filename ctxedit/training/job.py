@@ -23,7 +23,7 @@ from ctxedit.models.device import name_of
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import record
 from ctxedit.training.components import Components, find_component, hashes, link_components
-from ctxedit.training.loop import Done, clear, make_accelerator, read_state, train
+from ctxedit.training.loop import Done, check_placement, clear, make_accelerator, read_state, train
 from ctxedit.training.memory import check_training
 from ctxedit.training.progress_log import read_metrics, seconds_of
 from ctxedit.training.recipe import Recipe
@@ -234,10 +234,11 @@ class Training:
         Raises:
             ConfigError, ResourceError: as :meth:`run`.
         """
-        recipe, accelerator = self.recipe, make_accelerator(self.recipe.schedule, device)
+        recipe = self.recipe
+        place, processes = check_placement(recipe.schedule, device)
         with tempfile.TemporaryDirectory() as folder:
             task = self.build_task(models=link_components(self.models, Path(folder)))
-        self._check_memory(task, accelerator)
+        self._check_memory(task, place, processes)
         if not restart:
             self.check_resumable()
         listing = task.data.listing
@@ -258,11 +259,11 @@ class Training:
             table["starts from"] = str(self.initial_weights(restart))
         return table
 
-    def _check_memory(self, task: Task, accelerator: Accelerator) -> None:
+    def _check_memory(self, task: Task, device: torch.device, processes: int) -> None:
         """Raise ResourceError if weights, optimiser and images exceed the available memory."""
         schedule, pixels = self.recipe.schedule, 3 * self.recipe.data.size**2
-        share = pixels * schedule.batch // accelerator.num_processes
-        check_training(task.model, share, share * schedule.accumulate, accelerator.device)
+        share = pixels * schedule.batch // processes
+        check_training(task.model, share, share * schedule.accumulate, device)
 
     def run(
         self,
@@ -320,7 +321,7 @@ class Training:
             initial = self._keep_initial_weights() if self.continues is not None else None
             torch.manual_seed(recipe.schedule.seed)
             task = self.build_task(initial)
-            self._check_memory(task, accelerator)
+            self._check_memory(task, accelerator.device, accelerator.num_processes)
         if (options.warm or recipe.warm) and initial is None and read_state(self.state_file) is None:
             initial = find_component(self.models, recipe.folder)
             task.load_weights(initial)

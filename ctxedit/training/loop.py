@@ -52,8 +52,8 @@ class Done:
     bad: dict[str, str] = field(default_factory=dict)
 
 
-def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
-    """An ``Accelerator`` for ``auto``, ``cpu``, ``cuda`` or ``mps``; under a launcher, one per process.
+def check_placement(schedule: Schedule, device: str = "auto") -> tuple[torch.device, int]:
+    """The device of a training and its number of processes, which a launcher sets in ``WORLD_SIZE``.
 
     Raises:
         ConfigError: the device does not support the precision, or the batch cannot be divided among the
@@ -70,16 +70,33 @@ def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
         raise ConfigError(f"precision {schedule.precision!r}", "one of: no, fp16, bf16")
     if schedule.precision == "fp16" and chosen.type != "cuda":
         raise ConfigError("fp16 needs a CUDA device", "use --precision bf16 or no")
+    world = os.environ.get("WORLD_SIZE", "1")
+    if not world.isdecimal() or int(world) < 1:
+        raise ConfigError(f"WORLD_SIZE = {world!r}", "a launcher such as torchrun sets it; or unset it")
+    if schedule.batch % int(world):
+        raise ConfigError(
+            f"a batch of {schedule.batch} cannot be divided among {world} processes", "choose a multiple"
+        )
+    return chosen, int(world)
+
+
+def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
+    """An ``Accelerator`` for ``auto``, ``cpu``, ``cuda`` or ``mps``; under a launcher, one per process.
+
+    Raises:
+        ConfigError, ResourceError: as :func:`check_placement`; or several processes were not started by a
+            launcher.
+    """
+    chosen, _ = check_placement(schedule, device)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # Accelerate keeps one global state per process and refuses to change its precision.
         AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision=schedule.precision, cpu=chosen.type == "cpu")
-    if schedule.batch % accelerator.num_processes:
-        raise ConfigError(
-            f"a batch of {schedule.batch} cannot be divided among {accelerator.num_processes} processes",
-            "choose a multiple",
-        )
-    return accelerator
+    try:
+        return Accelerator(mixed_precision=schedule.precision, cpu=chosen.type == "cpu")
+    except ValueError as error:
+        # Processes that no launcher has told where to meet.
+        line = " ".join(str(error).split())
+        raise ConfigError(line, "start the processes with accelerate launch or torchrun") from error
 
 
 class _Step(nn.Module):

@@ -176,3 +176,7 @@ def test_several_processes_need_one_precision_for_all_recipes(ctxedit, two_recip
     refused = ctxedit("train", "all")
     assert refused.code == 2 and "different precisions" in refused.err and "--precision" in refused.err
     assert ctxedit("train", "all", "--precision", "no", "--dry-run").code == 0
+    # No launcher has told these processes where to meet.
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    alone = ctxedit("train", "decoder", "--precision", "no", "-y")
+    assert alone.code == 2 and "torchrun" in alone.err

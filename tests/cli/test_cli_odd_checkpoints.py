@@ -204,3 +204,12 @@ class TestPrompts:
             "--stride", 1, "--runs", tmp_path / "runs", "--dry-run",
         )  # fmt: skip
         refused(answer, 2)
+
+
+@pytest.mark.parametrize("kind", ["pad", "eos"])
+def test_a_tokenizer_with_a_mark_that_the_encoder_does_not_know_is_refused(copy, draw, kind):
+    file = copy / "tokenizer" / "tokenizer_config.json"
+    table = json.loads(file.read_text())
+    file.write_text(json.dumps({**table, f"{kind}_token": ">|endoftext|>"}))
+    answer = draw(copy, "--dry-run")
+    assert answer.code == 4 and f"{kind}_token" in answer.err

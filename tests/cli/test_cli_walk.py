@@ -55,7 +55,7 @@ WALK = [
 @pytest.fixture(scope="module")
 def steps():
     """The page's numbered steps."""
-    page = (ROOT / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "ctxedit" / "README.md").read_text(encoding="utf-8")
     walk = page.partition("**The path of a prompt")[2].partition("\n## ")[0]
     return [" ".join(step.split()) for step in re.split(r"\n\d+\. ", walk)[1:]]
 

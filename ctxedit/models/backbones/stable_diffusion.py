@@ -20,7 +20,7 @@ from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones.base import Backbone
 from ctxedit.models.backbones.checkpoint_sizes import largest, sizes_of, tensors_of
 from ctxedit.models.backbones.scheduler import alphas_cumprod, check_scheduler
-from ctxedit.models.clip import load_model, load_tokenizer
+from ctxedit.models.clip import check_special_tokens, load_model, load_tokenizer
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.control import Control, Denoiser
 from ctxedit.models.deep_cache import DeepBlocks
@@ -28,6 +28,7 @@ from ctxedit.models.device import latent_dtype, storage_dtype
 from ctxedit.models.embedding import Embedding, add_embedding
 from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
+from ctxedit.models.original import TOKENS
 from ctxedit.models.sites import AttentionSite, sites_of_unet
 from ctxedit.models.sizes import Sizes, Weight, read_json, weight_of
 from ctxedit.models.weights import Checkpoint, check_finite, network
@@ -175,6 +176,13 @@ class StableDiffusion(Backbone):
     def check_prompts(cls, checkpoint: Checkpoint, texts: Sequence[str]) -> None:
         from transformers import CLIPTokenizer
 
+        for part in cls.others_in:
+            if part.startswith("tokenizer"):
+                encoder = read_json(
+                    checkpoint.settings / part.replace("tokenizer", "text_encoder") / "config.json"
+                )
+                found = load_tokenizer(checkpoint.settings / part, CLIPTokenizer)
+                check_special_tokens(found, encoder.get("vocab_size", TOKENS), checkpoint.name)
         tokenizer = load_tokenizer(checkpoint.settings / "tokenizer", CLIPTokenizer)
         room = cls.sizes(checkpoint).context_length - 2
         for text in texts:
