@@ -87,16 +87,16 @@ def make_accelerator(schedule: Schedule, device: str = "auto") -> Accelerator:
         ConfigError, ResourceError: as :func:`check_placement`; or several processes were not started by a
             launcher.
     """
-    chosen, _ = check_placement(schedule, device)
+    chosen, processes = check_placement(schedule, device)
+    if processes > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            f"WORLD_SIZE = {processes}, but no MASTER_ADDR says where the processes meet",
+            "start them with accelerate launch or torchrun",
+        )
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # Accelerate keeps one global state per process and refuses to change its precision.
         AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return Accelerator(mixed_precision=schedule.precision, cpu=chosen.type == "cpu")
-    except ValueError as error:
-        # Processes that no launcher has told where to meet.
-        line = " ".join(str(error).split())
-        raise ConfigError(line, "start the processes with accelerate launch or torchrun") from error
+    return Accelerator(mixed_precision=schedule.precision, cpu=chosen.type == "cpu")
 
 
 class _Step(nn.Module):
