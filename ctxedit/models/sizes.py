@@ -132,7 +132,47 @@ def read_json(path: Path) -> dict[str, Any]:
     table = files_of.read_json(path, "JSON object", error=WeightsError)
     if not isinstance(table, dict):
         raise WeightsError(f"{path} is not a JSON object", "fetch or save the model again")
+    if path.name == "config.json":
+        _check_counts(table, path)
     return table
+
+
+#: Entries of a network's configuration that are counts, or lists of counts.
+_COUNTS = frozenset(
+    [
+        "attention_head_dim",
+        "block_out_channels",
+        "cross_attention_dim",
+        "hidden_size",
+        "in_channels",
+        "intermediate_size",
+        "latent_channels",
+        "layers_per_block",
+        "max_position_embeddings",
+        "norm_num_groups",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "out_channels",
+        "projection_dim",
+        "transformer_layers_per_block",
+        "vocab_size",
+    ]
+)
+
+
+def _check_counts(table: dict[str, Any], path: Path) -> None:
+    """Raise WeightsError if a count is not a whole number from 1 up; null and missing ones pass."""
+
+    def is_count(value: Any) -> bool:
+        if isinstance(value, list):
+            return bool(value) and all(map(is_count, value))
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    for key in sorted(_COUNTS & table.keys()):
+        if table[key] is not None and not is_count(table[key]):
+            raise WeightsError(
+                f"{path}: {key} = {json.dumps(table[key])[:60]}", "fetch or save the model again"
+            )
 
 
 def tensor_weight(entry: dict[str, Any]) -> Weight:

@@ -213,3 +213,11 @@ def test_a_tokenizer_with_a_mark_that_the_encoder_does_not_know_is_refused(copy,
     file.write_text(json.dumps({**table, f"{kind}_token": ">|endoftext|>"}))
     answer = draw(copy, "--dry-run")
     assert answer.code == 4 and f"{kind}_token" in answer.err
+
+
+@pytest.mark.parametrize("value", [[2, True], [-1, 2], 0, "8", 2.5, [[]]])
+def test_a_count_that_is_none_is_refused(copy, draw, value):
+    file = copy / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attention_head_dim": value}))
+    answer = draw(copy, "--dry-run")
+    assert answer.code == 4 and "attention_head_dim" in answer.err
