@@ -154,6 +154,7 @@ _COUNTS = frozenset(
         "num_hidden_layers",
         "out_channels",
         "projection_dim",
+        "sample_size",
         "transformer_layers_per_block",
         "vocab_size",
     ]
