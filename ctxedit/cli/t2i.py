@@ -102,30 +102,23 @@ def t2i(
     shown = {"text": text} if wanted is None else labelled.shown(wanted)
     result = {"image": path, **shown, "seed": config.seed}
     if not dry.dry_run and finished_before(path, key, overwrite.yes, screen) is not None:
-        screen.result(str(path), result)
-        return
+        return screen.result(str(path), result)
     plan = text_to_image.plan(
-        text,
-        config,
-        base.offline or dry.dry_run,
-        path,
-        overwrite.yes,
-        adapter,
-        arguments.sources(base),
+        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base),
         labelled.layout,
-    )
+    )  # fmt: skip
     add_to_plan(plan, wanted)
     if dry.dry_run:
-        screen.result(_planned(path, plan), {"plan": plan})
-        return
+        return screen.result(_planned(path, plan), {"plan": plan})
     screen.say(f"seed {config.seed}{f': {wanted.shows}' if wanted else ''}")
     made_with = {**shown, "adapter": adapter, **labelled.facts()}
     about = None if no_metadata else _metadata(config, base, made_with)
+    tell = teller(screen)
     with resumable(None):
         if wanted is None:
-            picture = text_to_image.generate(text, config, base.offline, teller(screen), adapter=adapter)[0]
+            picture = text_to_image.generate(text, config, base.offline, tell, adapter=adapter)[0]
         else:
-            picture = drawn(wanted, labelled.grid, config, base.offline, teller(screen))
+            picture = drawn(wanted, labelled.grid, config, base.offline, tell)
         write_image(path, picture, overwrite=overwrite.yes, about=about, complete=partial(note, path, key))
     screen.result(str(path), result)
 

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ctxedit.errors import ConfigError, InputError, NumericsError, WeightsError
 from ctxedit.models.clip import (
     ImagePreprocessor,
+    check_special_tokens,
     checkpoint_folder,
     checkpoint_name,
     load_model,
@@ -76,6 +77,7 @@ class Blip2Captioner:
         self._tokenizer = load_tokenizer(folder)
         self._model = load_model(Blip2ForConditionalGeneration, folder, device, dtype)
         self._prepare.check(self._model.config.vision_config.image_size)
+        check_special_tokens(self._tokenizer, self._model.config.text_config.vocab_size, self.name)
         self._prompt = self._start_tokens()
         self._options = self._generation_options(beams, max_tokens)
 

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from ctxedit.errors import ResourceError, WeightsError
 from ctxedit.files import check_model_files, expanded, neighbour, read_json
 from ctxedit.models import hub, layout
+from ctxedit.models.sizes import read_config
 from ctxedit.models.weights import is_half, variant_of
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -238,9 +239,9 @@ def load_tokenizer(folder: Path, cls: Any = None) -> Any:
 
 
 def check_special_tokens(tokenizer: Any, count: int, name: str) -> None:
-    """Raise WeightsError if a token that marks start, end or padding is none of the network's ``count``."""
-    marks = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
-    for kind, number in marks.items():
+    """Raise WeightsError if a special token (padding, start, end) is not among the network's tokens."""
+    special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    for kind, number in special.items():
         if number is not None and number >= count:
             raise WeightsError(
                 f"{name}: the tokenizer's {kind}_token is not in the text encoder's vocabulary",
@@ -250,6 +251,7 @@ def check_special_tokens(tokenizer: Any, count: int, name: str) -> None:
 
 def load_model(cls: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
     """A network from safetensors, frozen and in eval mode; nothing missing in it and every weight finite."""
+    read_config(folder)
     try:
         model, report = cls.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True,

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ctxedit.config import ControlConfig
 from ctxedit.errors import ConfigError, ResourceError, WeightsError
-from ctxedit.files import read_json
 from ctxedit.models.attention import FrameView
 from ctxedit.models.clip import checkpoint_folder
 from ctxedit.models.control_maps import check_library, computed_map
+from ctxedit.models.sizes import read_config
 from ctxedit.models.weights import check_finite, network
 
 #: The one on Canny edges for Stable Diffusion 1.x, whose text encoder is so wide.
@@ -112,7 +112,7 @@ def locate_control(
 def check_fit(folder: Path, denoiser: Denoiser) -> None:
     """Raise ConfigError where a ControlNet's sizes are not the denoiser's; reads its config alone."""
     try:
-        config = read_json(folder / "config.json", "ControlNet's config", error=WeightsError)
+        config = read_config(folder)
         named = str(config.get("_class_name", "model of no name"))
         steps = len(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1
         channels = tuple(config.get("block_out_channels", ()))

@@ -132,8 +132,16 @@ def read_json(path: Path) -> dict[str, Any]:
     table = files_of.read_json(path, "JSON object", error=WeightsError)
     if not isinstance(table, dict):
         raise WeightsError(f"{path} is not a JSON object", "fetch or save the model again")
-    if path.name == "config.json":
-        _check_counts(table, path)
+    return table
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A network's ``config.json``; raises WeightsError when it is missing, none, or has counts that are none.
+
+    diffusers and transformers do not check counts: a wrong one fails in the middle of a pass.
+    """
+    table = read_json(folder / "config.json")
+    _check_counts(table, folder / "config.json")
     return table
 
 
@@ -169,11 +177,11 @@ def _check_counts(table: dict[str, Any], path: Path) -> None:
             return bool(value) and all(map(is_count, value))
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
-    for key in sorted(_COUNTS & table.keys()):
-        if table[key] is not None and not is_count(table[key]):
-            raise WeightsError(
-                f"{path}: {key} = {json.dumps(table[key])[:60]}", "fetch or save the model again"
-            )
+    for key, value in table.items():
+        if isinstance(value, dict):  # text_config, vision_config
+            _check_counts(value, path)
+        elif key in _COUNTS and value is not None and not is_count(value):
+            raise WeightsError(f"{path}: {key} = {json.dumps(value)[:60]}", "fetch or save the model again")
 
 
 def tensor_weight(entry: dict[str, Any]) -> Weight:

@@ -44,8 +44,8 @@ def network_passes(config: Config, removed: bool = True, added: bool = True, kep
     source = edit.steps if blend == "latent" else max(fuses_self, fuses_cross)
     masks = fuses_self if blend == "self" and removed else 0
     # The pass that makes a mask is the source's branch: what is kept of it serves the step.
-    beside = {"no": source + masks, "now": source, "before": 0}[kept]
-    return branches + beside - saved_passes(config, source)
+    extra = {"no": source + masks, "now": source, "before": 0}[kept]
+    return branches + extra - saved_passes(config, source)
 
 
 def saved_passes(config: Config, begin: int) -> int:

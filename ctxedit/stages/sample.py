@@ -102,7 +102,7 @@ class Sampling:
     Attributes:
         guidance: 1 runs the conditional branch alone.
         weights: of the conditions, where there are several; the last one is the edit's target.
-        cache_interval: see :class:`DeepFeatures`; steps in which the source runs beside are always whole.
+        cache_interval: see :class:`DeepFeatures`; steps that take from the source never use cached features.
         interval: the shares of the steps between which there is guidance; outside, as ``guidance`` 1.
         solver: ``ddim`` or ``dpm++2m``.
         eta: 0 deterministic, 1 ancestral.
@@ -220,7 +220,7 @@ def descend(
     ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``state`` is handed from step to step.
     """
     low = high - 1
-    x0 = _predict(backbone, x, condition, levels, high, view, how, levels.steps - high, state)
+    x0 = _predict(backbone, x, condition, levels, high, view, how, state)
     std = eta_std(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
     b_high = None if shift is None else shift.at(x0, levels, high)
     b_low = None if shift is None else shift.at(x0, levels, low)
@@ -251,10 +251,10 @@ def _predict(
     level: int,
     view: FrameView,
     how: Sampling,
-    step: int,
     state: SamplingState,
 ) -> Tensor:
     """Guided x̂_0 at a level, with the source's branch in the same batch in a fused step."""
+    step = levels.steps - level
     scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
     guided = scale != 1 or how.weights != (1.0,)
     together = guided and not how.one_by_one
@@ -281,13 +281,13 @@ def _predict(
         )  # fmt: skip
         return _guided(found.chunk(len(rows)), alone, scale, how.weights)
     assert source is not None
-    parts = _predict_beside(
-        backbone, x, rows, source, levels, level, replace(view, weight=weight), how, step, state
+    parts = _predict_with_source(
+        backbone, x, rows, source, levels, level, replace(view, weight=weight), how, state
     )
     return _guided(parts, alone, scale, how.weights)
 
 
-def _predict_beside(
+def _predict_with_source(
     backbone: Backbone,
     x: Tensor,
     rows: Condition,
@@ -296,14 +296,13 @@ def _predict_beside(
     level: int,
     view: FrameView,
     how: Sampling,
-    step: int,
     state: SamplingState,
 ) -> Sequence[Tensor]:
     """x̂_0 of each row's branch in a step that takes attention from the source.
 
     The source's branch runs in the same batch, unless its queries and keys are kept.
     """
-    fuse_self, fuse_cross = how.fused(step, levels.steps)
+    fuse_self, fuse_cross = how.fused(levels.steps - level, levels.steps)
     kept = None if source.kept is None else source.kept.at(level)
     mask = None
     if fuse_self and how.blends == "self":

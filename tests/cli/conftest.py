@@ -62,12 +62,14 @@ def no_weights(monkeypatch):
     import ctxedit.models.backbones.stable_diffusion as stable_diffusion
     import ctxedit.models.captioner
     import ctxedit.models.clip
+    import ctxedit.models.upscalers.checkpoints  # imported later, it would keep the refusing function
 
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(stable_diffusion, "parts", refuse)
-    for module in (stable_diffusion, ctxedit.models.captioner, ctxedit.models.clip):
+    upscalers = ctxedit.models.upscalers.checkpoints
+    for module in (stable_diffusion, upscalers, ctxedit.models.captioner, ctxedit.models.clip):
         monkeypatch.setattr(module, "load_model", refuse)
 
 

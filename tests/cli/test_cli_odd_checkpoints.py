@@ -8,6 +8,11 @@ import torch
 from asking import call
 from safetensors.torch import load_file, save_file
 
+from ctxedit.errors import WeightsError
+from ctxedit.models.captioner import Blip2Captioner
+from ctxedit.models.clip import ClipScorer
+from ctxedit.models.weights import BUILTIN_FOLDER
+
 IMAGE = ("--steps", "1", "--size", "32", "--device", "cpu", "--dtype", "float32", "-y", "--no-metadata")
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -213,6 +218,20 @@ def test_a_tokenizer_with_a_mark_that_the_encoder_does_not_know_is_refused(copy,
     file.write_text(json.dumps({**table, f"{kind}_token": ">|endoftext|>"}))
     answer = draw(copy, "--dry-run")
     assert answer.code == 4 and f"{kind}_token" in answer.err
+
+
+def test_the_scorers_and_captioners_checkpoints_are_checked_likewise(tmp_path):
+    for part, load in (("clip", ClipScorer), ("captioner", Blip2Captioner)):
+        for name, change in (
+            ("config.json", lambda table: table["text_config"].update(num_attention_heads=True)),
+            ("tokenizer_config.json", lambda table: table.update(pad_token="unheard of")),
+        ):
+            folder = shutil.copytree(BUILTIN_FOLDER / part, tmp_path / part / name)
+            table = json.loads((folder / name).read_text())
+            change(table)
+            (folder / name).write_text(json.dumps(table))
+            with pytest.raises(WeightsError, match=r"num_attention_heads|pad_token"):
+                load(folder)
 
 
 @pytest.mark.parametrize("value", [[2, True], [-1, 2], 0, "8", 2.5, [[]]])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctxedit.errors import WeightsError
 from ctxedit.models.sites import sites_of_config
-from ctxedit.models.sizes import Sizes, Weight, header, read_json, weight_files
+from ctxedit.models.sizes import Sizes, Weight, header, read_config, read_json, weight_files
 
 
 def sizes_of(path: Path, weights: Mapping[str, Weight], names: frozenset[str]) -> Sizes:
@@ -19,10 +19,10 @@ def sizes_of(path: Path, weights: Mapping[str, Weight], names: frozenset[str]) -
         weights: of each network; those called ``text_encoder…`` are counted together.
         names: of the UNet's tensors, as far as they are known by diffusers' names.
     """
-    unet, vae = read_json(path / "unet/config.json"), read_json(path / "vae/config.json")
+    unet, vae = read_config(path / "unet"), read_config(path / "vae")
     tokenizer = read_json(path / "tokenizer/tokenizer_config.json")
     scheduler = read_json(path / "scheduler/scheduler_config.json")
-    encoder = read_json(path / "text_encoder/config.json")
+    encoder = read_config(path / "text_encoder")
     try:
         kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
         depth = unet.get("transformer_layers_per_block", 1)

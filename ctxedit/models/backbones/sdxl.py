@@ -12,7 +12,7 @@ from ctxedit.errors import WeightsError
 from ctxedit.models.backbones.stable_diffusion import StableDiffusion
 from ctxedit.models.conditioning import Condition
 from ctxedit.models.families import register
-from ctxedit.models.sizes import read_json
+from ctxedit.models.sizes import read_config, read_json
 from ctxedit.models.weights import Checkpoint
 
 
@@ -43,8 +43,8 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         super().check(checkpoint)
-        unet = read_json(checkpoint.settings / "unet/config.json")
-        pooled = read_json(checkpoint.settings / "text_encoder_2/config.json").get("projection_dim", 0)
+        unet = read_config(checkpoint.settings / "unet")
+        pooled = read_config(checkpoint.settings / "text_encoder_2").get("projection_dim", 0)
         rest, each = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
         if not rest or not each or rest - pooled != 6 * each:
             raise WeightsError(

@@ -30,7 +30,7 @@ from ctxedit.models.families import register
 from ctxedit.models.lora import Lora, merge_lora
 from ctxedit.models.original import TOKENS
 from ctxedit.models.sites import AttentionSite, sites_of_unet
-from ctxedit.models.sizes import Sizes, Weight, read_json, weight_of
+from ctxedit.models.sizes import Sizes, Weight, read_config, weight_of
 from ctxedit.models.weights import Checkpoint, check_finite, network
 
 #: Settings of a UNet with more conditions than timestep and text.
@@ -128,7 +128,7 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        unet, vae = (read_json(checkpoint.settings / part / "config.json") for part in ("unet", "vae"))
+        unet, vae = (read_config(checkpoint.settings / part) for part in ("unet", "vae"))
         if (named := unet.get("_class_name", "UNet2DConditionModel")) != "UNet2DConditionModel":
             raise WeightsError(
                 f"{checkpoint.name}: its denoiser is a {named}, not a UNet2DConditionModel",
@@ -157,7 +157,7 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def unet_config(cls, checkpoint: Checkpoint) -> Any:
-        return SimpleNamespace(**read_json(checkpoint.settings / "unet/config.json"))
+        return SimpleNamespace(**read_config(checkpoint.settings / "unet"))
 
     def merge(self, lora: Lora) -> None:
         merge_lora(lora, type(self), {n: getattr(self, n) for n in self.networks_in if n != "vae"})
@@ -178,9 +178,7 @@ class StableDiffusion(Backbone):
 
         for part in cls.others_in:
             if part.startswith("tokenizer"):
-                encoder = read_json(
-                    checkpoint.settings / part.replace("tokenizer", "text_encoder") / "config.json"
-                )
+                encoder = read_config(checkpoint.settings / part.replace("tokenizer", "text_encoder"))
                 found = load_tokenizer(checkpoint.settings / part, CLIPTokenizer)
                 check_special_tokens(found, encoder.get("vocab_size", TOKENS), checkpoint.name)
         tokenizer = load_tokenizer(checkpoint.settings / "tokenizer", CLIPTokenizer)

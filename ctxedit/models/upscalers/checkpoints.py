@@ -15,9 +15,9 @@ from ctxedit.errors import ConfigError, ResourceError, WeightsError
 from ctxedit.files import expanded
 from ctxedit.models import layout
 from ctxedit.models.backbones.scheduler import check_scheduler
-from ctxedit.models.clip import load_model, load_tokenizer
+from ctxedit.models.clip import check_special_tokens, load_model, load_tokenizer
 from ctxedit.models.families import register_layout
-from ctxedit.models.sizes import Sizes, Weight, folder_weight, read_json
+from ctxedit.models.sizes import Sizes, Weight, folder_weight, read_config
 from ctxedit.models.upscalers import pixels
 from ctxedit.models.upscalers.base import SCALE, Upscaler, UpscaleSampling
 from ctxedit.models.upscalers.networks import LatentUpscaler, PixelUpscaler
@@ -51,7 +51,7 @@ class X4Layout:
     def check(cls, checkpoint: Checkpoint) -> None:
         """Raise WeightsError for networks that do not fit each other; config files alone are read."""
         path = checkpoint.path
-        unet, vae = (read_json(path / part / "config.json") for part in ("unet", "vae"))
+        unet, vae = (read_config(path / part) for part in ("unet", "vae"))
         inner, outer = unet.get("in_channels", 4), vae.get("latent_channels", 4) + 3
         if inner != outer:
             raise WeightsError(
@@ -137,7 +137,7 @@ def _own(name: str, folder: Path) -> Found:
             f"{folder.parent} has no upscaler",
             "`ctxedit train upscaler --out DIR` makes one: then --upscaler DIR, or one of diffusers' by id",
         )
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     channels = (config.get("in_channels"), config.get("out_channels"))
     if channels != (pixels.IN_CHANNELS, pixels.FOLDED):
         raise WeightsError(f"{folder} is not an upscaler: its network maps {channels} channels", _KINDS)
@@ -148,7 +148,7 @@ def _own(name: str, folder: Path) -> Found:
 def sizes_of(found: Found, half: bool = False) -> Sizes:
     """What planning needs to know; raises WeightsError for broken config files."""
     unet_folder = found.path if found.own else found.path / "unet"
-    unet = read_json(unet_folder / "config.json")
+    unet = read_config(unet_folder)
     try:
         kinds, layers = unet["down_block_types"], unet.get("layers_per_block", 2)
         return Sizes(
@@ -159,9 +159,7 @@ def sizes_of(found: Found, half: bool = False) -> Sizes:
             tuple(int("Attn" in kind) for kind in kinds),
             max(layers) if isinstance(layers, list) else int(layers),
             # Folded pixels take a few maps of RGB; they have no autoencoder.
-            (3, 3, 3)
-            if found.own
-            else tuple(read_json(found.path / "vae" / "config.json")["block_out_channels"]),
+            (3, 3, 3) if found.own else tuple(read_config(found.path / "vae")["block_out_channels"]),
             int(unet["out_channels"]),
             int(unet["cross_attention_dim"]),
             77,
@@ -209,6 +207,7 @@ def _load(found: Found, dtype: torch.dtype) -> dict[str, Any]:
         "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
         "low_res_scheduler": DDPMScheduler.from_pretrained(path, subfolder="low_res_scheduler"),
     }
+    check_special_tokens(loaded["tokenizer"], loaded["text_encoder"].config.vocab_size, found.name)
     if not found.own:
         loaded["vae"] = network(AutoencoderKL, path, "vae", dtype)
     return loaded
