@@ -47,7 +47,7 @@ def generate(
         count: images; each is independent of the others.
         size: (height, width) in pixels, multiples of the backbone's; None is its own resolution.
         shift: the adapter bound to the prompt, each picture a clip of one frame; or None.
-        progress: told (done, total) steps.
+        progress: called with (done, total) steps.
         condition: the rows, unconditional first, instead of those of the prompts.
         control: what the backbone's ControlNet is shown, (count, 3, H, W) in [0, 1].
     """
