@@ -338,7 +338,7 @@ def _control(
             body.context_width, body.factor,
         )  # fmt: skip
     weight = folder_weight(locate_control(control, denoiser, offline, half))
-    name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
+    name = "next to the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     if control.kind == "video" and not control.map:
         shown = f"{computed_map(control.model)}, computed from the clip,"
