@@ -40,7 +40,7 @@ class LoadedNetworks:
         moved = backbone.select(train) | {f"control.{k}": v for k, v in _in_control(backbone, train).items()}
         before = {name: value.detach().to("cpu", copy=True) for name, value in moved.items()}
         yield backbone
-        # Not after an exception: whatever state that left is dropped with the backbone.
+        # Not after an exception: the state that it left is dropped with the backbone.
         with torch.no_grad():
             for name, value in moved.items():
                 value.copy_(before[name])
@@ -70,6 +70,6 @@ def _in_control(backbone: Backbone, train: tuple[str, ...]) -> dict[str, torch.n
 def backbone_key(config: Config, offline: bool, device: torch.device, dtype: torch.dtype) -> Any:
     """What a loaded backbone depends on."""
     control = config.control
-    beside = (control.model, control.scale) if control.kind != "none" else None
-    laid_over = (config.lora, config.embedding)
-    return (config.model, laid_over, beside, config.offload, config.low_memory, offline, str(device), dtype)
+    control_net = (control.model, control.scale) if control.kind != "none" else None
+    addons = (config.lora, config.embedding)
+    return (config.model, addons, control_net, config.offload, config.low_memory, offline, str(device), dtype)

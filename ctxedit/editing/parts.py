@@ -115,7 +115,7 @@ class Parts:
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         if control.kind == "video" and not control.map:
-            _ = self._detector  # likewise
+            _ = self._detector  # also before loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         addons = check_addons(self.config, checkpoint, self.request.offline)
         backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)

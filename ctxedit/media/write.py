@@ -44,7 +44,7 @@ _COLOUR = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_
 _COLOUR += ["-color_range", "tv"]
 _H264 = ["-crf", "12", "-preset", "medium", *_COLOUR]
 _VP9 = ["-crf", "14", "-b:v", "0", "-deadline", "good", "-cpu-used", "4", *_COLOUR]
-# One palette for the clip, with moving and still areas weighted alike.
+# One palette for the clip, with moving and still areas weighted equally.
 _GIF = [
     "-filter_complex",
     "[0:v]split[a][b];[a]palettegen=reserve_transparent=0[p];[b][p]paletteuse=dither=sierra2_4a",
