@@ -17,7 +17,7 @@ Kind = Literal["scorer", "captioner", "upscaler"]
 
 
 class LoadedNetworks:
-    """Holds one backbone and one network of each other kind, the last ones used; other settings replace them."""
+    """Holds one backbone and one network of each other kind, those used last; others replace them."""
 
     def __init__(self) -> None:
         self._backbone: tuple[Any, Backbone] | None = None
