@@ -91,9 +91,8 @@ def t2i(
     from ctxedit.editing.keys import image_key
     from ctxedit.finished import note
     from ctxedit.media.write import write_image
-    from ctxedit.runs import slug
 
-    path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
+    path = output or Path(f"{_name(labelled.name if labelled.given else text)}.png")
     if not _fetched(config, text, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     wanted = labelled.request(text, config) if labelled.given else None
@@ -123,6 +122,14 @@ def t2i(
             picture = drawn(wanted, labelled.grid, config, base.offline, tell)
         write_image(path, picture, overwrite=overwrite.yes, about=about, complete=partial(note, path, key))
     screen.result(str(path), result)
+
+
+def _name(text: str) -> str:
+    """A file name: the text's words, and a hash where letters are left out that may be all that differs."""
+    from ctxedit.runs import key_of, slug
+
+    name = slug(text, fallback="image")
+    return name if text.isascii() and any(map(str.isalnum, text)) else f"{name}-{key_of(text)[:6]}"
 
 
 def _fetched(config: Config, text: str, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:

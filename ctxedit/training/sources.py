@@ -8,7 +8,6 @@ reader (``wids``) needs an index file next to the shards.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
+from ctxedit.files import parse_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
@@ -139,7 +139,7 @@ def _table(table: Path, folder: Path, bad: dict[str, str]) -> Iterator[tuple[Pat
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             file_name = row["file_name"]
             yield table.parent / file_name, _caption(row)
         except (ValueError, KeyError, TypeError):
@@ -240,7 +240,7 @@ def _member_caption(shard: Path, members: dict[str, tuple[int, int]]) -> str | N
         data = read_bytes(Entry("", shard, members[end], "")).decode("utf-8", "replace")
         if end == ".json":
             try:
-                data = _caption(json.loads(data))
+                data = _caption(parse_json(data))
             except ValueError:
                 data = ""
         return " ".join(data.split())

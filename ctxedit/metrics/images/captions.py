@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctxedit.errors import InputError
+from ctxedit.files import LIST_LIMIT, parse_json, read_text
 
 _FORMS = (
     ".txt (a line an image, in order), .jsonl (file_name and text), "
@@ -28,17 +28,14 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
     Raises:
         InputError: an unreadable file, another number of captions than images, or an image without one.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text", f"captions are {_FORMS}") from error
+    text = read_text(path, "file of captions", LIST_LIMIT)
     if path.suffix.lower() not in (".json", ".jsonl"):
         return _in_order(path, [line.strip() for line in text.splitlines() if line.strip()], files)
     try:
         if path.suffix.lower() == ".jsonl":
-            found: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found: Any = [parse_json(line) for line in text.splitlines() if line.strip()]
         else:
-            found = json.loads(text)
+            found = parse_json(text)
         table = _table(found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a file of captions", f"captions are {_FORMS}") from error
