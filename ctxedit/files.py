@@ -81,6 +81,11 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
     try:
         return path.stat()
     except FileNotFoundError as missing:
+        if path.is_symlink():
+            raise error(
+                f"{printable(path)} is a link to {printable(os.readlink(path))}, which does not exist",
+                f"check the path of the {what}",
+            ) from missing
         raise error(
             f"{printable(path)} does not exist",
             f"{neighbour(path)}check the path of the {what}; a relative one is taken from the current folder",
@@ -94,7 +99,8 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
 def neighbour(path: Path) -> str:
     """The beginning of a hint where nothing is at a path: which name of its folder may be meant, if any."""
     try:
-        names = [one.name for one in path.parent.iterdir() if is_utf8(one.name)]
+        found = path.parent.iterdir()
+        names = [one.name for one in found if is_utf8(one.name) and one.name != path.name]
     except (OSError, ValueError):
         return ""
     # Names are compared without suffixes, which many share; of two with one stem, the same suffix counts.

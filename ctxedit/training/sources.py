@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
 from ctxedit.files import parse_json
+from ctxedit.media.stills import to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
@@ -64,14 +65,11 @@ def load_image(entry: Entry, size: int) -> NDArray[np.uint8]:
     """RGB uint8 (size, size, 3): EXIF orientation applied, transparency on white, centre crop, resized.
 
     Raises:
-        OSError, ValueError and others, as Pillow's decoders do.
+        InputError, OSError, ValueError and others, as :func:`~ctxedit.media.stills.to_rgb`.
     """
     with Image.open(io.BytesIO(read_bytes(entry))) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.has_transparency_data:
-            clear = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        image = Image.fromarray(to_rgb(opened))
+        fitted = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return np.array(fitted)
 
 

@@ -136,6 +136,14 @@ def test_bad_input_is_found_before_anything_is_made(
     assert answer.err.count("error:") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_caption_that_is_not_text_is_refused(ctxedit, slice_of_coco, tmp_path, no_weights):
+    table = json.loads((slice_of_coco / "captions.json").read_text())
+    table["annotations"][3]["caption"] = None
+    (tmp_path / "null.json").write_text(json.dumps(table))
+    answer = ask(ctxedit, slice_of_coco, tmp_path / "out", "--coco", tmp_path / "null.json", count=10)
+    assert answer.code == 3 and "is not text: None" in answer.err
+
+
 def test_a_broken_real_image_is_found_before_anything_is_made(ctxedit, slice_of_coco, tmp_path):
     shutil.copytree(slice_of_coco, tmp_path / "coco")
     (tmp_path / "coco" / "val2014" / "COCO_val2014_000000000107.jpg").write_bytes(b"\xff\xd8 cut")

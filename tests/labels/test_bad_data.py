@@ -118,7 +118,7 @@ def test_shards_that_are_cut_are_counted_or_refused(ctxedit, shards, tmp_path, p
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text[: len(text) // 2], "damaged or truncated"),
+        (lambda text: text[: len(text) // 2], "not a valid list of boxes"),
         (lambda text: json.dumps({"images": []}), "not in COCO's instances format"),
         (lambda text: text.replace('"category_id": 18', '"category_id": 99'), "that is not listed"),
         (lambda text: "[" * 100_000, "nested too deeply"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import InputError
+from ctxedit.errors import InputError, counted
 from ctxedit.files import LIST_LIMIT, parse_json, read_text
 
 _FORMS = (
@@ -62,7 +62,7 @@ def _table(found: Any) -> dict[str, str] | list[str]:
         names = {one["id"]: one["file_name"] for one in found["images"]}
         table: dict[str, str] = {}
         for one in found["annotations"]:
-            table.setdefault(names[one["image_id"]], str(one["caption"]).strip())
+            table.setdefault(names[one["image_id"]], _text(one["caption"]).strip())
         return table
     if isinstance(found, Mapping):
         return {str(name): _text(caption) for name, caption in found.items()}
@@ -84,7 +84,7 @@ def _first(one: Mapping[str, Any], keys: Sequence[str]) -> str:
 def _in_order(path: Path, captions: list[str], files: Sequence[Path]) -> list[str]:
     if len(captions) != len(files):
         raise InputError(
-            f"{path} has {len(captions)} captions, and there are {len(files)} images",
+            f"{path} has {counted(len(captions), 'caption')}, and there are {len(files)} images",
             "one caption an image, in the images' order, or a .json that names the files",
         )
     return captions
