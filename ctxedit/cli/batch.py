@@ -42,7 +42,7 @@ List = Annotated[
 ]  # fmt: skip
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TEXT]...", help="Target prompt for every clip.", show_default=False),
+    typer.Argument(metavar="TEXT...", help="Target prompt for every clip.", show_default=False),
 ]
 Out = Annotated[
     str,

@@ -69,7 +69,7 @@ else:
 List = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[LIST.toml]",
+        metavar="LIST",
         help="List of clips and targets. [default: 46 pairs of the built-in world, see --world]",
         show_default=False,
     ),

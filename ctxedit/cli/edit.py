@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Positional = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="CLIP TEXT",
+        metavar="[CLIP] TEXT",
         help="Target prompt: what the edited clip should show. With a clip, its newest run is edited.",
         show_default=False,
     ),
@@ -117,8 +117,11 @@ def edit(
 
 
 def _show(screen: Screen, done: EditResult, maps: HeatmapFiles | None, facts: dict[str, object]) -> None:
+    from ctxedit.cli import work
+
     if done.reused:
-        screen.say("Edit already exists; use -y to redo it")
+        screen.say("the edit exists already; use -y to redo it")
+    work.say_beside(screen, done.files)
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
     if maps is not None:
         files |= {"heatmaps": maps.sheet, "heatmaps_video": maps.video}

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 Text = Annotated[
     str | None,
-    typer.Argument(help="What the image should show; may be left out with labels.", show_default=False),
+    typer.Argument(
+        metavar="TEXT", help="What the image should show; may be left out with labels.", show_default=False
+    ),
 ]
 Image = Annotated[
     Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -112,6 +113,9 @@ def tune(
                 files = {"curve": drawn.picture, "curve_table": drawn.table}
                 screen.say(f"curve: {drawn.picture}")
             else:
+                if session.run.done(*session.key("tune")):
+                    screen.say("the clip is tuned already, with these settings")
                 session.tune()
+        screen.say(f'next: ctxedit edit "TEXT" --run {shlex.quote(str(folder))}')
         facts = {"prompt": session.prompt, "steps": config.tune.steps, "seed": config.seed}
         screen.result(str(folder), {"run": folder, **facts, **files})

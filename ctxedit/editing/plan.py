@@ -289,7 +289,7 @@ def _rows(
     """A row for each listed stage, one for each target where a stage is done for each; bytes of disk."""
     rows, disk = [], 1 << 20
     kept: Kept = "now" if costs.kept else "no"
-    for stage in up_to(last):
+    for stage in _in_order_of_work(up_to(last)):
         if not stage.listed or (stage.name == "caption" and request.prompt is not None):
             continue
         if stage.optional and not stage.applies(request.config):
@@ -309,6 +309,12 @@ def _rows(
             rows.append(PlannedStage(label, done, passes, peak, beside, seconds, frames))
             disk += 0 if done else stage.disk(costs)
     return tuple(rows), disk
+
+
+def _in_order_of_work(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages as they are listed: one that stands for another (an edit for its frames) at that one's place."""
+    place = {stage.name: i for i, stage in enumerate(stages)}
+    return sorted(stages, key=lambda stage: min(place[name] for name in (stage.name, *stage.shows)))
 
 
 def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ...]]:
@@ -351,7 +357,7 @@ def _control(
             body.context_width, body.factor,
         )  # fmt: skip
     weight = folder_weight(locate_control(control, denoiser, offline, half))
-    name = "beside the model" if control.model == "auto" and checkpoint.own else control.model
+    name = "next to the model" if control.model == "auto" and checkpoint.own else control.model
     shown = control.map or f"Canny edges ({control.low}, {control.high})"
     if control.kind == "video" and not control.map:
         shown = f"{computed_map(control.model)}, computed from the clip,"

@@ -192,7 +192,7 @@ def flatten(rgba: np.ndarray, background: int) -> np.ndarray:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """An image, opened; whatever Pillow raises while it is used becomes InputError."""
+    """An image, opened; any error that Pillow raises while it is used becomes an InputError."""
     Image.init()  # Pillow knows five formats until it is asked to load the others
     try:
         with warnings.catch_warnings():

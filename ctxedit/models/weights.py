@@ -113,8 +113,8 @@ def own_folder(model: str) -> Path | None:
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
     """Folder and name of ctxedit's own ``clip`` or ``captioner``, if the setting means that.
 
-    ``builtin`` is the package's; ``auto`` the one beside the model in ``own``, or the package's if there is
-    none. None for a setting that means one from elsewhere.
+    ``builtin`` is the package's; ``auto`` is the one next to the model in ``own``, or the package's if
+    there is none. None for a setting that means one from elsewhere.
     """
     if setting == "auto" and own is not None and own != BUILTIN_FOLDER and (own / part).is_dir():
         return own / part, f"{own.name}/{part}"

@@ -71,7 +71,7 @@ def _load(cls: Any, folder: Path, **options: Any) -> Any:
         return cls.from_pretrained(folder, local_files_only=True, **options)
     except MemoryError:
         raise
-    except Exception as error:  # whatever diffusers, transformers and safetensors raise
+    except Exception as error:  # any error of diffusers, transformers and safetensors
         line = " ".join(str(error).split())[:160]
         # A dry run sees links to the components.
         raise WeightsError(f"{folder.resolve()} cannot be loaded: {line}", _AGAIN) from error

@@ -210,7 +210,7 @@ def _pixels(entry: Entry, size: int) -> NDArray[np.uint8] | str:
     try:
         with Image.open(io.BytesIO(read_bytes(entry))) as image:
             pixels = np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow raises whatever a format's parser raises
+    except Exception as error:  # Pillow passes on any error of a format's parser
         return " ".join(str(error).split())[:100] or type(error).__name__
     if pixels.shape[:2] != (size, size):
         return f"{pixels.shape[1]}×{pixels.shape[0]} pixels, not {size}×{size}: images are not resized"

@@ -88,6 +88,8 @@ def test_a_training_resumes_and_its_weights_are_not_overwritten(ctxedit, make_re
     path = make_recipe("autoencoder")
     assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
     first = hashes(tmp_path / "weights-my-autoencoder/vae")
+    done = ctxedit("train", path)
+    assert done.code == 0 and "trained already, 2 steps" in done.err and "resuming" not in done.err
     longer = ctxedit("train", path, "--steps", 3)
     assert longer.code == 0 and "resuming at step 2 of 3" in longer.err
     assert hashes(tmp_path / "weights-my-autoencoder/vae") != first
@@ -131,7 +133,7 @@ def test_all_recipes_are_trained_in_the_order_of_their_dependencies(
     assert text["hidden_size"] == 32, "the text side of the CLIP that was trained before it"
     before = hashes(out / "unet")
     again = ctxedit("train", "all")
-    assert again.code == 0 and "resuming at step 1 of 1" in again.err
+    assert again.code == 0 and again.err.count("trained already, 1 step;") == 3
     assert hashes(out / "unet") == before
 
 
@@ -151,6 +153,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_reci
     table = ctxedit("train", path, "--data", pictures, "--dry-run", "--json").table
     assert table["pictures"] == 8 and table["steps"] == 2 and table["images"] == 8
     assert table["parameters"] > 1e4 and table["weights"] == "weights-my-denoiser/unet"
+    told = ctxedit("train", path, "--data", pictures, "--dry-run")
+    assert f"{table['parameters']:,}" in told.out and "8 images" in told.out and "2, on 8 images" in told.out
+    assert "unusable" not in told.out and told.err == "", "no bars of libraries"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -237,6 +242,18 @@ def test_a_missing_record_can_be_written(ctxedit, make_recipe, tmp_path):
         assert after[key] == before[key]
     (file.parent / "diffusion_pytorch_model.safetensors").write_bytes(b"other")
     assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is False
+
+
+def test_a_part_that_another_models_record_names_is_known_though_older_models_name_an_earlier_one(tmp_path):
+    text = tmp_path / "text_encoder/model.safetensors"
+    text.parent.mkdir()
+    text.write_bytes(b"now")
+    for name, files in (("controlnet", {text.name: "earlier"}), ("unet", hashes(text.parent))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(json.dumps({"built_on": {"text_encoder": files}}))
+    assert record.matches(tmp_path, "text_encoder") is True
+    text.write_bytes(b"other")
+    assert record.matches(tmp_path, "text_encoder") is False
 
 
 @pytest.mark.parametrize("part", tasks.names())

@@ -192,7 +192,7 @@ def test_another_model_is_refused(ctxedit, trained, stable_diffusion):
 
 def test_figures_of_classes_and_layouts(ctxedit, trained, tmp_path):
     made = ctxedit("eval", "classes", "--encoder", trained, "--count", 10, "--steps", 1, "-o", "c", "--json")
-    assert made.code == 0, made.err
+    assert made.code == 0 and "knows drawn scenes only" not in made.err, made.err
     rows = {row["key"]: row for row in made.table["scores"]}
     assert set(rows) == {"class_right", "is", "fid", "precision", "recall"}
     assert rows["class_right"]["low"] < rows["class_right"]["high"] and rows["class_right"]["generated"] == 10
@@ -220,6 +220,7 @@ def test_figures_on_real_classes_need_no_judge(ctxedit, imagenet, tmp_path):
     assert found.code == 0, found.err
     assert {row["key"] for row in found.table["scores"]} == {"fid", "precision", "recall"}
     assert "judges know only the drawn world's objects" in found.err
+    assert "knows drawn scenes only" in found.err
     more = ctxedit("eval", "classes", "--encoder", "mine", "--data", imagenet, "--count", 99)
     assert more.code == 3 and "has 6 usable images" in more.err
     drawn = ctxedit("eval", "classes", "--encoder", "mine", "--count", 4)

@@ -50,7 +50,7 @@ class StableDiffusion(Backbone):
         alphas_cumprod: (T,) float64 of the schedule it was trained with.
     """
 
-    #: ``addition_embed_type`` of the UNet: what its time embedding is conditioned on besides.
+    #: ``addition_embed_type`` of the UNet: what else its time embedding is conditioned on.
     added_embedding: ClassVar[str | None] = None
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
