@@ -127,6 +127,12 @@ class Run:
         return None
 
     @classmethod
+    def check_damage(cls, root: Path, clip: Path, preset: str, identity: str | None) -> None:
+        """Raise InputError if the ``run.toml`` of a run of this identity is damaged; of any if it is None."""
+        for folder in _candidates(root, clip, preset, identity or ""):
+            cls(folder)
+
+    @classmethod
     def newest(cls, root: Path, warn: Say = _silent, clip: Path | None = None) -> Run:
         """The run that was changed last, of ``clip`` if given; damaged ones are skipped with a warning.
 
@@ -347,7 +353,7 @@ class Run:
 
 
 def _candidates(root: Path, clip: Path, preset: str, identity: str) -> list[Path]:
-    found = sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8]}"), reverse=True)
+    found = sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8] or '*'}"), reverse=True)
     return [folder for folder in found if (folder / _FILE).is_file()]
 
 
