@@ -23,7 +23,7 @@ from ctxedit.editing.request import Request
 from ctxedit.editing.speed import Work, seconds_of, speed_kind
 from ctxedit.editing.stage import Stage
 from ctxedit.editing.stages import stage_named, up_to
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.companions import read_companion
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
@@ -209,12 +209,31 @@ class _Known:
         return not redone and self.run.done(name, stage.key(self.keys, self.prompt, target))
 
     def own(self, target: str, outputs: Sequence[Path]) -> set[Path]:
-        """Those of the outputs that exist because this very edit was made before."""
+        """Those of the outputs that exist because this very edit was made before.
+
+        Raises:
+            InputError: the run that would tell is damaged.
+        """
         if self.run is None or self.prompt is None:
+            self._check_damage(outputs)
             return set()
         stage = stage_named("edit")
         name, key = stage.name_of(self.keys, self.prompt, target), stage.key(self.keys, self.prompt, target)
         return {path for path in outputs if self.run.may_replace(name, key, path)}
+
+    def _check_damage(self, outputs: Sequence[Path]) -> None:
+        """Raise InputError if a damaged ``run.toml`` leaves it open whether existing outputs are its own."""
+        request, existing = self.request, next((path for path in outputs if path.exists()), None)
+        if existing is None:
+            return
+        try:
+            identity = None if self.prompt is None else self.keys.identity(self.prompt)
+            Run.check_damage(request.runs, request.clip, request.preset, identity)
+        except InputError as error:
+            raise InputError(
+                f"{error.message}, so it is not known whether {existing} is its edit",
+                "-y starts the run over and replaces that file; or name another --output",
+            ) from error
 
 
 @dataclass(frozen=True)
