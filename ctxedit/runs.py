@@ -368,9 +368,9 @@ def _label(clip: Path, preset: str) -> str:
     return f"{slug(clip.stem, 32)}-{slug(Path(preset).stem, 24)}"
 
 
-def slug(text: str, length: int = 48) -> str:
-    """A text as a file name: lower case, words joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or "clip"
+def slug(text: str, length: int = 48, fallback: str = "clip") -> str:
+    """A text as a file name: lower case, words joined by hyphens; ``fallback`` for one without a to z."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or fallback
 
 
 def key_of(*parts: Any) -> str:

@@ -6,14 +6,13 @@ is. A video file takes precedence over a folder of frames with the same name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.files import TEXT_LIMIT, check_depth, read_text
+from ctxedit.files import TEXT_LIMIT, check_depth, parse_json, read_text
 
 #: The columns of LOVEU-TGVE-2023_Dataset.csv, and the names of its edits here.
 LOVEU_NAME, LOVEU_PROMPT = "Video name", "Our GT caption"
@@ -71,12 +70,12 @@ def _data(path: Path) -> list[Any]:
     text = read_text(path, "list", TEXT_LIMIT, ConfigError)
     try:
         if path.suffix.lower() == ".json":
-            table = json.loads(text)
+            table = parse_json(text)
         else:
             import yaml
 
             table = yaml.safe_load(text)
-        check_depth(table)
+            check_depth(table)
     except (ValueError, RecursionError, _yaml_error()) as error:
         line = str(error).strip().split("\n")[0][:160]
         raise ConfigError(

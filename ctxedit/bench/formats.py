@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from ctxedit.bench import benchmarks
 from ctxedit.errors import ConfigError
-from ctxedit.files import TEXT_LIMIT, check_depth, read_text, reason
+from ctxedit.files import TEXT_LIMIT, parse_json, read_text, reason
 from ctxedit.tables import read_table
 
 #: File types that count as clips in a folder.
@@ -75,9 +74,8 @@ def _in_json_lines(path: Path) -> Iterator[Entry]:
             continue
         found, where = True, f"{path}, line {number}"
         try:
-            table = json.loads(line)
-            check_depth(table)
-        except (ValueError, RecursionError) as error:
+            table = parse_json(line)
+        except ValueError as error:
             raise ConfigError(
                 f"{where} is not JSON: {str(error)[:160]}", "each line is one JSON object"
             ) from error

@@ -92,9 +92,8 @@ def t2i(
 
     from ctxedit.editing import text_to_image
     from ctxedit.editing.keys import image_key
-    from ctxedit.runs import slug
 
-    path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
+    path = output or Path(f"{_name(labelled.name if labelled.given else text)}.png")
     if not _fetched(config, text, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     wanted = labelled.request(text, config) if labelled.given else None
@@ -146,6 +145,14 @@ def _write(path: Path, picture: NDArray[np.uint8], overwrite: bool, about: str |
 
     with resumable(None):
         write_image(path, picture, overwrite=overwrite, about=about, complete=partial(note, path, key))
+
+
+def _name(text: str) -> str:
+    """A file name: the text's words, and a hash where letters are left out that may be all that differs."""
+    from ctxedit.runs import key_of, slug
+
+    name = slug(text, fallback="image")
+    return name if text.isascii() and any(map(str.isalnum, text)) else f"{name}-{key_of(text)[:6]}"
 
 
 def _fetched(config: Config, text: str, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:

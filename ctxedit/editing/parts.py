@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import cached_property
@@ -349,19 +350,26 @@ class Parts:
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
-    """Warn of words that ctxedit's own models do not know."""
+    """Warn of words and symbols that ctxedit's own models do not know, and of a text without any."""
     known = builtin_vocabulary(backbone.path)
-    if known is None:
+    if known is None or not text.strip():
         return
-    strange = sorted({w for w in split_words(text) if w[0].isalnum() and w.lower() not in known})
-    if strange:
+    words = [word for word in split_words(text) if _means_something(word)]
+    strange = sorted({word for word in words if word.lower() not in known})
+    if strange or not words:
         who, where = "the built-in models", "`ctxedit models ls`"
         if not backbone.builtin:
             who, where = f"the models in {backbone.path}", f"its {VOCABULARY}"
+        said = ", ".join(_with_guess(word, known) for word in strange)
         reporter.warn(
-            f"{who} do not know {', '.join(_with_guess(word, known) for word in strange)}: "
+            f"{who} do not know {said or 'a text without words'}: "
             f"see {where} for what they know, or name a real checkpoint with --model sd15"
         )
+
+
+def _means_something(word: str) -> bool:
+    """Whether it is a word or a symbol, such as an emoji, rather than punctuation."""
+    return word[0].isalnum() or unicodedata.category(word[0]).startswith("S")
 
 
 def _with_guess(word: str, known: Collection[str]) -> str:

@@ -266,6 +266,17 @@ def test_t2i_names_the_picture_after_the_text(ctxedit, tmp_path, monkeypatch):
     assert same.table["image"] == "same.png" and (tmp_path / "same.png").read_bytes() == first
 
 
+def test_texts_without_known_letters_are_told_apart_and_warned_of(ctxedit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = ("一只老虎", "一只猫", "...", "🐯", "café", "cafe")
+    plans = [ctxedit("t2i", text, "--dry-run", "--json").table["plan"]["image"] for text in texts]
+    assert len(set(plans)) == len(texts) and plans[-1] == "cafe.png"
+    assert all(name.startswith("image-") for name in plans[:4]) and plans[4].startswith("caf-")
+    for text, said in (("🐯", "do not know '🐯'"), ("...", "do not know a text without words")):
+        answer = ctxedit("t2i", text, "--steps", 1)
+        assert answer.code == 0 and said in answer.err
+
+
 def test_t2i_knows_its_own_finished_image(ctxedit, tmp_path, monkeypatch):
     """As when it was killed after the image got its name."""
     ask = ("t2i", "a cat", "--steps", 1, "--no-metadata", "-o", tmp_path / "cat.jpg")

@@ -128,6 +128,8 @@ def test_an_arm_without_the_adapter_and_one_that_trains_the_denoiser(ctxedit, tm
         ({"size": [64, 32]}, "images are square"),
         ({"size": "64"}, "is not a width and a height"),
         ({"colour": 1}, "unknown key 'colour'"),
+        ({"size": [10**400, 64]}, "a number of 401 digits is too large"),
+        ({"text": "\ud800"}, "half a character: \\ud800"),
     ],
 )
 def test_a_bad_layout_is_refused_before_anything_is_loaded(ctxedit, trained, layout, changes, words):
