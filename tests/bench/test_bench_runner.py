@@ -233,9 +233,7 @@ def test_no_work_is_done_for_edits_that_are_known_to_fail(bench, methods, drawn,
     long = Target("a tiger " * 100)
     bad = replace(bench.clips[0], targets=(long, Target("a panda", mask=drawn / "wide.mp4")))
     both = replace(bench, clips=(bad, replace(bad, name="two", targets=(long,))), methods=methods[1:])
-    with pytest.raises(
-        InputError, match=r"no clip of the list .*; one, .*: the prompt has \d+ tok"
-    ):
+    with pytest.raises(InputError, match=r"no clip of the list .*; one, .*: the prompt has \d+ tok"):
         preview.make(both)
     good = replace(bench.clips[0], name="good")
     seen = preview.make(replace(both, clips=(*both.clips, good)))
