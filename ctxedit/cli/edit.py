@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +89,7 @@ def edit(
     from ctxedit import api
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
+    from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
     from ctxedit.inspection.heatmaps import draw
@@ -102,7 +104,8 @@ def edit(
         metadata=not result.no_metadata, sources=arguments.sources(base),
     )  # fmt: skip
     needs, check = fetching.wanted(config), fetching.checks_model(config, targets=(target,))
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    early = partial(check_ahead, request)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, early):
         return
     plan = work.checked(request, "edit", screen, dry.dry_run)
     if plan is None:

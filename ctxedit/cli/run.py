@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -68,6 +69,7 @@ def run(
 
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
+    from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
 
@@ -80,7 +82,8 @@ def run(
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config, tuning.prompt, targets)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    early = partial(check_ahead, request)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, early):
         return
     reporter = teller(screen)
     plan = work.checked(request, "evaluate", screen, dry.dry_run)

@@ -158,10 +158,12 @@ def _name(text: str) -> str:
 def _fetched(config: Config, text: str, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:
     """Download what an image needs, after asking; whether the command can go on."""
     from ctxedit.cli import fetching
+    from ctxedit.editing.checks import check_text_ahead
 
     needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
     check = fetching.checks_model(config, text or None)
-    return fetching.settle(needs, screen, agreed, offline, dry_run, check)
+    early = partial(check_text_ahead, text, config)
+    return fetching.settle(needs, screen, agreed, offline, dry_run, check, early)
 
 
 def _metadata(config: Config, base: SettingOptions, made_with: dict[str, Any]) -> str:
