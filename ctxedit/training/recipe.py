@@ -104,10 +104,8 @@ class Recipe:
         """A copy with other settings; raises ConfigError for values out of their range."""
         if not schedule and not data:
             return self
-        changes = {
-            "schedule": merge(self.schedule, schedule, "schedule."), "data": merge(self.data, data, "data.")
-        }  # fmt: skip
-        new = replace(self, **changes)
+        changed, source = merge(self.schedule, schedule, "schedule."), merge(self.data, data, "data.")
+        new = replace(self, schedule=changed, data=source)
         table = {
             "part": new.part, "about": new.about, "licence": new.licence, "warm": new.warm, "task": new.task,
             "data": asdict(new.data),
