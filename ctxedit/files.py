@@ -41,7 +41,12 @@ _CONFIGS = (
 
 def printable(text: str | os.PathLike[str]) -> str:
     r"""A name as text that any UTF-8 stream takes: bytes that are not UTF-8 are shown as ``\xe9``."""
-    return os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = os.fspath(text)
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, from an escape in JSON or YAML
+        data = name.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def visible(text: str) -> str:
@@ -226,13 +231,15 @@ def check_depth(value: Any) -> None:
     """Raise RecursionError for tables and arrays nested more than 64 deep."""
     level = [value]
     for _ in range(_DEPTH):
-        level = [
-            inner
+        # By identity: aliases of YAML share what they name, so that a few lines may stand for millions.
+        inside = {
+            id(inner): inner
             for outer in level
             if isinstance(outer, (dict, list))
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, (dict, list))
-        ]
+        }
+        level = list(inside.values())
         if not level:
             return
     raise RecursionError(f"nested more than {_DEPTH} deep")

@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="interrupt each run after so long")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         clips, outs = Path(folder) / "clips", [Path(folder) / f"out{count}" for count in asked.workers]
         draw(clips, asked.clips)

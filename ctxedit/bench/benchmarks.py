@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ctxedit.errors import ConfigError, InputError
@@ -61,7 +62,10 @@ def v2vbench(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ConfigError(
                 f"{where} is not an entry of V2VBench", "an entry has video_id and a list of edits, edit"
             )
-        name = str(one.get("video_id", "")).strip()
+        name = one.get("video_id", "")
+        if isinstance(name, Mapping | list):
+            raise ConfigError(f"{where}: video_id = {brief(name)}", "it is the name of a video")
+        name = str(name).strip()
         targets = [_target(edit, where) for edit in one["edit"]]
         yield where, _entry(name, one.get("prompt"), targets, videos, where, path)
 
@@ -98,7 +102,7 @@ def _target(edit: Any, where: str) -> dict[str, Any]:
     if isinstance(edit, str):
         return {"prompt": edit}
     if not isinstance(edit, Mapping):
-        raise ConfigError(f"{where}: an edit is a table with a prompt, not {edit!r}")
+        raise ConfigError(f"{where}: an edit is a text or a table with a prompt, not {brief(edit)}")
     return {"prompt": edit.get("prompt")}
 
 

@@ -182,7 +182,9 @@ def run(
 
     files = [path for path in (clips, settings.config) if path is not None]
     sources = (*files, *(path for name in names for path in preset_files(name)))
-    more = arguments.split_names(metrics or "")
+    more = () if metrics is None else arguments.split_names(metrics)
+    if metrics is not None and not more:
+        raise ConfigError("no metric is named", "`ctxedit eval --metrics help` lists them")
     columns_of(more)  # an unknown metric is refused here
     externals = tuple(externally.parse(one) for one in external or [])
     known = [*(one.label for one in externals), *(method.label for method in methods)]
