@@ -103,7 +103,8 @@ def pull(
     fetching.hush()
     screen = Screen(messages.quiet, messages.json)
     hub_id = hub.full_id(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id, re.ASCII) or ".." in hub_id or hub_id.startswith("."):
+    # An id with @ gets as far as the hub's own check, which explains revisions.
+    if not re.fullmatch(r"[\w.-]+/[\w.@-]+", hub_id, re.ASCII) or ".." in hub_id or hub_id.startswith("."):
         raise WeightsError(
             f"no model named {name!r}",
             f"{did_you_mean(name, hub.SHORT)}one of {', '.join(hub.SHORT)}, or a hub id (owner/name)",
