@@ -229,7 +229,7 @@ def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         "steps": f"{steps}, on {plan['images']:,} images", "weights": plan["weights"], "state": plan["state"],
         "starts from": plan.get("starts from"),
     }  # fmt: skip
-    return [(name, value) for name, value in rows.items() if value is not None]
+    return [(name, value) for name, value in rows.items() if value]
 
 
 def show_recipes(screen: Screen) -> None:

@@ -159,6 +159,13 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_reci
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_data_of_ones_own_take_the_place_of_compositions(ctxedit, make_recipe, pictures):
+    path = make_recipe("autoencoder", data="compositions = 0.5")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors save it
+    table = ctxedit("train", path, "--data", pictures, "--dry-run", "--json").table
+    assert table["pictures"] == 8 and "compositions" not in table["data"]
+
+
 def test_the_recipes_are_listed(ctxedit):
     found = {r["recipe"]: r for r in ctxedit("train", "--list", "--json").table["recipes"]}
     # Every task has a recipe of its name, but for those that need their data named.
@@ -176,6 +183,10 @@ def test_the_recipes_are_listed(ctxedit):
         (("train", "autoencoder", "--data", "nowhere"), 3, "no folder nowhere"),
         (("train", "autoencoder", "--device", "cuda:7"), 2, "device"),
         (("train", "autoencoder", "--record"), 3, "no state in"),
+        (("train", "autoencoder", "--steps", 10**20, "--dry-run"), 2, "schedule.steps"),
+        (("models", "check", "--work", "/dev/null", "--part", "autoencoder"), 6, "cannot write"),
+        (("models", "pull", "/etc"), 4, "no model named '/etc'"),
+        (("models", "pull", "a b/c"), 4, "no model named 'a b/c'"),
         (("models", "check", "--part", "kitchen"), 2, "no check of"),
         (("models", "check", "--weights", "nowhere"), 4, "no folder nowhere"),
         (("models", "check", "--weights", "."), 4, "holds no models"),
@@ -196,6 +207,9 @@ def test_what_does_not_fit_is_refused(ctxedit, pictures, tmp_path, arguments, co
         ("[data]", "[data]\nsource = 'cellar'", "cellar"),
         ("[data]", "[data]\nsource = 'folder'", "data.path"),
         ("[data]", "[data]\nsize = 50", "data.size"),
+        ("[data]", "[data]\npath = 'pictures'", "with drawn scenes"),
+        ("steps = 2", f"steps = {'9' * 5000}", "a recipe is TOML"),
+        ("steps = 2", f"steps = {'[' * 5000}", "nested too deeply"),
         ('part = "clip"', 'part = "ear"', "no part named"),
         ("[task]", "task", "recipe"),
     ],

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ctxedit.errors import ConfigError
 from ctxedit.media.edges import canny
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe
 from ctxedit.training.checks.control import edge_score
@@ -52,6 +53,13 @@ def test_without_a_denoiser_there_is_nothing_to_control(tmp_path):
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").touch()
     with pytest.raises(ConfigError, match="no denoiser"):
         ControlTask.build(Components(tmp_path), DataConfig(), {"embedding": [16, 32]})
+
+
+def test_its_folder_is_a_whole_pipeline(tmp_path):
+    Training(recipe.resolve("control"), tmp_path / ".state", tmp_path).build_task()
+    for name in ("model_index.json", "vocabulary.json", "scheduler/scheduler_config.json"):
+        assert (tmp_path / name).read_bytes() == (BUILTIN_FOLDER / name).read_bytes()
+    load_backbone(str(tmp_path), torch.device("cpu"), torch.float32)
 
 
 def test_the_initial_loss_is_the_denoisers(task, batch):
