@@ -68,7 +68,7 @@ def test_the_same_weights_give_the_same_operations_a_pass(measured):
         (("--random", "tiny", "--model", "sd14"), "--random and --model"),
         (("--set", "edit.stops=3"), "edit.stops"),
         (("--steps", "0"), "--steps"),
-        (("--presets", "ddim", "--only", "stored mops"), "stored mops"),
+        (("--presets", "ddim", "--only", "stored maps", "--only", "stored mops"), "stored mops"),
     ],
 )
 def test_refusals(more, said, monkeypatch):

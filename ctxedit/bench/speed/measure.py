@@ -179,13 +179,11 @@ def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
     default = plan.load(DEFAULT_PRESET, model)
     rivals = ways.rivals(default, plan.load(ways.STORED_PRESET, model))
     found = [*rivals, *ways.edits(presets), *ways.tunings(presets, default), *ways.faster(default)]
-    if not plan.only:
-        return found
-    chosen = [way for way in found if any(text in way.name for text in plan.only)]
-    if not chosen:
-        names = ", ".join(dict.fromkeys(way.name for way in found))
-        raise ConfigError(f"--only {plan.only[0]} is part of no name", f"names: {names}")
-    return chosen
+    for text in plan.only:
+        if not any(text in way.name for way in found):
+            names = ", ".join(dict.fromkeys(way.name for way in found))
+            raise ConfigError(f"--only {text!r} is part of no name", f"names: {names}")
+    return [way for way in found if not plan.only or any(text in way.name for text in plan.only)]
 
 
 def _draw(folder: Path, plan: SpeedPlan) -> Path:
