@@ -354,10 +354,8 @@ def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:
 
 def _pipeline_near(path: Path) -> Path | None:
     """A diffusers folder around or within a folder, such as a repository in the hub's cache."""
-    if (path.parent / "model_index.json").is_file():
-        return path.parent
-    inside = (found for depth in ("*", "snapshots/*") for found in path.glob(f"{depth}/model_index.json"))
-    return next((found.parent for found in inside), None)
+    near = (path.glob(f"{where}model_index.json") for where in ("../", "*/", "snapshots/*/"))
+    return next((found.parent.resolve() for one in near for found in one), None)
 
 
 def _check_index(file: Path, names: Collection[str]) -> None:
