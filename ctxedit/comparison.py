@@ -28,7 +28,7 @@ from ctxedit.stages.prepare import read_working
 from ctxedit.tables import merge_into, nested
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-#: Long side of a tile, in pixels; larger frames are reduced as they are read.
+#: Longest side of a tile, in pixels; larger frames are reduced as they are read.
 _TILE = 320
 #: Clips of more frames are read to the disk.
 _IN_MEMORY = 64
@@ -173,7 +173,8 @@ def compose(
     Raises:
         InputError, OutputError, ConfigError: as for reading and writing clips.
     """
-    clips = [_read(part, output.absolute().parent) for part in parts]
+    side = _side(parts)
+    clips = [_read(part, side, output.absolute().parent) for part in parts]
     count = max(len(clip.frames) for clip in clips)
     frames = [
         np.broadcast_to(c.frames, (count, *c.frames.shape[1:])) if len(c.frames) == 1 else c.frames
@@ -200,9 +201,14 @@ def about(parts: Sequence[Part], version: str) -> str:
     return to_text({"ctxedit": version, "kind": "comparison", "of": of})
 
 
-def _read(part: Part, folder: Path) -> Clip:
+def _side(parts: Sequence[Part]) -> int:
+    """The long side of every tile: the largest part's, so that a small source is seen beside its edit."""
+    infos = [probe(part.path) for part in parts]
+    return min(_TILE, max(max(info.width, info.height) for info in infos))
+
+
+def _read(part: Part, side: int, folder: Path) -> Clip:
     info = probe(part.path)
-    side = min(_TILE, max(info.width, info.height))
     store: Store = np.empty if part.span.frames <= _IN_MEMORY else partial(scratch, folder)
     return read_working(part.path, part.span, plan_fit(info.width, info.height, side, 1), store)
 

@@ -63,7 +63,7 @@ class NumericsError(CtxeditError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like ``name``, whatever the case; None if none is like it."""
+    """The known name that is most like ``name``, ignoring case; None if none is like it."""
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), by_lower, 1)
     return by_lower[near[0]] if near else None

@@ -20,11 +20,17 @@ from ctxedit.errors import CtxeditError, InputError, OutputError, WeightsError, 
 
 #: Bytes of a TOML or JSON file that a person writes or downloads.
 TEXT_LIMIT = 16 << 20
+#: Bytes of a list of images, such as COCO's, whose largest takes 470 MB.
+LIST_LIMIT = 4 << 30
 #: Bytes of a JSON file of a model; the largest tokenizers take some 35 MB.
 MODEL_JSON_LIMIT = 256 << 20
 #: How deep tables and arrays may be nested. Settings need three levels.
 _DEPTH = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+#: A whole number that may be larger than every float.
+_LONG_NUMBER = re.compile(r"\d{309}")
+#: Half of a pair that stands for one character; alone, it is none.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NAME_MAX, _PATH_MAX = 255, 4096
 #: Settings of a model and of its parts, which the libraries read without care for how deep they are nested.
 _CONFIGS = (
@@ -35,7 +41,12 @@ _CONFIGS = (
 
 def printable(text: str | os.PathLike[str]) -> str:
     r"""A name as text that any UTF-8 stream takes: bytes that are not UTF-8 are shown as ``\xe9``."""
-    return os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = os.fspath(text)
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, from an escape in JSON or YAML
+        data = name.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def visible(text: str) -> str:
@@ -75,6 +86,11 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
     try:
         return path.stat()
     except FileNotFoundError as missing:
+        if path.is_symlink():
+            raise error(
+                f"{printable(path)} is a link to {printable(os.readlink(path))}, which does not exist",
+                f"check the path of the {what}",
+            ) from missing
         raise error(
             f"{printable(path)} does not exist",
             f"{neighbour(path)}check the path of the {what}; a relative one is taken from the current folder",
@@ -88,7 +104,8 @@ def status(path: Path, what: str, error: type[CtxeditError] = InputError) -> os.
 def neighbour(path: Path) -> str:
     """The beginning of a hint where nothing is at a path: which name of its folder may be meant, if any."""
     try:
-        names = [one.name for one in path.parent.iterdir() if is_utf8(one.name)]
+        found = path.parent.iterdir()
+        names = [one.name for one in found if is_utf8(one.name) and one.name != path.name]
     except (OSError, ValueError):
         return ""
     # Names are compared without suffixes, which many share; of two with one stem, the same suffix counts.
@@ -147,14 +164,45 @@ def read_text(path: Path, what: str, limit: int = TEXT_LIMIT, error: type[Ctxedi
 
 
 def read_json(path: Path, what: str, limit: int = TEXT_LIMIT, error: type[CtxeditError] = InputError) -> Any:
-    """A JSON file's value; raises ``error`` when it is none, or nested without end."""
+    """A JSON file's value; raises ``error`` when it is none, or as :func:`parse_json`."""
+    text = read_text(path, what, limit, error)
     try:
-        found = json.loads(read_text(path, what, limit, error))
+        return parse_json(text)
+    except ValueError as broken:
+        why = str(broken)[:160]
+        said = f"{printable(path)} is not a valid {what}: {why}"
+        raise error(said, "is it the right file, and whole?") from broken
+
+
+def parse_json(text: str) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, it is nested without end, a whole number exceeds every float, or a
+            text cannot be written as UTF-8.
+    """
+    # The hook is slow, and a file of COCO has tens of millions of numbers.
+    hook = _whole_number if _LONG_NUMBER.search(text) else None
+    try:
+        found = json.loads(text, parse_int=hook)
         check_depth(found)
-    except (ValueError, RecursionError) as broken:
-        why = "nested too deeply" if isinstance(broken, RecursionError) else str(broken)[:160]
-        raise error(f"{printable(path)} is no {what}: {why}", "is it the right file, and whole?") from broken
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half a character: {ascii(error.object[error.start])[1:-1]}") from error
     return found
+
+
+def _whole_number(digits: str) -> int:
+    number = int(digits)
+    try:
+        float(number)
+    except OverflowError as error:
+        raise ValueError(f"a number of {len(digits)} digits is too large") from error
+    return number
 
 
 def check_model_files(folder: Path, parts: Sequence[str] = ()) -> None:
@@ -183,13 +231,15 @@ def check_depth(value: Any) -> None:
     """Raise RecursionError for tables and arrays nested more than 64 deep."""
     level = [value]
     for _ in range(_DEPTH):
-        level = [
-            inner
+        # By identity: aliases of YAML share what they name, so that a few lines may stand for millions.
+        inside = {
+            id(inner): inner
             for outer in level
             if isinstance(outer, (dict, list))
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, (dict, list))
-        ]
+        }
+        level = list(inside.values())
         if not level:
             return
     raise RecursionError(f"nested more than {_DEPTH} deep")

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.files import is_utf8, printable
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 # Not the times of day and ratios of prose: (it is 12:30), (a screen, 4:3).
@@ -81,12 +82,14 @@ def check_texts(prompt: str | None, targets: Sequence[str] = (), negative: str =
 
 
 def check_syntax(text: str, what: str) -> None:
-    """Raise ConfigError for syntax that other tools give a meaning, and ctxedit does not.
+    """Raise ConfigError for syntax that other tools give a meaning, InputError for what is not Unicode text.
 
     Args:
         text: a prompt; ``{source}`` in it stands for the source prompt where that is allowed.
         what: what it is called in the error.
     """
+    if not is_utf8(text):
+        raise InputError(f"the {what} is not valid Unicode: {printable(text)[:60]}", "write it in UTF-8")
     rest = text.replace("{source}", " ")
     if found := _WEIGHT.search(rest):
         words, weight = found.groups()

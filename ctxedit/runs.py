@@ -127,6 +127,12 @@ class Run:
         return None
 
     @classmethod
+    def check_damage(cls, root: Path, clip: Path, preset: str, identity: str | None) -> None:
+        """Raise InputError if the ``run.toml`` of a run of this identity is damaged; of any if it is None."""
+        for folder in _candidates(root, clip, preset, identity or ""):
+            cls(folder)
+
+    @classmethod
     def newest(cls, root: Path, warn: Say = _silent, clip: Path | None = None) -> Run:
         """The run that was changed last, of ``clip`` if given; damaged ones are skipped with a warning.
 
@@ -347,7 +353,7 @@ class Run:
 
 
 def _candidates(root: Path, clip: Path, preset: str, identity: str) -> list[Path]:
-    found = sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8]}"), reverse=True)
+    found = sorted(root.glob(f"{_label(clip, preset)}-*-{identity[:8] or '*'}"), reverse=True)
     return [folder for folder in found if (folder / _FILE).is_file()]
 
 
@@ -362,9 +368,9 @@ def _label(clip: Path, preset: str) -> str:
     return f"{slug(clip.stem, 32)}-{slug(Path(preset).stem, 24)}"
 
 
-def slug(text: str, length: int = 48) -> str:
-    """A text as a file name: lower case, words joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or "clip"
+def slug(text: str, length: int = 48, fallback: str = "clip") -> str:
+    """A text as a file name: lower case, words joined by hyphens; ``fallback`` for one without a to z."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or fallback
 
 
 def key_of(*parts: Any) -> str:

@@ -67,6 +67,11 @@ class Hub:
         gate: where there is one, large files are sent once it is set (or after 20 seconds).
         asked_for: set when a large file waits for the gate.
         answers: status and error code instead of a file or listing, by path or id.
+        busy: status and ``Retry-After`` that a file is answered with, by path; each answer takes one entry.
+        moved: ids that are answered with a redirect to another one.
+        cdn: where files are redirected to, as the hub does with large ones; None serves them at once.
+        etags: what a mirror calls contents, by path, in place of their hashes.
+        tokens: (whether from the CDN, what it says of the caller) of all requests for files' contents.
         ranges: whether a part of a file can be asked for.
         break_after: bytes of a file after which its connection is cut, by path; each cut takes one entry.
     """
@@ -77,6 +82,11 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.break_after: dict[str, list[int]] = {}
         self.answers: dict[str, tuple[int, str]] = {}
+        self.busy: dict[str, list[tuple[int, str]]] = {}
+        self.moved: dict[str, str] = {}
+        self.cdn: str | None = None
+        self.etags: dict[str, str] = {}
+        self.tokens: list[tuple[bool, str | None]] = []
         self.ranges = True
         self.gate: threading.Event | None = None
         self.asked_for = threading.Event()
@@ -107,7 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(head=False)
 
     def _answer(self, head):
-        path = unquote(urlsplit(self.path).path)
+        path = unquote(urlsplit(self.path).path).removeprefix("/mirror")
+        for old, new in self.hub.moved.items():
+            if f"/{old}" in path:
+                return self._send(307, b"", {"Location": path.replace(f"/{old}", f"/{new}")})
         with self.hub.lock:
             self.hub.requests.append((self.command, path))
         if found := _RESOLVE.fullmatch(path):
@@ -155,6 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound")
         if path in self.hub.answers:
             return self._refuse(*self.hub.answers[path])
+        if not head and self.hub.busy.get(path):
+            status, seconds = self.hub.busy[path].pop(0)
+            return self._send(status, b"", {"Retry-After": seconds})
         data = repository.files[path]
         headers = {
             "ETag": f'"{repository.etag(path)}"',
@@ -163,6 +179,13 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if repository.is_lfs(path):
             headers |= {"X-Linked-Etag": f'"{repository.etag(path)}"', "X-Linked-Size": str(len(data))}
+        if path in self.hub.etags:
+            headers = {"ETag": self.hub.etags[path], "X-Repo-Commit": repository.commit}
+        from_cdn = self.headers.get("Host", "").startswith("localhost")
+        if not head:
+            self.hub.tokens.append((from_cdn, self.headers.get("Authorization")))
+        if self.hub.cdn and repository.is_lfs(path) and not from_cdn:
+            return self._send(302, b"", headers | {"Location": f"{self.hub.cdn}{self.path}"})
         status, start = 200, 0
         if (asked := self.headers.get("Range")) and self.hub.ranges and not head:
             status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])

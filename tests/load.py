@@ -4,8 +4,8 @@
 
 Run it on an otherwise idle machine. Each number of workers edits all clips (2 frames, one tuning step, two
 steps of inversion and sampling) with one CPU thread per worker. A run that takes more than ``--seconds`` is
-interrupted, and what it finished counts. Starting and the models' loading are part of the time. At the end
-the edits of all runs are compared: they must be equal bit for bit.
+interrupted, and what it finished counts. Starting and the models' loading are part of the time and of the
+processor seconds. At the end the edits of all runs are compared: they must be equal bit for bit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 PROMPT, TARGET = "a tiger walking on the beach", "a panda walking on the beach"
 FRAMES = 2
@@ -46,11 +48,7 @@ def edit_all(clips: Path, out: Path, workers: int, seconds: float | None) -> dic
     process = subprocess.Popen(
         [*command, "--workers", str(workers), "-y", "-q", "-o", str(out)], stdout=subprocess.DEVNULL
     )
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    used = _wait(process, began, seconds)
     took = time.monotonic() - began
     interrupted = process.returncode == 130
     if process.returncode and not interrupted:
@@ -58,8 +56,26 @@ def edit_all(clips: Path, out: Path, workers: int, seconds: float | None) -> dic
     done = len(list((out / "edits").glob("*.mp4")))
     return {
         "workers": workers, "edits": done, "seconds": took, "per_minute": 60 * done / took,
-        "interrupted": interrupted,
+        "cpu_seconds": used, "cpu_seconds_per_edit": used / max(1, done), "interrupted": interrupted,
     }  # fmt: skip
+
+
+def _wait(process: subprocess.Popen[bytes], began: float, seconds: float | None) -> float:
+    """Wait for a batch, and interrupt it after ``seconds``; returns the processor time of all its processes.
+
+    Sampled while it runs: what workers used is gone when they end.
+    """
+    used, interrupted = 0.0, False
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            root = psutil.Process(process.pid)
+            tree = [one.cpu_times() for one in (root, *root.children(recursive=True))]
+            used = max(used, sum(t.user + t.system + t.children_user + t.children_system for t in tree))
+        if seconds is not None and not interrupted and time.monotonic() - began > seconds:
+            process.send_signal(signal.SIGINT)
+            interrupted = True
+        time.sleep(0.5)
+    return used
 
 
 def differing(outs: list[Path]) -> list[str]:
@@ -82,6 +98,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="interrupt each run after so long")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         clips, outs = Path(folder) / "clips", [Path(folder) / f"out{count}" for count in asked.workers]
         draw(clips, asked.clips)
@@ -93,10 +111,13 @@ def main() -> None:
         print(json.dumps({"clips": asked.clips, "cores": cores, "load": os.getloadavg(), "runs": rows}))
         return
     print(f"{asked.clips} clips, {cores} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| workers | edits | seconds | clips per minute |\n|---|--:|--:|--:|")
+    print(
+        "| workers | edits | seconds | clips per minute | processor seconds per clip |\n|---|--:|--:|--:|--:|"
+    )
     for row in rows:
         note = " (interrupted)" if row["interrupted"] else ""
-        print(f"| {row['workers']} | {row['edits']}{note} | {row['seconds']:.0f} | {row['per_minute']:.1f} |")
+        figures = f"{row['seconds']:.0f} | {row['per_minute']:.1f} | {row['cpu_seconds_per_edit']:.2f}"
+        print(f"| {row['workers']} | {row['edits']}{note} | {figures} |")
 
 
 if __name__ == "__main__":

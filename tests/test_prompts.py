@@ -2,8 +2,8 @@
 
 import pytest
 
-from ctxedit.errors import ConfigError
-from ctxedit.prompts import check_syntax
+from ctxedit.errors import ConfigError, InputError
+from ctxedit.prompts import check_syntax, check_texts
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,11 @@ def test_other_tools_syntax(text, hint):
     with pytest.raises(ConfigError) as caught:
         check_syntax(text, "target")
     assert hint in caught.value.hint
+
+
+def test_half_a_character_is_refused():
+    with pytest.raises(InputError, match=r"the target is not valid Unicode: a \\xed\\xa0\\x80 cat"):
+        check_texts(None, ["a \ud800 cat"])
 
 
 @pytest.mark.parametrize("what", ["prompt", "negative prompt"])

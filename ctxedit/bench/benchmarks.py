@@ -6,14 +6,14 @@ is. A video file takes precedence over a folder of frames with the same name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.files import TEXT_LIMIT, check_depth, read_text
+from ctxedit.files import TEXT_LIMIT, check_depth, parse_json, read_text
 
 #: The columns of LOVEU-TGVE-2023_Dataset.csv, and the names of its edits here.
 LOVEU_NAME, LOVEU_PROMPT = "Video name", "Our GT caption"
@@ -62,7 +62,10 @@ def v2vbench(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ConfigError(
                 f"{where} is not an entry of V2VBench", "an entry has video_id and a list of edits, edit"
             )
-        name = str(one.get("video_id", "")).strip()
+        name = one.get("video_id", "")
+        if isinstance(name, Mapping | list):
+            raise ConfigError(f"{where}: video_id = {brief(name)}", "it is the name of a video")
+        name = str(name).strip()
         targets = [_target(edit, where) for edit in one["edit"]]
         yield where, _entry(name, one.get("prompt"), targets, videos, where, path)
 
@@ -71,12 +74,12 @@ def _data(path: Path) -> list[Any]:
     text = read_text(path, "list", TEXT_LIMIT, ConfigError)
     try:
         if path.suffix.lower() == ".json":
-            table = json.loads(text)
+            table = parse_json(text)
         else:
             import yaml
 
             table = yaml.safe_load(text)
-        check_depth(table)
+            check_depth(table)
     except (ValueError, RecursionError, _yaml_error()) as error:
         line = str(error).strip().split("\n")[0][:160]
         raise ConfigError(
@@ -99,7 +102,7 @@ def _target(edit: Any, where: str) -> dict[str, Any]:
     if isinstance(edit, str):
         return {"prompt": edit}
     if not isinstance(edit, Mapping):
-        raise ConfigError(f"{where}: an edit is a table with a prompt, not {edit!r}")
+        raise ConfigError(f"{where}: an edit is a text or a table with a prompt, not {brief(edit)}")
     return {"prompt": edit.get("prompt")}
 
 

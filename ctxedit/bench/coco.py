@@ -20,7 +20,7 @@ from ctxedit.editing import text_to_image
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
-from ctxedit.files import read_json
+from ctxedit.files import LIST_LIMIT, read_json
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
@@ -186,16 +186,20 @@ def _write_note(out: Path, config: Config, adapter: Path | None) -> None:
 
 def _read(captions: Path) -> tuple[dict[int, list[str]], dict[int, str]]:
     """Captions in the order of their ids, and file names, by image."""
+    found = read_json(captions, "file of captions", LIST_LIMIT)
     try:
-        found = json.loads(captions.read_text(encoding="utf-8"))
         names = {int(one["id"]): str(one["file_name"]) for one in found["images"]}
         by_image: dict[int, list[str]] = {}
         for one in sorted(found["annotations"], key=lambda one: int(one["id"])):
-            if text := " ".join(str(one["caption"]).split()):
+            if not isinstance(one["caption"], str):
+                raise InputError(
+                    f"{captions}: the caption {one['id']} is not text: {one['caption']!r}", _HINT
+                )
+            if text := " ".join(one["caption"].split()):
                 by_image.setdefault(int(one["image_id"]), []).append(text)
         if strange := sorted(by_image.keys() - names.keys()):
             raise InputError(f"{captions} has captions of image {strange[0]}, which it does not list", _HINT)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{captions} is not in COCO's captions format", _HINT) from error
     if not by_image:
         raise InputError(f"{captions} has no captions", _HINT)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import benchmarks
-from ctxedit.errors import ConfigError
-from ctxedit.files import TEXT_LIMIT, check_depth, read_text, reason
+from ctxedit.errors import ConfigError, did_you_mean
+from ctxedit.files import TEXT_LIMIT, parse_json, read_text, reason
 from ctxedit.tables import read_table
 
 #: File types that count as clips in a folder.
@@ -54,6 +53,11 @@ def entries(path: Path) -> list[Entry]:
         raise ConfigError(f"{path} is a clip, not a list", f"to edit it alone: ctxedit run {path} TEXT")
     if suffix in (".json", ".yaml", ".yml"):
         return [Entry(where, table) for where, table in benchmarks.v2vbench(path)]
+    if suffix != ".toml" and path.is_file():
+        raise ConfigError(
+            f"{path} is not a list: its name ends in {suffix or 'no suffix'}",
+            "a list is .toml, .csv, .jsonl, .yaml, .json, or a folder of clips",
+        )
     return _in_toml(path)
 
 
@@ -75,9 +79,8 @@ def _in_json_lines(path: Path) -> Iterator[Entry]:
             continue
         found, where = True, f"{path}, line {number}"
         try:
-            table = json.loads(line)
-            check_depth(table)
-        except (ValueError, RecursionError) as error:
+            table = parse_json(line)
+        except ValueError as error:
             raise ConfigError(
                 f"{where} is not JSON: {str(error)[:160]}", "each line is one JSON object"
             ) from error
@@ -107,14 +110,16 @@ def _in_csv(path: Path) -> list[Entry]:
     text = read_text(path, "list", TEXT_LIMIT, ConfigError)
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ConfigError(f"{path} is not CSV: {error}", "quote cells that hold commas or quotes") from error
     if benchmarks.is_loveu(columns):
-        return [Entry(where, table) for where, table in benchmarks.loveu(path, rows)]
+        return [Entry(where, table) for where, table in benchmarks.loveu(path, [row for _, row in rows])]
     _check_columns(path, columns)
     clips: dict[str, tuple[str, dict[str, Any]]] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         where = f"{path}, line {number}"
         if None in row or None in row.values():
             raise ConfigError(
@@ -141,7 +146,12 @@ def _in_csv(path: Path) -> list[Entry]:
 def _check_columns(path: Path, columns: list[str]) -> None:
     known = (*_OF_CLIP, *_OF_TARGET)
     if strange := [column for column in columns if column not in known]:
-        raise ConfigError(f"{path}: unknown column {strange[0]!r}", f"known columns: {', '.join(known)}")
+        if len(columns) == 1 and (other := next((one for one in ";\t|" if one in columns[0]), None)):
+            raise ConfigError(
+                f"{path} separates its columns by {other!r}", "save it with commas between the columns"
+            )
+        hint = f"{did_you_mean(strange[0], known)}The first line names the columns: {', '.join(known)}"
+        raise ConfigError(f"{path}: unknown column {strange[0]!r}", hint)
     if "path" not in columns:
         raise ConfigError(
             f"{path} has no column path", f"the first line names the columns: {', '.join(known)}"

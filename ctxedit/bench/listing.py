@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ctxedit.bench.formats import base_of, entries
@@ -111,7 +112,11 @@ def _clip(entry: Any, reading: _Reading, where: str) -> Clip:
     where = f"{where} ({name})"
     prompt = _text(entry, "prompt", where, None if reading.batch else "say what the clip shows")
     targets = entry.get("targets", [])
-    if not isinstance(targets, list) or not (targets or reading.targets):
+    if not isinstance(targets, list):
+        raise ConfigError(
+            f"{where}: targets must be a list, not {brief(targets)}", "one entry for each target"
+        )
+    if not (targets or reading.targets):
         hint = "each target is a table [[clips.targets]] with a prompt"
         if reading.batch:
             hint = "name them in the list, or for all clips: ctxedit batch LIST TEXT"
@@ -136,7 +141,8 @@ def _target(entry: Any, reading: _Reading, where: str) -> Target:
     for question, answer in expect.items():
         if answer not in ANSWERS[question]:
             raise ConfigError(
-                f"{where}: expect.{question} = {answer!r}", f"the judge knows: {', '.join(ANSWERS[question])}"
+                f"{where}: expect.{question} = {brief(answer)}",
+                f"the judge knows: {', '.join(ANSWERS[question])}",
             )
     mask, ideal = (_path(entry, key, reading, where) for key in ("mask", "ideal"))
     return Target(prompt or "", kind, mask, ideal, dict(expect), *_composition(entry, expect, where))
@@ -162,7 +168,7 @@ def _composition(
             f"{where}: neither changed nor a relation", "give the number of the edited group, counting from 0"
         )
     if changed is not None and changed not in range(len(composition.groups)):
-        raise ConfigError(f"{where}: changed = {changed!r}", f"0 to {len(composition.groups) - 1}")
+        raise ConfigError(f"{where}: changed = {brief(changed)}", f"0 to {len(composition.groups) - 1}")
     if strange := sorted(set(expect) - {"background"}):
         raise ConfigError(
             f"{where}: expect.{strange[0]} beside a composition", "the composition implies it; leave it out"
@@ -172,7 +178,9 @@ def _composition(
 
 def _as_table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is a table, not {value!r}")
+        raise ConfigError(
+            f"{where} must be a table, not {brief(value)}", "a table has keys, such as path or prompt"
+        )
     return value
 
 
@@ -187,7 +195,7 @@ def _text(table: Mapping[str, Any], key: str, where: str, required: str | None =
     if value is None and required:
         raise ConfigError(f"{where} has no {key}", required)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key} = {value!r}", "it must be text")
+        raise ConfigError(f"{where}: {key} = {brief(value)}", "it must be text")
     if value is not None and not value.strip():
         raise InputError(f"{where}: the {key} is empty", required)
     return value

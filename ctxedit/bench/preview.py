@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import sweep
+from ctxedit.bench.checks import Checks
 from ctxedit.bench.delivery import results_of
 from ctxedit.bench.listing import Clip
 from ctxedit.bench.report import files_in
@@ -16,10 +18,13 @@ from ctxedit.bench.subject import REFERENCES, Bench, Method, settings_for
 from ctxedit.bench.sweep import Axis
 from ctxedit.config import Config
 from ctxedit.editing import plan
+from ctxedit.editing.checks import Ahead, Inspected
+from ctxedit.editing.checks import check_ahead as check_request
 from ctxedit.editing.paths import Input, Paths
 from ctxedit.editing.session import Session
 from ctxedit.editing.speed import WORTH_MEASURING, Work, seconds_of
-from ctxedit.errors import ConfigError, InputError
+from ctxedit.errors import ConfigError
+from ctxedit.media.geometry import Fit
 from ctxedit.models.control_maps import computed_map
 
 
@@ -33,7 +38,8 @@ class Preview:
         evaluations: remaining passes of the network over a clip, by method.
         works: the same passes for estimating their time: (method, kind of work on a clip, passes).
         peak_bytes: the largest stage's memory, estimated.
-        failing: clips that cannot be read, with the reason; their edits become rows with that error.
+        failing: clips, or clips and targets, that cannot be edited, with the reason.
+        refused: their edits by key, which become rows with that error.
     """
 
     edits: int
@@ -42,6 +48,7 @@ class Preview:
     peak_bytes: int
     failing: dict[str, str]
     works: tuple[tuple[str, Work, int], ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float | None]:
@@ -60,7 +67,7 @@ class Preview:
 
     def table(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "works"}
+        table = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("works", "refused")}
         return {**table, "seconds": self.seconds}
 
 
@@ -119,41 +126,62 @@ def make(bench: Bench) -> Preview:
 
     Raises:
         ConfigError: a method asks for a control that a clip lacks; settings that a model does not support.
+        InputError: none of the edits can be made.
         WeightsError, ResourceError, OutputError: see :func:`ctxedit.editing.plan.make`.
     """
     paths(bench).check()
     for clip in bench.clips:
         for method in bench.methods:
             _check_control(clip, method)
-    results = results_of(bench)
+    results, checks = results_of(bench), Checks(bench, plan.make, _fit_of_plan)
     edits = done = peak = 0
     left: dict[str, int] = {}
     works: list[tuple[str, Work, int]] = []
-    failing: dict[str, str] = {}
     for clip in bench.clips:
         for method in bench.methods:
             settings = settings_for(clip, method)
-            due = [
-                t.prompt for t in clip.targets
-                if bench.overwrite or not results.done(bench.key(clip, t, method.label, settings))
-            ]  # fmt: skip
+            keys = [(t, bench.key(clip, t, method.label, settings)) for t in clip.targets]
+            due = [(t, key) for t, key in keys if bench.overwrite or not results.done(key)]
             edits, done = edits + len(clip.targets), done + len(clip.targets) - len(due)
-            if not due or clip.name in failing:
-                continue
-            try:
-                made = plan.make(bench.request(clip, method, due))
-            except InputError as error:
-                failing[clip.name] = error.message
+            made = checks(clip, method, due)
+            if made is None:
                 continue
             made.check()
             stages = [stage for stage in made.stages if not stage.reused]
             left[method.label] = left.get(method.label, 0) + sum(s.evaluations for s in stages)
             works += [(method.label, *work) for work in made.works(settings)]
             peak = max([peak, *(s.peak_bytes for s in stages)])
-    if len(failing) == len(bench.clips):
-        name, why = next(iter(failing.items()))
-        raise InputError(f"no clip of the list can be edited; {name}: {why}")
-    return Preview(edits, done, left, peak, failing, tuple(works))
+    if len(checks.refused) == edits:
+        checks.give_up()
+    return Preview(edits, done, left, peak, checks.failing, tuple(works), checks.refused)
+
+
+def check_ahead(bench: Bench, warn: Callable[[str], None], ahead: Ahead) -> None:
+    """Check every method on every clip before the weights of these repositories are fetched.
+
+    An edit that cannot be made is a warning, as it will be a row of the table with that error.
+
+    Raises:
+        ConfigError, InputError, WeightsError, OutputError: as of :func:`make`.
+    """
+    paths(bench).check()
+    checks = Checks(bench, partial(check_request, ahead=ahead), _fit_of_check)
+    edits = [(clip, method) for clip in bench.clips for method in bench.methods]
+    for clip, method in edits:
+        _check_control(clip, method)
+        checks(clip, method, [(t, f"{clip.name} {method.label} {t.prompt}") for t in clip.targets])
+    if len(checks.refused) == sum(len(clip.targets) for clip, _ in edits):
+        checks.give_up()
+    for name, why in checks.failing.items():
+        warn(f"{name}: {why}")
+
+
+def _fit_of_check(found: Inspected | None) -> Fit | None:
+    return None if found is None else found.fit
+
+
+def _fit_of_plan(made: plan.Plan) -> Fit:
+    return Fit(*made.source_size, *made.working_size, *made.padded_size)
 
 
 def paths(bench: Bench) -> Paths:

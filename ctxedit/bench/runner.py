@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ctxedit.bench.delivery import flaw, note, results_of
 from ctxedit.bench.results import ResultRow, Results
-from ctxedit.bench.serve import Job, Serving, row_for
+from ctxedit.bench.serve import Job, Serving, line, row_for
 from ctxedit.bench.subject import Bench, edits, references
 from ctxedit.executors import Executor, InProcess, Lost, Overseer
 
@@ -22,7 +22,12 @@ class Watcher(Overseer):
         """An edit is done, or has failed."""
 
 
-def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None = None) -> list[ResultRow]:
+def run(
+    bench: Bench,
+    watcher: Watcher | None = None,
+    executor: Executor | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> list[ResultRow]:
     """Every row of the comparison, references first for each clip: computed, or read if already done.
 
     A clip, a tuning or an edit that fails becomes a row with its error, and the others continue; only a disk
@@ -33,15 +38,22 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
         bench: what to run.
         watcher: receives progress.
         executor: where the jobs run; None is this process.
+        refused: edits by key that are known to fail, with the reason; no work is done for them.
     """
-    watcher, executor = watcher or Watcher(), executor or InProcess()
+    watcher, executor, refused = watcher or Watcher(), executor or InProcess(), refused or {}
     results = results_of(bench)
     if results.damaged:
         watcher.warn(f"{results.path}: {results.damaged} damaged lines; their edits are made again")
     every = list(edits(bench))
     known = {key for *_, key in every if not bench.overwrite and _is_intact(bench, results, key, watcher)}
     watcher.began(len(every), len(known))
-    jobs = list(_jobs(bench, results, known, watcher))
+    for clip, method, target, key in every:
+        if key in refused and key not in known:
+            row = row_for(key, method.label, clip, target, error=line(refused[key]))
+            results.add(row)
+            note(bench, row)
+            watcher.finished(row)
+    jobs = list(_jobs(bench, results, known, refused, watcher))
     if jobs:
         with Serving(bench).marked() as serving:
             for job, made in executor.run(serving, jobs, watcher):
@@ -52,16 +64,21 @@ def run(bench: Bench, watcher: Watcher | None = None, executor: Executor | None 
     return rows_of(bench, results)
 
 
-def _jobs(bench: Bench, results: Results, known: set[str], watcher: Watcher) -> Iterator[Job]:
+def _jobs(
+    bench: Bench, results: Results, known: set[str], refused: Mapping[str, str], watcher: Watcher
+) -> Iterator[Job]:
     """The remaining jobs: one per clip and method. A clip's references are made with its first job."""
     for clip in bench.clips:
+        own = replace(bench, clips=(clip,))
+        if all(key in refused for *_, key in edits(own)):
+            continue
         wanted = tuple(
             (target, which, key) for target, which, key in references(bench, clip)
             if bench.overwrite or not _is_intact(bench, results, key, watcher)
         )  # fmt: skip
-        own = replace(bench, clips=(clip,))
         for method in bench.methods:
-            due = tuple((t, key) for _, m, t, key in edits(own) if m is method and key not in known)
+            mine = ((t, key) for _, m, t, key in edits(own) if m is method)
+            due = tuple((t, key) for t, key in mine if key not in known and key not in refused)
             if due:
                 yield Job(clip, method, due, wanted)
                 wanted = ()

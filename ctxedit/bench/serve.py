@@ -26,21 +26,19 @@ from ctxedit.bench.figures import Measure, Truth, Values, prepared
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.meter import CostMeter, Ledger
 from ctxedit.bench.results import ResultRow
-from ctxedit.bench.subject import IDEAL, SOURCE, Bench, Method, mask_of
+from ctxedit.bench.subject import IDEAL, SOURCE, Bench, Method
+from ctxedit.bench.truth import truth
 from ctxedit.editing.loaded import LoadedNetworks
 from ctxedit.editing.long import mapped
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.session import Session
 from ctxedit.errors import CtxeditError, InputError, OutputError
-from ctxedit.media.mask import read_mask
-from ctxedit.media.probe import probe
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_clip
 from ctxedit.metrics import Networks
 from ctxedit.models.device import pick_device
 from ctxedit.models.quiet import hush
 from ctxedit.runs import fingerprint, slug
-from ctxedit.stages.prepare import Prepared, read_working
 from ctxedit.storage import fetch_to
 
 #: In the output folder while workers write to it.
@@ -128,7 +126,8 @@ class Serving:
 
     def __call__(self, job: Job, reporter: Reporter) -> Iterator[ResultRow]:
         yield from _serve(self.bench, job, reporter, self._networks, self._loaded)
-        _tidy()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _serve(
@@ -158,11 +157,14 @@ def _serve(
         except Exception as error:
             failed = True
             if not left:  # only references were due
-                meter.warn(_line(error))
+                meter.warn(line(error))
             for target, key in left:
-                yield row_for(key, method.label, clip, target, error=_line(error))
+                yield row_for(key, method.label, clip, target, error=line(error))
     if failed:
         loaded.drop()
+        # The exception refers to its frames, and they to the networks. A session that ends well is released
+        # by its last reference; collecting would take 0.3 s.
+        gc.collect()
 
 
 def _before_edits(session: Session, meter: CostMeter) -> dict[str, dict[str, float]]:
@@ -194,7 +196,7 @@ def _edit(
             costs["edit"] = cost.table()
         made = session.run.facts(stage)
         frames = mapped(session.run.folder / made["frames"], "frames")
-        figures = measure(frames, clip, target, _truth(session, clip, target))
+        figures = measure(frames, clip, target, truth(session, clip, target))
         video = _delivered(bench, clip, target, key, result.files.video)
         facts = {**_facts(session, measure, made), "video_hash": fingerprint(video)}
         where = os.path.relpath(video, bench.out)
@@ -203,7 +205,7 @@ def _edit(
     except OutputError:
         raise
     except Exception as error:
-        return row_for(key, method.label, clip, target, error=_line(error))
+        return row_for(key, method.label, clip, target, error=line(error))
 
 
 def _delivered(bench: Bench, clip: Clip, target: Target, key: str, video: Path) -> Path:
@@ -222,11 +224,11 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
     """Figures of the unedited clip and of the true edit, once for each target."""
     clip = job.clip
     for target, which, key in job.references:
-        truth = _truth(session, clip, target)
+        known = truth(session, clip, target)
         try:
-            frames = _shown(bench, session, clip, target, truth, which)
+            frames = _shown(bench, session, clip, target, known, which)
         except InputError as error:  # for another method's video
-            yield row_for(key, which, clip, target, error=_line(error))
+            yield row_for(key, which, clip, target, error=line(error))
             continue
         name = f"references/{slug(clip.name)}-{slug(which)}" + (f"-{key[:6]}" if which != SOURCE else "")
         timed = session.parts.prepared.clip
@@ -235,43 +237,25 @@ def _references(bench: Bench, job: Job, session: Session, measure: Measure) -> I
             overwrite=True,
         )  # fmt: skip
         deliver(bench, f"{name}.mp4")
-        figures = measure(frames, clip, target, truth)
+        figures = measure(frames, clip, target, known)
         facts = {"clip_model": measure.scorer.name, "video_hash": fingerprint(video)}
         yield row_for(key, which, clip, target, figures, {}, facts, os.path.relpath(video, bench.out))
 
 
 def _shown(
-    bench: Bench, session: Session, clip: Clip, target: Target, truth: Truth, which: str
+    bench: Bench, session: Session, clip: Clip, target: Target, known: Truth, which: str
 ) -> NDArray[np.uint8]:
     """The frames of a reference or of another method's video."""
     if which == SOURCE:
-        return truth.source
+        return known.source
     if which == IDEAL:
-        assert truth.ideal is not None
-        return truth.ideal
+        assert known.ideal is not None
+        return known.ideal
     method = next(one for one in bench.externals if one.label == which)
     video = method.find(clip, target)
     if video is None:
         raise InputError(f"no video of {which} for this target in {method.folder}")
     return external.read(video, session.config.clip, session.parts.prepared)
-
-
-def _truth(session: Session, clip: Clip, target: Target) -> Truth:
-    """The references that an edit of this target is compared with, read as the session reads the clip."""
-    prepared, span = session.parts.prepared, session.config.clip
-    path = mask_of(clip, target)
-    mask = None
-    if path is not None:
-        mask = read_mask(path, span.frames, span.start, span.stride, prepared.fit, session.parts.store)
-    ideal = None if target.ideal is None else _ideal(target.ideal, session, prepared)
-    return Truth(prepared.frames, mask, ideal)
-
-
-def _ideal(path: Path, session: Session, prepared: Prepared) -> NDArray[np.uint8]:
-    info, fit = probe(path), prepared.fit
-    if (info.width, info.height) != (fit.source_width, fit.source_height):
-        raise InputError(f"the ideal edit {path} has another size than the clip", "make them equal")
-    return read_working(path, session.config.clip, fit, session.parts.store).frames
 
 
 def _facts(session: Session, measure: Measure, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,13 +290,10 @@ def row_for(
     )  # fmt: skip
 
 
-def _line(error: Exception) -> str:
-    text = error.message if isinstance(error, CtxeditError) else f"{type(error).__name__}: {error}"
+def line(error: Exception | str) -> str:
+    """An error as one line of a table."""
+    if isinstance(error, str):
+        text = error
+    else:
+        text = error.message if isinstance(error, CtxeditError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
-
-
-def _tidy() -> None:
-    """Release a session's networks before the next one loads its own."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -28,7 +28,7 @@ from ctxedit.cli import (
     tune,
 )
 from ctxedit.cli import run as run_command
-from ctxedit.cli.command_lines import refuse_clip, refuse_extra_arguments
+from ctxedit.cli.command_lines import refuse_clip, refuse_extra_arguments, usage_of
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.output import put
 from ctxedit.cli.spread import help_unless_called, spread
@@ -56,7 +56,10 @@ def root(
         typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print version."),
     ] = False,
 ) -> None:
-    """Edit a video with words."""
+    """Edit a video with words.
+
+    To begin: `ctxedit run CLIP "a panda walking on the beach"` goes through all steps.
+    """
     help_unless_called(context)
 
 
@@ -72,7 +75,7 @@ for _name, _verb in _VERBS:
 @app.command("help")
 def help_(
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="A command.", show_default=False)
+        list[str] | None, typer.Argument(metavar="COMMAND...", help="A command.", show_default=False)
     ] = None,
 ) -> None:
     """Print the help of a command: `ctxedit help run`."""
@@ -115,6 +118,8 @@ def _finish_help(command: Any) -> None:
     for parameter in command.params:
         if getattr(parameter, "help", None) and not narrow:
             parameter.help = parameter.help.replace("[default", r"\[default")
+        if parameter.param_type_name == "argument":
+            parameter.get_usage_pieces = lambda context, argument=parameter: [usage_of(argument)]
         if getattr(parameter, "is_flag", False):
             _hide_type(parameter)
         else:

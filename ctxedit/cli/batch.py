@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,7 @@ List = Annotated[
 ]  # fmt: skip
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TEXT]...", help="Target prompt for every clip.", show_default=False),
+    typer.Argument(metavar="TEXT...", help="Target prompt for every clip.", show_default=False),
 ]
 Out = Annotated[
     str,
@@ -107,13 +108,14 @@ def batch(
     )
     methods = preview.methods([base.preset or DEFAULT_PRESET], lambda name, point: config)
     captions = not all(clip.prompt for clip in listed)
-    needs = fetching.wanted(config, captions=captions, scores=True)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run):
-        return
-    work_begins()
     sources = (*([] if place.is_dir() else [place]), *arguments.sources(base))
     offline = base.offline or dry.dry_run
     job = Bench(folder, listed, methods, overwrite.yes, offline, sources, results=report.EDITS, store=store)
+    needs = fetching.wanted(config, captions=captions, scores=True)
+    early = partial(preview.check_ahead, job, screen.warn)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, early=early):
+        return
+    work_begins()
     _work(job, screen, where, dry.dry_run)
 
 
@@ -134,7 +136,7 @@ def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> 
     at_work = watcher(screen, [job.methods[0].label])
     place = job.out if job.store is None else job.store.url
     with executor_of(where, plan.peak_bytes) as executor, resumable(place), at_work as watching:
-        rows = runner.run(job, watching, executor)
+        rows = runner.run(job, watching, executor, plan.refused)
         whole = report.write(job, rows)
     _show(screen, job, whole)
 

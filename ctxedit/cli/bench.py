@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ctxedit.bench.preview import Preview
     from ctxedit.bench.report import ComparisonFiles
     from ctxedit.bench.subject import Bench, Method
+    from ctxedit.editing.checks import Ahead
 
 RUN = "run"
 
@@ -69,7 +71,7 @@ else:
 List = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[LIST.toml]",
+        metavar="LIST",
         help="List of clips and targets. [default: 46 pairs of the built-in world, see --world]",
         show_default=False,
     ),
@@ -180,19 +182,27 @@ def run(
 
     files = [path for path in (clips, settings.config) if path is not None]
     sources = (*files, *(path for name in names for path in preset_files(name)))
-    more = arguments.split_names(metrics or "")
+    more = () if metrics is None else arguments.split_names(metrics)
+    if metrics is not None and not more:
+        raise ConfigError("no metric is named", "`ctxedit eval --metrics help` lists them")
     columns_of(more)  # an unknown metric is refused here
     externals = tuple(externally.parse(one) for one in external or [])
     known = [*(one.label for one in externals), *(method.label for method in methods)]
     preview.check_labels(known)
     pairs = _pairs(compare or [], known)
     needs = [one for method in methods for one in fetching.wanted(method.config, scores=True)]
-    if not fetching.settle(list(dict.fromkeys(needs)), screen, overwrite.yes, settings.offline, dry.dry_run):
+    offline, yes = settings.offline or dry.dry_run, overwrite.yes
+    bench = Bench(out, (), methods, yes, offline, sources, more, externals=externals)
+    read = partial(_own_list, clips, drawn, world)
+    # The default list is drawn once the work begins: before that, one of its clips stands for all.
+    first = partial(_listed, clips, out, limit if clips else 1, drawn, world, True)
+    early = partial(_check_ahead, bench, first, screen)
+    needs = list(dict.fromkeys(needs))
+    if not fetching.settle(needs, screen, yes, settings.offline, dry.dry_run, read, early):
         return
     work_begins()
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
-        offline = settings.offline or dry.dry_run
-        bench = Bench(out, listed, methods, overwrite.yes, offline, sources, more, externals=externals)
+        bench = dataclasses.replace(bench, clips=listed)
         plan = preview.make(bench)
     if dry.dry_run:
         with executor_of(where, plan.peak_bytes) as executor:
@@ -200,6 +210,19 @@ def run(
         screen.result(planned, {"plan": plan.table()})
         return
     _work(bench, plan, pairs, screen, where)
+
+
+def _check_ahead(
+    bench: Bench,
+    listing: Callable[[], AbstractContextManager[tuple[Clip, ...]]],
+    screen: Screen,
+    ahead: Ahead,
+) -> None:
+    """Check the clips of a listing before weights are fetched for them."""
+    from ctxedit.bench import preview
+
+    with listing() as clips:
+        preview.check_ahead(dataclasses.replace(bench, clips=clips), screen.warn, ahead)
 
 
 def _methods(names: Sequence[str], settings: Settings, sweep: list[str]) -> tuple[Method, ...]:
@@ -236,7 +259,7 @@ def _work(
     labels = [method.label for method in bench.methods]
     at_work = watcher(screen, labels, plan.total_seconds)
     with executor_of(where, plan.peak_bytes) as executor, resumable(bench.out), at_work as watching:
-        rows = runner.run(bench, watching, executor)
+        rows = runner.run(bench, watching, executor, plan.refused)
     whole = report.write(bench, rows, pairs)
     _show(screen, whole, report.files_in(bench.out))
     if len(whole["failed"]) == plan.edits:
@@ -267,12 +290,8 @@ def _listed(
     from ctxedit.bench import drawn
     from ctxedit.bench.listing import read_list
 
-    if clips is not None:
-        if seed is not None:
-            raise ConfigError("--drawn cannot be used with a list of your own", "leave one of them out")
-        if world != drawn.EASY:
-            raise ConfigError("--world cannot be used with a list of your own", "leave one of them out")
-        yield read_list(arguments.existing(clips))[:limit]
+    if (own := _own_list(clips, seed, world)) is not None:
+        yield own[:limit]
         return
     seed = drawn.SEED if seed is None else seed
     name = "clips" if world == drawn.EASY else world
@@ -281,6 +300,20 @@ def _listed(
         if dry_run and not drawn.is_drawn(place, limit):
             place = Path(temporary) / "clips"
         yield read_list(drawn.default_list(place, limit, seed, world))
+
+
+def _own_list(clips: Path | None, seed: int | None, world: str) -> tuple[Clip, ...] | None:
+    """The clips of the user's list; None without one."""
+    from ctxedit.bench import drawn
+    from ctxedit.bench.listing import read_list
+
+    if clips is None:
+        return None
+    if seed is not None:
+        raise ConfigError("--drawn cannot be used with a list of your own", "leave one of them out")
+    if world != drawn.EASY:
+        raise ConfigError("--world cannot be used with a list of your own", "leave one of them out")
+    return read_list(arguments.existing(clips))
 
 
 def _planned(bench: Bench, plan: Preview, where: str) -> str:

@@ -42,7 +42,20 @@ Side = Annotated[
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of inversion and sampling.")]
 TuneSteps = Annotated[int, typer.Option("--tune-steps", min=1, help="Tuning steps to measure.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each implementation.")]
+Repeats = Annotated[
+    int,
+    typer.Option(
+        "--repeats", min=0,
+        help="Timed runs of each implementation, after one that counts its work; 0 times that one.",
+    ),
+]  # fmt: skip
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="TEXT", show_default=False,
+        help="Measure only rows of the table with TEXT in their name. Repeatable.",
+    ),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[
     Literal["auto", "float32", "float16", "bfloat16"],
@@ -74,6 +87,7 @@ def speed(
     steps: Steps = 10,
     tune_steps: TuneSteps = 4,
     repeats: Repeats = 3,
+    only: Only = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     set_: Set = None,
@@ -102,7 +116,7 @@ def speed(
 
     plan = measure.SpeedPlan(
         names, model, random, frames, side, steps, tune_steps, repeats, device, dtype,
-        settings,
+        settings, tuple(only or ()),
     )  # fmt: skip
     work_begins()
     found = report.table(plan, measure.run(plan, screen.say))

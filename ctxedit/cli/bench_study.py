@@ -58,7 +58,7 @@ def study(
 def answers(
     out: Compared,
     files: Annotated[
-        list[Path], typer.Argument(metavar="ANSWERS.json …", help="Downloaded answers.", show_default=False)
+        list[Path], typer.Argument(metavar="ANSWERS...", help="Downloaded answers.", show_default=False)
     ],
     messages: MessageOptions,
 ) -> None:

@@ -18,9 +18,18 @@ _EXAMPLE = "a panda walking on the beach"
 
 
 def taken(context: Any) -> str:
-    """The arguments that a command takes: ``CLIP [TEXT]...``."""
+    """The arguments that a command takes: ``CLIP [TEXT...]``."""
     positional = (one for one in context.command.params if one.param_type_name == "argument")
-    return " ".join(one.metavar or one.name.upper() for one in positional)
+    return " ".join(map(usage_of, positional))
+
+
+def usage_of(argument: Any) -> str:
+    """An argument in a usage line: ``CLIP``, or ``[TEXT...]`` where it may be left out.
+
+    A metavar with brackets of its own stays as it is.
+    """
+    shown = str(argument.metavar or argument.name.upper())
+    return shown if argument.required or "[" in shown else f"[{shown}]"
 
 
 def refuse_clip(arguments: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from ctxedit.cli.options import (
     SizeOptions,
     TuningOptions,
 )
-from ctxedit.cli.output import Screen, finished_before
+from ctxedit.cli.output import Screen, alone_with, finished_before
 from ctxedit.cli.output_options import OverwriteOption, RunsOptions
 from ctxedit.errors import ConfigError
 
@@ -108,19 +108,19 @@ def compare(
         names = list(arguments.split_names(presets))
         requests = _requests(positional, names, base, groups, options, screen, label or [])
     key = _key(parts, requests, (label, columns, no_metadata))
-    if (facts := finished_before(output, key, overwrite.yes, screen)) is not None:
-        screen.result(str(output), {"output": output, **facts})
-        return
-    _check_output(output, overwrite.yes)
-    if parts is None:
-        parts = _edited(requests, label or ["source", *names], screen)
-    facts = {"edits": [{"label": part.label, "video": str(part.path)} for part in parts]}
-    with resumable(None):
-        text = None if no_metadata else comparison.about(parts, __version__)
-        comparison.compose(
-            parts, output, columns=columns, overwrite=overwrite.yes, about=text, warn=screen.warn,
-            complete=partial(note, output, key, facts=facts),
-        )  # fmt: skip
+    with alone_with(output, screen):
+        facts = finished_before(output, key, overwrite.yes, screen)
+        if facts is None:
+            _check_output(output, overwrite.yes)
+            if parts is None:
+                parts = _edited(requests, label or ["source", *names], screen)
+            facts = {"edits": [{"label": part.label, "video": str(part.path)} for part in parts]}
+            with resumable(None):
+                text = None if no_metadata else comparison.about(parts, __version__)
+                comparison.compose(
+                    parts, output, columns=columns, overwrite=overwrite.yes, about=text, warn=screen.warn,
+                    complete=partial(note, output, key, facts=facts),
+                )  # fmt: skip
     screen.result(str(output), {"output": output, **facts})
 
 

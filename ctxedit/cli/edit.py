@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Positional = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="CLIP TEXT",
+        metavar="[CLIP] TEXT",
         help="Target prompt: what the edited clip should show. With a clip, its newest run is edited.",
         show_default=False,
     ),
@@ -88,6 +89,7 @@ def edit(
     from ctxedit import api
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
+    from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
     from ctxedit.inspection.heatmaps import draw
@@ -102,7 +104,8 @@ def edit(
         metadata=not result.no_metadata, sources=arguments.sources(base),
     )  # fmt: skip
     needs, check = fetching.wanted(config), fetching.checks_model(config, targets=(target,))
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    early = partial(check_ahead, request)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, early):
         return
     plan = work.checked(request, "edit", screen, dry.dry_run)
     if plan is None:
@@ -117,8 +120,11 @@ def edit(
 
 
 def _show(screen: Screen, done: EditResult, maps: HeatmapFiles | None, facts: dict[str, object]) -> None:
+    from ctxedit.cli import work
+
     if done.reused:
-        screen.say("Edit already exists; use -y to redo it")
+        screen.say("the edit exists already; use -y to redo it")
+    work.say_beside(screen, done.files)
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
     if maps is not None:
         files |= {"heatmaps": maps.sheet, "heatmaps_video": maps.video}

@@ -76,7 +76,11 @@ Weights = Annotated[
 ]
 
 
-@app.command(EDITS, epilog="Sets of images (FID, KID, CMMD, …): see `ctxedit eval images --help`.")
+@app.command(
+    EDITS,
+    epilog="Other commands: `ctxedit eval images` (sets of images: FID, KID, CMMD, …), `classes`, `layouts`, "
+    "`guidance`, `convergence`, `likelihood`, `cost`; see `ctxedit eval images --help`.",
+)
 @spread
 def edits(
     base: SettingOptions,

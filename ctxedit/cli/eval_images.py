@@ -228,7 +228,8 @@ def _from_coco(
     kind, which = scores.features_from(features)
     chosen = scores.chosen(keys, kind == "inception", True)
     scores.check_counts(chosen, wanted.count, wanted.count)
-    items = coco.choose(wanted.captions, wanted.images, wanted.count, config.seed)
+    seed = arguments.seed_of_choice(config.seed)
+    items = coco.choose(wanted.captions, wanted.images, wanted.count, seed)
     coco.check(out, config, wanted.overwrite)
     plan = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
     side = size or min(_COCO_SIDE, *plan["size"])
@@ -270,9 +271,13 @@ def _prepared(
 
 
 def extractors(
-    kind: str, which: Any, chosen: tuple[str, ...], config: Config, offline: bool, warn: Callable[[str], None]
-) -> Extractors:
-    """The networks for these figures; a missing one is found here."""
+    kind: str, which: Any, chosen: tuple[str, ...], config: Config, offline: bool,
+    warn: Callable[[str], None] | None,
+) -> Extractors:  # fmt: skip
+    """The networks for these figures; a missing one is found here.
+
+    ``warn`` is told that the built-in CLIP knows drawn scenes only; None where all images are drawn scenes.
+    """
     from ctxedit.metrics.evaluate import make_scorer
     from ctxedit.metrics.images import fidelity
     from ctxedit.metrics.images.scores import BY_FIDELITY, Extractors
@@ -291,7 +296,7 @@ def extractors(
     if inception is None or len(chosen) > sum(key in BY_FIDELITY for key in chosen):
         name = which if kind == "clip" and which is not None else config.clip_model
         clip = make_scorer(str(name), own_folder(config.model), device, offline)
-        if clip.name == BUILTIN:
+        if clip.name == BUILTIN and warn is not None:
             warn(
                 "the built-in CLIP knows drawn scenes only; for photographs name a real one: "
                 "--clip-model openai/clip-vit-large-patch14-336, which CMMD is defined on"

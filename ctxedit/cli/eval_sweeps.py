@@ -24,13 +24,15 @@ _LEAST = 10
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL…", help="Models to compare, as --model takes them; one curve each.", show_default=False
+        metavar="MODEL...",
+        help="Models to compare, as --model takes them; one curve each.",
+        show_default=False,
     ),
 ]
 Trained = Annotated[
     list[str],
     typer.Argument(
-        metavar="FOLDER…",
+        metavar="FOLDER...",
         help="Folders that `ctxedit train` wrote, with snapshots; one curve each.",
         show_default=False,
     ),
@@ -186,15 +188,17 @@ def _run(
     for model in models:
         locate(model.path, base.offline)
     check_writable(out / ".ctxedit", True)
+    seed = arguments.seed_of_choice(config.seed)
     with resumable(out):
         if captions is not None and images is not None:
-            items = tuple(coco.choose(captions, images, count, config.seed))
+            items = tuple(coco.choose(captions, images, count, seed))
             side = config.clip.size or 256
             what = sweeps.Captions(items, open_set(images, side, tuple(i.image for i in items)))
         else:
-            what = sweeps.drawn(count, config.seed, out / "reference")
+            what = sweeps.drawn(count, seed, out / "reference")
+        warn = None if captions is None else reporter.warn
         networks = extractors(
-            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, reporter.warn
+            "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, warn
         )
         points = sweeps.measure(
             models, scales or [config.edit.guidance], what, config, networks, out, reporter, base.offline

@@ -22,9 +22,11 @@ from ctxedit.models.transfer import Watcher
 
 if TYPE_CHECKING:
     from ctxedit.config import Config
+    from ctxedit.editing.checks import Ahead
     from ctxedit.models.hub import Listing
     from ctxedit.models.layout import Select
     from ctxedit.models.transfer import Download
+    from ctxedit.models.weights import Checkpoint
 
 #: Bytes that are fetched without asking.
 UNASKED = 1_000_000_000
@@ -65,12 +67,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Planned:
-    """A download that a command needs before it can start."""
+    """A download that a command needs before it can start; ``small`` is what was fetched already."""
 
     wanted: Wanted
     listing: Listing
     names: tuple[str, ...]
     download: Download
+    small: Checkpoint
 
     def table(self) -> dict[str, Any]:
         """For JSON."""
@@ -153,7 +156,7 @@ def _takes_canny_sd1(model: str) -> bool:
 
 def settle(
     needs: Sequence[Wanted], screen: Screen, yes: bool, offline: bool, dry_run: bool = False,
-    check: Callable[[], object] = lambda: None,
+    check: Callable[[], object] = lambda: None, early: Callable[[Ahead], object] = lambda ahead: None,
 ) -> bool:  # fmt: skip
     """Fetch what is missing, after asking if the download is large; a dry run only reports it.
 
@@ -163,7 +166,9 @@ def settle(
         yes: do not ask.
         offline: do not contact the hub.
         dry_run: fetch nothing but config files.
-        check: called before anything is fetched; raises for inputs that would make the download useless.
+        check: called before the hub is asked; raises for inputs that would make the download useless.
+        early: likewise, once config files and tokenizers are there, with the repositories whose weights are
+            not; and again when only large files are due, as LoRA files and embeddings are fetched first.
 
     Returns:
         Whether the command can go on: not after a dry run that found something missing.
@@ -172,26 +177,36 @@ def settle(
         ConfigError: gigabytes, no terminal to ask on, and no ``-y``.
         WeightsError, OutputError: as for :func:`ctxedit.models.hub.fetch`.
     """
-    from ctxedit.models import hub
-
     if not any(one.missing for one in needs):
         return True
     check()
     missing = planned(needs, offline)
+    early({one.listing.hub_id: one.small for one in missing})
     if dry_run:
         lines = [f"to be fetched first: {line(one)}" for one in missing]
         lines.append("The rest of the plan needs these: `ctxedit models pull` fetches them.")
         screen.result("\n".join(lines), {"downloads": [one.table() for one in missing]})
         return False
     agree(missing, screen, yes)
-    for one in missing:
-        with resumable(one.download.place), hub.watched(Bar(screen)):
-            hub.fetch(one.listing, one.names)
+    addons = [one for one in missing if one.wanted.select is not None]
+    large = [one for one in missing if one.wanted.select is None]
+    _fetch(addons, screen)
+    if addons and large:
+        early({one.listing.hub_id: one.small for one in large})
+    _fetch(large, screen)
     return True
 
 
+def _fetch(missing: Sequence[Planned], screen: Screen) -> None:
+    from ctxedit.models import hub
+
+    for one in missing:
+        with resumable(one.download.place), hub.watched(Bar(screen)):
+            hub.fetch(one.listing, one.names)
+
+
 def planned(needs: Sequence[Wanted], offline: bool) -> list[Planned]:
-    """What is not in the cache, from the hub's listings; config files are fetched and checked.
+    """What is not in the cache, from the hub's listings; config files and tokenizers are fetched.
 
     Offline, the hub is not asked and nothing is planned.
     """
@@ -217,8 +232,8 @@ def plan_for(one: Wanted, there: Listing) -> Planned:
 
     select = one.select or weights.selection_at(there)
     names = tuple(select(there.names, one.half))
-    weights.check_remote(there, names)
-    return Planned(one, there, names, hub.download_of(there, names))
+    small = weights.check_remote(there, names)
+    return Planned(one, there, names, hub.download_of(there, names), small)
 
 
 def hush() -> None:

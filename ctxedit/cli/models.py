@@ -103,7 +103,8 @@ def pull(
     fetching.hush()
     screen = Screen(messages.quiet, messages.json)
     hub_id = hub.full_id(name)
-    if hub_id.count("/") != 1:
+    # An id with @ gets as far as the hub's own check, which explains revisions.
+    if not re.fullmatch(r"[\w.-]+/[\w.@-]+", hub_id, re.ASCII) or ".." in hub_id or hub_id.startswith("."):
         raise WeightsError(
             f"no model named {name!r}",
             f"{did_you_mean(name, hub.SHORT)}one of {', '.join(hub.SHORT)}, or a hub id (owner/name)",
@@ -129,8 +130,8 @@ def check(
         list[str] | None,
         typer.Option(
             "--part", show_default=False,
-            help="autoencoder, clip, captioner, text-to-image, editing, composition-judge or compositions. "
-            "Repeatable. [default: all]",
+            help="autoencoder, clip, captioner, text-to-image, editing, composition-judge, compositions, "
+            "upscaler or controlnet. Repeatable. [default: all]",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Held-out scenes per part.")] = 100,
@@ -156,6 +157,7 @@ def check(
 
     from ctxedit.cli.progress import teller
     from ctxedit.errors import WeightsError
+    from ctxedit.media.temporary import check_writable
     from ctxedit.models.weights import BUILTIN_FOLDER
     from ctxedit.training import results
     from ctxedit.training.check import check as measure
@@ -168,6 +170,10 @@ def check(
         raise WeightsError(
             f"{weights} holds no models", "--weights is a folder that `ctxedit train --out` wrote"
         )
+    if work is not None:
+        check_writable(work / ".ctxedit", True)
+    if save:
+        check_writable((weights or BUILTIN_FOLDER) / results.FILE, True)
     with resumable(work), tempfile.TemporaryDirectory() as temporary:
         config = CheckConfig(weights or BUILTIN_FOLDER, count, pairs, seed, work or Path(temporary))
         rows = list(measure(config, part, teller(screen)))

@@ -11,7 +11,8 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,16 @@ def _line(text: str) -> str:
 def _lines(text: str) -> str:
     """A message as it can be printed safely; the ends of its lines stay."""
     return "\n".join(map(visible, text.split("\n")))
+
+
+@contextmanager
+def alone_with(output: Path, screen: Screen) -> Iterator[None]:
+    """Hold an output; another process that is writing it is waited for, with a message."""
+    from ctxedit.finished import writing
+
+    told = f"another ctxedit is writing {output}: waiting for it to finish"
+    with writing(output, lambda: screen.say(told)):
+        yield
 
 
 def finished_before(output: Path, key: str, overwrite: bool, screen: Screen) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ Name = Annotated[
 Destination = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[PATH]", help="Destination file or folder. [default: ./NAME.toml]", show_default=False
+        metavar="PATH", help="Destination file or folder. [default: ./NAME.toml]", show_default=False
     ),
 ]
 

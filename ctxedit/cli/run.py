@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -68,6 +69,7 @@ def run(
 
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
+    from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
 
@@ -80,7 +82,8 @@ def run(
     )  # fmt: skip
     needs = fetching.wanted(config, captions=tuning.prompt is None, scores=True)
     check = fetching.checks_clip(clip, config, tuning.prompt, targets)
-    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check):
+    early = partial(check_ahead, request)
+    if not fetching.settle(needs, screen, overwrite.yes, base.offline, dry.dry_run, check, early):
         return
     reporter = teller(screen)
     plan = work.checked(request, "evaluate", screen, dry.dry_run)
@@ -110,13 +113,17 @@ def _facts(session: Session) -> dict[str, object]:
 def _scored(session: Session, results: Sequence[EditResult], screen: Screen) -> list[dict[str, object]]:
     """The edits' figures, printed and written to the run's ``metrics.json``."""
     from ctxedit import api
+    from ctxedit.cli import work
 
     rows: list[dict[str, object]] = []
     for one in results:
         assert one.figures is not None
         figures = api.plain_figures(one.figures.table())
         rows.append({"target": one.target, "video": str(one.files.video.resolve()), **figures})
+        if one.reused:
+            screen.say(f"“{one.target}”: the edit exists already; use -y to redo it")
         _tell(screen, one.target, figures)
+        work.say_beside(screen, one.files)
     api.write_metrics(session.run, rows)
     return rows
 
@@ -131,7 +138,11 @@ def _table(result: EditResult, figures: dict[str, object]) -> dict[str, object]:
 
 def _tell(screen: Screen, target: str, figures: dict[str, object]) -> None:
     from ctxedit.cli.eval import figure, measured_at
+    from ctxedit.metrics.registry import named
 
-    named = (("clip_text", "CLIP-text"), ("clip_temp", "CLIP-temp"), ("psnr", "PSNR"), ("ssim", "SSIM"))
-    said = [f"{name} {figure(figures[key])}" for key, name in named if figures.get(key) is not None]
+    said = [
+        f"{one.title} {figure(figures[one.key], one.digits)}{' dB' if one.key == 'psnr' else ''}"
+        for one in named(("clip_text", "clip_temp", "psnr", "ssim"))
+        if figures.get(one.key) is not None
+    ]  # fmt: skip
     screen.say(f"“{target}”: {', '.join(said)} ({measured_at(figures)}; CLIP: {figures['clip_model']})")

@@ -19,7 +19,7 @@ from ctxedit.cli.options import (
     SizeOptions,
     UpscaleOptions,
 )
-from ctxedit.cli.output import Screen, finished_before
+from ctxedit.cli.output import Screen, alone_with, finished_before
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.cli.t2i_labels import LabelOptions, add_to_plan, drawn
 from ctxedit.errors import ConfigError
@@ -27,11 +27,17 @@ from ctxedit.files import check_file
 from ctxedit.tables import DEFAULT_PRESET
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ctxedit.config import Config
+    from ctxedit.editing.label_to_image import LabelRequest
 
 Text = Annotated[
     str | None,
-    typer.Argument(help="What the image should show; may be left out with labels.", show_default=False),
+    typer.Argument(
+        metavar="TEXT", help="What the image should show; may be left out with labels.", show_default=False
+    ),
 ]
 Image = Annotated[
     Path | None,
@@ -84,14 +90,10 @@ def t2i(
     _check_adapter(adapter, no_adapter)
     config = arguments.settings(base, screen, addons, size, sampling, upscaling)
 
-    from ctxedit.cli.progress import teller
     from ctxedit.editing import text_to_image
     from ctxedit.editing.keys import image_key
-    from ctxedit.finished import note
-    from ctxedit.media.write import write_image
-    from ctxedit.runs import slug
 
-    path = output or Path(f"{slug(labelled.name if labelled.given else text)}.png")
+    path = output or Path(f"{_name(labelled.name if labelled.given else text)}.png")
     if not _fetched(config, text, screen, overwrite.yes, base.offline, dry.dry_run):
         return
     wanted = labelled.request(text, config) if labelled.given else None
@@ -101,35 +103,67 @@ def t2i(
     key = image_key(config, base.offline, files, text, labelled.facts(), no_metadata, __version__)
     shown = {"text": text} if wanted is None else labelled.shown(wanted)
     result = {"image": path, **shown, "seed": config.seed}
-    if not dry.dry_run and finished_before(path, key, overwrite.yes, screen) is not None:
-        return screen.result(str(path), result)
-    plan = text_to_image.plan(
-        text, config, base.offline or dry.dry_run, path, overwrite.yes, adapter, arguments.sources(base),
-        labelled.layout,
-    )  # fmt: skip
-    add_to_plan(plan, wanted)
+
+    def plan() -> dict[str, Any]:
+        offline, files = base.offline or dry.dry_run, arguments.sources(base)
+        made = text_to_image.plan(text, config, offline, path, overwrite.yes, adapter, files, labelled.layout)
+        add_to_plan(made, wanted)
+        return made
+
     if dry.dry_run:
-        return screen.result(_planned(path, plan), {"plan": plan})
-    screen.say(f"seed {config.seed}{f': {wanted.shows}' if wanted else ''}")
-    made_with = {**shown, "adapter": adapter, **labelled.facts()}
-    about = None if no_metadata else _metadata(config, base, made_with)
-    tell = teller(screen)
+        planned = plan()
+        return screen.result(_planned(path, planned), {"plan": planned})
+    with alone_with(path, screen):
+        if finished_before(path, key, overwrite.yes, screen) is None:
+            plan()
+            screen.say(f"seed {config.seed}{f': {wanted.shows}' if wanted else ''}")
+            made_with = {**shown, "adapter": adapter, **labelled.facts()}
+            about = None if no_metadata else _metadata(config, base, made_with)
+            picture = _picture(text, config, base.offline, adapter, labelled, wanted, screen)
+            _write(path, picture, overwrite.yes, about, key)
+    screen.result(str(path), result)
+
+
+def _picture(
+    text: str, config: Config, offline: bool, adapter: Path | None, labelled: LabelOptions,
+    wanted: LabelRequest | None, screen: Screen,
+) -> NDArray[np.uint8]:  # fmt: skip
+    """The image, RGB uint8 (H, W, 3), from text or from labels."""
+    from ctxedit.cli.progress import teller
+    from ctxedit.editing import text_to_image
+
     with resumable(None):
         if wanted is None:
-            picture = text_to_image.generate(text, config, base.offline, tell, adapter=adapter)[0]
-        else:
-            picture = drawn(wanted, labelled.grid, config, base.offline, tell)
-        write_image(path, picture, overwrite=overwrite.yes, about=about, complete=partial(note, path, key))
-    screen.result(str(path), result)
+            return text_to_image.generate(text, config, offline, teller(screen), adapter=adapter)[0]
+        return drawn(wanted, labelled.grid, config, offline, teller(screen))
+
+
+def _write(path: Path, picture: NDArray[np.uint8], overwrite: bool, about: str | None, key: str) -> None:
+    """Write the image, and note that it answers the request of this key."""
+    from ctxedit.finished import note
+    from ctxedit.media.write import write_image
+
+    with resumable(None):
+        write_image(path, picture, overwrite=overwrite, about=about, complete=partial(note, path, key))
+
+
+def _name(text: str) -> str:
+    """A file name: the text's words, and a hash where letters are left out that may be all that differs."""
+    from ctxedit.runs import key_of, slug
+
+    name = slug(text, fallback="image")
+    return name if text.isascii() and any(map(str.isalnum, text)) else f"{name}-{key_of(text)[:6]}"
 
 
 def _fetched(config: Config, text: str, screen: Screen, agreed: bool, offline: bool, dry_run: bool) -> bool:
     """Download what an image needs, after asking; whether the command can go on."""
     from ctxedit.cli import fetching
+    from ctxedit.editing.checks import check_text_ahead
 
     needs = [one for one in fetching.wanted(config) if one.what in _NEEDED]
     check = fetching.checks_model(config, text or None)
-    return fetching.settle(needs, screen, agreed, offline, dry_run, check)
+    early = partial(check_text_ahead, text, config)
+    return fetching.settle(needs, screen, agreed, offline, dry_run, check, early)
 
 
 def _metadata(config: Config, base: SettingOptions, made_with: dict[str, Any]) -> str:

@@ -11,10 +11,10 @@ import typer
 
 from ctxedit.cli.failures import resumable
 from ctxedit.cli.options import MessageOptions
-from ctxedit.cli.output import Screen, columns
+from ctxedit.cli.output import Screen, columns, pairs
 from ctxedit.cli.output_options import DryRunOption, OverwriteOption
 from ctxedit.editing.paths import Input, Paths
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, counted
 from ctxedit.files import TEXT_LIMIT, check_file
 from ctxedit.media.temporary import check_writable
 
@@ -99,6 +99,7 @@ def train(
     if name is None:
         raise ConfigError("no recipe", "choose one of `ctxedit train --list`, or a TOML file")
 
+    from ctxedit.models.quiet import hush
     from ctxedit.training import policy
     from ctxedit.training.job import Training, TrainOptions
 
@@ -116,6 +117,7 @@ def train(
     _check_tensorboard(tensorboard)
     yes = overwrite.yes
     if dry.dry_run:
+        hush()
         plans = [one.plan(policy.restarts(one, yes, chosen), device) for one in trainings]
         _show_plans(screen, several, plans)
         return
@@ -177,11 +179,14 @@ def _train(training: Training, options: TrainOptions, screen: Screen) -> dict[st
     screen = Screen(quiet=True) if _silent() else screen
     part, steps = training.recipe.part, training.recipe.schedule.steps
     start = 0 if options.restart else training.steps_done(screen.warn)
-    if start:
+    if start >= steps:
+        screen.say(f"{part}: trained already, {counted(start, 'step')}; use -y to train it again")
+    elif start:
         screen.say(f"{part}: resuming at step {start} of {steps}")
     elif training.continues is not None:
         screen.say(f"{part}: starting from {training.initial_weights(options.restart)}")
-    with teller(screen).task(f"train {part}", max(0, steps - start)) as progress:
+    name = f"train {part}" if start < steps else f"export {part}"
+    with teller(screen).task(name, max(0, steps - start)) as progress:
 
         def report(row: dict[str, float]) -> None:
             known = {k: v for k, v in row.items() if k not in ("step", "seconds_left", "images_per_second")}
@@ -207,8 +212,24 @@ def _warn_of_bad_samples(done: Done, screen: Screen) -> None:
 
 
 def _show_plans(screen: Screen, several: bool, plans: list[dict[str, Any]]) -> None:
-    texts = ["\n".join(f"{k:<14}{v}" for k, v in table.items()) for table in plans]
+    texts = [pairs(_plan_rows(table)) for table in plans]
     _result(screen, several, plans, ["\n\n".join(texts)])
+
+
+def _plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """A plan for people: what is trained, on what, for how long, and where it goes."""
+    data, done = plan["data"], plan["first step"]
+    if plan["pictures"] != "endless":
+        data += f", {counted(plan['pictures'], 'image')}"
+    if plan["bad"]:
+        data += f" ({plan['bad']} unusable, left out)"
+    steps = f"{plan['steps']:,}" + (f" ({done:,} done)" if done else "")
+    rows = {
+        "part": plan["part"], "trains": plan["about"], "parameters": f"{plan['parameters']:,}", "data": data,
+        "steps": f"{steps}, on {plan['images']:,} images", "weights": plan["weights"], "state": plan["state"],
+        "starts from": plan.get("starts from"),
+    }  # fmt: skip
+    return [(name, value) for name, value in rows.items() if value]
 
 
 def show_recipes(screen: Screen) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -84,6 +86,7 @@ def tune(
 
     from ctxedit.cli import fetching, work
     from ctxedit.cli.progress import teller
+    from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
     from ctxedit.inspection.curve import tune_with_curve
@@ -95,7 +98,8 @@ def tune(
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
     check = fetching.checks_clip(clip, config, tuning.prompt)
-    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check):
+    early = partial(check_ahead, request)
+    if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, early):
         return
     reporter = teller(screen)
     plan = work.checked(request, "tune", screen, dry.dry_run)
@@ -112,6 +116,9 @@ def tune(
                 files = {"curve": drawn.picture, "curve_table": drawn.table}
                 screen.say(f"curve: {drawn.picture}")
             else:
+                if session.run.done(*session.key("tune")):
+                    screen.say("the clip is tuned already, with these settings")
                 session.tune()
+        screen.say(f'next: ctxedit edit "TEXT" --run {shlex.quote(str(folder))}')
         facts = {"prompt": session.prompt, "steps": config.tune.steps, "seed": config.seed}
         screen.result(str(folder), {"run": folder, **facts, **files})

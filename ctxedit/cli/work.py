@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ctxedit.editing.plan import Plan, PlannedStage
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
+    from ctxedit.stages.report import OutputFiles
 
 
 def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan | None:
@@ -58,6 +59,11 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | Non
     run = Run.newest(runs, screen.warn, clip)
     screen.say(f"run: {run.folder} (the newest{f' of {clip.name}' if clip else ''})")
     return run
+
+
+def say_beside(screen: Screen, files: OutputFiles) -> None:
+    """Print what is written next to an edited video, whose own path is the result."""
+    screen.say(f"also written: {files.side_by_side}, {files.sheet}")
 
 
 def describe(plan: Plan) -> str:

@@ -53,8 +53,8 @@ class AttentionConfig:
             another pattern of :mod:`ctxedit.patterns`.
         window: frames that each frame attends to with ``causal``.
         key_frame: index of the key frame.
-        min_channels: in layers with fewer channels each frame attends to itself alone, whatever ``frames`` is
-            (FateZero: 640, which leaves out Stable Diffusion's finest level).
+        min_channels: in layers with fewer channels each frame attends to itself alone, regardless of
+            ``frames`` (FateZero: 640, which leaves out Stable Diffusion's finest level).
         group_norm: what the group norms of the residual blocks, and the one before the output, take mean and
             variance over: each ``frame``, or all frames of the ``clip`` together, as the published code of
             Tune-A-Video, FateZero and ControlVideo does. In the ControlNet as well.
@@ -111,7 +111,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A ControlNet (Zhang et al. 2023), used in tuning, inversion and sampling alike.
+    """A ControlNet (Zhang et al. 2023), used in tuning, inversion and sampling.
 
     Its frames attend to the same frames as the denoiser's, as in ControlVideo.
 
@@ -166,7 +166,7 @@ class InvertConfig:
 
     ``solver`` is as that of the edit. ``fixed_point_iterations`` are further network evaluations a step,
     towards the exact inverse of DDIM's step.
-    ``final_alpha`` is ᾱ_0, the level of the clean clip, in inversion and sampling alike: ``one`` (the paper),
+    ``final_alpha`` is ᾱ_0, the level of the clean clip, in both inversion and sampling: ``one`` (the paper),
     or as the ``checkpoint``'s scheduler says with ``set_alpha_to_one``: where that is false, as for Stable
     Diffusion, the first training level's.
     """

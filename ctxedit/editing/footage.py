@@ -16,7 +16,7 @@ from ctxedit.models.device import pick_dtype
 from ctxedit.models.hub import size_of
 from ctxedit.models.sizes import Sizes, Weight
 from ctxedit.models.weights import is_half, own_part
-from ctxedit.stages.caption import caption, make_captioner
+from ctxedit.stages.caption import caption
 from ctxedit.tables import DEFAULT_PRESET
 
 #: Below this similarity, a text is taken not to describe a clip. Ten drawn clips with captions gave
@@ -66,7 +66,7 @@ def _own_caption(parts: Parts) -> str | None:
     """The caption by the models' own captioner; None without one, or for an empty caption."""
     if own_part("auto", parts.own, "captioner") is None:
         return None
-    captioner = make_captioner("auto", parts.own, parts.device, parts.backbone.dtype, True, None)
+    captioner = parts.captioner("auto", parts.backbone.dtype)
     try:
         return caption(parts.prepared.frames, captioner, parts.scorer)
     except InputError:

@@ -182,7 +182,7 @@ def _control(config: Config, print_of: Callable[[Path], str]) -> list[Any]:
 
 
 def _upscaling(config: Config, print_of: Callable[[Path], str]) -> list[Any]:
-    """Settings of the super-resolution; the model of a folder by what it holds, wherever it lies."""
+    """Settings of the super-resolution; a folder's model is identified by its contents, not its path."""
     upscale, own = config.upscale, own_folder(config.model)
     if upscale.scale == 1:
         return []

@@ -42,7 +42,7 @@ class LabelRequest:
 
     Attributes:
         encoder: the condition encoder.
-        text: what they show besides; may be empty.
+        text: what else they show; may be empty.
         pictures: one, or those of a grid.
         labels: what is drawn, in the layout's order, or by the number of the class.
         layout: whose boxes are drawn over the pictures of a grid, or None.

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from ctxedit.config import Config
 from ctxedit.models.backbones import Backbone
-from ctxedit.models.clip import ClipScorer
+
+T = TypeVar("T")
+#: Networks besides the backbone; sessions do not change them.
+Kind = Literal["scorer", "captioner", "upscaler"]
 
 
 class LoadedNetworks:
-    """Holds one backbone and one scorer: the last ones used. Other settings replace them."""
+    """Holds one backbone and one network of each other kind, those used last; others replace them."""
 
     def __init__(self) -> None:
         self._backbone: tuple[Any, Backbone] | None = None
-        self._scorer: tuple[Any, ClipScorer] | None = None
+        self._others: dict[Kind, tuple[Any, Any]] = {}
 
     @contextmanager
     def backbone(self, key: Any, train: tuple[str, ...], load: Callable[[], Backbone]) -> Iterator[Backbone]:
@@ -37,7 +40,7 @@ class LoadedNetworks:
         moved = backbone.select(train) | {f"control.{k}": v for k, v in _in_control(backbone, train).items()}
         before = {name: value.detach().to("cpu", copy=True) for name, value in moved.items()}
         yield backbone
-        # Not after an exception: whatever state that left is dropped with the backbone.
+        # Not after an exception: the state that it left is dropped with the backbone.
         with torch.no_grad():
             for name, value in moved.items():
                 value.copy_(before[name])
@@ -45,14 +48,18 @@ class LoadedNetworks:
 
     def drop(self) -> None:
         """Drop what is held: after a failure its state is unknown."""
-        self._backbone = self._scorer = None
+        self._backbone = None
+        self._others.clear()
 
-    def scorer(self, key: Any, load: Callable[[], ClipScorer]) -> ClipScorer:
-        """The scorer of this key."""
-        if self._scorer is None or self._scorer[0] != key:
-            self._scorer = None
-            self._scorer = (key, load())
-        return self._scorer[1]
+    def other(self, kind: Kind, key: Any, load: Callable[[], T]) -> T:
+        """The network of this kind and key; ``load`` is called if another one, or none, is held."""
+        held = self._others.get(kind)
+        if held is None or held[0] != key:
+            self._others.pop(kind, None)  # two do not fit where one does
+            del held
+            self._others[kind] = (key, load())
+        network: T = self._others[kind][1]
+        return network
 
 
 def _in_control(backbone: Backbone, train: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
@@ -63,6 +70,6 @@ def _in_control(backbone: Backbone, train: tuple[str, ...]) -> dict[str, torch.n
 def backbone_key(config: Config, offline: bool, device: torch.device, dtype: torch.dtype) -> Any:
     """What a loaded backbone depends on."""
     control = config.control
-    beside = (control.model, control.scale) if control.kind != "none" else None
-    laid_over = (config.lora, config.embedding)
-    return (config.model, laid_over, beside, config.offload, config.low_memory, offline, str(device), dtype)
+    control_net = (control.model, control.scale) if control.kind != "none" else None
+    addons = (config.lora, config.embedding)
+    return (config.model, addons, control_net, config.offload, config.low_memory, offline, str(device), dtype)

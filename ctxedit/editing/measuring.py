@@ -1,7 +1,7 @@
 """A short measurement: how long a pass of the network and a tuning step take on the clip that is planned.
 
-Made where no run told it yet, and kept where runs keep it (:mod:`ctxedit.editing.speed`). It does not change
-the results: draws have generators of their own, and no weight moves.
+Made if no run has measured it yet, and kept where runs keep it (:mod:`ctxedit.editing.speed`). It does not
+change the results: draws have generators of their own, and no weight moves.
 """
 
 from __future__ import annotations

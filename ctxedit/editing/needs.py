@@ -182,7 +182,7 @@ def _check_trained(config: Config, body: Sizes) -> None:
         if name == ADAPTER:
             found += config.adapter.enabled  # a preset may list it and a flag switch the adapter off
         elif name.startswith(CONTROL):
-            found += config.control.kind != "none"  # likewise
+            found += config.control.kind != "none"  # a preset may list it, and a setting switch it off
         elif name == TEMPORAL:
             if not config.attention.temporal:
                 raise ConfigError(

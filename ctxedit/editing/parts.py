@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ctxedit.config import Config
-from ctxedit.editing.loaded import LoadedNetworks, backbone_key
+from ctxedit.editing.loaded import Kind, LoadedNetworks, T, backbone_key
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.errors import counted, did_you_mean
@@ -28,6 +29,7 @@ from ctxedit.model_names import VOCABULARY
 from ctxedit.models.adapter import ContextAdapter, adapter_to_start_from
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, builtin_vocabulary, check_addons, open_with_addons, split_words
+from ctxedit.models.captioner import Captioner
 from ctxedit.models.clip import ClipScorer
 from ctxedit.models.control import Control, check_settings, locate_control
 from ctxedit.models.control_maps import Detector
@@ -36,8 +38,9 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.temporal import TemporalLayers
 from ctxedit.models.upscalers.base import Upscaler
 from ctxedit.models.upscalers.checkpoints import upscaler_of
-from ctxedit.models.weights import is_half, locate, own_folder
+from ctxedit.models.weights import is_half, locate, own_folder, own_part
 from ctxedit.patterns import attended_frames
+from ctxedit.stages.caption import make_captioner
 from ctxedit.stages.edit import latent_mask
 from ctxedit.stages.kept_source import KeptSource, keeps_source, kept_bytes
 from ctxedit.stages.long import Strip
@@ -113,7 +116,7 @@ class Parts:
         checkpoint = locate(self.config.model, self.request.offline, is_half(dtype))
         check_settings(control, checkpoint.own is not None)  # before minutes of loading
         if control.kind == "video" and not control.map:
-            _ = self._detector  # likewise
+            _ = self._detector  # also before loading
         self.reporter.say(f"loading {checkpoint.name} on {self.device} ({str(dtype).split('.')[-1]})")
         addons = check_addons(self.config, checkpoint, self.request.offline)
         backbone = open_with_addons(self.config, checkpoint, addons, self.device, dtype, self.reporter.say)
@@ -294,16 +297,37 @@ class Parts:
     def upscaler(self) -> Upscaler:
         """The super-resolution model of the settings."""
         dtype = pick_dtype(self.config.dtype, self.device)
-        return upscaler_of(self.config, self.request.offline, self.device, dtype)
+        offline, model = self.request.offline, self.config.upscale.model
+
+        def load() -> Upscaler:
+            return upscaler_of(self.config, offline, self.device, dtype)
+
+        if own_part(model, self.own, "upscaler") is None:
+            return load()
+        return self._kept("upscaler", (model, self.own, str(self.device), dtype), load)
 
     @cached_property
     def scorer(self) -> ClipScorer:
         arguments = (self.config.clip_model, self.own, self.device, self.request.offline)
-        return (
-            self._loaded.scorer(arguments, lambda: make_scorer(*arguments))
-            if self._loaded
-            else make_scorer(*arguments)
-        )
+        return self._kept("scorer", arguments, lambda: make_scorer(*arguments))
+
+    def captioner(self, setting: str, dtype: torch.dtype) -> Captioner:
+        """The captioner that a setting names; ctxedit's own stays loaded for later sessions.
+
+        One from elsewhere is large: keeping it would take its memory from every later stage.
+        """
+        request, own = self.request, self.own
+        lavis = request.lavis_python
+        found = own_part(setting, own, "captioner")
+
+        def load() -> Captioner:
+            return make_captioner(setting, own, self.device, dtype, request.offline, lavis)
+
+        return load() if found is None else self._kept("captioner", found, load)
+
+    def _kept(self, kind: Kind, key: Any, load: Callable[[], T]) -> T:
+        """A network that a later session with the same key need not load again."""
+        return load() if self._loaded is None else self._loaded.other(kind, key, load)
 
     @property
     def own(self) -> Path | None:
@@ -326,19 +350,26 @@ class Parts:
 
 
 def warn_of_unknown_words(backbone: Backbone, text: str, reporter: Reporter) -> None:
-    """Warn of words that ctxedit's own models do not know."""
+    """Warn of words and symbols that ctxedit's own models do not know, and of a text without any."""
     known = builtin_vocabulary(backbone.path)
-    if known is None:
+    if known is None or not text.strip():
         return
-    strange = sorted({w for w in split_words(text) if w[0].isalnum() and w.lower() not in known})
-    if strange:
+    words = [word for word in split_words(text) if _means_something(word)]
+    strange = sorted({word for word in words if word.lower() not in known})
+    if strange or not words:
         who, where = "the built-in models", "`ctxedit models ls`"
         if not backbone.builtin:
             who, where = f"the models in {backbone.path}", f"its {VOCABULARY}"
+        said = ", ".join(_with_guess(word, known) for word in strange)
         reporter.warn(
-            f"{who} do not know {', '.join(_with_guess(word, known) for word in strange)}: "
+            f"{who} do not know {said or 'a text without words'}: "
             f"see {where} for what they know, or name a real checkpoint with --model sd15"
         )
+
+
+def _means_something(word: str) -> bool:
+    """Whether it is a word or a symbol, such as an emoji, rather than punctuation."""
+    return word[0].isalnum() or unicodedata.category(word[0]).startswith("S")
 
 
 def _with_guess(word: str, known: Collection[str]) -> str:

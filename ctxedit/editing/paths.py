@@ -155,7 +155,7 @@ def _refused(text: str, one: Input) -> OutputError:
 
 
 def _id(path: Path) -> tuple[int, int] | None:
-    """What tells files apart whatever their names; None where there is none."""
+    """Identifies a file regardless of its name; None if it does not exist."""
     try:
         found = expanded(path).stat()
     except (OSError, ValueError):
@@ -164,7 +164,7 @@ def _id(path: Path) -> tuple[int, int] | None:
 
 
 def _ids(path: Path) -> set[tuple[int, int]]:
-    """All folders that a path lies in, by its name and by what its links lead to."""
+    """All folders that contain a path, by its name and through its links."""
     whole = Path(os.path.abspath(expanded(path)))
     folders = {*whole.parents, *Path(os.path.realpath(whole)).parents}
     return {found for folder in folders if (found := _id(folder)) is not None}

@@ -1,4 +1,4 @@
-"""The request: one description of a job, made by the command line, the API and the bench alike."""
+"""The request: one description of a job, made by the command line, the API and the bench."""
 
 from __future__ import annotations
 

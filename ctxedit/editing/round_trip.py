@@ -115,7 +115,7 @@ def round_trip(
         shift: b_t of the same prompt, or None.
         whole: sample the whole way, S passes of the network; otherwise estimate it from a few.
         frames: uint8 (F, H, W, 3), what was encoded.
-        progress: told (done, total) passes.
+        progress: called with (done, total) passes.
         solver: of the sampling.
     """
     clean = trajectory[0]

@@ -164,8 +164,8 @@ class Session:
         if status.flaw:
             self.reporter.warn(f"{status.flaw}: {stage.again} again")
         # Two stages may need a third one, which is made once for both.
-        anew = stage.each_target and self.request.overwrite and job.name not in self._made
-        return status.done and not anew
+        again = stage.each_target and self.request.overwrite and job.name not in self._made
+        return status.done and not again
 
     def _make(self, stage: Stage, job: StageJob) -> Any:
         with self._measuring(stage, job):

@@ -52,13 +52,13 @@ def _make_caption(job: StageJob) -> Made:
     dtype = pick_dtype(config.dtype, parts.device)
     if own_part(config.captioner, parts.own, "captioner") is None:
         parts.forget_loaded()
-    model = captioning.make_captioner(
-        config.captioner, parts.own, parts.device, dtype, request.offline, request.lavis_python
-    )
+    model = parts.captioner(config.captioner, dtype)
     by_clip = captioning.asks_clip(config, parts.own is not None)
     scorer = None
-    if by_clip:
-        # Not the session's: kept, it would hold its memory through all later stages.
+    if by_clip and own_part(config.clip_model, parts.own, "clip"):
+        scorer = parts.scorer
+    elif by_clip:
+        # Not the session's: a large one would hold its memory through all later stages.
         scorer = evaluating.make_scorer(config.clip_model, parts.own, parts.device, request.offline)
     with parts.reporter.task("caption", 1) as progress:
         clip = read_for_caption(request.clip, config.clip)

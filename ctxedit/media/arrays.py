@@ -13,6 +13,7 @@ from PIL import Image
 
 from ctxedit.errors import InputError
 from ctxedit.media.probe import FOLDER_FPS
+from ctxedit.media.stills import to_rgb
 from ctxedit.media.write import write_clip
 
 #: What the Python API takes for a clip.
@@ -66,7 +67,7 @@ def _stacked(value: Any, what: str) -> NDArray[Any]:
     """One array of what may be a PIL image or a sequence of them."""
 
     def plain(one: Any) -> ArrayLike:
-        return np.asarray(one.convert("RGB")) if isinstance(one, Image.Image) else one
+        return to_rgb(one) if isinstance(one, Image.Image) else one
 
     try:
         return np.asarray(plain(value) if not isinstance(value, (list, tuple)) else [plain(v) for v in value])

@@ -28,7 +28,7 @@ def read_companion(
     """Read a picture for each of `frames` frames of a clip that is read with the same `start` and `stride`.
 
     One image serves every frame. A video or folder of exactly `frames` pictures gives one to each frame; a
-    longer one runs beside the source and is read at the source's indices. What is transparent is black.
+    longer one runs along with the source and is read at the source's indices. What is transparent is black.
 
     Args:
         path: image, video or folder.

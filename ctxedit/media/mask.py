@@ -27,7 +27,7 @@ def read_mask(
     A layout (``.json``, see :mod:`ctxedit.media.layouts`) is white in its boxes, in every frame. Of pictures,
     white may change, black stays, grey is between; what is transparent counts as black. One image serves
     every frame. A video or folder of exactly `frames` pictures gives one to each frame; a longer one runs
-    beside the source and is read at the source's indices. ``store`` is as for ``read_frames``.
+    along with the source and is read at the source's indices. ``store`` is as for ``read_frames``.
     ``may_be_black``: take a mask that lets nothing change, which was checked at another size.
 
     Returns:

@@ -17,7 +17,7 @@ _LEAST = {".gif": 2}
 
 
 def retime(video: Path, durations: Sequence[Fraction]) -> None:
-    """Let each frame of a video last as long as told; its packets are kept as they are.
+    """Set how long each frame of a video is shown; its packets are kept as they are.
 
     Args:
         video: a file without B-frames or sound, one packet a frame. It is replaced.

@@ -78,9 +78,10 @@ def image_files(folder: Path) -> list[Path]:
         check_file(file, "frame")  # skipped, the frames after it would move up by one
         files.append(file)
     if not files:
+        below = "its subfolders are not read; " if any(one.is_dir() for one in folder.iterdir()) else ""
         raise InputError(
             f"the folder {folder} holds no images",
-            f"frames are files ending in {', '.join(sorted(SUFFIXES))}",
+            f"{below}frames are files ending in {', '.join(sorted(SUFFIXES))}",
         )
     return sorted(files, key=lambda file: (natural_key(file.name), file.name))
 
@@ -131,7 +132,7 @@ def read_image(path: Path, background: int = 255) -> np.ndarray:
         InputError: it cannot be decoded.
     """
     with _open(path) as image:
-        return _rgb(image, background)
+        return to_rgb(image, background)
 
 
 def animation(path: Path) -> Animation:
@@ -162,11 +163,20 @@ def animation_frames(path: Path, indices: Sequence[int], background: int = 255) 
     with _open(path) as image:
         for index in indices:
             image.seek(index)
-            yield _rgb(image, background)
+            yield to_rgb(image, background)
 
 
-def _rgb(opened: Image.Image, background: int) -> np.ndarray:
+def to_rgb(opened: Image.Image, background: int = 255) -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB: upright, transparency over grey level `background`.
+
+    Raises:
+        InputError: its pixels have no range that can be known, so that black and white would be a guess.
+        OSError, ValueError and others: as Pillow's decoders do.
+    """
     opened.load()
+    if opened.mode == "F" or (opened.mode == "I" and np.asarray(opened).max(initial=0) > 65535):
+        kind = "floating-point" if opened.mode == "F" else "32-bit"
+        raise InputError(f"an image has {kind} pixels", "save it with 8 or 16 bits, as PNG")
     # An animation's frame is drawn on the one before it, which must stay.
     image = opened if opened.getexif().get(_EXIF_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -192,7 +202,7 @@ def flatten(rgba: np.ndarray, background: int) -> np.ndarray:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
-    """An image, opened; whatever Pillow raises while it is used becomes InputError."""
+    """An image, opened; any error that Pillow raises while it is used becomes an InputError."""
     Image.init()  # Pillow knows five formats until it is asked to load the others
     try:
         with warnings.catch_warnings():
@@ -205,6 +215,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels",
             "scale it down first: models use a thousandth of that",
         ) from error
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", error.hint) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise InputError(
             f"{path} cannot be read as an image", "it is damaged or of another kind; save it again as PNG"

@@ -152,7 +152,7 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
     while not os.path.lexists(parent) and parent != parent.parent:
         parent = parent.parent
     try:
-        # Trying is the only test that holds for read-only disks and for root alike.
+        # Trying is the only test that holds both on read-only disks and for root.
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:

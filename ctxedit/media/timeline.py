@@ -1,7 +1,7 @@
 """One pass over a video file's packets, which tells which frame is shown when.
 
 The file is read once, only its first frame is decoded, and two integers a frame are kept (a few MB for two
-hours). Any frame can then be found by its index in the order of presentation, whatever the frame rate does.
+hours). Any frame can then be found by its index in the order of presentation, even if the frame rate varies.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,7 +44,7 @@ _COLOUR = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_
 _COLOUR += ["-color_range", "tv"]
 _H264 = ["-crf", "12", "-preset", "medium", *_COLOUR]
 _VP9 = ["-crf", "14", "-b:v", "0", "-deadline", "good", "-cpu-used", "4", *_COLOUR]
-# One palette for the clip, with moving and still areas weighted alike.
+# One palette for the clip, with moving and still areas weighted equally.
 _GIF = [
     "-filter_complex",
     "[0:v]split[a][b];[a]palettegen=reserve_transparent=0[p];[b][p]paletteuse=dither=sierra2_4a",
@@ -233,7 +235,8 @@ def _write_video(
         ],
     )
     try:
-        writer.send(None)
+        with _spawning():
+            writer.send(None)
         for frame in frames:
             sides = ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0))
             writer.send(np.ascontiguousarray(np.pad(frame, sides, mode="edge")))
@@ -247,6 +250,26 @@ def _write_video(
         raise _failed(path, error) from error
     if durations is not None or (about is not None and suffix == ".gif"):
         _verify(path, count, (width, height))
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Let imageio-ffmpeg start FFmpeg by ``vfork``.
+
+    By default it gives FFmpeg a process group of its own with a ``preexec_fn``. For that Python has to fork,
+    which copies the page tables of a process that holds networks, and slows its next writes to memory.
+    Without it Ctrl-C also reaches FFmpeg, whose file is discarded then anyway.
+    """
+    name = "IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _lean(pixels: int) -> list[str]:

@@ -68,7 +68,7 @@ def read_pair(
     Args:
         video: the edit.
         source: what it was made from; resized to the edit's size.
-        mask: white may change; read beside the source.
+        mask: white may change; read along with the source.
         frames: how many; None is all of the edit's.
         start, stride: which frames of the *source* the edit's frames were made from.
         say: called with what was assumed.

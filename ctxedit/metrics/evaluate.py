@@ -38,7 +38,7 @@ class Figures:
         outside_mask: whether ``psnr`` and ``ssim`` compare only what is outside a mask.
         clip_version: a hash of a CLIP that is a folder; empty for the others, whose names say it.
         size: width and height, in pixels, of the frames that were measured. An edit of a run is measured at
-            working size, whatever size it is written in.
+            working size, regardless of the size that is written.
     """
 
     clip_model: str
@@ -63,7 +63,7 @@ class Figures:
 def make_scorer(name: str, own: Path | None, device: torch.device, offline: bool) -> ClipScorer:
     """The CLIP by its setting: ``auto``, ``builtin``, a hub id or a folder.
 
-    ``auto`` is the one beside the model where that is ctxedit's own, in the folder ``own``.
+    ``auto`` is the one next to the model where that is ctxedit's own, in the folder ``own``.
     """
     if found := own_part(name, own, "clip"):
         return ClipScorer(found[0], "cpu", torch.float32, name=found[1])
@@ -96,7 +96,7 @@ def chosen_for(
 
 
 def prepare(chosen: Iterable[Metric], networks: Networks) -> None:
-    """Load what the chosen metrics need, so that whatever is missing stops the work before it starts.
+    """Load what the chosen metrics need, so that anything missing stops the work before it starts.
 
     Raises:
         WeightsError: a metric's network is not there and cannot be fetched.
@@ -126,7 +126,7 @@ def evaluate(
     Args:
         frames: RGB uint8 (F, H, W, 3).
         prompt: what it should show.
-        networks: CLIP, and whatever else the metrics need.
+        networks: CLIP, and what else the metrics need.
         source: the clip it was made from, same shape; for psnr and ssim.
         source_prompt: for frame accuracy.
         mask: (F, H, W), above 0.5 where change was allowed: left out of psnr and ssim.

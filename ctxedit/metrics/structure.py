@@ -1,4 +1,4 @@
-"""Structure distance: was the layout kept, whatever the appearance became?
+"""Structure distance: was the layout kept, regardless of appearance?
 
 Self-similarity of deep patch descriptors tells where things are more than what they look like (Shechtman and
 Irani 2007; Tumanyan et al. 2022, "Splicing ViT features", section 3.2). The distance of two pictures is the

@@ -228,7 +228,7 @@ class Painted:
 def paint(labels: Tensor, boxes: Tensor, side: int) -> Painted:
     """Paint boxes, smaller ones over larger ones.
 
-    Nested boxes stay visible whatever order an annotation lists them in.
+    Nested boxes stay visible regardless of their order in an annotation.
 
     Args:
         labels: (N, M), −1 for no box.

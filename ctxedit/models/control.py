@@ -1,6 +1,6 @@
 """ControlNets (Zhang et al. 2023): finding, checking, loading and running them.
 
-ControlVideo (Zhao et al. 2023) runs it in tuning, inversion and sampling alike, for the unconditional branch
+ControlVideo (Zhao et al. 2023) runs it in tuning, inversion and sampling, for the unconditional branch
 of guidance as for the conditional one; here also for the source's branch of a fused step. Its frames attend
 to the same frames as the denoiser's; fusion, heat maps and word weights are the denoiser's alone.
 """
@@ -182,7 +182,7 @@ class Control:
             timestep: the denoiser's.
             tokens: (branches·frames, L, D).
             view: the denoiser's; its ``control`` is shown to every branch.
-            added: what the denoiser's time embedding is conditioned on besides, for Stable Diffusion XL.
+            added: what else the denoiser's time embedding is conditioned on, for Stable Diffusion XL.
         """
         assert view.control is not None
         plain = replace(view, fusion=None, recorders=(), weight=None, keep=None)

@@ -23,9 +23,9 @@ _OTHERS = ("ctxedit.models.upscalers.checkpoints",)
 #: Why well-known kinds are refused: by a part of the pipeline's name, the first that fits.
 _REASONS = {
     "StableDiffusionXLImg2Img": "the SDXL refiner only finishes what the base model began",
-    "Inpaint": "inpainting networks take a masked image beside the latents",
-    "Upscale": "upscaling networks take a low-resolution image beside the latents",
-    "InstructPix2Pix": "its network takes the source image beside the latents",
+    "Inpaint": "inpainting networks take a masked image in addition to the latents",
+    "Upscale": "upscaling networks take a low-resolution image in addition to the latents",
+    "InstructPix2Pix": "its network takes the source image in addition to the latents",
     "StableDiffusion3": "flow transformers are not supported yet",
     "Flux": "flow transformers are not supported yet",
 }

@@ -2,12 +2,12 @@
 
 Files are fetched here rather than by ``huggingface_hub``, which discards a file whose transfer broke: here
 the part that came is kept, continued by the next attempt with a range request, and compared with the hash
-that the hub lists. The result is in the hub's own cache and layout; ``huggingface_hub`` links the snapshot.
+that the hub lists. The result is in the hub's own cache and layout.
 """
 
 from __future__ import annotations
 
-import errno
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
 from ctxedit.files import neighbour
 from ctxedit.model_names import SHORT_NAMES
+from ctxedit.models.hub_errors import explanation, no_access
 from ctxedit.models.layout import Select
 from ctxedit.models.transfer import (
-    Broken,
     Download,
     RemoteFile,
     Watcher,
@@ -51,8 +51,6 @@ SIZES = {
 }
 #: Repositories whose main branch holds pickles only: the commit of the hub's own safetensors conversion.
 SAFE_REVISIONS = {"openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef"}
-
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @dataclass(frozen=True)
@@ -158,11 +156,16 @@ def listing(hub_id: str) -> Listing:
         WeightsError: offline, gated, no such repository, no connection.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import EntryNotFoundError
 
     with _explained(hub_id):
-        info = HfApi().model_info(
-            hub_id, revision=SAFE_REVISIONS.get(hub_id), files_metadata=True, timeout=30
-        )
+        revision = SAFE_REVISIONS.get(hub_id)
+        try:
+            info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=30)
+        except EntryNotFoundError as error:  # of no file: the endpoint is no hub's
+            raise no_access(hub_id) from error
+    if not info.siblings:
+        raise WeightsError(f"{hub_id} has no files", "check the id: its owner has uploaded nothing there")
     if any(s.size is None or s.blob_id is None for s in info.siblings or []):
         raise WeightsError(
             f"{constants.ENDPOINT} lists {hub_id} without sizes and hashes",
@@ -231,12 +234,36 @@ def fetch(found: Listing, names: Collection[str], verify: bool = False) -> Path:
             watcher.ended()
     _drop_damaged_branch(found.hub_id)
     with _explained(found.hub_id), _no_bars():
-        # All content is there by now: this links the snapshot and records the branch's commit.
+        _link(download)
+        # All of the snapshot is there by now: this records the branch's commit and the listing.
         return Path(
             snapshot_download(
                 found.hub_id, revision=SAFE_REVISIONS.get(found.hub_id), allow_patterns=sorted(names)
             )
         )
+
+
+def _link(download: Download) -> None:
+    """Give the files their names in the snapshot.
+
+    Otherwise huggingface_hub would do it by the server's ETags, which are no hashes on some mirrors: it would
+    fetch such files again.
+    """
+    for file in download.files:
+        name, blob = (
+            download.place / "snapshots" / download.commit / file.name,
+            download.place / "blobs" / file.etag,
+        )
+        if name.is_file():
+            continue
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.unlink(missing_ok=True)  # it may point to what was removed
+        try:
+            name.symlink_to(os.path.relpath(blob, name.parent))
+        except FileExistsError:  # another process was faster
+            continue
+        except OSError:  # a file system, or a user of Windows, without symbolic links
+            os.replace(blob, name)
 
 
 def _drop_damaged_branch(hub_id: str) -> None:
@@ -268,71 +295,23 @@ def _check_room(download: Download) -> None:
 @contextmanager
 def _explained(hub_id: str) -> Iterator[None]:
     """The hub's errors as ctxedit's: one line and what to do about it."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     try:
         yield
     except CtxeditError:
         raise
+    except OfflineModeIsEnabled as error:
+        raise offline_error(hub_id) from error
     except Exception as error:  # they have no common root
-        raise _explanation(hub_id, error) from error
-
-
-def _explanation(hub_id: str, error: Exception) -> CtxeditError:
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return OutputError(
-            f"the disk is full; {hub_id} was not fetched",
-            "free some space and run the same command again: it continues where it stopped",
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return offline_error(hub_id)
-    if isinstance(error, errors.HFValidationError):
-        return WeightsError(
-            f"{hub_id!r} is not a hub id", "write it as owner/name, e.g. CompVis/stable-diffusion-v1-4"
-        )
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return WeightsError(
-            f"{hub_id} is gated: its owner asks you to accept terms first",
-            f"accept them at {constants.ENDPOINT}/{hub_id}, log in with `hf auth login`, and run this again",
-        )
-    if isinstance(error, errors.RevisionNotFoundError | errors.EntryNotFoundError):
-        return WeightsError(
-            f"{hub_id} changed on the hub while it was fetched, or lacks a file", "run the same command again"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError | errors.DisabledRepoError) or status in (
-        401,
-        403,
-        404,
-    ):
-        return WeightsError(
-            f"there is no {hub_id} on the hub, or you have no access to it",
-            f"{neighbour(Path(hub_id))}check the id; a private repository needs `hf auth login`",
-        )
-    if isinstance(error, Broken):
-        return WeightsError(
-            f"the connection broke while {hub_id} was fetched",
-            "run the same command again: it continues where it stopped",
-        )
-    if status is not None:
-        return WeightsError(
-            f"the hub answers {status} for {hub_id}", "try again later: what was fetched is kept"
-        )
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return OutputError(
-            f"{error.filename} cannot be written: {error.strerror}",
-            "set HF_HOME to a folder you may write to",
-        )
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-    return WeightsError(
-        f"{hub_id} could not be fetched: {line}",
-        f"{neighbour(Path(hub_id))}check the connection to {constants.ENDPOINT}, or give a folder; "
-        "what was fetched is kept",
-    )
+        raise explanation(hub_id, error, SAFE_REVISIONS.get(hub_id)) from error
 
 
 def offline_error(hub_id: str) -> WeightsError:
-    """For a repository that is not, or not wholly, in the cache."""
+    """For a repository that is not, or not wholly, in the cache, and for a name that no repository has."""
+    if "/" not in hub_id and not snapshot(hub_id):
+        hint = f"{neighbour(Path(hub_id))}check the path, or name a model on the hub as owner/name"
+        return WeightsError(f"there is no folder {hub_id!r}", hint)
     return WeightsError(
         f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and this is offline",
         f"{neighbour(Path(hub_id))}fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "

@@ -48,7 +48,7 @@ def leave_own_folder() -> None:
 
 
 def take_stdout() -> TextIO:
-    """Keep stdout for the protocol; whatever libraries print goes to stderr."""
+    """Keep stdout for the protocol; the output of libraries goes to stderr."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

@@ -197,7 +197,8 @@ def _check_fit(lora: Lora, family: Any, checkpoint: Checkpoint) -> None:
     for network, layers in lora.layers.items():
         if not layers:
             continue
-        shapes = None if checkpoint.form == "file" else _shapes(checkpoint.path / network)
+        known = checkpoint.form == "folder" and checkpoint.has_weights
+        shapes = _shapes(checkpoint.path / network) if known else None
         for name, (down, up) in layers.items():
             if name.endswith("attn2.to_k") and down.shape[1] != family.sizes(checkpoint).context_width:
                 raise _misfit(lora, checkpoint, name, down.shape[1], family.sizes(checkpoint).context_width)

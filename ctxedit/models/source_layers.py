@@ -24,7 +24,7 @@ class SourceLayers:
 
     Attributes:
         self_from: self-attention layers with at least so many halvings are kept; None keeps none.
-        cross_from: likewise cross-attention layers.
+        cross_from: the same for cross-attention layers.
         masks: cross-attention layers with exactly so many halvings are kept, for masks; None keeps none.
         complete: whether a pass of the source has filled them.
     """

@@ -53,7 +53,7 @@ class TemporalAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(branches·frames, tokens, channels) to the same, in its own precision whatever the weights'."""
+        """(branches·frames, tokens, channels) to the same, in its own precision, not the weights'."""
         x = over_frames(self.norm(hidden.to(self.norm.weight.dtype)), frames)
         x = self.to_out(_attend(x, self.to_q, self.to_k, self.to_v, self.heads))
         return hidden + over_tokens(x, hidden.shape[1]).to(hidden.dtype)
@@ -70,7 +70,7 @@ class ParallelAttention(nn.Module):
         super().__init__()
         self.heads = attention.heads
         self.to_q, self.to_k, self.to_v, self.to_out = (
-            # Float32 whatever the network's: these are tuned.
+            # Float32, regardless of the network's precision: these are tuned.
             copy.deepcopy(layer).float().requires_grad_(True)
             for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
         )
@@ -101,7 +101,7 @@ class TemporalConvolution(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, hidden: Tensor, frames: int) -> Tensor:
-        """(branches·frames, channels, h, w) to the same, in its own precision whatever the weights'."""
+        """(branches·frames, channels, h, w) to the same, in its own precision, not the weights'."""
         lines = hidden.unflatten(0, (-1, frames)).permute(0, 3, 4, 2, 1)
         branches_h_w = lines.shape[:3]
         out = self.up(self.down(lines.flatten(0, 2).to(self.down.weight.dtype)))

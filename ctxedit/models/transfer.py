@@ -6,6 +6,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +16,8 @@ _CHUNK = 1 << 20
 #: Fruitless requests in a row before a transfer is given up, and seconds between two.
 _ATTEMPTS = 5
 _PAUSE = 1.0
+#: What a hub answers that is asked too much or restarted, and the longest wait that it may ask for.
+_BUSY, _LONGEST_WAIT = (429, 500, 502, 503, 504), 60.0
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,17 @@ def _transfer(download: Download, file: RemoteFile, part: Path, watcher: Watcher
     failures, most = 0, _size(part)
     while not part.is_file() or _size(part) < file.size:
         broken: Exception = ConnectionError("the connection ended early")
+        pause = _PAUSE
         try:
             _request(download, file, part, _size(part), watcher)
         except OSError as error:
-            if error.errno is not None or getattr(error, "response", None) is not None:
+            if error.errno is not None:
                 raise
+            if (answer := getattr(error, "response", None)) is not None:
+                wait = _wait(answer)
+                if wait is None or failures + 1 >= _ATTEMPTS:
+                    raise
+                pause = wait
             broken = error
         except Exception as error:  # httpx' transport errors
             broken = error
@@ -138,7 +147,16 @@ def _transfer(download: Download, file: RemoteFile, part: Path, watcher: Watcher
         most = max(most, _size(part))
         if failures >= _ATTEMPTS:
             raise Broken from broken
-        time.sleep(_PAUSE)
+        time.sleep(pause)
+
+
+def _wait(answer: Any) -> float | None:
+    """Seconds after which a busy hub may answer: what it says, up to a minute; None for another error."""
+    if answer.status_code not in _BUSY:
+        return None
+    said = answer.headers.get("Retry-After", "")
+    seconds = float(said) if said.isdecimal() else _PAUSE
+    return None if seconds > _LONGEST_WAIT else max(seconds, _PAUSE)
 
 
 def _size(path: Path) -> int:

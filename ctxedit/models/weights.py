@@ -31,11 +31,19 @@ BUILTIN_FOLDER = Path(__file__).parents[1] / "bundled" / "weights"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Location of a model's files. ``name`` labels results."""
+    """Location of a model's files.
+
+    Attributes:
+        name: labels results.
+        path: the folder or the file.
+        form: which of both.
+        has_weights: False while only its config files and tokenizers were fetched.
+    """
 
     name: str
     path: Path
     form: Literal["folder", "file"]
+    has_weights: bool = True
 
     @property
     def builtin(self) -> bool:
@@ -113,8 +121,8 @@ def own_folder(model: str) -> Path | None:
 def own_part(setting: str, own: Path | None, part: str) -> tuple[Path, str] | None:
     """Folder and name of ctxedit's own ``clip`` or ``captioner``, if the setting means that.
 
-    ``builtin`` is the package's; ``auto`` the one beside the model in ``own``, or the package's if there is
-    none. None for a setting that means one from elsewhere.
+    ``builtin`` is the package's; ``auto`` is the one next to the model in ``own``, or the package's if
+    there is none. None for a setting that means one from elsewhere.
     """
     if setting == "auto" and own is not None and own != BUILTIN_FOLDER and (own / part).is_dir():
         return own / part, f"{own.name}/{part}"
@@ -259,17 +267,26 @@ def family_at(there: hub.Listing, named: _Named = family_named) -> Any:
     return named(pipeline_of(index), there.hub_id)
 
 
-def check_remote(there: hub.Listing, names: Collection[str]) -> None:
-    """Refuse a pipeline that cannot be edited with, by its config files alone; these are fetched.
+def check_remote(there: hub.Listing, names: Collection[str]) -> Checkpoint:
+    """Fetch what is small of a repository, and refuse a pipeline that cannot be edited with.
+
+    Args:
+        there: the repository.
+        names: what is needed of it. Of a pipeline all but the weights is fetched, of one network its config.
+
+    Returns:
+        The repository without weights; its folder may lack files if there is nothing to fetch yet.
 
     Raises:
         WeightsError: what its family's ``check`` refuses.
     """
-    if "model_index.json" not in names:
-        return
-    settings = [n for n in names if n.endswith(("config.json", "model_index.json"))]
-    folder = hub.fetch(there, settings, verify=True)
-    layout_named(pipeline_of(folder), there.hub_id).check(Checkpoint(there.hub_id, folder, "folder"))
+    pipeline = "model_index.json" in names
+    small = [n for n in names if (not n.endswith(".safetensors") if pipeline else n == "config.json")]
+    folder = hub.fetch(there, small, verify=True) if small else hub.place_of(there.hub_id)
+    found = Checkpoint(there.hub_id, folder, "folder", has_weights=False)
+    if pipeline:
+        layout_named(pipeline_of(folder), there.hub_id).check(found)
+    return found
 
 
 def in_cache(hub_id: str, half: bool) -> Path | None:

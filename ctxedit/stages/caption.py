@@ -67,7 +67,7 @@ def make_captioner(
 ) -> Captioner:
     """The captioner by its setting: ``auto``, ``builtin``, ``lavis``, a hub id or a folder.
 
-    ``auto`` is the one beside the model where that is ctxedit's own, in the folder ``own``.
+    ``auto`` is the one next to the model where that is ctxedit's own, in the folder ``own``.
 
     Raises:
         ConfigError: ``lavis`` without its interpreter.

@@ -86,7 +86,7 @@ def edit(
         config: fusion, guidance, steps, seed.
         shift: b_t of the target prompt, or None.
         mask: (F, 1, h, w) in [0, 1] at latent size: where change is allowed; or None.
-        progress: told (done, total) steps.
+        progress: called with (done, total) steps.
         recorder: collects the target prompt's cross-attention; or None.
 
     Raises:

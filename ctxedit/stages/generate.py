@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ctxedit.config import SOURCE, AttentionConfig, Config
 from ctxedit.models.attention import FrameView
@@ -34,6 +35,7 @@ def generate(
     shift: ContextShift | None = None,
     progress: Progress = no_progress,
     condition: Condition | None = None,
+    control: Tensor | None = None,
 ) -> NDArray[np.uint8]:
     """Images of a text: RGB uint8 (count, H, W, 3).
 
@@ -45,8 +47,9 @@ def generate(
         count: images; each is independent of the others.
         size: (height, width) in pixels, multiples of the backbone's; None is its own resolution.
         shift: the adapter bound to the prompt, each picture a clip of one frame; or None.
-        progress: told (done, total) steps.
+        progress: called with (done, total) steps.
         condition: the rows, unconditional first, instead of those of the prompts.
+        control: what the backbone's ControlNet is shown, (count, 3, H, W) in [0, 1].
     """
     height, width = size or (backbone.resolution, backbone.resolution)
     side = (height // backbone.factor, width // backbone.factor)
@@ -54,7 +57,7 @@ def generate(
     x = torch.randn(count, backbone.latent_channels, *side, generator=generator).to(backbone.device)
     levels = backbone.levels(config.edit.steps)
     # Images do not see each other.
-    view = FrameView(attended_frames(AttentionConfig(frames="none"), count), side)
+    view = FrameView(attended_frames(AttentionConfig(frames="none"), count), side, control=control)
     weights = {text: 1.0} if isinstance(text, str) else dict(text)
     how = Sampling.of(config, generator, weights=tuple(weights.values()))
     prompts = [config.edit.negative_prompt.replace(SOURCE, ""), *weights]  # a picture has no source

@@ -39,7 +39,7 @@ def network_passes(config: Config) -> int:
 
 
 def history_of(solver: Solver) -> History:
-    """The history of a trajectory that has not begun."""
+    """The history of a trajectory before its first step."""
     return History(solver != "ddim")
 
 
@@ -152,12 +152,12 @@ def invert(
 
     Args:
         latents: (F, C, h, w), clean.
-        progress: told (done, total) network evaluations.
+        progress: called with (done, total) network evaluations.
         backbone, context, levels, view, shift, fixed_point_iterations, solver: as in :class:`Inverter`.
         kept: receives what edits take from the source, for plain DDIM inversion.
 
     Returns:
-        (S + 1, F, C, h, w), level 0 first, contiguous whatever the memory format of the latents.
+        (S + 1, F, C, h, w), level 0 first, contiguous, regardless of the latents' memory format.
 
     Raises:
         NumericsError: NaN or infinity appeared.

@@ -76,6 +76,6 @@ def guided_count(config: Config, made: int) -> int:
 
 
 def is_guided(step: int, steps: int, interval: Sequence[float]) -> bool:
-    """Whether a step, counted from the noisy end, lies in ``edit.guidance_interval``."""
+    """Whether a step, counted from the noisy end, is within ``edit.guidance_interval``."""
     begin, end = (fused_steps(steps, share) for share in interval)
     return begin <= step < end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,14 +100,19 @@ def write(
         warn: called with what a file format could not hold: sound, an odd size.
     """
     shown = edited if full is None else full
-    if is_image(files.video):
-        _write_images(prepared, edited, shown, files, source_size, overwrite, about)
-    else:
-        sound = audio and prepared.clip.info.has_audio
-        if audio and holds_audio(files.video) and prepared.clip.info.sound_note is not None:
-            warn(prepared.clip.info.sound_note)
-        _write_videos(prepared, edited, shown, files, source_size, sound, overwrite, chroma, about, warn)
-    _write_sheet(files.sheet, prepared, edited, target, source_prompt, overwrite, about)
+    # FFmpeg encodes in processes of its own; meanwhile the sheet is drawn and compressed.
+    with ThreadPoolExecutor(1) as beside:
+        sheet = beside.submit(
+            _write_sheet, files.sheet, prepared, edited, target, source_prompt, overwrite, about
+        )
+        if is_image(files.video):
+            _write_images(prepared, edited, shown, files, source_size, overwrite, about)
+        else:
+            sound = audio and prepared.clip.info.has_audio
+            if audio and holds_audio(files.video) and prepared.clip.info.sound_note is not None:
+                warn(prepared.clip.info.sound_note)
+            _write_videos(prepared, edited, shown, files, source_size, sound, overwrite, chroma, about, warn)
+        sheet.result()
 
 
 def _write_images(

@@ -185,7 +185,7 @@ def sample(
         how: guidance, fusion, masks.
         shift: b_t of the target prompt, or None.
         start: the level of ``x``; None is S.
-        progress: told (done, total) steps.
+        progress: called with (done, total) steps.
 
     Returns:
         (F, C, h, w), clean.

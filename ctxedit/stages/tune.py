@@ -75,7 +75,7 @@ def trainable(
             here = {f"temporal.{k}": v for k, v in layers.items()}
         elif name.startswith(CONTROL):
             if backbone.control is None:
-                continue  # likewise
+                continue  # as above
             found_there = backbone.select_control([name.removeprefix(CONTROL)])
             here = {f"{CONTROL}{k}": v for k, v in found_there.items()}
         else:

@@ -5,7 +5,7 @@ as a :class:`~ctxedit.synthetic.scenes.Scene` of up to four actors, so frames, c
 are those of the easy split. Motions are slower than there, so that no object leaves the frame and no relation
 changes.
 
-Held out are combinations of groups and relation, whatever the background: "a blue car to the left of a cat"
+Held out are combinations of groups and relation, with any background: "a blue car to the left of a cat"
 is either trained on everywhere or nowhere.
 """
 

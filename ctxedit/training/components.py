@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxedit.errors import WeightsError
 from ctxedit.media.temporary import atomic
+from ctxedit.model_names import VOCABULARY
 from ctxedit.models.weights import BUILTIN_FOLDER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: What a pipeline's folder holds besides its components' weights.
+PIPELINE_FILES = ("scheduler", "model_index.json", VOCABULARY)
 _AGAIN = "train it again, or delete the folder to use the built-in one"
 
 
@@ -71,7 +75,7 @@ def _load(cls: Any, folder: Path, **options: Any) -> Any:
         return cls.from_pretrained(folder, local_files_only=True, **options)
     except MemoryError:
         raise
-    except Exception as error:  # whatever diffusers, transformers and safetensors raise
+    except Exception as error:  # any error of diffusers, transformers and safetensors
         line = " ".join(str(error).split())[:160]
         # A dry run sees links to the components.
         raise WeightsError(f"{folder.resolve()} cannot be loaded: {line}", _AGAIN) from error
@@ -106,8 +110,9 @@ class Components:
     def install(self, *names: str) -> None:
         """Copy components that ``models`` lacks into it, so that the folder can be loaded as a pipeline.
 
-        The text encoder and its tokenizer are taken from CLIP. They are copies: the denoiser needs them
-        unchanged when CLIP is trained further.
+        A denoiser comes with its noise schedule, the pipeline's index and the words that it knows. The text
+        encoder and its tokenizer are taken from CLIP. They are copies: the denoiser needs them unchanged when
+        CLIP is trained further.
         """
         for name in names:
             origin, place = self.find(name), self.models / name
@@ -118,6 +123,18 @@ class Components:
                     _extract_text_tower(origin, name, temporary)
                 else:
                     shutil.copytree(origin, temporary)
+            if name == "unet":
+                copy_missing(PIPELINE_FILES, (origin.parent,), self.models)
+
+
+def copy_missing(names: Iterable[str], origins: Sequence[Path], folder: Path) -> None:
+    """Copy files and folders that ``folder`` lacks, each from the first of the origins that has it."""
+    for name in names:
+        source = next((place / name for place in origins if (place / name).exists()), None)
+        if source is None or (folder / name).exists():
+            continue
+        with atomic(folder / name, True) as temporary:
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
 def _extract_text_tower(clip: Path, name: str, folder: Path) -> None:

@@ -192,7 +192,7 @@ class Images(Dataset[dict[str, Any]]):
         """The image (3, size, size) in [−1, 1], or the reason why it cannot be read."""
         try:
             return to_tensor(load_image(self.listing.entries[number], self.config.size))
-        except Exception as error:  # Pillow raises whatever the parser of the format raises
+        except Exception as error:  # Pillow passes on any error of the format's parser
             return " ".join(str(error).split())[:100] or type(error).__name__
 
 

@@ -18,11 +18,17 @@ from accelerate import Accelerator
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.locks import held
 from ctxedit.media.temporary import atomic, sweep
-from ctxedit.model_names import VOCABULARY
 from ctxedit.models.device import name_of
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import record
-from ctxedit.training.components import Components, find_component, hashes, link_components
+from ctxedit.training.components import (
+    PIPELINE_FILES,
+    Components,
+    copy_missing,
+    find_component,
+    hashes,
+    link_components,
+)
 from ctxedit.training.loop import Done, check_placement, clear, make_accelerator, read_state, train
 from ctxedit.training.memory import check_training
 from ctxedit.training.progress_log import read_metrics, seconds_of
@@ -352,12 +358,8 @@ class Training:
         """The folder for the weights after so many steps, in a copy of the pipeline that they belong to."""
         models = self.models / "snapshots" / f"{steps:06d}"
         models.mkdir(parents=True, exist_ok=True)
-        for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler", *_PIPELINE_FILES):
-            source = next((f / name for f in (self.models, BUILTIN_FOLDER) if (f / name).exists()), None)
-            if source is None or (models / name).exists() or name == self.recipe.folder:
-                continue
-            with atomic(models / name, True) as temporary:
-                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
+        parts = {"vae", "text_encoder", "tokenizer", "unet", *PIPELINE_FILES} - {self.recipe.folder}
+        copy_missing(sorted(parts), (self.models, BUILTIN_FOLDER), models)
         return models / self.recipe.folder
 
     def write_record(self) -> Path:
@@ -378,10 +380,6 @@ class Training:
         # States of the first version do not name the device, which was a CPU.
         facts = record.Facts(steps, seconds, len(saved.get("bad", {})), saved.get("device", "cpu"))
         return record.write(self.recipe, facts, self.models, record.started_from(self.state))
-
-
-#: Files of a pipeline's folder that are not components.
-_PIPELINE_FILES = ("model_index.json", VOCABULARY)
 
 
 def _continuing(part: str) -> list[str]:

@@ -5,7 +5,6 @@ Images are read one at a time when they are needed. For COCO, the list of boxes 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.files import expanded
+from ctxedit.files import LIST_LIMIT, expanded, read_json
 from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded
@@ -222,8 +221,8 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
     Raises:
         InputError: no such file, a broken or partial one, or no image in any of these folders.
     """
+    found = read_json(file, "list of boxes", LIST_LIMIT)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
         categories = {int(one["id"]): str(one["name"]) for one in found["categories"]}
         images = {int(one["id"]): _image(one) for one in found["images"]}
         boxes: dict[int, list[tuple[int, tuple[float, ...]]]] = {}
@@ -239,11 +238,7 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
                     _COCO_HINT,
                 )
             boxes.setdefault(image, []).append((numbers[int(one["category_id"])], (x, y, x + w, y + h)))
-    except FileNotFoundError as error:
-        raise InputError(f"no file {file}", _COCO_HINT) from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is damaged or truncated: {error}", "download it again") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{file} is not in COCO's instances format ({error!r})", _COCO_HINT) from error
     folder = _coco_images(file, [name for name, _ in images.values()])
     entries, bad = [], {}

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ctxedit.errors import InputError
 from ctxedit.files import expanded
+from ctxedit.media.stills import to_rgb
 from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, list_shards, read_bytes
 
 #: A record of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
@@ -209,8 +210,8 @@ def _of_entries(
 def _pixels(entry: Entry, size: int) -> NDArray[np.uint8] | str:
     try:
         with Image.open(io.BytesIO(read_bytes(entry))) as image:
-            pixels = np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow raises whatever a format's parser raises
+            pixels = to_rgb(image)
+    except Exception as error:  # Pillow passes on any error of a format's parser
         return " ".join(str(error).split())[:100] or type(error).__name__
     if pixels.shape[:2] != (size, size):
         return f"{pixels.shape[1]}×{pixels.shape[0]} pixels, not {size}×{size}: images are not resized"

@@ -53,6 +53,8 @@ class Request:
         found = []
         for recipe in map(recipes.resolve, chosen):
             data = _data_table(self.data, recipe.task_type)
+            if data:  # only drawn scenes have them
+                data["compositions"] = 0.0
             found.append(recipe.changed(schedule, data).in_passes(self.passes))
         if only := [r for r in found if r.task_type.drawn_only and r.data.source != "scenes"]:
             raise ConfigError(

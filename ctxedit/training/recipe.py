@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,16 +12,12 @@ import tomli_w
 
 from ctxedit.config import convert, merge
 from ctxedit.errors import ConfigError, did_you_mean
-from ctxedit.files import expanded
+from ctxedit.files import TEXT_LIMIT, expanded, read_text
+from ctxedit.tables import parse as parse_toml
 from ctxedit.training.data import DataConfig
 from ctxedit.training.schedule import Schedule
 from ctxedit.training.tasks import base as tasks
 from ctxedit.training.tasks.base import Task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _Table = Mapping[str, Any]
 #: What a recipe has at its top level.
@@ -106,10 +101,11 @@ class Recipe:
         return self.changed({"batch": batch, "accumulate": passes}, {})
 
     def changed(self, schedule: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
-        """A copy with other settings."""
+        """A copy with other settings; raises ConfigError for values out of their range."""
         if not schedule and not data:
             return self
-        new = replace(self, schedule=replace(self.schedule, **schedule), data=merge(self.data, data, "data."))
+        changed, source = merge(self.schedule, schedule, "schedule."), merge(self.data, data, "data.")
+        new = replace(self, schedule=changed, data=source)
         table = {
             "part": new.part, "about": new.about, "licence": new.licence, "warm": new.warm, "task": new.task,
             "data": asdict(new.data),
@@ -140,13 +136,7 @@ def resolve(name: str) -> Recipe:
 
 def load(path: Path) -> Recipe:
     """Read a recipe from a file; raises ConfigError as :func:`parse`, or if there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"no recipe {path}", f"the built-in recipes are: {', '.join(names())}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"recipe {path}: {error}") from error
-    return parse(text, path.stem, path)
+    return parse(read_text(path, "recipe", TEXT_LIMIT, ConfigError), path.stem, path)
 
 
 def parse(text: str, name: str, file: Path | None = None) -> Recipe:
@@ -162,9 +152,9 @@ def parse(text: str, name: str, file: Path | None = None) -> Recipe:
     """
     label = f"recipe {file or name}"
     try:
-        return _parse(tomllib.loads(text), text, name, file)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{label}: {error}") from error
+        return _parse(parse_toml(text), text, name, file)
+    except ValueError as error:
+        raise ConfigError(f"{label}: {error}", "a recipe is TOML; see `ctxedit train --list`") from error
     except ConfigError as error:
         raise ConfigError(f"{label}: {error.message}", error.hint) from error
 
@@ -177,6 +167,11 @@ def _parse(blob: dict[str, Any], text: str, name: str, file: Path | None) -> Rec
     top = {key: convert(value, _KEYS[key], key) for key, value in blob.items()}
     tasks.get(top["part"])
     data = merge(DataConfig(), top.get("data", {}), "data.")
+    if data.path and data.source == "scenes":
+        raise ConfigError(
+            f"data.path = {data.path!r} with drawn scenes",
+            'set data.source = "folder", or leave out data.path',
+        )
     if data.path and not expanded(data.path).is_absolute():
         data = replace(data, path=str((file.parent if file else Path()) / data.path))
     schedule = merge(Schedule(steps=1, batch=1, lr=0.0), top["schedule"], "schedule.")

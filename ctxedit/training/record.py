@@ -150,12 +150,12 @@ def read_started(state: Path) -> dict[str, Any]:
 def matches(weights: Path, name: str) -> bool | None:
     """Whether the weights in ``weights/<name>`` are those of their record; None if there is no record.
 
-    A component without a record of its own (the text encoder, a copy of CLIP's) is looked up in the records
-    of models that were trained on it.
+    A component without a record of its own (the text encoder) is looked up in the records of the models that
+    were trained with it. One that names these weights is enough: another may have been trained before them.
     """
     now, own = hashes(weights / name), read(weights / name)
     if own is not None:
         return own.get("files") == now
     others = [read(file.parent) or {} for file in sorted(weights.glob(f"*/{FILE}"))]
     known = [other["built_on"][name] for other in others if name in other.get("built_on", {})]
-    return all(files == now for files in known) if known else None
+    return any(files == now for files in known) if known else None

@@ -8,7 +8,6 @@ reader (``wids``) needs an index file next to the shards.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
+from ctxedit.files import parse_json
+from ctxedit.media.stills import to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
@@ -64,14 +65,11 @@ def load_image(entry: Entry, size: int) -> NDArray[np.uint8]:
     """RGB uint8 (size, size, 3): EXIF orientation applied, transparency on white, centre crop, resized.
 
     Raises:
-        OSError, ValueError and others, as Pillow's decoders do.
+        InputError, OSError, ValueError and others, as :func:`~ctxedit.media.stills.to_rgb`.
     """
     with Image.open(io.BytesIO(read_bytes(entry))) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.has_transparency_data:
-            clear = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        image = Image.fromarray(to_rgb(opened))
+        fitted = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return np.array(fitted)
 
 
@@ -139,7 +137,7 @@ def _table(table: Path, folder: Path, bad: dict[str, str]) -> Iterator[tuple[Pat
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             file_name = row["file_name"]
             yield table.parent / file_name, _caption(row)
         except (ValueError, KeyError, TypeError):
@@ -240,7 +238,7 @@ def _member_caption(shard: Path, members: dict[str, tuple[int, int]]) -> str | N
         data = read_bytes(Entry("", shard, members[end], "")).decode("utf-8", "replace")
         if end == ".json":
             try:
-                data = _caption(json.loads(data))
+                data = _caption(parse_json(data))
             except ValueError:
                 data = ""
         return " ".join(data.split())

@@ -1,5 +1,7 @@
 """The list: what is read, what is refused; the default list."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -228,10 +230,14 @@ def test_csv_json_lines_and_folders_are_lists_too(tmp_path):
     ("text", "said"),
     [
         ("", "lists no clips"),
-        ("[]", "is a table"),
+        ("[]", r"must be a table, not \[\]"),
+        ('{"path": "a.mp4", "targets": "x"}', "targets must be a list, not 'x'"),
+        ("[" * 100_000, "line 1 is not JSON: nested too deeply"),
+        (f'{{"path": {10**400}}}', "a number of 401 digits is too large"),
+        (r'{"path": "a.mp4", "target": "\ud800"}', r"half a character: \\ud800"),
         ("{", "line 1 is not JSON"),
         ('{"path": "a.mp4", "target": "x", "targets": ["y"]}', "both target and targets"),
-        ('{"path": "a.mp4", "target": 3}', "is a table, not 3"),
+        ('{"path": "a.mp4", "target": 3}', "must be a table, not 3"),
         ('{"path": "a.mp4", "goal": "x"}', "unknown key goal"),
     ],
 )
@@ -240,6 +246,37 @@ def test_broken_json_lines_are_refused_with_their_line(tmp_path, text, said):
     (tmp_path / "list.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_list(tmp_path / "list.jsonl", batch=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("list.csv", "path;target\na.mp4;x\n", "separates its columns by ';'"),
+        ("list.csv", "Path,target\na.mp4,x\n", "unknown column 'Path'"),
+        ("list.csv", "path,target\n\na.mp4,x\nb.mp4\n", "line 4 does not have as many cells"),
+        ("list.txt", "a.mp4\n", "is not a list: its name ends in .txt"),
+    ],
+)
+def test_tables_that_are_nearly_lists_are_refused(tmp_path, name, text, said):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_list(tmp_path / name, batch=True)
+
+
+def test_spaces_around_the_names_of_columns_do_not_matter(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("path , target\na.mp4,x\n")
+    (clip,) = read_list(tmp_path / "list.csv", batch=True)
+    assert [target.prompt for target in clip.targets] == ["x"]
+
+
+def test_aliases_that_stand_for_millions_are_read_at_once(tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghi")]
+    (tmp_path / "list.yaml").write_text("\n".join([*lines, "data: *i"]))
+    with pytest.raises(ConfigError, match="entry 1 is not an entry of V2VBench"):
+        read_list(tmp_path / "list.yaml", batch=True)
 
 
 def test_an_empty_folder_is_refused(tmp_path):

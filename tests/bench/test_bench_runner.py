@@ -226,6 +226,25 @@ def test_a_clip_that_fails_becomes_rows_and_the_rest_go_on(bench, tmp_path):
         preview.make(replace(both, clips=both.clips[:1]))
 
 
+def test_no_work_is_done_for_edits_that_are_known_to_fail(bench, methods, drawn, monkeypatch):
+    """A prompt that is too long, a mask that does not fit: found by the plan, and not after the tuning."""
+    monkeypatch.setattr(runner.Serving, "__call__", lambda *a: pytest.fail("work was done"))
+    write_clip(drawn / "wide.mp4", np.full((4, 32, 64, 3), 255, np.uint8), Fraction(8))
+    long = Target("a tiger " * 100)
+    bad = replace(bench.clips[0], targets=(long, Target("a panda", mask=drawn / "wide.mp4")))
+    both = replace(bench, clips=(bad, replace(bad, name="two", targets=(long,))), methods=methods[1:])
+    with pytest.raises(InputError, match=r"no clip of the list .*; one, .*: the prompt has \d+ tok"):
+        preview.make(both)
+    good = replace(bench.clips[0], name="good")
+    seen = preview.make(replace(both, clips=(*both.clips, good)))
+    assert [name.split(",")[0] for name in seen.failing] == ["one", "one", "two"]
+    assert seen.evaluations and "mask" in list(seen.failing.values())[1]
+    log = Log()
+    rows = runner.run(both, log, refused=seen.refused)
+    assert log.counts == (3, 0) and rows == log.rows and not log.tasks
+    assert ["tokens" in row.error for row in rows] == [True, False, True]
+
+
 def test_an_edit_that_fails_leaves_the_others_and_a_full_disk_ends_all(bench, clips, monkeypatch):
     from ctxedit.editing import stages
 

@@ -1,10 +1,17 @@
 """``ctxedit batch`` as a person has it: every form of list, several workers, failures, resuming, refusals."""
 
+import gc
 import json
 import shutil
+import weakref
+from collections import Counter
 
 import pytest
 from asking import TARGET, call
+from diffusers import UNet2DConditionModel
+from transformers import Blip2ForConditionalGeneration, CLIPModel, CLIPTextModel
+
+from ctxedit.editing.session import Session
 
 PROMPT, SNOW = "a tiger walking on the beach", "a tiger walking in the snow"
 SMALL = ("--frames", 3, "--stride", 1, "--steps", 2, "--tune-steps", 2, "--threads", 1)
@@ -121,3 +128,39 @@ def test_without_ray_it_is_said_how_to_get_it(listed, ctxedit, no_weights, tmp_p
     assert answer.code == 2 and answer.err.splitlines()[-2:] == [
         "error: Ray is not installed", "hint: pip install 'ctxedit[ray]', or use --workers N",
     ]  # fmt: skip
+
+
+def test_networks_are_loaded_once_for_all_clips_and_sessions_need_no_collector(
+    clip, tmp_path, ctxedit, monkeypatch
+):
+    loaded, sessions = Counter(), []
+    for cls in (Blip2ForConditionalGeneration, CLIPModel, CLIPTextModel, UNet2DConditionModel):
+
+        def load(*args, name=cls.__name__, genuine=cls.from_pretrained, **kwargs):
+            loaded[name] += 1
+            return genuine(*args, **kwargs)
+
+        monkeypatch.setattr(cls, "from_pretrained", load)
+    monkeypatch.setenv("CTXEDIT_UPSCALE_SCALE", "4")
+    enter = Session.__enter__
+
+    def entered(self):
+        gc.disable()
+        # What earlier sessions held is not kept by a reference cycle.
+        assert not any(one() for one in sessions)
+        sessions.extend((weakref.ref(self), weakref.ref(self.parts)))
+        return enter(self)
+
+    monkeypatch.setattr(Session, "__enter__", entered)
+    for name in ("a", "b"):
+        shutil.copy(clip, tmp_path / f"{name}.mp4")
+    settings = ("--frames", 2, "--stride", 1, "--steps", 2, "--tune-steps", 1, "--threads", 1)
+    try:
+        assert ctxedit("batch", tmp_path, TARGET, *settings, "-o", tmp_path / "out").code == 0
+        assert len(sessions) == 4 and not any(one() for one in sessions)
+    finally:
+        gc.enable()
+    # Two of these are the upscaler's.
+    assert loaded == {
+        "Blip2ForConditionalGeneration": 1, "CLIPModel": 1, "CLIPTextModel": 2, "UNet2DConditionModel": 2,
+    }  # fmt: skip

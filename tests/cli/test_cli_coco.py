@@ -1,4 +1,4 @@
-"""``ctxedit eval images --coco``: a slice in COCO's captions format through the built-in models."""
+"""``ctxedit eval images --coco``: a slice in is not UTF-8 through the built-in models."""
 
 import json
 import shutil
@@ -115,7 +115,7 @@ def test_a_caption_that_is_too_long_is_cut(stable_diffusion, backbone):
         ((), 13, 3, "--count 12"),
         ((), 5, 3, "at least 10"),
         (("--images", "{folder}"), 10, 3, "lacks 10 of 10 images"),
-        (("--coco", "{folder}/val2014/COCO_val2014_000000000100.jpg"), 10, 3, "COCO's captions format"),
+        (("--coco", "{folder}/val2014/COCO_val2014_000000000100.jpg"), 10, 3, "is not UTF-8"),
         (("--coco", "{folder}/none.json"), 10, 3, "does not exist"),
         (("--features", "inception", "--metrics", "fid"), 10, 4, "--features FILE"),
         (("--captions", "{folder}/captions.json"), 10, 2, "leave the others out"),
@@ -134,6 +134,14 @@ def test_bad_input_is_found_before_anything_is_made(
     answer = ask(ctxedit, slice_of_coco, tmp_path / "out", *more, count=count)
     assert answer.code == code and said in answer.err, answer.err
     assert answer.err.count("error:") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_caption_that_is_not_text_is_refused(ctxedit, slice_of_coco, tmp_path, no_weights):
+    table = json.loads((slice_of_coco / "captions.json").read_text())
+    table["annotations"][3]["caption"] = None
+    (tmp_path / "null.json").write_text(json.dumps(table))
+    answer = ask(ctxedit, slice_of_coco, tmp_path / "out", "--coco", tmp_path / "null.json", count=10)
+    assert answer.code == 3 and "is not text: None" in answer.err
 
 
 def test_a_broken_real_image_is_found_before_anything_is_made(ctxedit, slice_of_coco, tmp_path):

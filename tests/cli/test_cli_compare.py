@@ -45,6 +45,14 @@ def test_files_and_folders_stand_beside_each_other(ctxedit, clips, tmp_path, nam
     assert np.allclose(thirds, [40, 120, 200], atol=6)
 
 
+def test_a_small_source_is_as_large_as_its_edit(ctxedit, clips, tmp_path, frames_of):
+    paths = [clips("small.mp4", grey=40, size=(32, 48)), clips("large.mp4", grey=200, size=(128, 192))]
+    assert ctxedit("compare", *paths, "-o", tmp_path / "out.mp4").code == 0
+    frame = frames_of(tmp_path / "out.mp4", 1)[0].mean(-1)
+    sizes = [int((abs(frame - grey) < 12).sum()) for grey in (40, 200)]
+    assert sizes == pytest.approx([128 * 192] * 2, rel=0.1)
+
+
 def test_an_image_has_a_row_for_each(ctxedit, clips, tmp_path):
     paths = [clips("a.mp4"), clips("b.mp4")]
     one = probe_size(ctxedit, paths[:1], tmp_path / "one.png")

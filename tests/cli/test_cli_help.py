@@ -39,9 +39,23 @@ def test_every_command_has_help(ctxedit, command):
     assert answer.code == 0 and answer.err == "" and f"ctxedit {command}" in answer.out
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("run", "run [OPTIONS] CLIP [TEXT...]"), ("edit", "edit [OPTIONS] [CLIP] TEXT"),
+        ("t2i", "t2i [OPTIONS] [TEXT]"), ("bench answers", "answers [OPTIONS] DIR ANSWERS..."),
+        ("presets cp", "cp [OPTIONS] NAME [PATH]"), ("bench", "run [OPTIONS] [LIST]"),
+    ],
+)  # fmt: skip
+def test_usage_names_each_argument_once(ctxedit, command, usage):
+    (line,) = [one.strip() for one in ctxedit(*command.split(), "--help").out.splitlines() if "Usage" in one]
+    assert line.endswith(f" {usage}")
+
+
 def test_without_a_command_there_is_help(ctxedit):
     answer = ctxedit()
     assert answer.code == 0 and all(command in answer.out for command in COMMANDS)
+    assert "To begin: `ctxedit run CLIP" in answer.out
     answer = ctxedit("presets")
     assert answer.code == 0 and "cp" in answer.out
 

@@ -299,6 +299,12 @@ def test_a_training_sees_beforehand_that_it_cannot_write(ctxedit, make_recipe, t
         told(ctxedit("train", recipe, "--out", place, *more), 6)
 
 
+def test_a_link_to_nothing_is_not_offered_as_what_was_meant(ctxedit, tmp_path):
+    (tmp_path / "clip.mp4").symlink_to("gone.mp4")
+    said = told(ctxedit("tune", tmp_path / "clip.mp4", "--dry-run"), 3)
+    assert "did you mean" not in said
+
+
 def test_a_recipe_is_a_regular_file(ctxedit, tmp_path):
     os.mkfifo(tmp_path / "mine.toml")
     assert "is a FIFO" in told(ctxedit("train", tmp_path / "mine.toml", "--dry-run"), 2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def test_run_prints_the_path_and_talks_on_stderr(made, run_folder):
     )
     for word in ("seed 0", "caption (builtin)", "tune: 2 steps", "invert: done", TARGET, "CLIP: builtin"):
         assert word in made.err
+    (beside,) = [one for one in made.err.splitlines() if one.startswith("also written: ")]
+    written = beside.removeprefix("also written: ").split(", ")
+    assert {Path(one) for one in written} == {*video.parent.glob("*-s*.png"), *video.parent.glob("*-s*.mp4")}
+    assert re.search(
+        r"CLIP-text 0\.\d{3}, CLIP-temp [01]\.\d{3}, PSNR \d+\.\d dB, SSIM 0\.\d{3} \(", made.err
+    )
     (row,) = json.loads((run_folder / "metrics.json").read_text())
     assert row["video"] == str(video.resolve()) and -1 <= row["clip_text"] <= 1
 
@@ -85,7 +92,7 @@ def test_edit_takes_the_newest_run_says_so_and_equals_run(ctxedit, made, run_fol
     other = ctxedit("edit", "--target", "a dog", "--runs", runs, "-o", tmp_path / "again.mp4")
     assert other.code == 6, "another edit does not take its place"
     again = ctxedit("edit", "--target", TARGET, "--runs", runs, "-o", tmp_path / "again.mp4")
-    assert (again.code, again.out) == (0, answer.out) and "already exists" in again.err
+    assert (again.code, again.out) == (0, answer.out) and "exists already" in again.err
 
 
 def test_an_edit_may_change_sampling_and_seed_and_tunes_nothing(
@@ -164,6 +171,8 @@ def test_tune_prints_the_run_folder_and_takes_a_prompt(ctxedit, clip, tmp_path):
     assert run.facts("caption")["text"] == "a tiger" and run.facts("tune")["steps"] == 1
     assert run.config.seed == 4 and not run.config.adapter.enabled
     assert not (run.folder / "tune" / "adapter.safetensors").exists() and "seed 4" in answer.err
+    assert f'next: ctxedit edit "TEXT" --run {run.folder}' in answer.err
+    assert "tuned already" in ctxedit(*arguments, "--runs", tmp_path, "--seed", 4).err not in answer.err
     answer = ctxedit(*arguments, "--runs", tmp_path, "--seed", 4, "--json", "-q")
     assert answer.table["run"] == str(run.folder) and answer.err == ""
 
@@ -255,6 +264,17 @@ def test_t2i_names_the_picture_after_the_text(ctxedit, tmp_path, monkeypatch):
     assert (tmp_path / "a-cat-on-the-beach.png").read_bytes() != first
     same = ctxedit("t2i", "A cat, on the beach", "--steps", 3, "--seed", 1, "-o", "same.png", "--json", "-q")
     assert same.table["image"] == "same.png" and (tmp_path / "same.png").read_bytes() == first
+
+
+def test_texts_without_known_letters_are_told_apart_and_warned_of(ctxedit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = ("一只老虎", "一只猫", "...", "🐯", "café", "cafe")
+    plans = [ctxedit("t2i", text, "--dry-run", "--json").table["plan"]["image"] for text in texts]
+    assert len(set(plans)) == len(texts) and plans[-1] == "cafe.png"
+    assert all(name.startswith("image-") for name in plans[:4]) and plans[4].startswith("caf-")
+    for text, said in (("🐯", "do not know '🐯'"), ("...", "do not know a text without words")):
+        answer = ctxedit("t2i", text, "--steps", 1)
+        assert answer.code == 0 and said in answer.err
 
 
 def test_t2i_knows_its_own_finished_image(ctxedit, tmp_path, monkeypatch):

@@ -88,6 +88,8 @@ def test_a_training_resumes_and_its_weights_are_not_overwritten(ctxedit, make_re
     path = make_recipe("autoencoder")
     assert ctxedit("train", path, "-q").out == "weights-my-autoencoder/vae\n"
     first = hashes(tmp_path / "weights-my-autoencoder/vae")
+    done = ctxedit("train", path)
+    assert done.code == 0 and "trained already, 2 steps" in done.err and "resuming" not in done.err
     longer = ctxedit("train", path, "--steps", 3)
     assert longer.code == 0 and "resuming at step 2 of 3" in longer.err
     assert hashes(tmp_path / "weights-my-autoencoder/vae") != first
@@ -131,7 +133,7 @@ def test_all_recipes_are_trained_in_the_order_of_their_dependencies(
     assert text["hidden_size"] == 32, "the text side of the CLIP that was trained before it"
     before = hashes(out / "unet")
     again = ctxedit("train", "all")
-    assert again.code == 0 and "resuming at step 1 of 1" in again.err
+    assert again.code == 0 and again.err.count("trained already, 1 step;") == 3
     assert hashes(out / "unet") == before
 
 
@@ -151,7 +153,17 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(ctxedit, make_reci
     table = ctxedit("train", path, "--data", pictures, "--dry-run", "--json").table
     assert table["pictures"] == 8 and table["steps"] == 2 and table["images"] == 8
     assert table["parameters"] > 1e4 and table["weights"] == "weights-my-denoiser/unet"
+    told = ctxedit("train", path, "--data", pictures, "--dry-run")
+    assert f"{table['parameters']:,}" in told.out and "8 images" in told.out and "2, on 8 images" in told.out
+    assert "unusable" not in told.out and told.err == "", "no bars of libraries"
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_of_ones_own_take_the_place_of_compositions(ctxedit, make_recipe, pictures):
+    path = make_recipe("autoencoder", data="compositions = 0.5")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors save it
+    table = ctxedit("train", path, "--data", pictures, "--dry-run", "--json").table
+    assert table["pictures"] == 8 and "compositions" not in table["data"]
 
 
 def test_the_recipes_are_listed(ctxedit):
@@ -171,6 +183,10 @@ def test_the_recipes_are_listed(ctxedit):
         (("train", "autoencoder", "--data", "nowhere"), 3, "no folder nowhere"),
         (("train", "autoencoder", "--device", "cuda:7"), 2, "device"),
         (("train", "autoencoder", "--record"), 3, "no state in"),
+        (("train", "autoencoder", "--steps", 10**20, "--dry-run"), 2, "schedule.steps"),
+        (("models", "check", "--work", "/dev/null", "--part", "autoencoder"), 6, "cannot write"),
+        (("models", "pull", "/etc"), 4, "no model named '/etc'"),
+        (("models", "pull", "a b/c"), 4, "no model named 'a b/c'"),
         (("models", "check", "--part", "kitchen"), 2, "no check of"),
         (("models", "check", "--weights", "nowhere"), 4, "no folder nowhere"),
         (("models", "check", "--weights", "."), 4, "holds no models"),
@@ -191,6 +207,9 @@ def test_what_does_not_fit_is_refused(ctxedit, pictures, tmp_path, arguments, co
         ("[data]", "[data]\nsource = 'cellar'", "cellar"),
         ("[data]", "[data]\nsource = 'folder'", "data.path"),
         ("[data]", "[data]\nsize = 50", "data.size"),
+        ("[data]", "[data]\npath = 'pictures'", "with drawn scenes"),
+        ("steps = 2", f"steps = {'9' * 5000}", "a recipe is TOML"),
+        ("steps = 2", f"steps = {'[' * 5000}", "nested too deeply"),
         ('part = "clip"', 'part = "ear"', "no part named"),
         ("[task]", "task", "recipe"),
     ],
@@ -237,6 +256,18 @@ def test_a_missing_record_can_be_written(ctxedit, make_recipe, tmp_path):
         assert after[key] == before[key]
     (file.parent / "diffusion_pytorch_model.safetensors").write_bytes(b"other")
     assert record.matches(tmp_path / "weights-my-autoencoder", "vae") is False
+
+
+def test_a_part_that_another_models_record_names_is_known_though_older_models_name_an_earlier_one(tmp_path):
+    text = tmp_path / "text_encoder/model.safetensors"
+    text.parent.mkdir()
+    text.write_bytes(b"now")
+    for name, files in (("controlnet", {text.name: "earlier"}), ("unet", hashes(text.parent))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(json.dumps({"built_on": {"text_encoder": files}}))
+    assert record.matches(tmp_path, "text_encoder") is True
+    text.write_bytes(b"other")
+    assert record.matches(tmp_path, "text_encoder") is False
 
 
 @pytest.mark.parametrize("part", tasks.names())

@@ -151,6 +151,7 @@ def test_the_plan_foretells_it(ctxedit, run, own, x4, no_weights):
         plan = ctxedit(*asked, "--upscaler", folder, *FEW).table["plan"]
         rows = {stage["name"]: stage for stage in plan["stages"]}
         assert rows[f"upscale “{DOG}”"]["evaluations"] == passes
+        assert list(rows)[-2:] == [f"edit “{DOG}”", f"upscale “{DOG}”"], "in the order of work"
         assert plan["output_size"] == [256, 256] and plan["disk_needed"] > plain["disk_needed"]
     assert "to 256×256" in ctxedit("edit", DOG, "--run", run, "--dry-run", "--upscaler", own).out
 

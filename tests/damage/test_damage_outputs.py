@@ -11,7 +11,7 @@ import pytest
 
 from ctxedit import runs
 from ctxedit.editing import stages
-from ctxedit.errors import OutputError
+from ctxedit.errors import InputError, OutputError
 from ctxedit.media import temporary
 from ctxedit.media.write import write_clip
 
@@ -35,6 +35,19 @@ class TestOutputs:
         with pytest.raises(OutputError, match="exists already"):
             work(checked=True, output=out)
         assert out.read_bytes() == b"mine"
+
+    def test_a_damaged_run_cannot_tell_whose_the_output_is(self, work, run, tmp_path):
+        out, note = tmp_path / "out.mp4", run.folder / "run.toml"
+        work(checked=True, output=out)
+        before, whole = out.read_bytes(), note.read_text()
+        note.write_text(whole[: len(whole) // 2])
+        with pytest.raises(InputError, match=r"run\.toml is damaged.*not known whether .*out\.mp4") as error:
+            work(checked=True, output=out)
+        assert "-y" in error.value.hint and out.read_bytes() == before
+        work(checked=True, output=tmp_path / "other.mp4")  # starts over
+        assert note.with_name("run.toml.broken").read_text() == whole[: len(whole) // 2]
+        with pytest.raises(OutputError, match="exists already"):
+            work(checked=True, output=out)
 
     def test_a_folder_of_frames_is_recognised_when_it_was_cut_off(self, work, run, tmp_path):
         out = tmp_path / "frames"

@@ -133,18 +133,27 @@ class TestUse:
         assert answer.code == 2 and "-y" in answer.err and SD14 in answer.err, answer.err
         assert not weights(hub)
 
-    @pytest.mark.parametrize(("width", "needed_too"), [(768, True), (1024, False)])
-    def test_the_controlnet_is_fetched_where_it_fits(
-        self, hub, sd14_files, controlnet, clip, tmp_path, width, needed_too
-    ):
+    def test_the_controlnet_is_fetched_where_it_fits(self, hub, sd14_files, controlnet, clip, tmp_path):
         from ctxedit.models.control import CANNY_SD1
 
-        config = json.loads(sd14_files["unet/config.json"]) | {"cross_attention_dim": width}
-        hub.add(SD14, sd14_files | {"unet/config.json": json.dumps(config).encode()})
-        hub.add(CANNY_SD1, files_of(controlnet))
+        def wide(files, name, width):
+            config = json.loads(files[name]) | {"cross_attention_dim": width}
+            return files | {name: json.dumps(config).encode()}
+
         run = ("tune", clip, "--model", "sd14", "--prompt", "a cat", "--set", "control.kind=canny")
-        table = call(*run, "--dry-run", "--json", "--runs", tmp_path / "runs").table
-        assert [d["id"] for d in table["downloads"]] == [SD14, *([CANNY_SD1] if needed_too else [])]
+        run = (*run, "--dry-run", "--json", "--runs", tmp_path / "runs")
+        hub.add(SD14, wide(sd14_files, "unet/config.json", 1024))
+        hub.add(CANNY_SD1, wide(files_of(controlnet), "config.json", 1280))
+        unknown = call(*run)
+        assert unknown.code == 2 and "no ControlNet is known" in unknown.err
+        hub.add(SD14, wide(sd14_files, "unet/config.json", 768))
+        shutil.rmtree(tmp_path / "cache")
+        misfit = call(*run)
+        assert misfit.code == 2 and "cross-attention width 1280, not 768" in misfit.err
+        hub.add(CANNY_SD1, wide(files_of(controlnet), "config.json", 768))
+        shutil.rmtree(tmp_path / "cache")
+        assert [d["id"] for d in call(*run).table["downloads"]] == [SD14, CANNY_SD1]
+        assert not any(name.endswith(".safetensors") for name in hub.sent)
 
     def test_ls_says_what_is_missing(self, hub, sd14_files, clip_files):
         from ctxedit.metrics.evaluate import CLIP

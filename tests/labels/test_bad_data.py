@@ -118,9 +118,12 @@ def test_shards_that_are_cut_are_counted_or_refused(ctxedit, shards, tmp_path, p
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text[: len(text) // 2], "damaged or truncated"),
+        (lambda text: text[: len(text) // 2], "not a valid list of boxes"),
         (lambda text: json.dumps({"images": []}), "not in COCO's instances format"),
         (lambda text: text.replace('"category_id": 18', '"category_id": 99'), "that is not listed"),
+        (lambda text: "[" * 100_000, "nested too deeply"),
+        (lambda text: text.replace('"category_id": 18', '"category_id": Infinity'), "instances format"),
+        (lambda text: text.replace('"category_id": 18', f'"category_id": {10**400}'), "401 digits"),
     ],
 )
 def test_broken_and_partial_coco_files_are_refused(ctxedit, coco, tmp_path, spoil, words):

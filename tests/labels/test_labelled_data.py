@@ -106,7 +106,7 @@ def test_more_boxes_than_it_takes_missing_images_and_images_of_another_size(coco
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text[: len(text) // 2], "damaged or truncated"),
+        (lambda text: text[: len(text) // 2], "not a valid list of boxes"),
         (lambda text: json.dumps({"images": []}), "not in COCO's instances format"),
         (lambda text: text.replace('"category_id": 18', '"category_id": 99'), "annotation 1 is of an image"),
         (lambda text: "[]", "not in COCO's instances format"),

@@ -68,6 +68,7 @@ def test_the_same_weights_give_the_same_operations_a_pass(measured):
         (("--random", "tiny", "--model", "sd14"), "--random and --model"),
         (("--set", "edit.stops=3"), "edit.stops"),
         (("--steps", "0"), "--steps"),
+        (("--presets", "ddim", "--only", "stored mops"), "stored mops"),
     ],
 )
 def test_refusals(more, said, monkeypatch):
@@ -75,6 +76,25 @@ def test_refusals(more, said, monkeypatch):
 
     answer = call("bench", "speed", *more)
     assert answer.code == 2 and said in answer.err
+
+
+def test_some_ways_alone_are_counted_and_timed_in_one_run(monkeypatch):
+    runs = []
+    monkeypatch.setattr(measure.limits, "measure", lambda *args: Limits(1.0, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(ways, "_edit", lambda *args: pytest.fail("this one is not chosen"))
+    stored = ways._edit_stored
+    monkeypatch.setattr(ways, "_edit_stored", lambda *args: (runs.append(args), stored(*args)))
+    plan = measure.SpeedPlan(("ddim",), random="tiny", frames=2, steps=2, repeats=0, only=("stored maps",))
+    found = report.table(plan, measure.run(plan))
+    (row,) = found["rows"]
+    assert "one run of each" in report.markdown(found) and "stored attention maps" in report.markdown(found)
+    assert row["way"] == ways.STORED and len(runs) == 1
+    assert row["passes"] == 6 and row["seconds"]["median"] > 0 and row["processor_seconds"] > 0
+    # One fused step of 2 frames and 2 heads: seven layers at 4², 2² and 1² latents,
+    # each attends to itself and to 77 words.
+    tokens = [16] * 3 + [4] * 3 + [1]
+    elements = 2 * 2 * sum(n * n + n * 77 for n in tokens)
+    assert row["stored_bytes"] == elements * getattr(torch, row["dtype"]).itemsize <= row["peak_bytes"]
 
 
 def test_a_way_that_does_not_fit_leaves_the_others_measured(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ def test_the_check_measures_every_part(tmp_path):
     few = {"clip": {"frames": 3}, "tune": {"steps": 1}, "invert": {"steps": 4}, "edit": {"steps": 4}}
     what = CheckConfig(count=3, pairs=1, work=tmp_path, settings=few)
     rows = {(r.part, r.figure): r for r in check(what)}
-    parts = {"autoencoder", "clip", "captioner", "text-to-image", "editing"}
+    parts = {"autoencoder", "clip", "captioner", "text-to-image", "editing", "controlnet"}
     if (BUILTIN_FOLDER / "upscaler").is_dir():
         parts.add("upscaler")
     assert {part for part, _ in rows} == {*parts, "composition-judge", "compositions"}
@@ -31,6 +31,7 @@ def test_the_check_measures_every_part(tmp_path):
     assert rows["editing", "PSNR outside the object, dB"].value > 12
     assert rows["editing", "round trip against the autoencoder's own, dB"].value > 15
     assert rows["editing", "what was asked is found, by the judge"].count == 3
+    assert rows["controlnet", "F1 of edges, over that without a ControlNet"].value > 0.05
 
 
 def test_another_wording_of_what_is_there_is_right():

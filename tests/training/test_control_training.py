@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
 from torch.utils.data import DataLoader
 
 from ctxedit.errors import ConfigError
+from ctxedit.media.edges import canny
+from ctxedit.models.backbones import load_backbone
 from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.training import recipe
+from ctxedit.training.checks.control import edge_score
 from ctxedit.training.components import Components
 from ctxedit.training.data import DataConfig
 from ctxedit.training.job import Training
@@ -51,6 +55,13 @@ def test_without_a_denoiser_there_is_nothing_to_control(tmp_path):
         ControlTask.build(Components(tmp_path), DataConfig(), {"embedding": [16, 32]})
 
 
+def test_its_folder_is_a_whole_pipeline(tmp_path):
+    Training(recipe.resolve("control"), tmp_path / ".state", tmp_path).build_task()
+    for name in ("model_index.json", "vocabulary.json", "scheduler/scheduler_config.json"):
+        assert (tmp_path / name).read_bytes() == (BUILTIN_FOLDER / name).read_bytes()
+    load_backbone(str(tmp_path), torch.device("cpu"), torch.float32)
+
+
 def test_the_initial_loss_is_the_denoisers(task, batch):
     """The zero convolutions make an untrained ControlNet a no-op."""
     with_control, _ = task.loss(task.model, batch, generator())
@@ -84,3 +95,14 @@ def test_it_is_saved_as_diffusers_reads_it(task, tmp_path: Path):
     assert back.dtype == torch.float32
     for name, value in task.model.state_dict().items():
         assert torch.equal(back.state_dict()[name], value.half().float()), name
+
+
+def test_an_images_edges_are_compared_within_a_pixel():
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[8:24, 8:24] = 255
+    wanted = canny(image[None])[0]
+    assert edge_score(image, wanted) == 1
+    assert edge_score(np.roll(image, 1, 1), wanted) == 1
+    assert edge_score(np.roll(image, 12, 1), wanted) < 0.5
+    assert edge_score(np.zeros_like(image), wanted) == 0
+    assert edge_score(np.zeros_like(image), np.zeros_like(wanted)) == 1

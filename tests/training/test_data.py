@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ctxedit.errors import ConfigError, InputError
+from ctxedit.media.stills import read_image
 from ctxedit.training.data import Data, DataConfig, Scenes
 
 
@@ -88,6 +89,20 @@ def test_a_clear_picture_lies_on_white_and_a_wide_one_is_cropped(tmp_path):
     dataset = opened(tmp_path).dataset(0)
     # Not black for clear, no black sides of the wide one; the filter reaches a little beyond the cut.
     assert all(float(dataset[i]["image"].mean()) > 0.95 for i in range(2))
+
+
+def test_deep_pixels_keep_their_levels_and_those_without_a_range_are_bad(tmp_path):
+    deep = np.full((20, 12), 100 * 257, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "floats.tif")
+    for name in ("deep", "floats"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    dataset = opened(tmp_path).dataset(0)
+    assert levels(dataset, range(2)) == [100, 100], "another sample takes the place of a bad one"
+    bad = [dataset[i]["bad"] for i in range(2)]
+    assert "".join(bad).strip() == "floats.tif\tan image has floating-point pixels"
+    with pytest.raises(InputError, match=r"floats\.tif: an image has floating-point pixels"):
+        read_image(tmp_path / "floats.tif")
 
 
 def spoil(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from ctxedit.config import Config
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
+from ctxedit.errors import ConfigError
 from ctxedit.media.write import write_clip
 from ctxedit.models.device import pick_device
 from ctxedit.synthetic import scenes
@@ -39,7 +40,9 @@ class SpeedPlan:
         random: sizes of a network with random weights, or None.
         frames, size, steps: of the clip (frames, pixels) and of inversion and sampling alike.
         tune_steps: measured tuning steps, after one warm-up step.
-        repeats: measured runs of each way.
+        repeats: measured runs of each way, after one in which its work is counted; 0 times that one, which is
+            enough where a run takes minutes.
+        only: measure the ways whose names contain one of these texts; empty means all.
         device, dtype: as ``--device`` and ``--dtype``.
         settings: further settings for every preset, as nested tables.
     """
@@ -55,6 +58,7 @@ class SpeedPlan:
     device: str = "auto"
     dtype: str = "auto"
     settings: dict[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
     def load(self, preset: str, model: str | None = None) -> Config:
         """Settings of a preset under this plan."""
@@ -81,6 +85,8 @@ class SpeedRow:
     Attributes:
         way, task: see :class:`Way`.
         seconds: of each run, by phase.
+        processor_seconds: of each run.
+        stored_bytes: of stored attention maps.
         counts: operations, passes, memory.
         precision: of the network.
         error: why it was not measured; otherwise empty.
@@ -89,6 +95,8 @@ class SpeedRow:
     way: str
     task: str
     seconds: list[dict[str, float]] = field(default_factory=list)
+    processor_seconds: list[float] = field(default_factory=list)
+    stored_bytes: int = 0
     counts: Counts = field(default_factory=Counts)
     precision: str = ""
     error: str = ""
@@ -130,6 +138,7 @@ def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Meas
     pick_device(plan.device)
     for name in plan.presets:
         plan.load(name)
+    _ways(plan, None)  # refuses an unknown name before weights are written
     with tempfile.TemporaryDirectory(prefix="ctxedit-speed-") as temporary, _frozen():
         folder = Path(temporary)
         clip = _draw(folder, plan)
@@ -149,7 +158,7 @@ def run(plan: SpeedPlan, say: Callable[[str], None] = lambda text: None) -> Meas
                 if not row.error:
                     say(f"{what}: {way.task}, {way.name}")
                     try:
-                        _once(way, row, clip, folder, number == 0, plan.tune_steps)
+                        _once(way, row, clip, folder, number == 0, plan)
                     except (MemoryError, torch.OutOfMemoryError):
                         row.error = "not enough memory"  # the others are still measured
                     _release()
@@ -169,7 +178,14 @@ def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
         presets = [(name, config) for name, config in presets if config.control.kind == "none"]
     default = plan.load(DEFAULT_PRESET, model)
     rivals = ways.rivals(default, plan.load(ways.STORED_PRESET, model))
-    return [*rivals, *ways.edits(presets), *ways.tunings(presets, default), *ways.faster(default)]
+    found = [*rivals, *ways.edits(presets), *ways.tunings(presets, default), *ways.faster(default)]
+    if not plan.only:
+        return found
+    chosen = [way for way in found if any(text in way.name for text in plan.only)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(way.name for way in found))
+        raise ConfigError(f"--only {plan.only[0]} is part of no name", f"names: {names}")
+    return chosen
 
 
 def _draw(folder: Path, plan: SpeedPlan) -> Path:
@@ -221,20 +237,24 @@ def _pass(parts: Parts) -> None:
     parts.backbone.raw(parts.latents, 500, context, parts.view)
 
 
-def _once(way: Way, row: SpeedRow, clip: Path, folder: Path, count: bool, tune_steps: int) -> None:
-    """Run a way once, to count or to time."""
+def _once(way: Way, row: SpeedRow, clip: Path, folder: Path, count: bool, plan: SpeedPlan) -> None:
+    """Run a way once, to count or to time, or both if there is no other run."""
+    runs = plan.tune_steps if way.task == "tune" else 1
     with _opened(way.config, clip, folder) as parts, tempfile.TemporaryDirectory(dir=folder) as work:
         row.precision = str(parts.backbone.dtype).removeprefix("torch.")
         if count:
-            frames = len(parts.latents)
+            frames, counted = len(parts.latents), runs + (way.task == "tune")  # its warm-up is counted, too
             with counting(parts.backbone.networks[0], frames, parts.device) as counts:
-                way.run(parts, Path(work), Clock(parts.device))
-            runs = tune_steps + 1 if way.task == "tune" else 1
-            row.counts = Counts(counts.flops / runs, counts.passes / runs, counts.peak_bytes)
-            return
-        _pass(parts)
-        clock = Clock(parts.device)
-        way.run(parts, Path(work), clock)
+                clock = Clock(parts.device)
+                way.run(parts, Path(work), clock)
+            row.counts = Counts(counts.flops / counted, counts.passes / counted, counts.peak_bytes)
+            row.stored_bytes = clock.stored_bytes
+            if plan.repeats:
+                return
+        else:
+            _pass(parts)
+            clock = Clock(parts.device)
+            way.run(parts, Path(work), clock)
         seconds = {name: value for name, value in clock.seconds().items() if name != ways.WARM_UP}
-        runs = tune_steps if way.task == "tune" else 1
         row.seconds.append({name: value / runs for name, value in seconds.items()})
+        row.processor_seconds.append(clock.processor_seconds() / runs)

@@ -60,6 +60,7 @@ def _row(row: SpeedRow, measured: Measured) -> dict[str, Any]:
     return {
         "task": row.task, "way": row.way, "dtype": row.precision,
         "seconds": {"median": row.median, "least": min(times), "most": max(times), "runs": times},
+        "processor_seconds": statistics.median(row.processor_seconds), "stored_bytes": row.stored_bytes,
         "phases": phases, "passes": round(row.counts.passes, 3), "flops": row.counts.flops,
         "peak_bytes": row.counts.peak_bytes, "rate": rate, "share": rate / measured.limits.mixed,
         "share_of_square": rate / measured.limits.square,
@@ -83,6 +84,7 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         if (a := known.get((task, above))) and (b := known.get((task, below))):
             found[title] = {
                 "seconds": a["seconds"]["median"] / b["seconds"]["median"],
+                "processor_seconds": a["processor_seconds"] / b["processor_seconds"],
                 "memory": a["peak_bytes"] / b["peak_bytes"],
             }
     return found
@@ -123,7 +125,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Speed", "",
         f"{model}, {size}, on {device} ({about['threads']} threads, {about['dtype']}); "
-        f"medians of {about['repeats']} interleaved runs (minimum to maximum).", "",
+        f"{_runs(about['repeats'])}.", "",
         "| alone, in the same shapes | Gflop/s |", "|---|---|",
         *(f"| {name} | {most[key] / 1e9:,.0f} |" for name, key in (
             ("matrix products of the linear layers", "product"), ("convolutions", "convolution"),
@@ -135,28 +137,43 @@ def markdown(found: dict[str, Any]) -> str:
         if rows:
             lines += ["", f"## {title}", "", *_markdown_rows(rows)]
     if found["ratios"]:
-        lines += ["", "| ratio | seconds | memory |", "|---|---|---|"]
-        lines += [f"| {k} | {v['seconds']:.2f} | {v['memory']:.1f} |" for k, v in found["ratios"].items()]
+        lines += ["", "| ratio | seconds | processor seconds | memory |", "|---|---|---|---|"]
+        lines += [
+            f"| {k} | {v['seconds']:.2f} | {v['processor_seconds']:.2f} | {v['memory']:.1f} |"
+            for k, v in found["ratios"].items()
+        ]
     lines += [
         "", "Passes are of the network over the whole clip. Memory is the peak memory of tensors beyond the "
         "weights. The shares are of the limit above, and of the large square product: operations counted, "
         "divided by seconds.", "",
     ]  # fmt: skip
+    if stored := [row for row in found["rows"] if row.get("stored_bytes")]:
+        sizes = "; ".join(f"{row['way']}: {row['stored_bytes'] / 2**20:,.0f} MiB" for row in stored)
+        lines += [f"Part of that memory are stored attention maps, in proportion to the steps: {sizes}.", ""]
     return "\n".join(lines)
+
+
+def _runs(repeats: int) -> str:
+    """How the seconds were measured."""
+    if not repeats:
+        return "one run of each, timed while its work was counted"
+    return f"medians of {repeats} interleaved runs (minimum to maximum)"
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The rows as text, with a header."""
-    out = [["way", "seconds", "passes", "Tflop", "Gflop/s", "of the limit", "of a square", "memory, MiB"]]
+    shares = ("of the limit", "of a square")
+    out = [["way", "seconds", "processor s", "passes", "Tflop", "Gflop/s", *shares, "memory, MiB"]]
     for row in rows:
         if "error" in row:
-            out.append([row["way"], row["error"], *["-"] * 6])
+            out.append([row["way"], row["error"], *["-"] * 7])
             continue
         s = row["seconds"]
         out.append([
-            row["way"], f"{s['median']:.2f} ({s['least']:.2f} to {s['most']:.2f})", f"{row['passes']:g}",
-            f"{row['flops'] / 1e12:.3g}", f"{row['rate'] / 1e9:,.0f}", f"{row['share']:.0%}",
-            f"{row['share_of_square']:.0%}", f"{row['peak_bytes'] / 2**20:,.0f}",
+            row["way"], f"{s['median']:.2f} ({s['least']:.2f} to {s['most']:.2f})",
+            f"{row['processor_seconds']:.2f}", f"{row['passes']:g}", f"{row['flops'] / 1e12:.3g}",
+            f"{row['rate'] / 1e9:,.0f}", f"{row['share']:.0%}", f"{row['share_of_square']:.0%}",
+            f"{row['peak_bytes'] / 2**20:,.0f}",
         ])  # fmt: skip
     return out
 

@@ -75,13 +75,17 @@ class MapStore:
             )
             if not cross:
                 k, v = (self._across(y, site.channels) for y in (k, v))
-            maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+            stores = self.level >= self.lowest[cross] and site.halvings >= self.min_halvings
+            if not stores:  # one image at a time, so that these maps do not determine the peak memory
+                parts = [_maps(q[i : i + 1], k[i : i + 1], attn.scale) @ v[i : i + 1] for i in range(len(q))]
+                return attn.to_out[0](torch.cat(parts).transpose(1, 2).flatten(2))
+            maps = _maps(q, k, attn.scale)
             out = maps @ v
             if self.recording:
-                if self.level >= self.lowest[cross] and site.halvings >= self.min_halvings:
-                    self.maps[self.level, name] = maps
-            elif (stored := self.maps.get((self.level, name))) is not None:
+                self.maps[self.level, name] = maps
+            else:
                 frames = self.view.frames
+                stored = self.maps[self.level, name]
                 out[-frames:] = self._fused(stored, maps[-frames:], v[-frames:], cross)
             return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
@@ -105,6 +109,11 @@ class MapStore:
         value = how.weight.to(v)[:, None] * v
         share = how.share.to(v)[:, None]
         return stored @ (how.mapper.to(v) @ (share * value)) + own @ ((1 - share) * value)
+
+
+def _maps(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Attention maps (B, heads, N, M) of queries (B, heads, N, D) and keys (B, heads, M, D)."""
+    return (q @ k.transpose(-1, -2) * scale).softmax(-1)
 
 
 @torch.no_grad()

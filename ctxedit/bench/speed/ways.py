@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from ctxedit.bench.speed.limits import synchronize
-from ctxedit.bench.speed.store import edit_with_store
+from ctxedit.bench.speed.store import MapStore, edit_with_store
 from ctxedit.config import Config, merge
 from ctxedit.diffusion.forward import marginal
 from ctxedit.diffusion.parameterization import loss_weight
@@ -45,29 +45,39 @@ Task = Literal["edit", "tune"]
 
 @dataclass
 class Clock:
-    """Seconds of each phase, in order; ``device`` is synchronized at the beginning and the end of each."""
+    """Seconds of each phase, in order; ``device`` is synchronized at the beginning and the end of each.
+
+    Attributes:
+        laps: name, seconds and processor seconds of each phase.
+        stored_bytes: of attention maps that the way stored.
+    """
 
     device: torch.device
-    laps: list[tuple[str, float]] = field(default_factory=list)
-    _since: float = 0.0
+    laps: list[tuple[str, float, float]] = field(default_factory=list)
+    stored_bytes: int = 0
+    _since: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         synchronize(self.device)  # what was queued before is not part of the first phase
-        self._since = time.perf_counter()
+        self._since = time.perf_counter(), time.process_time()
 
     def lap(self, name: str) -> None:
         """End the phase that began at the last call, or when the clock was created."""
         synchronize(self.device)
-        now = time.perf_counter()
-        self.laps.append((name, now - self._since))
+        now = time.perf_counter(), time.process_time()
+        self.laps.append((name, now[0] - self._since[0], now[1] - self._since[1]))
         self._since = now
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, repeated ones added."""
         found: dict[str, float] = {}
-        for name, seconds in self.laps:
+        for name, seconds, _ in self.laps:
             found[name] = found.get(name, 0.0) + seconds
         return found
+
+    def processor_seconds(self) -> float:
+        """Of all phases but the warm-up, and of all threads of this process."""
+        return sum(used for name, _, used in self.laps if name != WARM_UP)
 
 
 #: A phase of this name is not part of the result.
@@ -154,9 +164,14 @@ def _edit(parts: Parts, folder: Path, clock: Clock) -> None:
 
 def _edit_stored(parts: Parts, folder: Path, clock: Clock) -> None:
     config, backbone = parts.config, _image_model(parts)
+
+    def inverted(store: MapStore) -> None:
+        clock.stored_bytes = store.bytes
+        clock.lap("invert")
+
     edit_with_store(
         backbone, parts.latents, PROMPTS, config.edit.steps, parts.view, config.fusion, config.edit.guidance,
-        lambda store: clock.lap("invert"),
+        inverted,
     )  # fmt: skip
     clock.lap("sample")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctxedit.errors import InputError
+from ctxedit.errors import InputError, counted
+from ctxedit.files import LIST_LIMIT, parse_json, read_text
 
 _FORMS = (
     ".txt (a line an image, in order), .jsonl (file_name and text), "
@@ -28,17 +28,14 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
     Raises:
         InputError: an unreadable file, another number of captions than images, or an image without one.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text", f"captions are {_FORMS}") from error
+    text = read_text(path, "file of captions", LIST_LIMIT)
     if path.suffix.lower() not in (".json", ".jsonl"):
         return _in_order(path, [line.strip() for line in text.splitlines() if line.strip()], files)
     try:
         if path.suffix.lower() == ".jsonl":
-            found: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found: Any = [parse_json(line) for line in text.splitlines() if line.strip()]
         else:
-            found = json.loads(text)
+            found = parse_json(text)
         table = _table(found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a file of captions", f"captions are {_FORMS}") from error
@@ -65,7 +62,7 @@ def _table(found: Any) -> dict[str, str] | list[str]:
         names = {one["id"]: one["file_name"] for one in found["images"]}
         table: dict[str, str] = {}
         for one in found["annotations"]:
-            table.setdefault(names[one["image_id"]], str(one["caption"]).strip())
+            table.setdefault(names[one["image_id"]], _text(one["caption"]).strip())
         return table
     if isinstance(found, Mapping):
         return {str(name): _text(caption) for name, caption in found.items()}
@@ -87,7 +84,7 @@ def _first(one: Mapping[str, Any], keys: Sequence[str]) -> str:
 def _in_order(path: Path, captions: list[str], files: Sequence[Path]) -> list[str]:
     if len(captions) != len(files):
         raise InputError(
-            f"{path} has {len(captions)} captions, and there are {len(files)} images",
+            f"{path} has {counted(len(captions), 'caption')}, and there are {len(files)} images",
             "one caption an image, in the images' order, or a .json that names the files",
         )
     return captions

@@ -314,7 +314,13 @@ class _Comparison:
 
 
 def features_from(name: str) -> tuple[Literal["clip", "inception"], str | Path | None]:
-    """``--features`` as a kind of network, and which one: a file of Inception's weights, or a CLIP."""
+    """``--features`` as a kind of network, and which one: a file of Inception's weights, or a CLIP.
+
+    Raises:
+        ConfigError: an empty name.
+    """
+    if not name.strip():
+        raise ConfigError("--features is empty", "it takes clip, inception, a file of weights, or a CLIP")
     if name == "clip":
         return "clip", None
     if name == "inception":

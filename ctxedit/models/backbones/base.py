@@ -82,6 +82,8 @@ class Backbone(ABC):
     lora_loader: ClassVar[str | None] = None
     #: Whether :meth:`deep_blocks` gives some.
     reuses_features: ClassVar[bool] = False
+    #: Whether :meth:`sizes` takes a checkpoint whose weights are not fetched yet, and counts them as none.
+    plans_without_weights: ClassVar[bool] = False
 
     name: str
     path: Path

@@ -70,7 +70,7 @@ class StableDiffusionXL(StableDiffusion):
         return Condition(tokens, pooled)
 
     def _added(self, rows: Condition, x: Tensor) -> dict[str, Tensor] | None:
-        """The pooled vectors, and the size of the frames: original and target alike, nothing cropped."""
+        """The pooled vectors, and the size of the frames: for both original and target, nothing cropped."""
         height, width = (side * self.factor for side in x.shape[-2:])
         ids = torch.tensor([[height, width, 0, 0, height, width]], device=x.device, dtype=self.dtype)
         assert rows.pooled is not None  # `condition` made it

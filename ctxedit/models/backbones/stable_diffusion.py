@@ -50,12 +50,13 @@ class StableDiffusion(Backbone):
         alphas_cumprod: (T,) float64 of the schedule it was trained with.
     """
 
-    #: ``addition_embed_type`` of the UNet: what its time embedding is conditioned on besides.
+    #: ``addition_embed_type`` of the UNet: what else its time embedding is conditioned on.
     added_embedding: ClassVar[str | None] = None
     networks_in: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
     others_in: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     lora_loader: ClassVar[str | None] = "StableDiffusionLoraLoaderMixin"
     reuses_features: ClassVar[bool] = True
+    plans_without_weights: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -369,7 +370,12 @@ def parts(
 def _weights(
     family: type[StableDiffusion], checkpoint: Checkpoint
 ) -> tuple[dict[str, Weight], frozenset[str]]:
-    """Parameters and bytes of each network, and the UNet's tensors, where these have diffusers' names."""
+    """Parameters and bytes of each network, and the UNet's tensors, where these have diffusers' names.
+
+    Nothing is known of weights that are not fetched yet.
+    """
+    if not checkpoint.has_weights:
+        return dict.fromkeys(family.networks_in, Weight()), frozenset()
     if checkpoint.form == "file":
         return single_file.open_single_file(checkpoint.path).weights, frozenset()
     tensors = tensors_of(checkpoint.path, family.networks_in)

@@ -101,7 +101,7 @@ class Upscaler(ABC):
             seed: of the noise.
             clip: the frames are one clip: they share the noise and see the first. Otherwise they are pictures
                 that have nothing to do with each other.
-            progress: told (done, total) chunks × steps.
+            progress: called with (done, total) chunks × steps.
             out: where the result goes, uint8 (F, 4h, 4w, 3); may be mapped. A new array where not given. Of
                 mapped arrays one chunk is in memory.
 

@@ -96,8 +96,8 @@ def locate_upscaler(setting: str, own: Path | None, offline: bool = False, half:
     """Find an upscaler without loading it; a hub id is fetched unless ``offline``.
 
     Args:
-        setting: ``auto``, ``builtin``, a hub id or a folder. ``auto`` is the one beside the model in ``own``,
-            else the built-in one; for checkpoints from elsewhere :data:`X4_UPSCALER`.
+        setting: ``auto``, ``builtin``, a hub id or a folder. ``auto`` is the one next to the model in
+            ``own``, else the built-in one; for checkpoints from elsewhere :data:`X4_UPSCALER`.
         own: the folder of the models, if they are ctxedit's own.
         offline: look into the hub's cache only.
         half: fp16 files are enough.

@@ -42,7 +42,7 @@ class Task(ABC):
         continues: the task whose weights, in the same folder, this one starts from and replaces.
         whole_batch: the samples of a step depend on each other, so that a step cannot be split into passes.
         drawn_only: can only be trained on drawn scenes.
-        reads: sources of data besides drawn scenes.
+        reads: sources of data other than drawn scenes.
         recipe: the default recipe as TOML; empty for ``recipes/<name>.toml``.
         model: the network; its parameters that require a gradient are trained.
         data: the samples.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from ctxedit.training.fp16 import save_fp16
 from ctxedit.training.settings import Count, Levels, LossWeight, Share, require
 from ctxedit.training.tasks.base import Task, register
 from ctxedit.training.tasks.denoiser import VelocityLoss
+
+if TYPE_CHECKING:
+    from ctxedit.training.checks.base import Check
 
 
 @register("control")
@@ -95,6 +98,12 @@ class ControlTask(Task):
 
     def export(self, model: Any, folder: Path) -> None:
         save_fp16(model, folder)
+
+    @classmethod
+    def checks(cls) -> tuple[Check, ...]:
+        from ctxedit.training.checks.control import CHECK
+
+        return (CHECK,)
 
 
 def edge_map(images: Tensor, low: int, high: int) -> Tensor:
