@@ -39,7 +39,7 @@ def a_processor_without_bfloat16():
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk():
-    """Files of tests need not survive a power cut; waiting until they are on the disk takes a tenth of the time."""
+    """Files of tests need not survive a power cut, and waiting for the disk takes a tenth of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield

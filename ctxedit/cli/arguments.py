@@ -186,6 +186,11 @@ def targets(
     return found
 
 
+def seed_of_choice(seed: int) -> int:
+    """A seed as NumPy takes it, which chooses images and captions and knows no negative ones."""
+    return seed % 2**64
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """The names in a list separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -117,7 +117,7 @@ def _evaluate(
         raise ConfigError("classes and layouts are not upscaled", "choose a size that needs no upscaling")
     warn = None if data is None else reporter.warn
     networks = extractors(kinds, which, keys, config, base.offline, warn)
-    wanted = labels.wanted(kind, opened, data, count, config.seed, plan["size"][0])
+    wanted = labels.wanted(kind, opened, data, count, arguments.seed_of_choice(config.seed), plan["size"][0])
     screen.say(f"seed {config.seed}, {counted(count, 'image')} in {out}")
     with resumable(out):
         mine, theirs = labels.make(wanted, opened, out, config, base.offline, reporter)

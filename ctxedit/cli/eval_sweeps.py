@@ -188,13 +188,14 @@ def _run(
     for model in models:
         locate(model.path, base.offline)
     check_writable(out / ".ctxedit", True)
+    seed = arguments.seed_of_choice(config.seed)
     with resumable(out):
         if captions is not None and images is not None:
-            items = tuple(coco.choose(captions, images, count, config.seed))
+            items = tuple(coco.choose(captions, images, count, seed))
             side = config.clip.size or 256
             what = sweeps.Captions(items, open_set(images, side, tuple(i.image for i in items)))
         else:
-            what = sweeps.drawn(count, config.seed, out / "reference")
+            what = sweeps.drawn(count, seed, out / "reference")
         warn = None if captions is None else reporter.warn
         networks = extractors(
             "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, warn

@@ -128,6 +128,8 @@ def prune(
         rows = [row for row in rows if row.used < before]
     rows = [row for row in rows if not (no_edits and row.edits)]
     folders = [row.folder for row in rows]
+    if not folders:
+        screen.say("no run meets the conditions")
     if dry_run or not folders:
         screen.result("\n".join(map(str, folders)), {"remove": folders})
         return

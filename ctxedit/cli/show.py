@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,8 @@ def show(file: File, messages: MessageOptions) -> None:
     """Show how a file was made, and the command that makes it again."""
     screen = Screen(messages.quiet, messages.json)
     arguments.existing(file)
+    if (file / "run.toml").is_file():
+        raise InputError(f"{file} is a run, not a file", f"ctxedit runs show {shlex.quote(str(file))}")
 
     from ctxedit.provenance import commands
 
@@ -72,7 +75,7 @@ def _source_near(file: Path, source: Any) -> str | None:
     name = Path(source["name"]).name
     for path in chain((Path(name), file.parent / name), _clips_of_runs(file, name)):
         try:
-            if path.exists() and fingerprint(path) == source.get("blake2b"):
+            if (path.is_file() or path.is_dir()) and fingerprint(path) == source.get("blake2b"):
                 return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
         except CtxeditError:
             continue

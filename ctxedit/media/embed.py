@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from ctxedit.errors import InputError
+from ctxedit.files import check_kind
 from ctxedit.media import stills
 from ctxedit.media.container import opened
 from ctxedit.media.sources import check_exists
@@ -63,9 +64,10 @@ def embedded(path: str | Path) -> str | None:
     """The text that a video, an image or the first image of a folder carries; None where there is none.
 
     Raises:
-        InputError: missing, or not readable as a clip or an image.
+        InputError: missing, a device or the like, or not readable as a clip or an image.
     """
     path = check_exists(path)
+    check_kind(path, "clip")
     if path.is_dir():
         path = stills.image_files(path)[0]
     if path.suffix.lower() == ".gif" or stills.is_image(path):

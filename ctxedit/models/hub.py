@@ -308,7 +308,10 @@ def _explained(hub_id: str) -> Iterator[None]:
 
 
 def offline_error(hub_id: str) -> WeightsError:
-    """For a repository that is not, or not wholly, in the cache."""
+    """For a repository that is not, or not wholly, in the cache, and for a name that no repository has."""
+    if "/" not in hub_id and not snapshot(hub_id):
+        hint = f"{neighbour(Path(hub_id))}check the path, or name a model on the hub as owner/name"
+        return WeightsError(f"there is no folder {hub_id!r}", hint)
     return WeightsError(
         f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and this is offline",
         f"{neighbour(Path(hub_id))}fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "

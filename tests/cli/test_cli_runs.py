@@ -82,6 +82,7 @@ def test_rm_asks_first_and_removes_only_what_was_named(ctxedit, several):
 )
 def test_prune_removes_what_meets_every_condition(ctxedit, several, conditions, removed):
     call = ("runs", "prune", *conditions, "--runs", several)
+    assert "no run meets the conditions" in ctxedit(*call, "--older", "9999d").err
     looked = ctxedit(*call, "--dry-run", "--json")
     if removed is None:
         assert looked.code == 2

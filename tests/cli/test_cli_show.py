@@ -1,5 +1,6 @@
 """What made a file stands in it: ``ctxedit show`` tells it, and the command that makes it again."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -174,6 +175,15 @@ def test_images_carry_it_too(ctxedit, tmp_path):
     assert (pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all()
     assert again(ctxedit("show", tmp_path / "i.jpg", "--json"))[0] == command
     assert ctxedit("show", tmp_path / "n.png").code == 3
+
+
+def test_a_pipe_is_not_waited_for_and_a_run_is_named(ctxedit, tmp_path):
+    os.mkfifo(tmp_path / "clip.mp4")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.toml").touch()
+    for name, said in (("clip.mp4", "is a FIFO"), ("run", "hint: ctxedit runs show")):
+        answer = ctxedit("show", tmp_path / name)
+        assert answer.code == 3 and said in answer.err
 
 
 def test_files_of_others_and_damaged_facts_are_refused(ctxedit, clip, tmp_path):
