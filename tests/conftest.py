@@ -58,6 +58,14 @@ def a_processor_without_bfloat16():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """Files of tests need not survive a power cut, and waiting for the disk takes a tenth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def collected():
     """Take what is alive now, mostly imported modules, out of the garbage collections of this file's tests.
