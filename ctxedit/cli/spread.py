@@ -32,8 +32,9 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for group in groups.values():
         hints = typing.get_type_hints(group, include_extras=True)
-        for f in dataclasses.fields(group):
-            hints[f.name].__metadata__[0].rich_help_panel = getattr(group, "panel", None)
+        if (panel := getattr(group, "panel", None)) is not None:
+            for f in dataclasses.fields(group):
+                hints[f.name].__metadata__[0].rich_help_panel = panel
         parameters += [
             inspect.Parameter(
                 f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
