@@ -65,6 +65,7 @@ else:
             for f in dataclasses.fields(SettingOptions)
             if f.name != "preset"
         ],
+        namespace={"panel": SettingOptions.panel},
         frozen=True,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -32,25 +32,22 @@ from ctxedit.tables import DEFAULT_PRESET
 class CurveOptions:
     """Edits sampled while tuning."""
 
+    panel: ClassVar = "Inspection"
     curve: Annotated[
         int | None,
         typer.Option(
             "--curve", min=1, metavar="N", help="Sample an edit every N steps and plot CLIP-text.",
-            rich_help_panel="Inspection",
         ),
     ] = None  # fmt: skip
     target: Annotated[
         str | None,
-        typer.Option(
-            "--target", help="Target prompt of the edits that --curve samples.", rich_help_panel="Inspection"
-        ),
+        typer.Option("--target", help="Target prompt of the edits that --curve samples."),
     ] = None
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
             help="Tune a second time with the adapter toggled, and plot both curves.",
-            rich_help_panel="Inspection",
         ),
     ] = False
 
@@ -79,6 +76,7 @@ def tune(
     agreed: DownloadOrTuneOption,
 ) -> None:
     """Tune on one clip, for any number of edits, and print the run folder."""
+
     screen = Screen(messages.quiet, messages.json)
     config = arguments.settings(base, screen, addons, span, size, captioning, judging, tuning)
     config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
