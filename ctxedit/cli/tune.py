@@ -96,8 +96,7 @@ def tune(
         sources=arguments.sources(base),
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
-    check = fetching.checks_clip(clip, config, tuning.prompt, targets)
-    early = partial(check_ahead, request)
+    check, early = fetching.checks_clip(clip, config, tuning.prompt, targets), partial(check_ahead, request)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, early):
         return
     reporter = teller(screen)
