@@ -89,13 +89,14 @@ def tune(
     from ctxedit.editing.session import Session
     from ctxedit.inspection.curve import tune_with_curve
 
+    targets = () if curve_options.target is None else (curve_options.target,)  # checked before the tuning
     request = Request(
-        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, any_footage=agreed.yes,
+        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, targets, any_footage=agreed.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=arguments.sources(base),
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
-    check = fetching.checks_clip(clip, config, tuning.prompt)
+    check = fetching.checks_clip(clip, config, tuning.prompt, targets)
     early = partial(check_ahead, request)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, early):
         return

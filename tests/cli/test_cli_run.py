@@ -196,6 +196,7 @@ def test_caption_says_what_is_there_and_leaves_nothing(ctxedit, clip, tmp_path, 
     answer = ctxedit("caption", clip, *FEW[:4])
     assert answer.code == 0, answer.err
     assert len(answer.out.splitlines()) == 1 and {"tiger", "beach"} & set(answer.out.split())
+    assert "do not recognise" not in answer.err
     table = ctxedit("caption", clip, *FEW[:4], "--json", "-q").table
     assert table["caption"] == answer.out.strip()
     assert not any(tmp_path.iterdir())
