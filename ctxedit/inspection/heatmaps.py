@@ -69,7 +69,7 @@ def _draw(session: Session, target: str) -> HeatmapFiles:
 def _recorded(
     session: Session, target: str, trajectory: Tensor, shift: ContextShift | None, note: str
 ) -> tuple[NDArray[np.uint8], dict[str, Tensor]]:
-    """Frames of an edit at the model's size, and each word's map (F, h, w); ``note`` tells the passes apart."""
+    """Frames of an edit at the model's size, and each word's map (F, h, w); ``note`` names the pass."""
     config, parts = session.config, session.parts
     levels = parts.backbone.levels(config.edit.steps)
     inverted = InvertedClip(parts.backbone, session.prompt, trajectory, levels, parts.view)
