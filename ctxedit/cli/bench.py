@@ -176,15 +176,12 @@ def run(
     methods = _methods(names, settings, sweep or [])
 
     from ctxedit.bench import external as externally
-    from ctxedit.bench import figures, preview
+    from ctxedit.bench import preview
     from ctxedit.bench.subject import Bench
     from ctxedit.cli import fetching
 
     sources = (*filter(None, (clips, settings.config)), *(p for name in names for p in preset_files(name)))
-    more = () if metrics is None else arguments.split_names(metrics)
-    if metrics is not None and not more:
-        raise ConfigError("no metric is named", "`ctxedit eval --metrics help` lists them")
-    figures.columns(more)  # an unknown metric is refused here
+    more = _more(metrics)
     externals = tuple(externally.parse(one) for one in external or [])
     known = [*(one.label for one in externals), *(method.label for method in methods)]
     preview.check_labels(known)
@@ -207,6 +204,17 @@ def run(
         screen.result(planned, {"plan": plan.table()})
         return
     _work(bench, plan, pairs, screen, where)
+
+
+def _more(metrics: str | None) -> tuple[str, ...]:
+    """The metrics that are computed besides the usual ones; raises ConfigError for none or an unknown one."""
+    from ctxedit.bench.figures import columns
+
+    more = () if metrics is None else arguments.split_names(metrics)
+    if metrics is not None and not more:
+        raise ConfigError("no metric is named", "`ctxedit eval --metrics help` lists them")
+    columns(more)
+    return more
 
 
 def _check_ahead(
