@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from ctxedit.errors import ConfigError
 from ctxedit.files import expanded
@@ -56,3 +57,11 @@ def split_scale(setting: str) -> tuple[str, float]:
     if not abs(scale) < LARGEST:
         raise ConfigError(f"--lora {setting}: the scale is {said}", "it is a finite number, such as 0.8")
     return (name if colon else setting), scale
+
+
+def id_within(model: str) -> str:
+    """A hint for an address of the hub, or a path within a repository: the id in it; else nothing."""
+    found = re.match(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", model)
+    if found is None and "://" not in model and not model.startswith((".", "/", "~")):
+        found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)/.+", model)
+    return f"did you mean {found[1]!r}? " if found else ""

@@ -27,6 +27,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+#: The files that take longest. Workers take these first, so that none starts one when little else is left.
+LONGEST = (
+    "test_builtin.py", "training/test_training.py", "training/test_check.py", "cli/test_cli_long.py",
+    "cli/test_cli_time.py", "cli/test_cli_terminal.py", "cli/test_cli_run.py", "cli/test_cli_round_trip.py",
+    "cli/test_cli_storage.py", "trial/test_trial.py", "cli/test_cli_bench.py", "speed/test_bench_speed.py",
+    "cli/test_cli_text_to_image.py", "cli/test_cli_show.py", "cli/test_cli_batch.py", "test_pipeline.py",
+    "speed/test_bench_speed_cuda.py", "cli/test_cli_sizes.py", "bench/test_bench_runner.py",
+    "cli/test_cli_upscale.py", "cli/test_cli_train.py", "test_own_method.py", "test_notebook.py",
+    "inspection/test_tuning_curve.py", "cli/test_cli_identity.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; ``--no-loadscope-reorder`` keeps xdist from sorting by number of tests."""
+    tests = Path(__file__).parent
+    if missing := [name for name in LONGEST if not (tests / name).is_file()]:
+        raise pytest.UsageError(f"LONGEST in {__file__} names no file: {', '.join(missing)}")
+    rank = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def a_processor_without_bfloat16():
     """Settings that are loaded without variables get float32 on every machine, too."""
@@ -34,6 +55,14 @@ def a_processor_without_bfloat16():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "processor_flags", frozenset)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """Files of tests need not survive a power cut, and waiting for the disk takes a tenth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
         yield
 
 

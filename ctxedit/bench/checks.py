@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.bench.subject import Bench, Method, mask_of, settings_for
 from ctxedit.bench.truth import check_truth
+from ctxedit.editing.checks import Known
 from ctxedit.editing.request import Request
 from ctxedit.errors import InputError
 from ctxedit.media.geometry import Fit
@@ -69,13 +70,14 @@ class Checks(Generic[_T]):
             self.failing[clip.name if whole else f"{clip.name}, “{target.prompt}”"] = why
 
     def _checked(self, clip: Clip, method: Method, targets: Sequence[Target]) -> _T:
-        found = self._check(self.bench.request(clip, method, [target.prompt for target in targets]))
+        request = self.bench.request(clip, method, [target.prompt for target in targets])
+        found = self._check(request)
         fit, span = self._fit_of(found), settings_for(clip, method).clip
         for target in targets:
             if fit is None:
                 break
             compared = (mask_of(clip, target), target.ideal, span, fit)
             if compared not in self._compared:
-                check_truth(clip, target, span, fit)
+                check_truth(clip, target, span, fit, Known(request).store)
                 self._compared.add(compared)
         return found

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.metrics import Edit, Metric, Networks
 from ctxedit.metrics.evaluate import prepare, scores
+from ctxedit.metrics.formulas import PSNR_MOST
 from ctxedit.metrics.registry import metrics, named, usual
 from ctxedit.metrics.scores.judged import answers
 from ctxedit.models.clip import ClipScorer
 
 #: Part of the key of a finished edit: figures of another version are measured again.
 VERSION = 2
-#: Stands for the infinite PSNR of equal pixels, which would have no mean.
-PSNR_MOST = 100.0
 #: Kinds in which the rest lies outside the mask; for a new background, it lies inside.
 _OUTSIDE = ("object", "colour", "count", "size", "relation", "other")
 

@@ -13,6 +13,7 @@ from ctxedit.errors import InputError
 from ctxedit.media.geometry import Fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.probe import probe
+from ctxedit.media.read import Store
 from ctxedit.stages.prepare import check_readable, read_working
 
 
@@ -28,10 +29,10 @@ def truth(session: Session, clip: Clip, target: Target) -> Truth:
     return Truth(prepared.frames, mask, ideal)
 
 
-def check_truth(clip: Clip, target: Target, span: ClipConfig, fit: Fit) -> None:
+def check_truth(clip: Clip, target: Target, span: ClipConfig, fit: Fit, store: Store) -> None:
     """Raise InputError for a mask or a true edit that cannot be read, is too short, or of another size."""
     if (path := mask_of(clip, target)) is not None:
-        read_mask(path, span.frames, span.start, span.stride, fit)
+        read_mask(path, span.frames, span.start, span.stride, fit, store)
     if target.ideal is not None:
         _check_size(target.ideal, fit)
         check_readable(target.ideal, span)

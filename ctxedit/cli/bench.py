@@ -65,6 +65,7 @@ else:
             for f in dataclasses.fields(SettingOptions)
             if f.name != "preset"
         ],
+        namespace={"panel": SettingOptions.panel},
         frozen=True,
     )
 
@@ -176,40 +177,44 @@ def run(
 
     from ctxedit.bench import external as externally
     from ctxedit.bench import preview
-    from ctxedit.bench.figures import columns as columns_of
     from ctxedit.bench.subject import Bench
     from ctxedit.cli import fetching
 
-    files = [path for path in (clips, settings.config) if path is not None]
-    sources = (*files, *(path for name in names for path in preset_files(name)))
-    more = () if metrics is None else arguments.split_names(metrics)
-    if metrics is not None and not more:
-        raise ConfigError("no metric is named", "`ctxedit eval --metrics help` lists them")
-    columns_of(more)  # an unknown metric is refused here
+    sources = (*filter(None, (clips, settings.config)), *(p for name in names for p in preset_files(name)))
+    more = _more(metrics)
     externals = tuple(externally.parse(one) for one in external or [])
     known = [*(one.label for one in externals), *(method.label for method in methods)]
     preview.check_labels(known)
     pairs = _pairs(compare or [], known)
-    needs = [one for method in methods for one in fetching.wanted(method.config, scores=True)]
+    needs = {one: None for method in methods for one in fetching.wanted(method.config, scores=True)}
     offline, yes = settings.offline or dry.dry_run, overwrite.yes
     bench = Bench(out, (), methods, yes, offline, sources, more, externals=externals)
-    read = partial(_own_list, clips, drawn, world)
     # The default list is drawn once the work begins: before that, one of its clips stands for all.
     first = partial(_listed, clips, out, limit if clips else 1, drawn, world, True)
     early = partial(_check_ahead, bench, first, screen)
-    needs = list(dict.fromkeys(needs))
-    if not fetching.settle(needs, screen, yes, settings.offline, dry.dry_run, read, early):
+    read = partial(_own_list, clips, drawn, world)
+    if not fetching.settle(list(needs), screen, yes, settings.offline, dry.dry_run, read, early):
         return
     work_begins()
     with _listed(clips, out, limit, drawn, world, dry.dry_run) as listed:
-        bench = dataclasses.replace(bench, clips=listed)
-        plan = preview.make(bench)
+        plan = preview.make(bench := dataclasses.replace(bench, clips=listed))
     if dry.dry_run:
         with executor_of(where, plan.peak_bytes) as executor:
             planned = _planned(bench, plan, executor.describe())
         screen.result(planned, {"plan": plan.table()})
         return
     _work(bench, plan, pairs, screen, where)
+
+
+def _more(metrics: str | None) -> tuple[str, ...]:
+    """The metrics that are computed besides the usual ones; raises ConfigError for none or an unknown one."""
+    from ctxedit.bench.figures import columns
+
+    more = () if metrics is None else arguments.split_names(metrics)
+    if metrics is not None and not more:
+        raise ConfigError("no metric is named", "`ctxedit eval --metrics help` lists them")
+    columns(more)
+    return more
 
 
 def _check_ahead(

@@ -124,7 +124,7 @@ def _show(screen: Screen, done: EditResult, maps: HeatmapFiles | None, facts: di
 
     if done.reused:
         screen.say("the edit exists already; use -y to redo it")
-    work.say_beside(screen, done.files)
+    work.say_other_files(screen, done.files)
     files = {"video": done.files.video, "side_by_side": done.files.side_by_side, "sheet": done.files.sheet}
     if maps is not None:
         files |= {"heatmaps": maps.sheet, "heatmaps_video": maps.video}

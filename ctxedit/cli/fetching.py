@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ctxedit.models.transfer import Download
     from ctxedit.models.weights import Checkpoint
 
-#: Bytes that are fetched without asking.
-UNASKED = 1_000_000_000
+#: Bytes of a download above which the user is asked.
+CONFIRM_ABOVE = 1_000_000_000
 #: Seconds between lines of a long download where there is no terminal.
 _EVERY = 30.0
 
@@ -43,14 +43,14 @@ class Wanted:
         half: whether half precision is enough.
         hint: how to do without it.
         select: which of its files; None: those of a pipeline or of one network.
-        beside: it is only needed if this model is a Stable Diffusion 1.x; None: it is always needed.
+        only_with: a model; it is needed only if that is a Stable Diffusion 1.x. None: it is always needed.
     """
 
     hub_id: str
     what: str
     half: bool
     hint: str | None = None
-    beside: str | None = None
+    only_with: str | None = None
     select: Select | None = None
 
     @property
@@ -58,7 +58,7 @@ class Wanted:
         """Whether it is needed, as far as is known, and not in the cache."""
         from ctxedit.models import hub, weights
 
-        if self.beside is not None and not _takes_canny_sd1(self.beside):
+        if self.only_with is not None and not _takes_canny_sd1(self.only_with):
             return False
         if self.select is not None:
             return hub.cached(self.hub_id, self.select) is None
@@ -109,7 +109,7 @@ def wanted(config: Config, captions: bool = False, scores: bool = False) -> list
     control = config.control
     if control.kind != "none" and not (own is not None and control.model == "auto"):
         if control.model == "auto":
-            found.append(Wanted(CANNY_SD1, "the ControlNet", half, beside=config.model))
+            found.append(Wanted(CANNY_SD1, "the ControlNet", half, only_with=config.model))
         else:
             found.append(Wanted(control.model, "the ControlNet", half))
     if config.upscale.scale > 1 and not own_part(config.upscale.model, own, "upscaler"):
@@ -297,7 +297,7 @@ def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Do
         if one.wanted.hint:
             screen.say(f"  ({one.wanted.hint})")
     total = sum(one.download.bytes for one in missing)
-    if total <= UNASKED or yes:
+    if total <= CONFIRM_ABOVE or yes:
         return
     if not (screen.console.is_terminal and sys.stdin is not None and sys.stdin.isatty()):
         ids = ", ".join(one.download.hub_id for one in missing)

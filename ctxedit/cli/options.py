@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -30,9 +30,9 @@ def _model_names() -> list[str]:
     return [BUILTIN, *SHORT_NAMES]
 
 
-def option(*names: str, panel: str, **more: Any) -> Any:
-    """A Typer option in a panel of the help; the help texts give the defaults."""
-    return typer.Option(*names, rich_help_panel=panel, show_default=False, **more)
+def option(*names: str, **more: Any) -> Any:
+    """A Typer option of a group; the help texts give the defaults."""
+    return typer.Option(*names, show_default=False, **more)
 
 
 def _frames(text: str) -> int:
@@ -48,26 +48,24 @@ def _frames(text: str) -> int:
     return count
 
 
-_SETTINGS, _CLIP, _METHOD, _MESSAGES = "Settings", "Clip", "Method", "Messages"
-
-
 @dataclass(frozen=True)
 class MessageOptions:
     """Messages and output format."""
 
-    json: Annotated[bool, option("--json", panel=_MESSAGES, help="Print one JSON object.")] = False
-    quiet: Annotated[bool, option("--quiet", "-q", panel=_MESSAGES, help="Print errors only.")] = False
+    panel: ClassVar = "Messages"
+    json: Annotated[bool, option("--json", help="Print one JSON object.")] = False
+    quiet: Annotated[bool, option("--quiet", "-q", help="Print errors only.")] = False
 
 
 @dataclass(frozen=True)
 class SettingOptions:
     """Sources of settings, and the model to use."""
 
+    panel: ClassVar = "Settings"
     preset: Annotated[
         str | None,
         option(
             "--preset",
-            panel=_SETTINGS,
             envvar="CTXEDIT_PRESET",
             autocompletion=preset_names,
             help=f"Method preset; see `ctxedit presets ls`. [default: {DEFAULT_PRESET}]",
@@ -75,15 +73,12 @@ class SettingOptions:
     ] = None
     config: Annotated[
         Path | None,
-        option(
-            "--config", panel=_SETTINGS, metavar="FILE", help="TOML file whose settings override the preset."
-        ),
+        option("--config", metavar="FILE", help="TOML file whose settings override the preset."),
     ] = None
     set: Annotated[
         list[str] | None,
         option(
             "--set",
-            panel=_SETTINGS,
             metavar="KEY=VALUE",
             help="Override any setting, e.g. fusion.blend=self. Repeatable.",
         ),
@@ -92,25 +87,23 @@ class SettingOptions:
         str | None,
         option(
             "--model",
-            panel=_SETTINGS,
             autocompletion=_model_names,
             help="builtin, sd14, sd15, sd21, a hub id, a folder or a .safetensors file.",
         ),
     ] = None
-    seed: Annotated[int | None, option("--seed", panel=_SETTINGS, help="Random seed. [default: 0]")] = None
+    seed: Annotated[int | None, option("--seed", help="Random seed. [default: 0]")] = None
     device: Annotated[
         str | None,
-        option("--device", panel=_SETTINGS, help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
+        option("--device", help="auto, cpu, cuda, cuda:1 or mps. [default: auto]"),
     ] = None
     dtype: Annotated[
         Literal["auto", "half", "float32", "float16", "bfloat16"] | None,
-        option("--dtype", panel=_SETTINGS, help="Numeric precision. [default: auto]"),
+        option("--dtype", help="Numeric precision. [default: auto]"),
     ] = None
     offload: Annotated[
         bool | None,
         option(
             "--offload/--no-offload",
-            panel=_SETTINGS,
             help="Keep autoencoder and text encoder in main memory between uses.",
         ),
     ] = None
@@ -118,14 +111,13 @@ class SettingOptions:
         bool | None,
         option(
             "--low-memory/--no-low-memory",
-            panel=_SETTINGS,
-            help="Use as little memory as possible, and more time: half precision, --offload, one branch and "
-            "one frame at a time.",
+            help="Use as little memory as possible, at the cost of time: half precision, --offload, one "
+            "branch and one frame at a time.",
         ),
     ] = None
     offline: Annotated[
         bool,
-        option("--offline", panel=_SETTINGS, envvar="CTXEDIT_OFFLINE", help="Do not download anything."),
+        option("--offline", envvar="CTXEDIT_OFFLINE", help="Do not download anything."),
     ] = False
 
 
@@ -133,33 +125,30 @@ class SettingOptions:
 class FrameOptions:
     """Which frames of the clip."""
 
+    panel: ClassVar = "Clip"
     frames: Annotated[
         int | None,
         option(
             "--frames",
-            panel=_CLIP,
             metavar="N|all",
             parser=_frames,
             help="Number of frames to use, or all of the clip. [default: the preset's]",
         ),
     ] = None
-    start: Annotated[
-        int | None, option("--start", panel=_CLIP, help="First frame, counting from 0. [default: 0]")
-    ] = None
-    stride: Annotated[
-        int | None, option("--stride", panel=_CLIP, help="Use every Nth frame. [default: the preset's]")
-    ] = None
+    start: Annotated[int | None, option("--start", help="First frame, counting from 0. [default: 0]")] = None
+    stride: Annotated[int | None, option("--stride", help="Use every Nth frame. [default: the preset's]")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
 class SizeOptions:
     """The working size."""
 
+    panel: ClassVar = "Clip"
     size: Annotated[
         int | None,
-        option(
-            "--size", panel=_CLIP, help="Long side of the working size, in pixels. [default: the model's]"
-        ),
+        option("--size", help="Long side of the working size, in pixels. [default: the model's]"),
     ] = None
 
 
@@ -167,11 +156,11 @@ class SizeOptions:
 class ClipModelOptions:
     """The CLIP model for scoring."""
 
+    panel: ClassVar = "Method"
     clip_model: Annotated[
         str | None,
         option(
             "--clip-model",
-            panel=_METHOD,
             help="CLIP model for scoring: auto, builtin, a hub id or a folder. [default: auto]",
         ),
     ] = None
@@ -181,11 +170,11 @@ class ClipModelOptions:
 class CaptionOptions:
     """The captioner, and how one caption is chosen."""
 
+    panel: ClassVar = "Method"
     captioner: Annotated[
         str | None,
         option(
             "--captioner",
-            panel=_METHOD,
             help="Captioner: auto, builtin, lavis, or the hub id or folder of a BLIP-2. [default: auto]",
         ),
     ] = None
@@ -193,7 +182,6 @@ class CaptionOptions:
         Literal["auto", "vote", "clip"] | None,
         option(
             "--caption-by",
-            panel=_METHOD,
             help="Choose one of five captions: most common (vote) or by CLIP. [default: auto]",
         ),
     ] = None
@@ -201,7 +189,6 @@ class CaptionOptions:
         Path | None,
         option(
             "--lavis-python",
-            panel=_METHOD,
             metavar="PATH",
             help="Python interpreter of the LAVIS environment.",
         ),
@@ -212,11 +199,11 @@ class CaptionOptions:
 class AddonOptions:
     """Files added to the model."""
 
+    panel: ClassVar = "Settings"
     lora: Annotated[
         list[str] | None,
         option(
             "--lora",
-            panel=_SETTINGS,
             metavar="FILE[:SCALE]",
             help="Merge a LoRA into the model: a file, a folder or a hub id, e.g. art.safetensors:0.8. "
             "Repeatable.",
@@ -226,7 +213,6 @@ class AddonOptions:
         list[str] | None,
         option(
             "--embedding",
-            panel=_SETTINGS,
             metavar="FILE",
             help="Add a textual inversion, whose token prompts may then contain: a file, a folder or a hub "
             "id. Repeatable.",
@@ -238,29 +224,26 @@ class AddonOptions:
 class TuningOptions:
     """One-shot tuning."""
 
+    panel: ClassVar = "Method"
     prompt: Annotated[
         str | None,
         option(
             "--prompt",
-            panel=_METHOD,
             help="Source prompt: what the clip shows. Without it the clip is captioned.",
         ),
     ] = None
     tune_steps: Annotated[
         int | None,
-        option("--tune-steps", panel=_METHOD, help="Tuning steps; 0 skips tuning. [default: the preset's]"),
+        option("--tune-steps", help="Tuning steps; 0 skips tuning. [default: the preset's]"),
     ] = None
     adapter: Annotated[
         bool | None,
-        option(
-            "--adapter/--no-adapter", panel=_METHOD, help="Use the context adapter. [default: the preset's]"
-        ),
+        option("--adapter/--no-adapter", help="Use the context adapter. [default: the preset's]"),
     ] = None
     control: Annotated[
         Path | None,
         option(
             "--control",
-            panel=_METHOD,
             metavar="FILE",
             help="Control map for the ControlNet: a video, image or folder of depth, pose or edges.",
         ),
@@ -271,20 +254,20 @@ class TuningOptions:
 class SamplingOptions:
     """Sampling."""
 
+    panel: ClassVar = "Method"
     steps: Annotated[
         int | None,
         option(
             "--steps",
-            panel=_METHOD,
             help="Inference steps. [default: the preset's]",
         ),
     ] = None
     guidance: Annotated[
         float | None,
-        option("--guidance", panel=_METHOD, help="Classifier-free guidance scale. [default: the preset's]"),
+        option("--guidance", help="Classifier-free guidance scale. [default: the preset's]"),
     ] = None
     negative_prompt: Annotated[
-        str | None, option("--negative-prompt", panel=_METHOD, help="What the result should not show.")
+        str | None, option("--negative-prompt", help="What the result should not show.")
     ] = None
 
 
@@ -292,11 +275,11 @@ class SamplingOptions:
 class UpscaleOptions:
     """Super-resolution of the result."""
 
+    panel: ClassVar = "Method"
     upscale: Annotated[
         int | None,
         option(
             "--upscale",
-            panel=_METHOD,
             metavar="1|4",
             help="Upscale the result by a factor of four with a super-resolution model; 1 is none. "
             "[default: 4 for the built-in models, else 1]",
@@ -306,7 +289,6 @@ class UpscaleOptions:
         str | None,
         option(
             "--upscaler",
-            panel=_METHOD,
             help="Super-resolution model, implies --upscale 4: builtin, or a diffusers x4 upscaler's hub id "
             "or folder. [default: auto]",
         ),
@@ -317,11 +299,11 @@ class UpscaleOptions:
 class RoundTripOptions:
     """The round trip."""
 
+    panel: ClassVar = "Method"
     round_trip: Annotated[
         Literal["estimate", "whole", "off"] | None,
         option(
             "--round-trip",
-            panel=_METHOD,
             help="Report how well the clip is reconstructed from its inversion: from four steps, or all. "
             "[default: estimate]",
         ),
@@ -336,7 +318,6 @@ class ScoringOptions(ClipModelOptions):
         Path | None,
         option(
             "--mask",
-            panel=_METHOD,
             metavar="FILE",
             help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
             "(.json). Outside it the output is the source, at its size and, if sizes agree, pixel for pixel.",

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ctxedit.cli.options import option
-
-_OUTPUT = "Output"
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """The edited video."""
 
+    panel: ClassVar = "Output"
     output: Annotated[
         Path | None,
         option(
             "--output",
             "-o",
-            panel=_OUTPUT,
             help="Output file (mp4, mov, mkv, webm, gif; for a photo png, jpg, webp), or a folder for PNG "
             "frames.",
         ),
@@ -29,22 +27,18 @@ class OutputOptions:
         Literal["working", "source"] | None,
         option(
             "--output-size",
-            panel=_OUTPUT,
             help="Size of the output: the working size or the source's. [default: working]",
         ),
     ] = None
-    no_audio: Annotated[bool, option("--no-audio", panel=_OUTPUT, help="Do not copy the source's sound.")] = (
-        False
-    )
+    no_audio: Annotated[bool, option("--no-audio", help="Do not copy the source's sound.")] = False
     no_metadata: Annotated[
         bool,
-        option("--no-metadata", panel=_OUTPUT, help="Do not record in the files how they were made."),
+        option("--no-metadata", help="Do not record in the files how they were made."),
     ] = False
     chroma: Annotated[
         Literal["420", "444"],
         option(
             "--chroma",
-            panel=_OUTPUT,
             help="H.264 chroma: 420 plays everywhere, 444 keeps odd sizes. [default: 420]",
         ),
     ] = "420"
@@ -54,11 +48,11 @@ class OutputOptions:
 class RunsOptions:
     """The folder for runs."""
 
+    panel: ClassVar = "Output"
     runs: Annotated[
         Path,
         option(
             "--runs",
-            panel=_OUTPUT,
             envvar="CTXEDIT_RUNS",
             metavar="DIR",
             help="Folder for runs. [default: runs]",
@@ -70,12 +64,12 @@ class RunsOptions:
 class OverwriteOption:
     """Permission to replace files."""
 
+    panel: ClassVar = "Output"
     yes: Annotated[
         bool,
         option(
             "--yes",
             "-y",
-            panel=_OUTPUT,
             help="Proceed without asking: replace files, redo finished work, download, "
             "edit footage that the built-in models do not know.",
         ),
@@ -86,19 +80,21 @@ class OverwriteOption:
 class DownloadOption:
     """Permission to download."""
 
-    yes: Annotated[
-        bool, option("--yes", "-y", panel=_OUTPUT, help="Download models of more than 1 GB without asking.")
-    ] = False
+    panel: ClassVar = "Output"
+    yes: Annotated[bool, option("--yes", "-y", help="Download models of more than 1 GB without asking.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
 class DownloadOrTuneOption:
     """Permission to download, and to tune on any footage."""
 
+    panel: ClassVar = "Output"
     yes: Annotated[
         bool,
         option(
-            "--yes", "-y", panel=_OUTPUT,
+            "--yes", "-y",
             help="Download models of more than 1 GB without asking; tune on footage that the built-in models "
             "do not know.",
         ),
@@ -109,18 +105,19 @@ class DownloadOrTuneOption:
 class RemoveOption:
     """Permission to remove."""
 
-    yes: Annotated[bool, option("--yes", "-y", panel=_OUTPUT, help="Remove without asking.")] = False
+    panel: ClassVar = "Output"
+    yes: Annotated[bool, option("--yes", "-y", help="Remove without asking.")] = False
 
 
 @dataclass(frozen=True)
 class DryRunOption:
     """Check without running."""
 
+    panel: ClassVar = "Output"
     dry_run: Annotated[
         bool,
         option(
             "--dry-run",
-            panel=_OUTPUT,
             help="Check everything and print the plan without loading or downloading models.",
         ),
     ] = False

@@ -123,7 +123,7 @@ def _scored(session: Session, results: Sequence[EditResult], screen: Screen) -> 
         if one.reused:
             screen.say(f"“{one.target}”: the edit exists already; use -y to redo it")
         _tell(screen, one.target, figures)
-        work.say_beside(screen, one.files)
+        work.say_other_files(screen, one.files)
     api.write_metrics(session.run, rows)
     return rows
 

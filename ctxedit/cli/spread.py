@@ -18,7 +18,8 @@ from ctxedit.cli.output import put
 def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     """Replace each parameter that is annotated with a group by the group's options.
 
-    Typer sees the options; the command gets the groups, filled.
+    Typer sees the options; the command gets the groups, filled. The help shows a group's options in the
+    panel that its class attribute ``panel`` names, if it has one.
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {
@@ -31,6 +32,9 @@ def spread(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for group in groups.values():
         hints = typing.get_type_hints(group, include_extras=True)
+        if (panel := getattr(group, "panel", None)) is not None:
+            for f in dataclasses.fields(group):
+                hints[f.name].__metadata__[0].rich_help_panel = panel
         parameters += [
             inspect.Parameter(
                 f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ctxedit.cli import arguments
+from ctxedit.cli.options import option
 from ctxedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,36 +18,31 @@ if TYPE_CHECKING:
     from ctxedit.editing.label_to_image import LabelRequest
     from ctxedit.editing.reporter import Reporter
 
-_PANEL = "Labels"
-
-
-def _option(*names: str, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=_PANEL, show_default=False, **more)
-
 
 @dataclass(frozen=True)
 class LabelOptions:
     """A class or a layout as the condition."""
 
+    panel: ClassVar = "Labels"
     class_name: Annotated[
-        str | None, _option("--class", metavar="NAME", help="Show this class, e.g. tiger; TEXT may be added.")
+        str | None, option("--class", metavar="NAME", help="Show this class, e.g. tiger; TEXT may be added.")
     ] = None
     layout: Annotated[
         Path | None,
-        _option(
+        option(
             "--layout", metavar="FILE", help="Show labelled boxes from a JSON file; see presets/README.md."
         ),
     ] = None
     grid: Annotated[
         bool,
-        _option(
+        option(
             "--grid",
             help="Draw all classes, 8 samples of --class, or 8 samples of --layout with their boxes.",
         ),
     ] = False
     encoder: Annotated[
         Path | None,
-        _option("--encoder", metavar="DIR", help="Class or layout encoder. [default: the model's own]"),
+        option("--encoder", metavar="DIR", help="Class or layout encoder. [default: the model's own]"),
     ] = None
 
     @property

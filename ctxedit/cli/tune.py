@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -32,25 +32,22 @@ from ctxedit.tables import DEFAULT_PRESET
 class CurveOptions:
     """Edits sampled while tuning."""
 
+    panel: ClassVar = "Inspection"
     curve: Annotated[
         int | None,
         typer.Option(
             "--curve", min=1, metavar="N", help="Sample an edit every N steps and plot CLIP-text.",
-            rich_help_panel="Inspection",
         ),
     ] = None  # fmt: skip
     target: Annotated[
         str | None,
-        typer.Option(
-            "--target", help="Target prompt of the edits that --curve samples.", rich_help_panel="Inspection"
-        ),
+        typer.Option("--target", help="Target prompt of the edits that --curve samples."),
     ] = None
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
             help="Tune a second time with the adapter toggled, and plot both curves.",
-            rich_help_panel="Inspection",
         ),
     ] = False
 
@@ -79,6 +76,7 @@ def tune(
     agreed: DownloadOrTuneOption,
 ) -> None:
     """Tune on one clip, for any number of edits, and print the run folder."""
+
     screen = Screen(messages.quiet, messages.json)
     config = arguments.settings(base, screen, addons, span, size, captioning, judging, tuning)
     config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
@@ -91,14 +89,14 @@ def tune(
     from ctxedit.editing.session import Session
     from ctxedit.inspection.curve import tune_with_curve
 
+    targets = () if curve_options.target is None else (curve_options.target,)  # checked before the tuning
     request = Request(
-        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, any_footage=agreed.yes,
+        clip, config, base.preset or DEFAULT_PRESET, tuning.prompt, targets, any_footage=agreed.yes,
         offline=base.offline or dry.dry_run, runs=place.runs, lavis_python=captioning.lavis_python,
         sources=arguments.sources(base),
     )  # fmt: skip
     needs = fetching.wanted(config, tuning.prompt is None, scores=curve_options.curve is not None)
-    check = fetching.checks_clip(clip, config, tuning.prompt)
-    early = partial(check_ahead, request)
+    check, early = fetching.checks_clip(clip, config, tuning.prompt, targets), partial(check_ahead, request)
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, early):
         return
     reporter = teller(screen)

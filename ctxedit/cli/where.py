@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -12,24 +12,23 @@ from ctxedit.errors import ConfigError
 if TYPE_CHECKING:
     from ctxedit.executors import Executor
 
-_PANEL = "Workers"
-
 
 @dataclass(frozen=True)
 class ExecutorOptions:
     """How many processes do the work, and on which machines."""
 
+    panel: ClassVar = "Workers"
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", min=1, rich_help_panel=_PANEL, metavar="N", show_default=False,
+            "--workers", min=1, metavar="N", show_default=False,
             help="Worker processes. [default: 1]",
         ),
     ] = None  # fmt: skip
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", min=1, rich_help_panel=_PANEL, metavar="N", show_default=False,
+            "--threads", min=1, metavar="N", show_default=False,
             help="CPU threads of each worker. For a given number, results are bit for bit the same with "
             "any number of workers. [default: this machine's, divided by the workers]",
         ),
@@ -37,7 +36,7 @@ class ExecutorOptions:
     ray: Annotated[
         str | None,
         typer.Option(
-            "--ray", rich_help_panel=_PANEL, metavar="ADDRESS", show_default=False,
+            "--ray", metavar="ADDRESS", show_default=False,
             help="Run on a Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT. All machines must "
             "share the folders of clips and results. --workers defaults to as many as fit, --threads to 1.",
         ),
@@ -45,14 +44,14 @@ class ExecutorOptions:
     gpus: Annotated[
         float | None,
         typer.Option(
-            "--gpus", min=0.0, rich_help_panel=_PANEL, metavar="N", show_default=False,
+            "--gpus", min=0.0, metavar="N", show_default=False,
             help="GPUs that Ray reserves for each worker; fractions share one. [default: 0]",
         ),
     ] = None  # fmt: skip
     memory: Annotated[
         float | None,
         typer.Option(
-            "--memory", min=0.0, rich_help_panel=_PANEL, metavar="GIB", show_default=False,
+            "--memory", min=0.0, metavar="GIB", show_default=False,
             help="Memory that Ray reserves for each worker, in GiB. [default: the estimate of --dry-run]",
         ),
     ] = None  # fmt: skip
@@ -70,6 +69,7 @@ def executor_of(where: ExecutorOptions, peak_bytes: int = 0) -> Executor:
         ResourceError: not enough memory for so many workers, no cluster at the address, or none of its
             machines has what a worker needs.
     """
+
     if where.ray is not None:
         return _on_ray(where.ray, where, peak_bytes)
     for name in ("gpus", "memory"):

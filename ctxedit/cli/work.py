@@ -61,7 +61,7 @@ def chosen_run(folder: Path | None, runs: Path, screen: Screen, clip: Path | Non
     return run
 
 
-def say_beside(screen: Screen, files: OutputFiles) -> None:
+def say_other_files(screen: Screen, files: OutputFiles) -> None:
     """Print what is written next to an edited video, whose own path is the result."""
     screen.say(f"also written: {files.side_by_side}, {files.sheet}")
 

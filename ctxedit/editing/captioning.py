@@ -8,6 +8,7 @@ from typing import Any
 from ctxedit.config import Config
 from ctxedit.editing import machine
 from ctxedit.editing.costs import captioner_weight, clip_weight
+from ctxedit.editing.footage import warn_of_guessed_caption
 from ctxedit.editing.parts import Parts
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
@@ -61,7 +62,10 @@ def plan(clip: Path, config: Config, offline: bool, lavis_python: Path | None) -
 
 def caption(request: Request, reporter: Reporter) -> str:
     """Describe a clip in one sentence; the table's own stage, with no run folder."""
-    for note in read_for_caption(request.clip, request.config.clip).notes:
+    clip = read_for_caption(request.clip, request.config.clip)
+    for note in clip.notes:
         reporter.warn(note)
-    stage = stage_named("caption")
-    return str(stage.make(StageJob(Parts(request, reporter), stage.name)).value)
+    stage, parts = stage_named("caption"), Parts(request, reporter)
+    said = str(stage.make(StageJob(parts, stage.name)).value)
+    warn_of_guessed_caption(parts, clip.frames, said)
+    return said

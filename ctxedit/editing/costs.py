@@ -100,8 +100,8 @@ class Costs:
         return self._network + self.kept + max(passing, self._decoding)
 
     def writing(self, reused: bool) -> int:
-        """Bytes while an edit's files are written: the networks wait."""
-        return self._weights
+        """Bytes while an edit's files are written: the networks, and what is kept for the next edit, wait."""
+        return self._weights + self.kept
 
     def upscaling(self, reused: bool) -> int:
         """Bytes at the peak of super-resolution of one chunk, the denoiser still loaded; 0 without it."""
@@ -124,8 +124,8 @@ class Costs:
         return 3 * self.all_frames * self.working[0] * self.working[1] * SCALE**2 * 3
 
     def evaluating(self, reused: bool) -> int:
-        """Bytes while an edit is scored."""
-        return self._weights + clip_weight(self.config, self.own, self.offline).parameters * 4
+        """Bytes while an edit is scored; what is kept for the next edit waits."""
+        return self._weights + self.kept + clip_weight(self.config, self.own, self.offline).parameters * 4
 
     def tuning_disk(self) -> int:
         """Bytes that tuning writes: the saved state (parameters and two moments) and the result."""

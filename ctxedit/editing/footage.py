@@ -16,7 +16,7 @@ from ctxedit.models.device import pick_dtype
 from ctxedit.models.hub import size_of
 from ctxedit.models.sizes import Sizes, Weight
 from ctxedit.models.weights import is_half, own_part
-from ctxedit.stages.caption import caption
+from ctxedit.stages.caption import BLIP2, caption
 from ctxedit.tables import DEFAULT_PRESET
 
 #: Below this similarity, a text is taken not to describe a clip. Ten drawn clips with captions gave
@@ -56,8 +56,28 @@ def check_footage(parts: Parts, prompt: str) -> None:
     raise InputError(f"{unseen}: they know drawn scenes only", f"{hint}; -y goes on with the built-in models")
 
 
+def warn_of_guessed_caption(parts: Parts, frames: np.ndarray, said: str) -> None:
+    """Warn where the built-in CLIP does not see in a clip what the built-in captioner says of it.
+
+    Args:
+        frames: of the clip, (F, H, W, 3) uint8 RGB.
+        said: the caption.
+    """
+    own = own_part(parts.config.captioner, parts.own, "captioner")
+    if own is None or parts.scorer.name != BUILTIN or (got := _likeness(parts, frames, said)) >= RECOGNISED:
+        return
+    parts.reporter.warn(
+        f"the built-in models do not recognise “{said}” in {parts.request.clip.name} ({got:.2f} of 1): they "
+        f"know drawn scenes only; for real footage name a real captioner: --captioner {BLIP2}"
+    )
+
+
 def _similarity(parts: Parts, text: str) -> float:
-    frames = parts.prepared.frames[:: max(1, len(parts.prepared.frames) // 4)]
+    return _likeness(parts, parts.prepared.frames, text)
+
+
+def _likeness(parts: Parts, frames: np.ndarray, text: str) -> float:
+    frames = frames[:: max(1, len(frames) // 4)]
     images, words = parts.scorer.embed_images(frames), parts.scorer.embed_texts([text])
     return float(np.mean((images @ words.T).numpy()))
 

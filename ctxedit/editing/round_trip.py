@@ -18,7 +18,7 @@ from ctxedit.config import Config, Solver
 from ctxedit.diffusion.ddim import ddim
 from ctxedit.diffusion.multistep import History
 from ctxedit.diffusion.schedule import Levels
-from ctxedit.metrics.formulas import psnr
+from ctxedit.metrics.formulas import PSNR_MOST, psnr
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone
 from ctxedit.models.conditioning import Condition
@@ -163,5 +163,5 @@ def _error(
 
 
 def _psnr(one: Any, other: Any) -> float:
-    """In dB; equal pictures are 99, which a file can hold."""
-    return min(99.0, float(psnr(one, other) or 0.0))
+    """In dB, finite for equal images too."""
+    return min(PSNR_MOST, float(psnr(one, other) or 0.0))

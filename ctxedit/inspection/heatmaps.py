@@ -54,7 +54,7 @@ def _draw(session: Session, target: str) -> HeatmapFiles:
     edits = [("", shift)] + ([(", shift off", None)] if shift is not None else [])
     shown = [("source", prepared.frames[first])]
     for note, this in edits:
-        frames, maps = _recorded(session, target, trajectory, this)
+        frames, maps = _recorded(session, target, trajectory, this, note)
         shown.append((f"edit{note}", prepared.unpad(frames)))
         for word, heat in maps.items():
             shown.append((f"{word}{note}", prepared.unpad(overlay(frames, heat))))
@@ -67,15 +67,15 @@ def _draw(session: Session, target: str) -> HeatmapFiles:
 
 
 def _recorded(
-    session: Session, target: str, trajectory: Tensor, shift: ContextShift | None
+    session: Session, target: str, trajectory: Tensor, shift: ContextShift | None, note: str
 ) -> tuple[NDArray[np.uint8], dict[str, Tensor]]:
-    """Frames of an edit at the model's size, and each word's map (F, h, w)."""
+    """Frames of an edit at the model's size, and each word's map (F, h, w); ``note`` names the pass."""
     config, parts = session.config, session.parts
     levels = parts.backbone.levels(config.edit.steps)
     inverted = InvertedClip(parts.backbone, session.prompt, trajectory, levels, parts.view)
     pixels = parts.mask()
     mask = None if pixels is None else parts.latent_mask(pixels[parts.windows[0].span])
-    with session.reporter.task(f"heat maps “{target}”", config.edit.steps) as progress:
+    with session.reporter.task(f"heat maps “{target}”{note}", config.edit.steps) as progress:
         latents, maps = recorded_edit(
             inverted, target, config, shift, mask, lambda done, _: progress(done, "")
         )

@@ -49,6 +49,10 @@ def frame_accuracy(image_emb: Tensor, target_emb: Tensor, source_emb: Tensor) ->
     return float((unit @ _one(target_emb) > unit @ _one(source_emb)).double().mean())
 
 
+#: Stands for the infinite PSNR of equal pixels in means and in files.
+PSNR_MOST = 100.0
+
+
 def psnr(a: Pixels, b: Pixels, keep: Pixels | None = None) -> float | None:
     """Peak signal-to-noise ratio in dB, of one mean squared error over all compared pixels of the clip.
 

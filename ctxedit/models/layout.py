@@ -148,15 +148,19 @@ def require(names: Sequence[str], name: str, half: bool = False) -> Weights:
 
 def _refuse(names: Iterable[str], name: str) -> NoReturn:
     """Raise WeightsError for a folder without weights that can be loaded."""
+    names = list(names)
     if any(n.endswith(PICKLES) for n in names):
         raise WeightsError(
             f"{name} holds only pickled weights: refused, reading one can run any code",
             "convert it with save_pretrained(safe_serialization=True), on a machine where that is safe",
         )
-    raise WeightsError(
-        f"{name} has no safetensors weights",
-        f"they are named {' or '.join(f'{stem}.safetensors' for stem in _STEMS)}",
-    )
+    known = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    if others := sorted(n for n in names if n.endswith(".safetensors")):
+        raise WeightsError(
+            f"{name} has no weights under a name that is loaded, but {others[0]}",
+            f"rename a copy that you want to use to {known}",
+        )
+    raise WeightsError(f"{name} has no safetensors weights", f"they are named {known}")
 
 
 def _settings(names: Iterable[str]) -> list[str]:

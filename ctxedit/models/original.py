@@ -94,6 +94,11 @@ def _prefixes(shapes: Shapes, name: str) -> dict[str, str]:
     def has(prefix: str) -> bool:
         return any(key.startswith(prefix) for key in shapes)
 
+    if not has(UNET) and (what := _alone(shapes)) is not None:
+        raise WeightsError(
+            f"{name} holds only {what}",
+            "fetch the whole checkpoint; of a diffusers folder, give the folder with model_index.json",
+        )
     if not has(UNET):
         raise WeightsError(
             f"{name} is not a complete Stable Diffusion 1.x, 2.x or XL checkpoint: no UNet under {UNET}*",
@@ -123,6 +128,20 @@ def _prefixes(shapes: Shapes, name: str) -> dict[str, str]:
             "fetch the whole checkpoint, not the pruned UNet, or a diffusers folder",
         )
     return {**found, "text_encoder": encoder}
+
+
+def _alone(shapes: Shapes) -> str | None:
+    """What a file holds that has only a part of a checkpoint, by its tensors' names."""
+    kinds = {
+        "model_ema.": "averaged weights (model_ema.*)",
+        "input_blocks.": "a UNet",
+        "down_blocks.": "a UNet",
+        "encoder.down_blocks.": "an autoencoder",
+        "encoder.down.": "an autoencoder",
+        "encoder.layers.": "a text encoder",
+    }
+    names = [name.removeprefix("text_model.") for name in shapes]
+    return next((kind for prefix, kind in kinds.items() if any(n.startswith(prefix) for n in names)), None)
 
 
 def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:

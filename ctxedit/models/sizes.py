@@ -120,11 +120,28 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
             if file.stat().st_size < end:
                 raise ValueError("cut off")
         except _NO_HEADER as error:
+            if (said := _instead(file)) is not None:
+                raise WeightsError(*said) from error
             raise WeightsError(
                 f"{file} is not a complete safetensors file ({error})", "fetch or save it again"
             ) from error
         table |= found
     return table
+
+
+def _instead(file: Path) -> tuple[str, str] | None:
+    """What a file without a header is that people often have in its place: the error and the hint."""
+    try:
+        with file.open("rb") as stream:
+            begin = stream.read(64).lstrip().lower()
+    except OSError:
+        return None
+    if begin.startswith(b"version https://git-lfs"):
+        hint = "run `git lfs pull` in its repository, or fetch the file from its page"
+        return f"{file} is a Git LFS pointer: its content was not fetched", hint
+    if begin.startswith((b"<!doctype", b"<html")):
+        return f"{file} is a web page, not weights", "fetch it again: its site may ask you to log in first"
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

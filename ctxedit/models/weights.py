@@ -16,7 +16,7 @@ from torch import nn
 from ctxedit.contents import fingerprint
 from ctxedit.errors import CtxeditError, WeightsError, did_you_mean
 from ctxedit.files import check_file, check_model_files, expanded, neighbour, process_folder
-from ctxedit.model_names import BUILTIN, VOCABULARY, is_own
+from ctxedit.model_names import BUILTIN, VOCABULARY, id_within, is_own
 from ctxedit.model_names import SHORT_NAMES as SHORT_NAMES
 from ctxedit.models import hub, layout
 from ctxedit.models.families import family_named, layout_named
@@ -97,7 +97,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
     if not is_hub_id(model):
         raise WeightsError(
             f"no model named {model!r}",
-            f"{did_you_mean(model, ('builtin', *SHORT_NAMES)) or neighbour(path)}"
+            f"{id_within(model) or did_you_mean(model, ('builtin', *SHORT_NAMES)) or neighbour(path)}"
             f"builtin, {', '.join(SHORT_NAMES)}, a hub id (owner/name), a folder or a file",
         )
     return Checkpoint(hub_id, _diffusers_folder(_download(hub_id, offline, half)), "folder")
@@ -333,8 +333,10 @@ def _completed(path: Path) -> tuple[str, Path]:
 
 def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:
     if not (path / "model_index.json").is_file():
+        near = _pipeline_near(path)
         raise WeightsError(
-            f"{path} has no model_index.json", "a model folder is one that diffusers' save_pretrained wrote"
+            f"{path} has no model_index.json",
+            f"{near} has one" if near else "a model folder is one that diffusers' save_pretrained wrote",
         )
     pipeline = pipeline_of(path)
     family = named(pipeline, str(path))
@@ -348,6 +350,12 @@ def _diffusers_folder(path: Path, named: _Named = family_named) -> Path:
         if found.index:
             _check_index(path / part / found.index, names)
     return path
+
+
+def _pipeline_near(path: Path) -> Path | None:
+    """A diffusers folder around or within a folder, such as a repository in the hub's cache."""
+    near = (path.glob(f"{where}model_index.json") for where in ("../", "*/", "snapshots/*/"))
+    return next((found.parent.resolve() for one in near for found in one), None)
 
 
 def _check_index(file: Path, names: Collection[str]) -> None:

@@ -12,44 +12,44 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 
-def words_in(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
     """A set of words."""
     return frozenset(text.split())
 
 
-NUMBERS = words_in("two three four five six seven eight nine ten several many some few")
-DETERMINERS = NUMBERS | words_in("a an the this that these those his her its their my our one another")
-PLACE = words_in(
+NUMBERS = word_set("two three four five six seven eight nine ten several many some few")
+DETERMINERS = NUMBERS | word_set("a an the this that these those his her its their my our one another")
+PLACE = word_set(
     "in on at along through across over under near beside by down up inside outside around behind above "
     "below against beneath between"
 )
-_PREPOSITIONS = PLACE | words_in("with of from for to into onto off like as during towards toward past")
-_CONJUNCTIONS = words_in("and or but while")
-_BE = {"is": "are", "was": "were", "has": "have"}
-_CLAUSE = words_in("is are was were has have can will that who which whose where")
+_PREPOSITIONS = PLACE | word_set("with of from for to into onto off like as during towards toward past")
+_CONJUNCTIONS = word_set("and or but while")
+_PLURAL_FORMS = {"is": "are", "was": "were", "has": "have"}
+_CLAUSE = word_set("is are was were has have can will that who which whose where")
 #: Verbs of captions; with -s and -ing they are found, too.
-VERBS = words_in(
+VERBS = word_set(
     "bark carry chase climb cook crawl cry dance dive drink drive eat fall fight float fly hold hop "
     "jump laugh lie look move paddle play read ride roar roll run sail sing sit skate ski sleep smile "
     "spin stand surf swim swing talk turn walk watch wave wear work"
 )
 #: What somebody wears; "a man in a suit" says nothing of a place.
-WORN = words_in(
+WORN = word_set(
     "armor armour beard boots cap cape coat costume crown dress glasses gloves goggles hat helmet "
     "hoodie jacket jeans mask robe scarf shirt shoes skirt suit sunglasses sweater tie tuxedo uniform "
     "wings"
 )
-COLOURS = words_in(
+COLOURS = word_set(
     "black blue brown dark gold golden gray green grey orange pink purple red silver white yellow"
 )
 #: Adjectives of which a noun has one.
 KINDS = (
     COLOURS,
-    words_in("old older young younger new"),
-    words_in("big bigger fat giant huge large larger little small smaller tall taller tiny"),
+    word_set("old older young younger new"),
+    word_set("big bigger fat giant huge large larger little small smaller tall taller tiny"),
 )
 _MULTIWORD = (("in", "front", "of"), ("on", "top", "of"), ("next", "to"), ("close", "to"))
-MASS = words_in("fire fog gold grass ice lava mist mud rain sand smoke snow space sunshine water")
+MASS = word_set("fire fog gold grass ice lava mist mud rain sand smoke snow space sunshine water")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def article(noun: str) -> str:
     return "an" if vowel else "a"
 
 
-def bare(phrase: str) -> list[str]:
+def noun_words(phrase: str) -> list[str]:
     """A noun phrase's words without its determiner."""
     words = words_of(phrase)
     return words[1:] if words and words[0].lower() in DETERMINERS else words
@@ -120,7 +120,7 @@ def base_verb(word: str) -> str | None:
 
 def find(words: Sequence[str], phrase: str) -> Span | None:
     """Where a caption names what ``phrase`` names, by all its words or by its noun; None if it does not."""
-    wanted = [_singular(w) for w in bare(phrase)]
+    wanted = [_singular(w) for w in noun_words(phrase)]
     own = [_singular(w) for w in words]
     for tail in (wanted, wanted[-1:]):
         for i in range(len(words) - len(tail) + 1) if tail else ():
@@ -156,7 +156,7 @@ def replaced(words: list[str], span: Span, new: str) -> list[str] | None:
     return None if after is None else [*words[: span.start], *words_of(new), *after]
 
 
-def described_as(words: list[str], span: Span, adjective: str) -> list[str]:
+def with_adjective(words: list[str], span: Span, adjective: str) -> list[str]:
     """The caption with an adjective before the noun; a colour, age or size replaces another."""
     same = next((kind for kind in KINDS if adjective in kind), frozenset())
     before = [word for word in words[span.start : span.noun] if word.lower() not in same]
@@ -191,7 +191,7 @@ def agreeing(after: list[str], plural: bool, skip: bool = False) -> list[str] | 
     if at >= len(after):
         return after
     verb = after[at].lower()
-    forms = _BE if plural else {v: k for k, v in _BE.items()}
+    forms = _PLURAL_FORMS if plural else {v: k for k, v in _PLURAL_FORMS.items()}
     if verb in forms:
         return [*after[:at], forms[verb], *after[at + 1 :]]
     base = base_verb(verb)
@@ -281,7 +281,7 @@ def _without_last(before: list[str], after: list[str]) -> list[str] | None:
 def _emptied(words: list[str]) -> list[str] | None:
     """The place by itself, where the only one in it is removed: "an empty beach"."""
     at = place(words)
-    noun = [] if at is None else bare(joined(words[at + 1 :]))
+    noun = [] if at is None else noun_words(joined(words[at + 1 :]))
     if not noun or noun[-1].lower() in MASS or "of" in noun:
         return None
     return [*([] if is_plural(" ".join(["the", *noun])) else ["an"]), "empty", *noun]

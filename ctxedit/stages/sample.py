@@ -220,7 +220,7 @@ def descend(
     ``z`` is the step's fresh noise, for ``how.eta`` above 0; ``state`` is handed from step to step.
     """
     low = high - 1
-    x0 = _predict(backbone, x, condition, levels, high, view, how, state)
+    x0 = _predict(_At(backbone, x, levels, high, view, how, state), condition)
     std = eta_std(how.eta, *levels.at(high), *levels.at(low)) if how.eta > 0 else 0.0
     b_high = None if shift is None else shift.at(x0, levels, high)
     b_low = None if shift is None else shift.at(x0, levels, low)
@@ -243,91 +243,88 @@ def _keep(x: Tensor, source: Tensor, how: Sampling, blend: Blend) -> Tensor:
     return x
 
 
-def _predict(
-    backbone: Backbone,
-    x: Tensor,
-    condition: Condition,
-    levels: Levels,
-    level: int,
-    view: FrameView,
-    how: Sampling,
-    state: SamplingState,
-) -> Tensor:
+@dataclass(frozen=True)
+class _At:
+    """Latents ``x`` at a level, and what predicts their x̂_0; as in :func:`descend`."""
+
+    backbone: Backbone
+    x: Tensor
+    levels: Levels
+    level: int
+    view: FrameView
+    how: Sampling
+    state: SamplingState
+
+    @property
+    def step(self) -> int:
+        """The number of the sampling step, from 0."""
+        return self.levels.steps - self.level
+
+    def predict(self, x: Tensor, condition: Condition, view: FrameView) -> Tensor:
+        """The network's x̂_0 of latents (B·F, C, h, w) at this level."""
+        t, (a, s) = self.levels.timestep(self.level), self.levels.at(self.level)
+        return self.backbone.predict_x0(x, t, condition, a, s, view)
+
+
+def _predict(at: _At, condition: Condition) -> Tensor:
     """Guided x̂_0 at a level, with the source's branch in the same batch in a fused step."""
-    step = levels.steps - level
-    scale = how.guidance if is_guided(step, levels.steps, how.interval) else 1.0
+    how, step, steps = at.how, at.step, at.levels.steps
+    scale = how.guidance if is_guided(step, steps, how.interval) else 1.0
     guided = scale != 1 or how.weights != (1.0,)
     together = guided and not how.one_by_one
     rows = condition if together else condition[1:]
-    fuse_self, fuse_cross = how.fused(step, levels.steps)
-    a, s = levels.at(level)
-    t = levels.timestep(level)
+    fuse_self, fuse_cross = how.fused(step, steps)
     source = how.source
     with_source = source is not None and (fuse_self or fuse_cross or how.blends == "latent")
-    keep, blocks = state.features if not with_source else DeepFeatures(), backbone.deep_blocks
+    keep, blocks = at.state.features if not with_source else DeepFeatures(), at.backbone.deep_blocks
     alone = None
     if guided and not together:
-        alone = keep.run(
-            blocks, "alone", step, lambda: backbone.predict_x0(x, t, condition[:1], a, s, view)
-        )  # fmt: skip
+        alone = keep.run(blocks, "alone", step, lambda: at.predict(at.x, condition[:1], at.view))
     weight = None
     if source is not None and how.fusion.word_weights_where == "everywhere":
         weight = source.alignment.weight
     if not with_source:
-        batched = replace(view, branches=len(rows), weight=weight, recorders=how.recorders(len(rows) - 1))
-        each = x.repeat(len(rows), 1, 1, 1)
-        found = keep.run(
-            blocks, len(rows), step, lambda: backbone.predict_x0(each, t, rows, a, s, batched)
-        )  # fmt: skip
+        recorders = how.recorders(len(rows) - 1)
+        batched = replace(at.view, branches=len(rows), weight=weight, recorders=recorders)
+        each = at.x.repeat(len(rows), 1, 1, 1)
+        found = keep.run(blocks, len(rows), step, lambda: at.predict(each, rows, batched))
         return _guided(found.chunk(len(rows)), alone, scale, how.weights)
     assert source is not None
-    parts = _predict_with_source(
-        backbone, x, rows, source, levels, level, replace(view, weight=weight), how, state
-    )
+    parts = _predict_with_source(replace(at, view=replace(at.view, weight=weight)), rows, source)
     return _guided(parts, alone, scale, how.weights)
 
 
-def _predict_with_source(
-    backbone: Backbone,
-    x: Tensor,
-    rows: Condition,
-    source: Source,
-    levels: Levels,
-    level: int,
-    view: FrameView,
-    how: Sampling,
-    state: SamplingState,
-) -> Sequence[Tensor]:
+def _predict_with_source(at: _At, rows: Condition, source: Source) -> Sequence[Tensor]:
     """x̂_0 of each row's branch in a step that takes attention from the source.
 
     The source's branch runs in the same batch, unless its queries and keys are kept.
     """
-    fuse_self, fuse_cross = how.fused(levels.steps - level, levels.steps)
-    kept = None if source.kept is None else source.kept.at(level)
+    how = at.how
+    fuse_self, fuse_cross = how.fused(at.step, at.levels.steps)
+    kept = None if source.kept is None else source.kept.at(at.level)
     mask = None
     if fuse_self and how.blends == "self":
-        mask = _mask_of_step(backbone, source, levels, level, view, how.fusion, kept)
+        mask = _mask_of_step(at, source, kept)
     known = kept if kept is not None and kept.complete else None
-    others = [] if known else [source.latent(level).to(x)]
+    others = [] if known else [source.latent(at.level).to(at.x)]
     target = len(others) + len(rows) - 1
     words: tuple[AttentionRecorder, ...] = ()
     if how.blends == "latent":
         whose = (KEPT_SOURCE if known else 0, target)
-        words = _recorders(source, backbone.context_length, view, how.fusion, whose)
+        words = _recorders(source, at.backbone.context_length, at.view, how.fusion, whose)
     finest = halvings_at(how.fusion.max_resolution)
     fusion = Fusion(fuse_self, source.alignment if fuse_cross else None, finest, target, mask, known)
     recorders = (*words, *how.recorders(target))
     batched = replace(
-        view, branches=target + 1, fusion=fusion, recorders=recorders, keep=None if known else kept
+        at.view, branches=target + 1, fusion=fusion, recorders=recorders, keep=None if known else kept
     )
-    batch = torch.cat([*others, *[x] * len(rows)])
+    batch = torch.cat([*others, *[at.x] * len(rows)])
     condition = rows if known else Condition.stack([Condition.of(source.context), rows])
-    a, s = levels.at(level)
-    found = backbone.predict_x0(batch, levels.timestep(level), condition, a, s, batched).chunk(target + 1)
+    found = at.predict(batch, condition, batched).chunk(target + 1)
     if kept is not None:
         kept.complete = True
     if words:
-        state.blend.add(words)
+        at.state.blend.add(words)
     return found
 
 
@@ -355,31 +352,23 @@ def _recorder(
     return AttentionRecorder(columns(words, length), branch, side, halvings)
 
 
-def _mask_of_step(
-    backbone: Backbone,
-    source: Source,
-    levels: Levels,
-    level: int,
-    view: FrameView,
-    fusion: FusionConfig,
-    kept: SourceLayers | None = None,
-) -> Tensor:
+def _mask_of_step(at: _At, source: Source, kept: SourceLayers | None) -> Tensor:
     """FateZero's mask of one step, from the source's cross-attention at that very step.
 
     The layers that make it come after layers that use it, so the source's branch runs once by itself first:
     exact, at the price of one more branch, instead of a store of every map. ``kept`` saves the other one.
     Where words were only added, the source has nothing to look for and its self-attention serves everywhere.
     """
-    words = source.changed[0]
+    words, view, fusion = source.changed[0], at.view, at.how.fusion
     if not words:
         return torch.zeros(view.frames, 1, *view.side)
-    recorder = _recorder(words, backbone.context_length, 0, view, fusion)
+    recorder = _recorder(words, at.backbone.context_length, 0, view, fusion)
     if kept is not None and kept.complete:
         for layer, q, k in kept.of_masks():
             recorder.add(q, k, view.side_at(recorder.halvings), layer.kernel)
         return word_mask(recorder.mean(), fusion.mask_threshold)
     alone = replace(view, recorders=(recorder,), keep=kept, weight=None)
-    backbone.raw(source.latent(level), levels.timestep(level), source.context, alone)
+    at.backbone.raw(source.latent(at.level), at.levels.timestep(at.level), source.context, alone)
     if kept is not None:
         kept.complete = True
     return word_mask(recorder.mean(), fusion.mask_threshold)

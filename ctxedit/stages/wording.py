@@ -10,12 +10,12 @@ from ctxedit.stages import phrases
 from ctxedit.stages.phrases import (
     Span,
     article,
-    bare,
     find,
     has_determiner,
     is_plural,
     joined,
-    words_in,
+    noun_words,
+    word_set,
     words_of,
 )
 
@@ -43,18 +43,18 @@ _TIMES = {
     "evening": "in the evening", "morning": "in the morning", "winter": "in winter", "summer": "in summer",
     "spring": "in spring", "autumn": "in autumn", "fall": "in autumn", "christmas": "at Christmas",
 }  # fmt: skip
-_MEDIA = words_in(
+_MEDIA = word_set(
     "animation anime cartoon comic drawing illustration mosaic painting photo photograph poster render "
     "rendering sculpture sketch watercolor watercolour"
 )
-_STYLES = words_in(
+_STYLES = word_set(
     "anime cartoon comic cubist cyberpunk ghibli impressionist lego minecraft oil painting pencil pixar "
     "pixel art pop retro sketch steampunk vintage watercolor watercolour noir"
 )
 _SEEN_OVER = {"sky": "under"}
-_ON = words_in("beach moon mars street road grass ice stage mountain hill lawn sand bridge boat roof ship")
-_AT = words_in("station airport party school home market zoo")
-_ADJECTIVES = frozenset[str]().union(*phrases.KINDS) | words_in(
+_ON = word_set("beach moon mars street road grass ice stage mountain hill lawn sand bridge boat roof ship")
+_AT = word_set("station airport party school home market zoo")
+_ADJECTIVES = frozenset[str]().union(*phrases.KINDS) | word_set(
     "angry bright cute dirty fluffy furry golden happy metallic robotic rusty sad scary shiny striped "
     "transparent wet wooden"
 )
@@ -119,14 +119,14 @@ def _change(old: str, new: str, words: list[str]) -> list[str] | None:
         return _become(new, words)
     if re.fullmatch(_SETTING, old, re.I):
         return _elsewhere(new, words)
-    aspect = bare(old)[0].lower() if bare(old) else ""
+    aspect = noun_words(old)[0].lower() if noun_words(old) else ""
     if aspect in ("weather", "time", "season", "day", "night", "style", "mood", "lighting", "look"):
         return _become(new, words)
     span = _meant(old, words)
     if span is None:
         return None
     if new.lower() in _ADJECTIVES:
-        return phrases.described_as(words, span, new.lower())
+        return phrases.with_adjective(words, span, new.lower())
     if find([*words[: span.start], *words[span.end :]], new) is not None:
         return None  # "a cat and a cat"
     determiner = words[span.start].lower()
@@ -141,7 +141,7 @@ def _become(new: str, words: list[str]) -> list[str] | None:
         r"^(?:(?:to )?look(?:s)?(?: more)? like|look|be|become|into|to|more|as|like|in) ", "", new, flags=re.I
     )
     plain = new.lower()
-    key = " ".join(bare(plain.removesuffix(" style").removesuffix(" weather").removesuffix(" time")))
+    key = " ".join(noun_words(plain.removesuffix(" style").removesuffix(" weather").removesuffix(" time")))
     if plain in ("black and white", "sepia", "slow motion"):
         return [*words, "in", *words_of(plain)]
     if key.removeprefix("at ") in _TIMES:
@@ -161,7 +161,7 @@ def _become(new: str, words: list[str]) -> list[str] | None:
     if span is None:
         return None
     if _is_adjective(new):
-        return phrases.described_as(words, span, plain)
+        return phrases.with_adjective(words, span, plain)
     return phrases.replaced(words, span, new) if has_determiner(new) else None
 
 
@@ -201,13 +201,13 @@ def _recoloured(old: str, colour: str, words: list[str]) -> list[str] | None:
     ).lower()
     if re.fullmatch(_ALL, old, re.I):
         return _become(colour, words)
-    old = old if bare(old) else "it"  # "change the colour to red", "change its colour to red"
+    old = old if noun_words(old) else "it"  # "change the colour to red", "change its colour to red"
     span = _meant(old, words)
     if span is not None and _is_adjective(adjective):
-        return phrases.described_as(words, span, adjective)
+        return phrases.with_adjective(words, span, adjective)
     if span is not None and has_determiner(adjective):
         return _change(old, adjective, words)
-    if span is None and (noun := bare(old)[-1].lower()) in _SEEN_OVER and _is_adjective(adjective):
+    if span is None and (noun := noun_words(old)[-1].lower()) in _SEEN_OVER and _is_adjective(adjective):
         return [*words, _SEEN_OVER[noun], article(adjective), adjective, noun]
     return None if span is None else _acting(span, adjective, words)
 
@@ -233,8 +233,8 @@ def _acting(span: Span, deed: str, words: list[str]) -> list[str] | None:
 
 def _with(what: str, words: list[str], whom: str | None = None) -> list[str] | None:
     """Something more: on whom it is said to be, on the subject where it is worn, else in the scene."""
-    if " ".join(bare(what)).lower() in _WEATHER:
-        return [*words, *_WEATHER[" ".join(bare(what)).lower()].split()]
+    if " ".join(noun_words(what)).lower() in _WEATHER:
+        return [*words, *_WEATHER[" ".join(noun_words(what)).lower()].split()]
     if not has_determiner(what):
         what = (
             what if is_plural(what) or what.lower() in ("hair", "fur", "fire") else f"{article(what)} {what}"

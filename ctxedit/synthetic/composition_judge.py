@@ -52,7 +52,7 @@ class _Residual(nn.Module):
 
 
 class CompositionJudge(nn.Module):
-    """Strided convolutions down to 4×4 and back up to 16×16, where objects are found."""
+    """A feature pyramid (Lin et al. 2017): down to 4×4 and back up to 16×16, where objects are found."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -64,8 +64,7 @@ class CompositionJudge(nn.Module):
         self.to_middle = nn.Conv2d(coarse, middle, 1)
         self.mix_middle = _layer(middle, middle)
         self.to_fine = nn.Conv2d(middle, neck, 1)
-        # The lateral connection of a feature pyramid.
-        self.beside = nn.Conv2d(fine, neck, 1)
+        self.lateral = nn.Conv2d(fine, neck, 1)
         self.mix_fine = _layer(neck, neck)
         last = nn.Conv2d(middle, sum(_PARTS), 1)
         self.head = nn.Sequential(_layer(neck, middle, 1), last)
@@ -79,7 +78,7 @@ class CompositionJudge(nn.Module):
         middle = self.middle(fine)
         coarse = self.coarse(middle)
         up = self.mix_middle(middle + F.interpolate(self.to_middle(coarse), scale_factor=2.0))
-        up = self.mix_fine(self.beside(fine) + F.interpolate(self.to_fine(up), scale_factor=2.0))
+        up = self.mix_fine(self.lateral(fine) + F.interpolate(self.to_fine(up), scale_factor=2.0))
         return self.head(up), self.background(coarse.flatten(1))
 
 

@@ -148,6 +148,12 @@ def test_refusals_load_and_write_nothing(ctxedit, listed, no_weights, tmp_path, 
     assert not (tmp_path / "out").exists() and answer.out == ""
 
 
+@pytest.mark.parametrize(("names", "said"), [(",", "no metric is named"), ("nope", "unknown metric 'nope'")])
+def test_metrics_are_named_before_anything_is_read(ctxedit, tmp_path, no_weights, names, said):
+    answer = ctxedit("bench", "--presets", "ddim", "--metrics", names, "--out", tmp_path / "out")
+    assert answer.code == 2 and said in answer.err and not (tmp_path / "out").exists()
+
+
 def test_a_comparison_where_all_fails_says_so(ctxedit, tmp_path, no_weights):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "clips.toml").write_text(LIST.format(clip="bad.mp4"))

@@ -33,6 +33,12 @@ def test_it_stops_before_tuning_and_names_a_real_checkpoint_with_its_price(ctxed
     assert ctxedit("tune", noise, *plain, *FEW).code == 0, "what is tuned already is not questioned again"
 
 
+def test_a_caption_that_is_a_guess_is_called_one(ctxedit, noise):
+    answer = ctxedit("caption", noise, *FEW[:2])
+    assert answer.code == 0 and f"do not recognise “{answer.out.strip()}” in holiday clip.mp4" in answer.err
+    assert "--captioner Salesforce/blip2-opt-2.7b" in answer.err
+
+
 def test_of_a_drawn_clip_only_a_wrong_prompt_is_said(ctxedit, clip, tmp_path):
     answer = ctxedit("tune", clip, "--prompt", "a boat on the sea", "--runs", tmp_path, *FEW, "--stride", 1)
     assert answer.code == 0 and "do not recognise “a boat on the sea”" in answer.err

@@ -240,3 +240,59 @@ def test_a_count_that_is_none_is_refused(copy, draw, value):
     file.write_text(json.dumps({**json.loads(file.read_text()), "attention_head_dim": value}))
     answer = draw(copy, "--dry-run")
     assert answer.code == 4 and "attention_head_dim" in answer.err
+
+
+class TestWhatPeopleGiveInstead:
+    """What is near to a checkpoint is named, and where the checkpoint may be."""
+
+    @pytest.mark.parametrize(
+        ("data", "texts"),
+        [
+            (
+                "version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+                ("Git LFS pointer", "git lfs pull"),
+            ),
+            ("\n<!DOCTYPE html><html>log in</html>", ("web page", "log in")),
+        ],
+    )
+    def test_a_file_that_was_not_fetched(self, copy, draw, tmp_path, data, texts):
+        (copy / "unet" / "diffusion_pytorch_model.safetensors").write_text(data)
+        refused(draw(copy, "--dry-run"), 4, *texts)
+        (tmp_path / "style.safetensors").write_text(data)
+        refused(draw("builtin", "--lora", tmp_path / "style.safetensors", "--dry-run"), 4, *texts)
+
+    @pytest.mark.parametrize("variant", ["bf16", "non_ema"])
+    def test_weights_of_another_variant_only(self, copy, draw, variant):
+        file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+        file.rename(file.with_suffix(f".{variant}.safetensors"))
+        refused(draw(copy, "--dry-run"), 4, f"but diffusion_pytorch_model.{variant}.safetensors", "rename")
+
+    def test_a_part_of_a_folder_or_a_folder_around_it(self, copy, draw, tmp_path):
+        refused(draw(copy / "unet"), 4, f"{copy} has one")
+        cache = tmp_path / "models--owner--name"
+        (cache / "snapshots").mkdir(parents=True)
+        inside = copy.rename(cache / "snapshots" / "0123abcd")
+        refused(draw(cache), 4, f"{inside} has one")
+
+    @pytest.mark.parametrize(
+        ("part", "text"),
+        [("unet", "only a UNet"), ("vae", "an autoencoder"), ("text_encoder", "a text encoder")],
+    )
+    def test_the_file_of_one_network(self, stable_diffusion, draw, part, text):
+        (file,) = (stable_diffusion / part).glob("*.safetensors")
+        refused(draw(file), 4, text, "model_index.json")
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("model_ema.diffusion_modelout0weight", "averaged"), ("input_blocks.0.0.weight", "a UNet")],
+    )
+    def test_a_single_file_of_a_part(self, draw, tmp_path, name, text):
+        save_file({name: torch.zeros(2, 2)}, tmp_path / "part.safetensors")
+        refused(draw(tmp_path / "part.safetensors"), 4, text, "whole checkpoint")
+
+    @pytest.mark.parametrize(
+        "name",
+        ["https://huggingface.co/owner/name", "https://hf.co/owner/name/tree/main", "owner/name/unet"],
+    )
+    def test_the_id_in_an_address(self, draw, name):
+        refused(draw(name), 4, "did you mean 'owner/name'?")

@@ -159,7 +159,7 @@ def test_heat_maps_come_with_and_without_the_shift_and_once(ctxedit, made, run_f
     video = probe(first.table["heatmaps_video"])
     # Source; edit and three words; the same with the shift off: nine columns of video, rows of the sheet.
     assert video.frames == 4 and video.width > 9 * 128 and sheet.height > 9 * 128
-    assert first.err.count("heat maps “") >= 2
+    assert first.err.count("heat maps “") >= 2 and "”, shift off: done" in first.err
     assert "heat maps “" not in ctxedit(*arguments).err
 
 
@@ -196,6 +196,7 @@ def test_caption_says_what_is_there_and_leaves_nothing(ctxedit, clip, tmp_path, 
     answer = ctxedit("caption", clip, *FEW[:4])
     assert answer.code == 0, answer.err
     assert len(answer.out.splitlines()) == 1 and {"tiger", "beach"} & set(answer.out.split())
+    assert "do not recognise" not in answer.err
     table = ctxedit("caption", clip, *FEW[:4], "--json", "-q").table
     assert table["caption"] == answer.out.strip()
     assert not any(tmp_path.iterdir())

@@ -121,7 +121,7 @@ def test_a_folder_url_gives_what_a_folder_gives(done, listed, clip, tmp_path, ct
 def test_workers_do_not_share_the_memory_of_this_process(listed, ctxedit, tmp_path):
     answer = ctxedit("batch", listed, *SMALL, "-o", "memory://other", "--workers", 2)
     assert answer.code == 6 and "cannot read memory://other" in answer.err
-    assert answer.err.count("error:") == 1 and "hint: choose --out on storage" in answer.err
+    assert answer.err.count("\nerror: ") == 1 and "hint: choose --out on storage" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -18,31 +18,38 @@ from ctxedit.cli.bench_progress import Board
 from ctxedit.cli.output import Screen
 
 #: Runs command lines on a terminal of each width, in one process; a line of its own ends each one's output.
+#: The last session's standard error is the terminal, too.
 CODE = """
-import fcntl, json, struct, sys, termios
+import fcntl, json, os, struct, sys, termios
 from ctxedit.cli import main
-for width, commands in json.loads(sys.argv[1]):
+sessions = json.loads(sys.argv[1])
+for number, (width, commands) in enumerate(sessions, 1):
     fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    if number == len(sessions):
+        os.dup2(1, 2)
     for arguments in commands:
         code = main(arguments)
         print(f"=== {code}", flush=True)
 """
 
 
-def on_terminal(*sessions, stderr=subprocess.PIPE):
-    """What each command of (width, commands) prints on a terminal of that width; all of them end well."""
+def on_terminal(*sessions):
+    """What each command of (width, commands) prints on a terminal of that width; all of them end well.
+
+    In the last session what goes to standard error is printed on the terminal as well.
+    """
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"}
     lines = [(width, [[str(a) for a in one] for one in commands]) for width, commands in sessions]
     with subprocess.Popen(
         [sys.executable, "-c", CODE, json.dumps(lines)],
-        stdout=theirs, stderr=theirs if stderr is None else stderr, stdin=subprocess.DEVNULL, env=environment,
+        stdout=theirs, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment,
     ) as process:  # fmt: skip
         os.close(theirs)
         read = b""
         while chunk := _read(ours):
             read += chunk
-        said = "" if stderr is None else process.stderr.read().decode()
+        said = process.stderr.read().decode()
         assert process.wait() == 0, said
     os.close(ours)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read.decode()).replace("\r\n", "\n")
@@ -70,13 +77,18 @@ def too_long(text, width):
 
 
 WIDTHS, FIGURES_AT = (40, 60, 80, 120), (40,)
+NARROW = 40
 
 
 @pytest.fixture(scope="module")
 def shown(made, runs, clip, tmp_path_factory):
-    """What commands show at each width, by width and a name of each command."""
+    """What commands show at each width, by width and a name of each command.
+
+    ``edit`` has the path of a new edit and what is seen on a narrow terminal while it is made.
+    """
     run, video = next(runs.iterdir()), made.out.strip()
     out = tmp_path_factory.mktemp("compared") / "both.gif"
+    robot, target = out.with_name("robot.gif"), "a robot walking on the beach, pencil sketch style"
     light = {
         "runs": ("runs", "ls", "--runs", runs), "help": ("help", "run"), "group": ("bench", "--help"),
         "presets": ("presets", "ls"), "models": ("models", "ls"), "recipes": ("train", "--list"),
@@ -88,8 +100,11 @@ def shown(made, runs, clip, tmp_path_factory):
         "compared": ("compare", clip, video, "--frames", 2, "-y", "-o", out),
     }  # fmt: skip
     asked = [(width, light | (figures if width in FIGURES_AT else {})) for width in WIDTHS]
-    answers = on_terminal(*((width, list(commands.values())) for width, commands in asked))
-    return {w: dict(zip(names, texts, strict=True)) for (w, names), texts in zip(asked, answers, strict=True)}
+    sessions = [(width, list(commands.values())) for width, commands in asked]
+    *answers, (edit,) = on_terminal(*sessions, (NARROW, [("edit", target, "--run", run, "-o", robot)]))
+    pairs = zip(asked, answers, strict=True)
+    found = {width: dict(zip(commands, texts, strict=True)) for (width, commands), texts in pairs}
+    return found | {"edit": (target, robot, edit)}
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -122,14 +137,12 @@ def test_figures_are_whole(shown, made, runs, width):
     assert f"{row['ssim']:.4f}" in shown[width]["figures"] and shown[width]["compared"].endswith("both.gif\n")
 
 
-def test_a_run_on_a_narrow_terminal_shows_bars_and_leaves_lines(made, runs, tmp_path):
+def test_a_run_on_a_narrow_terminal_shows_bars_and_leaves_lines(shown):
     """Progress on the terminal itself: no bar is wider than it."""
-    run, out = next(runs.iterdir()), tmp_path / "robot.gif"
-    target = "a robot walking on the beach, pencil sketch style"
-    ((text,),) = on_terminal((40, [("edit", target, "--run", run, "-o", out)]), stderr=None)
+    target, out, text = shown["edit"]
     assert out.is_file() and f"edit “{target}”: done in" in text
     drawn = [line for line in re.split(r"[\r\n]+", text) if "━" in line]
-    assert drawn and all(len(line.rstrip()) <= 40 for line in drawn)
+    assert drawn and all(len(line.rstrip()) <= NARROW for line in drawn)
     assert any(re.search(r"\b4/4\b", line) for line in drawn), "the counter is whole"
 
 

@@ -60,6 +60,8 @@ class TestOneClip:
     def test_tune_and_t2i(self, hub, clip, tmp_path):
         tune = ("tune", clip, "--prompt", LONG, "--runs", tmp_path / "runs")
         refused(hub, call(*tune, *SMALL), 3, "tokens")
+        curve = ("tune", clip, "--prompt", "a dog", "--curve", 2, "--target", LONG, "--runs", tmp_path)
+        refused(hub, call(*curve, *SMALL), 3, "tokens")
         image = ("t2i", LONG, "-o", tmp_path / "x.png")
         refused(hub, call(*image, *SMALL), 3, "tokens")
         assert call(*image, *SMALL, "--set", "edit.long_prompts=true", "--dry-run").code == 0

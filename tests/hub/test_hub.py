@@ -256,7 +256,7 @@ class TestConsent:
         """Every byte counts as many: what is asked for a gigabyte is asked here."""
         from ctxedit.cli import fetching
 
-        monkeypatch.setattr(fetching, "UNASKED", 1000)
+        monkeypatch.setattr(fetching, "CONFIRM_ABOVE", 1000)
 
     def test_off_a_terminal_y_is_needed(self, hub, sd14_files, dear):
         hub.add(SD14, sd14_files)

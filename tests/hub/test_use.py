@@ -84,7 +84,7 @@ class TestUse:
         from ctxedit.cli import fetching
         from ctxedit.stages.caption import BLIP2
 
-        monkeypatch.setattr(fetching, "UNASKED", 1000)
+        monkeypatch.setattr(fetching, "CONFIRM_ABOVE", 1000)
         hub.add(SD14, sd14_files)
         hub.add(BLIP2, clip_files)
         answer = call("tune", clip, "--model", "sd14", "--runs", tmp_path / "runs")
@@ -126,7 +126,7 @@ class TestUse:
         from ctxedit.cli import fetching
         from ctxedit.metrics.evaluate import CLIP
 
-        monkeypatch.setattr(fetching, "UNASKED", 1000)
+        monkeypatch.setattr(fetching, "CONFIRM_ABOVE", 1000)
         hub.add(SD14, sd14_files)
         hub.add(CLIP, clip_files)
         answer = call("bench", "run", "--presets", "ddim", "--model", "sd14", "--out", tmp_path / "bench")

@@ -21,6 +21,25 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["result.txt"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_bytes_are_on_the_disk_before_the_name_and_then_the_name(tmp_path: Path, monkeypatch) -> None:
+    """Otherwise a power cut could leave a whole name with half a file."""
+    seen, rename = [], os.replace
+
+    def replaced(source, target):
+        seen.append(("replace", Path(target)))
+        rename(source, target)
+
+    def synchronized(handle):
+        seen.append(("fsync", Path(os.readlink(f"/proc/self/fd/{handle}"))))
+
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", synchronized)
+    with atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert seen == [("fsync", temporary), ("replace", tmp_path / "a.txt"), ("fsync", tmp_path)]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("folder", [False, True])
 def test_nothing_is_left_by_a_failure(tmp_path: Path, error: type[BaseException], folder: bool) -> None:

@@ -172,7 +172,7 @@ class TestParts:
     )
     def test_broken_settings(self, copy, file):
         (copy / file).write_text("{ not json")
-        refused(copy, "no model.s settings file|cannot be loaded|cannot be read")
+        refused(copy, "model.s settings file|cannot be loaded|cannot be read")
 
     def test_another_architecture(self, copy):
         """Stable Diffusion XL's folder has the same parts, and more: its UNet wants what is not given."""

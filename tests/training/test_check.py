@@ -38,11 +38,12 @@ def test_another_wording_of_what_is_there_is_right():
     data = Scenes(7, test=True)
     meant = [scenes.caption(data.scene(i)[0]) for i in range(60)]
     twins = [(i, j) for i in range(60) for j in range(i) if meant[i] == meant[j]]
-    assert any(data[i]["caption"] != data[j]["caption"] for i, j in twins), "the draw has such twins"
+    drawn = [data[i] for i in range(60)]
+    told = [one["caption"] for one in drawn]
+    assert any(told[i] != told[j] for i, j in twins), "the draw has such twins"
     found = {r.figure: r for r in check(CheckConfig(count=60), ["clip"])}["right caption of 60"].value
-    told = [data[i]["caption"] for i in range(60)]
     scorer = ClipScorer(BUILTIN_FOLDER / "clip")
-    frames = np.stack([((data[i]["image"].permute(1, 2, 0) + 1) * 127.5).round().byte() for i in range(60)])
+    frames = np.stack([((one["image"].permute(1, 2, 0) + 1) * 127.5).round().byte() for one in drawn])
     near = (scorer.embed_images(frames) @ scorer.embed_texts(told).T).argmax(1)
     by_words = np.mean([told[int(j)] == told[i] for i, j in enumerate(near)])
     assert found > by_words
