@@ -28,7 +28,7 @@ from ctxedit.cli import (
     tune,
 )
 from ctxedit.cli import run as run_command
-from ctxedit.cli.command_lines import refuse_clip, refuse_extra_arguments, usage_of
+from ctxedit.cli.command_lines import refuse_clip, refuse_empty, refuse_extra_arguments, usage_of
 from ctxedit.cli.failures import Interrupted
 from ctxedit.cli.output import put
 from ctxedit.cli.spread import help_unless_called, spread
@@ -98,8 +98,10 @@ def build() -> Any:
 
 
 def _finish(command: Any) -> None:
-    """Adapt a command's help and its answer to extra arguments, and those of the commands in it."""
+    """Adapt the help of a command and of those in it, and their answers to extra arguments and empty names."""
     _finish_help(command)
+    for parameter in command.params:
+        refuse_empty(parameter)
     commands = getattr(command, "commands", {})
     if not commands:
         refuse_extra_arguments(command)

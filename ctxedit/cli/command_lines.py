@@ -15,6 +15,11 @@ from ctxedit.errors import ConfigError
 #: Typer's error for a command line that does not parse; its own copy of click is private.
 UsageError: Any = typer.BadParameter.__base__
 _EXAMPLE = "a panda walking on the beach"
+#: Parameters that are text for the command line, and name a model, a place or something in a file.
+_NAMES = (
+    "captioner", "clip_model", "clips", "embedding", "features", "lora", "model", "models", "out", "preset",
+    "ray", "upscaler",
+)  # fmt: skip
 
 
 def taken(context: Any) -> str:
@@ -30,6 +35,25 @@ def usage_of(argument: Any) -> str:
     """
     shown = str(argument.metavar or argument.name.upper())
     return shown if argument.required or "[" in shown else f"[{shown}]"
+
+
+def refuse_empty(parameter: Any) -> None:
+    """Have a parameter that names a file, a folder or a model refuse the empty text.
+
+    As a path it would be the current folder, and a script with an unset variable would work on that.
+    """
+    if "Path" not in parameter.bare_type() and parameter.name not in _NAMES:
+        return
+    process = parameter.process_value
+
+    def process_value(context: Any, value: Any) -> Any:
+        if value == "" or (isinstance(value, Sequence) and "" in value and not isinstance(value, str)):
+            option = next((one for one in parameter.opts if one.startswith("-")), None)
+            named = option or parameter.metavar or parameter.name.upper()
+            raise ConfigError(f"{named} is empty", "name a file, a folder or a model, or leave it out")
+        return process(context, value)
+
+    parameter.process_value = process_value
 
 
 def refuse_clip(arguments: Sequence[str]) -> None:
