@@ -49,3 +49,24 @@ def test_words_of_a_target(ctxedit, clip, tmp_path):
     )
     assert answer.code == 0
     assert "do not know 'tigr' (did you mean 'tiger'?), 'xylophone': see" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("run", "", "a cat"), "CLIP"),
+        (("batch", "", "a cat"), "LIST"),
+        (("run", "CLIP", "a cat", "--runs", ""), "--runs"),
+        (("run", "CLIP", "a cat", "--lora", "a.safetensors", "--lora", ""), "--lora"),
+        (("edit", "a cat", "--model", ""), "--model"),
+        (("t2i", "a cat", "-o", ""), "--output"),
+        (("train", "judge", "--out", ""), "--out"),
+        (("eval", "images", "", "other"), "GENERATED"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_an_empty_name_is_not_the_current_folder(ctxedit, clip, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    answer = ctxedit(*(clip if word == "CLIP" else word for word in arguments))
+    assert answer.code == 2 and answer.err.startswith(f"error: {named} is empty\nhint: "), answer.err
+    assert not list(tmp_path.iterdir())
