@@ -98,7 +98,7 @@ def build() -> Any:
 
 
 def _finish(command: Any) -> None:
-    """Adapt the help of a command and of those in it, and their answers to extra arguments and empty names."""
+    """Adapt help and the answers to extra arguments and empty names, of a command and of those in it."""
     _finish_help(command)
     for parameter in command.params:
         refuse_empty(parameter)
