@@ -145,7 +145,7 @@ def _controlled(config: Config, checkpoint: Checkpoint, inspected: Inspected) ->
     if inspected.shown is None:
         return None
     control = config.control.model
-    name = "beside the model" if control == "auto" and checkpoint.own else control
+    name = "next to the model" if control == "auto" and checkpoint.own else control
     millions = inspected.control.parameters / 1e6
     return f"{inspected.shown} to the ControlNet {name}, {millions:.1f} M parameters"
 
