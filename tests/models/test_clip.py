@@ -177,7 +177,7 @@ def test_a_missing_file_is_named(copy, file, match):
 def test_broken_files_are_refused(copy):
     good = (copy / "preprocessor_config.json").read_text()
     (copy / "preprocessor_config.json").write_text("{")
-    refused(copy, "no model.s settings file")
+    refused(copy, "is not a valid model.s settings file")
     (copy / "preprocessor_config.json").write_text('{"size": {"width": 3}}')
     refused(copy, "broken image settings")
     (copy / "preprocessor_config.json").write_text(good.replace("16", "32"))

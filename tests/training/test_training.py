@@ -321,7 +321,7 @@ def test_a_warm_start_begins_with_the_weights_there_are(part, tmp_path):
 
 
 def test_bad_recipes_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no recipe"):
+    with pytest.raises(ConfigError, match="does not exist"):
         recipe.load(tmp_path / "none.toml")
     (tmp_path / "odd.toml").write_text('part = "autoencoder"\n[task]\n[schedule]\nstepz = 3\n')
     with pytest.raises(ConfigError, match="stepz"):
