@@ -18,7 +18,8 @@ STEPS = ("--set", "upscale.steps=1")
 
 @pytest.fixture(scope="session")
 def own(tmp_path_factory):
-    return make_pixel_upscaler(tmp_path_factory.mktemp("own") / "upscaler")
+    # Of other weights than other files' upscalers: an edit that they made in the shared run would be reused.
+    return make_pixel_upscaler(tmp_path_factory.mktemp("own") / "upscaler", scale=0.25)
 
 
 @pytest.fixture()
