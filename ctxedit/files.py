@@ -29,7 +29,7 @@ _DEPTH = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: A whole number that may be larger than every float.
 _LONG_NUMBER = re.compile(r"\d{309}")
-#: Half of a pair that stands for one character; alone, it is none.
+#: An escape of half a surrogate pair, which alone is no character.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NAME_MAX, _PATH_MAX = 255, 4096
 #: Settings of a model and of its parts, which the libraries read without care for how deep they are nested.

@@ -46,7 +46,7 @@ Repeats = Annotated[
     int,
     typer.Option(
         "--repeats", min=0,
-        help="Timed runs of each implementation, after one that counts its work; 0 times that one.",
+        help="Timed runs of each implementation, after one that counts its work; with 0, that one is timed.",
     ),
 ]  # fmt: skip
 Only = Annotated[

@@ -148,7 +148,7 @@ def _write(path: Path, picture: NDArray[np.uint8], overwrite: bool, about: str |
 
 
 def _name(text: str) -> str:
-    """A file name: the text's words, and a hash where letters are left out that may be all that differs."""
+    """A file name from the text's words, with a hash if what it leaves out may be the only difference."""
     from ctxedit.runs import key_of, slug
 
     name = slug(text, fallback="image")

@@ -12,7 +12,7 @@ from ctxedit.config import Config
 from ctxedit.models.backbones import Backbone
 
 T = TypeVar("T")
-#: Networks besides the backbone; sessions do not change them.
+#: Networks other than the backbone; sessions do not change them.
 Kind = Literal["scorer", "captioner", "upscaler"]
 
 

@@ -179,7 +179,7 @@ def _rows(
 
 
 def _in_order_of_work(stages: Sequence[Stage]) -> list[Stage]:
-    """Stages as they are listed: one that stands for another (an edit for its frames) at that one's place."""
+    """Stages in the order of work: one that is listed for another (an edit for its frames) in its place."""
     place = {stage.name: i for i, stage in enumerate(stages)}
     return sorted(stages, key=lambda stage: min(place[name] for name in (stage.name, *stage.shows)))
 

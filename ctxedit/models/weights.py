@@ -36,7 +36,7 @@ class Checkpoint:
     Attributes:
         name: labels results.
         path: the folder or the file.
-        form: which of both.
+        form: which of the two.
         has_weights: False while only its config files and tokenizers were fetched.
     """
 
@@ -268,20 +268,19 @@ def family_at(there: hub.Listing, named: _Named = family_named) -> Any:
 
 
 def check_remote(there: hub.Listing, names: Collection[str]) -> Checkpoint:
-    """Fetch what is small of a repository, and refuse a pipeline that cannot be edited with.
+    """Fetch a repository's small files, and refuse a pipeline that cannot be edited with.
 
-    Args:
-        there: the repository.
-        names: what is needed of it. Of a pipeline all but the weights is fetched, of one network its config.
-
-    Returns:
-        The repository without weights; its folder may lack files if there is nothing to fetch yet.
+    ``names`` are the files needed: of a pipeline all but the weights are fetched, of one network its config.
+    Returns the repository without weights; its folder need not exist if nothing small is needed.
 
     Raises:
         WeightsError: what its family's ``check`` refuses.
     """
     pipeline = "model_index.json" in names
-    small = [n for n in names if (not n.endswith(".safetensors") if pipeline else n == "config.json")]
+    if pipeline:
+        small = [name for name in names if not name.endswith(".safetensors")]
+    else:
+        small = [name for name in names if name == "config.json"]
     folder = hub.fetch(there, small, verify=True) if small else hub.place_of(there.hub_id)
     found = Checkpoint(there.hub_id, folder, "folder", has_weights=False)
     if pipeline:

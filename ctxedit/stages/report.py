@@ -101,8 +101,8 @@ def write(
     """
     shown = edited if full is None else full
     # FFmpeg encodes in processes of its own; meanwhile the sheet is drawn and compressed.
-    with ThreadPoolExecutor(1) as beside:
-        sheet = beside.submit(
+    with ThreadPoolExecutor(1) as pool:
+        sheet = pool.submit(
             _write_sheet, files.sheet, prepared, edited, target, source_prompt, overwrite, about
         )
         if is_image(files.video):
