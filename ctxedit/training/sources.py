@@ -20,9 +20,8 @@ from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
 from ctxedit.files import parse_json
-from ctxedit.media.stills import to_rgb
+from ctxedit.media.stills import SUFFIXES, to_rgb
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
 TABLES = ("metadata.jsonl", "captions.jsonl")
 _KEYS = ("text", "caption")
