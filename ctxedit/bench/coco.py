@@ -213,7 +213,7 @@ def _names(captions: Path, images: Sequence[Mapping[str, Any]]) -> dict[int, str
         number, name = int(one["id"]), one["file_name"]
         if not isinstance(name, str) or not is_inside(name):
             raise InputError(
-                f"{captions}: image {number} has the file name {name!r}, which is not below the folder of images",
+                f"{captions}: image {number} has the file name {name!r}, not below the folder of images",
                 "file names are relative to --images and without ..",
             )
         if names.setdefault(number, name) != name:

@@ -18,11 +18,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError, InputError
+<<<<<<< HEAD
 from ctxedit.files import LIST_LIMIT, expanded, is_inside, read_json
+=======
+from ctxedit.files import LIST_LIMIT, expanded, read_json
+from ctxedit.media.stills import SUFFIXES
+>>>>>>> main
 from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded
-from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, Listing, list_shards
+from ctxedit.training.sources import CLASSES_HINT, Entry, Listing, list_shards
 
 #: Names of classes next to the data: one per line, or ``folder words`` as in ImageNet's synset files.
 NAMES_FILES = ("classes.txt", "LOC_synset_mapping.txt")

@@ -110,7 +110,7 @@ def test_a_set_beside_itself_and_beside_another(ctxedit, folders):
 
 
 def test_each_way_to_store_a_picture_is_read_as_a_person_sees_it(ctxedit, tmp_path):
-    """Grey, 16 bits, a palette, alpha, CMYK, EXIF's rotation and an animation; the same pictures as plain PNG."""
+    """Grey, 16 bits, a palette, alpha, CMYK, EXIF's rotation, an animation; and the same as plain PNG."""
     grey = np.tile(np.linspace(0, 255, 96, dtype=np.uint8), (64, 1))
     picture = Image.fromarray(grey)
     clear, plain = Image.new("RGBA", (96, 64), (9, 9, 9, 0)), Image.new("RGB", (96, 64), (255, 255, 255))
