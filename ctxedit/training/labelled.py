@@ -18,12 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError, InputError
-<<<<<<< HEAD
 from ctxedit.files import LIST_LIMIT, expanded, is_inside, read_json
-=======
-from ctxedit.files import LIST_LIMIT, expanded, read_json
 from ctxedit.media.stills import SUFFIXES
->>>>>>> main
 from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded

@@ -19,13 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
-<<<<<<< HEAD
 from ctxedit.files import is_inside, parse_json
-from ctxedit.media.stills import to_rgb
-=======
-from ctxedit.files import parse_json
 from ctxedit.media.stills import SUFFIXES, to_rgb
->>>>>>> main
 
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
 TABLES = ("metadata.jsonl", "captions.jsonl")
