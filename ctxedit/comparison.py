@@ -21,13 +21,12 @@ from ctxedit.media.probe import probe
 from ctxedit.media.read import Clip, Store
 from ctxedit.media.scratch import scratch
 from ctxedit.media.sources import check_exists
-from ctxedit.media.write import write_clip, write_image
+from ctxedit.media.write import IMAGE_SUFFIXES, write_clip, write_image
 from ctxedit.provenance import distinct_labels, flat, from_text, to_text
 from ctxedit.runs import Run
 from ctxedit.stages.prepare import read_working
 from ctxedit.tables import merge_into, nested
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 #: Longest side of a tile, in pixels; larger frames are reduced as they are read.
 _TILE = 320
 #: Clips of more frames are read to the disk.
@@ -181,7 +180,7 @@ def compose(
         for c in clips
     ]
     rows = [(part.label, picture) for part, picture in zip(parts, frames, strict=True)]
-    if output.suffix.lower() in IMAGES:
+    if output.suffix.lower() in IMAGE_SUFFIXES:
         return write_image(output, contact_sheet(rows), overwrite=overwrite, about=about, complete=complete)
     lead = next((clip for clip in clips if len(clip.frames) > 1), clips[0])
     for part, clip in zip(parts, clips, strict=True):

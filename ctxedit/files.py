@@ -129,6 +129,15 @@ def check_file(
         )
 
 
+def is_inside(name: str) -> bool:
+    """Whether a file name that a list gives stays below the list's folder: relative, without ``..``.
+
+    Lists of images are downloaded; the images that they name are opened, and must be those of the data set.
+    """
+    parts = name.replace("\\", "/").split("/")
+    return bool(name.strip()) and "\0" not in name and ".." not in parts and not Path(name).is_absolute()
+
+
 def check_kind(path: Path, what: str, error: type[CtxeditError] = InputError) -> None:
     """Raise ``error`` for an existing path that is neither a regular file nor a folder."""
     try:

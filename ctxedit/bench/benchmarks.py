@@ -14,6 +14,8 @@ from typing import Any
 
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.files import TEXT_LIMIT, check_depth, parse_json, read_text
+from ctxedit.media import stills
+from ctxedit.media.sources import CLIP_SUFFIXES
 
 #: The columns of LOVEU-TGVE-2023_Dataset.csv, and the names of its edits here.
 LOVEU_NAME, LOVEU_PROMPT = "Video name", "Our GT caption"
@@ -25,8 +27,6 @@ LOVEU_TARGETS = {
 }
 #: Maximum depth of videos below the list's folder.
 _DEPTH = 3
-_VIDEOS = (".mp4", ".gif", ".mov", ".webm", ".avi", ".mkv")
-_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def is_loveu(columns: list[str]) -> bool:
@@ -109,7 +109,7 @@ def _target(edit: Any, where: str) -> dict[str, Any]:
 def _entry(
     name: str, prompt: Any, targets: list[dict[str, Any]], videos: Mapping[str, Path], where: str, path: Path
 ) -> dict[str, Any]:
-    stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in _VIDEOS else name
+    stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in CLIP_SUFFIXES else name
     if stem not in videos:
         raise InputError(
             f"{where}: there is no video {stem!r} in {path.parent} or below",
@@ -130,8 +130,8 @@ def _videos_below(folder: Path) -> dict[str, Path]:
         if len(here.relative_to(folder).parts) >= _DEPTH:
             inside.clear()
         for name in sorted(names):
-            if Path(name).suffix.lower() in _VIDEOS:
+            if Path(name).suffix.lower() in CLIP_SUFFIXES:
                 files.setdefault(Path(name).stem, here / name)
-        if any(Path(name).suffix.lower() in _IMAGES for name in names):
+        if any(Path(name).suffix.lower() in stills.SUFFIXES for name in names):
             frames.setdefault(here.name, here)
     return frames | files

@@ -20,7 +20,7 @@ from ctxedit.editing import text_to_image
 from ctxedit.editing.parts import warn_of_unknown_words
 from ctxedit.editing.reporter import Reporter
 from ctxedit.errors import ConfigError, CtxeditError, InputError, OutputError
-from ctxedit.files import LIST_LIMIT, read_json
+from ctxedit.files import LIST_LIMIT, is_inside, read_json
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
@@ -188,7 +188,7 @@ def _read(captions: Path) -> tuple[dict[int, list[str]], dict[int, str]]:
     """Captions in the order of their ids, and file names, by image."""
     found = read_json(captions, "file of captions", LIST_LIMIT)
     try:
-        names = {int(one["id"]): str(one["file_name"]) for one in found["images"]}
+        names = _names(captions, found["images"])
         by_image: dict[int, list[str]] = {}
         for one in sorted(found["annotations"], key=lambda one: int(one["id"])):
             if not isinstance(one["caption"], str):
@@ -204,6 +204,21 @@ def _read(captions: Path) -> tuple[dict[int, list[str]], dict[int, str]]:
     if not by_image:
         raise InputError(f"{captions} has no captions", _HINT)
     return by_image, names
+
+
+def _names(captions: Path, images: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """File names by the images' ids."""
+    names: dict[int, str] = {}
+    for one in images:
+        number, name = int(one["id"]), one["file_name"]
+        if not isinstance(name, str) or not is_inside(name):
+            raise InputError(
+                f"{captions}: image {number} has the file name {name!r}, not below the folder of images",
+                "file names are relative to --images and without ..",
+            )
+        if names.setdefault(number, name) != name:
+            raise InputError(f"{captions} lists image {number} twice: {names[number]} and {name}", _HINT)
+    return names
 
 
 def _one_of(texts: Sequence[str], seed: int, image: int) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxedit.bench.formats import IMAGES, VIDEOS
+from ctxedit.bench.formats import SUFFIXES
 from ctxedit.bench.listing import Clip, Target
 from ctxedit.config import ClipConfig
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.files import expanded, neighbour
+from ctxedit.media import stills
 from ctxedit.media.probe import probe
 from ctxedit.runs import slug
 from ctxedit.stages.prepare import Prepared, read_working
@@ -86,9 +87,9 @@ def _stems(clip: Clip, target: Target) -> Iterator[str]:
 
 
 def _with_suffix(path: Path) -> Path | None:
-    for suffix in (*VIDEOS, *IMAGES):
+    for suffix in SUFFIXES:
         if (file := path.with_name(path.name + suffix)).is_file():
             return file
-    if path.is_dir() and any(one.suffix.lower() in IMAGES for one in path.iterdir()):
+    if path.is_dir() and any(one.suffix.lower() in stills.SUFFIXES for one in path.iterdir()):
         return path
     return None

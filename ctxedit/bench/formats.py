@@ -19,11 +19,12 @@ from typing import Any
 from ctxedit.bench import benchmarks
 from ctxedit.errors import ConfigError, did_you_mean
 from ctxedit.files import TEXT_LIMIT, parse_json, read_text, reason
+from ctxedit.media import stills
+from ctxedit.media.sources import CLIP_SUFFIXES
 from ctxedit.tables import read_table
 
 #: File types that count as clips in a folder.
-VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-IMAGES = (".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (*CLIP_SUFFIXES, *stills.SUFFIXES, ".heic", ".heif")  # HEIF is refused by name, not passed over
 _OF_CLIP = ("path", "prompt", "name", "control")
 _OF_TARGET = ("target", "kind", "mask", "ideal")
 
@@ -49,7 +50,7 @@ def entries(path: Path) -> list[Entry]:
         return _in_csv(path)
     if suffix in (".jsonl", ".ndjson"):
         return list(_in_json_lines(path))
-    if suffix in (*VIDEOS, *IMAGES):
+    if suffix in SUFFIXES:
         raise ConfigError(f"{path} is a clip, not a list", f"to edit it alone: ctxedit run {path} TEXT")
     if suffix in (".json", ".yaml", ".yml"):
         return [Entry(where, table) for where, table in benchmarks.v2vbench(path)]
@@ -167,19 +168,19 @@ def _in_folder(path: Path) -> Iterator[Entry]:
         raise ConfigError(f"{path} cannot be read: {reason(error)}", "check its permissions") from error
     found = False
     for one in inside:
-        if one.suffix.lower() in (*VIDEOS, *IMAGES) or (one.is_dir() and _holds_images(one)):
+        if one.suffix.lower() in SUFFIXES or (one.is_dir() and _holds_images(one)):
             found = True
             # Two files may differ only in their suffix.
             twice = sum(other.stem == one.stem for other in inside) > 1
             yield Entry(str(one), {"path": one.name, "name": one.name if twice else one.stem})
     if not found:
         raise ConfigError(
-            f"{path} holds no clips", f"clips are {', '.join(VIDEOS)}, images and folders of images"
+            f"{path} holds no clips", f"clips are {', '.join(CLIP_SUFFIXES)}, images and folders of images"
         )
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(one.suffix.lower() in IMAGES for one in folder.iterdir())
+    return any(one.suffix.lower() in stills.SUFFIXES for one in folder.iterdir())
 
 
 def base_of(path: Path) -> Path:

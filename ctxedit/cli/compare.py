@@ -173,11 +173,10 @@ def _no_settings(base: SettingOptions, span: FrameOptions, *groups: object) -> N
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    from ctxedit.comparison import IMAGES
     from ctxedit.media.temporary import check_writable
-    from ctxedit.media.write import check_output
+    from ctxedit.media.write import IMAGE_SUFFIXES, check_output
 
-    if output.suffix.lower() in IMAGES:
+    if output.suffix.lower() in IMAGE_SUFFIXES:
         check_writable(output, overwrite)
     else:
         check_output(output, None, overwrite)

@@ -10,6 +10,8 @@ from pathlib import Path
 from ctxedit.errors import InputError
 from ctxedit.files import neighbour
 
+#: Of videos, where a folder is searched for clips; any other that FFmpeg reads can be named.
+CLIP_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpeg", ".mpg", ".gif")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has already merged the two slashes
 _PATTERN = re.compile(r"%\d*d|[*?\[]")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx")

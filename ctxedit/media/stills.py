@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 from ctxedit.errors import InputError
 from ctxedit.files import check_file
 
-SUFFIXES = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+#: Of images that are read.
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".apng", ".ppm", ".pgm",
+)  # fmt: skip
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 _ANIMATED = ("PNG", "WEBP", "AVIF")
 _ROWS = 256

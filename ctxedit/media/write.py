@@ -37,6 +37,8 @@ __all__ = [
     "write_image",
 ]
 
+#: Of single images that are written.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif")
 _H264_SUFFIXES = (".mp4", ".mov", ".mkv")
 #: The longest side that libx264 encodes.
@@ -183,7 +185,7 @@ def write_image(
         OutputError: it exists and not `overwrite`, cannot be written, or the disk is full.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
     with atomic(path, overwrite) as temporary:
         Image.fromarray(image).save(temporary, quality=95, **pillow_options(path.suffix.lower(), about))

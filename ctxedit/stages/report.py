@@ -14,7 +14,15 @@ from ctxedit.errors import ConfigError
 from ctxedit.media.geometry import resize
 from ctxedit.media.montage import MAX_TILE
 from ctxedit.media.temporary import check_writable
-from ctxedit.media.write import contact_sheet, holds_audio, paired, side_by_side, write_clip, write_image
+from ctxedit.media.write import (
+    IMAGE_SUFFIXES,
+    contact_sheet,
+    holds_audio,
+    paired,
+    side_by_side,
+    write_clip,
+    write_image,
+)
 from ctxedit.stages.prepare import Prepared
 
 
@@ -33,12 +41,12 @@ class OutputFiles:
 
 def is_image(output: Path) -> bool:
     """Whether an output of this name is a single image."""
-    return output.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not output.is_dir()
+    return output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()
 
 
 def check_image(path: Path, overwrite: bool) -> None:
     """Raises ConfigError for a suffix that is no image's, OutputError for a place that cannot be written."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"):
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ConfigError(f"images are not written as {path.suffix or path.name}", "use .png, .jpg or .webp")
     check_writable(path, overwrite)
 

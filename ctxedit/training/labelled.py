@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.errors import ConfigError, InputError
-from ctxedit.files import LIST_LIMIT, expanded, read_json
+from ctxedit.files import LIST_LIMIT, expanded, is_inside, read_json
+from ctxedit.media.stills import SUFFIXES
 from ctxedit.synthetic.vocabulary import THINGS
 from ctxedit.training.data import Data, DataConfig, Images, check_usable
 from ctxedit.training.labelled_scenes import LabelledScenes, padded
-from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, Listing, list_shards
+from ctxedit.training.sources import CLASSES_HINT, Entry, Listing, list_shards
 
 #: Names of classes next to the data: one per line, or ``folder words`` as in ImageNet's synset files.
 NAMES_FILES = ("classes.txt", "LOC_synset_mapping.txt")
@@ -253,7 +254,10 @@ def list_coco(file: Path, most: int) -> tuple[Listing, list[str]]:
 
 
 def _image(one: Any) -> tuple[str, tuple[int, int]]:
-    return str(one["file_name"]), (int(one["width"]), int(one["height"]))
+    name = one["file_name"]
+    if not isinstance(name, str) or not is_inside(name):
+        raise ValueError(f"file_name {name!r} is not below the folder of images")
+    return name, (int(one["width"]), int(one["height"]))
 
 
 def _unusable(

@@ -19,8 +19,8 @@ from PIL import Image
 
 from ctxedit.errors import InputError
 from ctxedit.files import expanded
-from ctxedit.media.stills import to_rgb
-from ctxedit.training.sources import CLASSES_HINT, SUFFIXES, Entry, list_shards, read_bytes
+from ctxedit.media.stills import SUFFIXES, to_rgb
+from ctxedit.training.sources import CLASSES_HINT, Entry, list_shards, read_bytes
 
 #: A record of CIFAR-10's binary version: a byte for the class, then 3 × 32 × 32 for red, green and blue.
 _SIDE, _RECORD, _BATCH = 32, 1 + 3 * 32 * 32, 10_000
@@ -201,7 +201,7 @@ def _of_entries(
     entries: list[Entry], names: tuple[str, ...], labels: NDArray[np.int64], size: int, bad: dict[str, str]
 ) -> PixelSet:
     suffixes = {(entry.suffix or entry.file.suffix).lower() for entry in entries}
-    lossless = not suffixes & {".jpg", ".jpeg", ".webp"}
+    lossless = not suffixes & {".jpg", ".jpeg", ".webp", ".avif"}
     return PixelSet(
         names, labels, lambda i: _pixels(entries[i], size), lambda i: entries[i].name, lossless, bad
     )

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
-from ctxedit.files import parse_json
-from ctxedit.media.stills import to_rgb
+from ctxedit.files import is_inside, parse_json
+from ctxedit.media.stills import SUFFIXES, to_rgb
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
 TABLES = ("metadata.jsonl", "captions.jsonl")
 _KEYS = ("text", "caption")
@@ -139,8 +138,11 @@ def _table(table: Path, folder: Path, bad: dict[str, str]) -> Iterator[tuple[Pat
         try:
             row = parse_json(line)
             file_name = row["file_name"]
+            if not is_inside(file_name):
+                bad[f"{_name(table, folder)}:{number}"] = "file_name is not below the folder"
+                continue
             yield table.parent / file_name, _caption(row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             bad[f"{_name(table, folder)}:{number}"] = "not a JSON object with file_name"
 
 

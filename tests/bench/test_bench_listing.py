@@ -200,7 +200,7 @@ def test_the_list_of_compositions_agrees_with_its_own_labels(tmp_path, monkeypat
 
 
 def test_csv_json_lines_and_folders_are_lists_too(tmp_path):
-    for name in ("a.mp4", "b.gif", "b.mp4", "notes.txt", ".hidden.mp4"):
+    for name in ("a.mp4", "b.gif", "b.mp4", "c.avif", "d.heic", "notes.txt", ".hidden.mp4"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "1.png").write_bytes(b"x")
@@ -222,7 +222,7 @@ def test_csv_json_lines_and_folders_are_lists_too(tmp_path):
     (clip,) = read_list(lines, batch=True)
     assert [(t.prompt, t.kind) for t in clip.targets] == [("x", "other"), ("y", "style")]
     found = read_list(tmp_path, batch=True, targets=("x",))
-    assert [clip.name for clip in found] == ["a", "b.gif", "b.mp4", "frames"]
+    assert [clip.name for clip in found] == ["a", "b.gif", "b.mp4", "c", "d", "frames"]
     assert found[0].path == tmp_path / "a.mp4"
 
 

@@ -1,4 +1,4 @@
-"""``ctxedit eval images --coco``: a slice in is not UTF-8 through the built-in models."""
+"""``ctxedit eval images --coco``: a slice in COCO's format through the built-in models."""
 
 import json
 import shutil
@@ -142,6 +142,45 @@ def test_a_caption_that_is_not_text_is_refused(ctxedit, slice_of_coco, tmp_path,
     (tmp_path / "null.json").write_text(json.dumps(table))
     answer = ask(ctxedit, slice_of_coco, tmp_path / "out", "--coco", tmp_path / "null.json", count=10)
     assert answer.code == 3 and "is not text: None" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["images"][0].update(file_name="/etc/hostname"), "not below the folder of images"),
+        (lambda t: t["images"][0].update(file_name="a/../../b.jpg"), "not below the folder of images"),
+        (lambda t: t["images"][0].update(file_name="..\\b.jpg"), "not below the folder of images"),
+        (lambda t: t["images"][0].update(file_name=""), "not below the folder of images"),
+        (lambda t: t["images"][0].update(file_name=None), "file name None"),
+        (lambda t: t["images"][1].update(id=100), "lists image 100 twice"),
+        (lambda t: t.pop("annotations"), "not in COCO's captions format"),
+        (lambda t: t.update(annotations=[]), "has no captions"),
+        (lambda t: t["annotations"][0].update(image_id=5), "captions of image 5, which it does not list"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(ctxedit, slice_of_coco, tmp_path, no_weights, change, said):
+    table = json.loads((slice_of_coco / "captions.json").read_text())
+    change(table)
+    (tmp_path / "changed.json").write_text(json.dumps(table))
+    answer = ask(ctxedit, slice_of_coco, tmp_path / "out", "--coco", tmp_path / "changed.json")
+    assert answer.code == 3 and said in answer.err, answer.err
+    assert answer.err.count("error:") == answer.err.count("hint:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_in_any_script_and_folders_and_repeated_entries_are_taken(slice_of_coco, tmp_path):
+    from ctxedit.bench.coco import choose
+
+    table = json.loads((slice_of_coco / "captions.json").read_text())
+    table["images"][0]["file_name"] = "ünder/猫.jpg"
+    table["images"].append(table["images"][1])
+    (tmp_path / "captions.json").write_text(json.dumps(table))
+    shutil.copytree(slice_of_coco / "val2014", tmp_path / "images")
+    (tmp_path / "images" / "ünder").mkdir()
+    old = tmp_path / "images" / "COCO_val2014_000000000100.jpg"
+    old.rename(tmp_path / "images" / "ünder" / "猫.jpg")
+    items = choose(tmp_path / "captions.json", tmp_path / "images", 12)
+    assert len({item.id for item in items}) == 12 and any(item.image.name == "猫.jpg" for item in items)
 
 
 def test_a_broken_real_image_is_found_before_anything_is_made(ctxedit, slice_of_coco, tmp_path):

@@ -60,7 +60,7 @@ def test_an_image_has_a_row_for_each(ctxedit, clips, tmp_path):
     assert two[0] == one[0] and two[1] > 1.8 * one[1]
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
+@pytest.mark.parametrize("name", ["out.mp4", "out.png", "out.tif", "out"])
 def test_a_finished_comparison_is_known_again(ctxedit, clips, tmp_path, name):
     call = ("compare", clips("a.mp4", grey=40), clips("b.mp4", grey=90), "-o", tmp_path / name)
     first = ctxedit(*call, "--json")

@@ -39,8 +39,10 @@ def folders(tmp_path_factory):
     (folder / "short.txt").write_text("a cat\n")
     (folder / "other.json").write_text(json.dumps({"x.png": "a cat"}))
     (folder / "broken.json").write_text("{")
+    (folder / "two.json").write_text(json.dumps({**texts, "a/3.jpg": "a dragon"}))
+    (folder / "nameless.jsonl").write_text('{"text": "a cat"}\n' * 24)
     (folder / "blank.json").write_text(json.dumps({**texts, "3.png": " "}))
-    for name in ("empty", "mixed", "corrupt", "few", "large"):
+    for name in ("empty", "mixed", "corrupt", "few", "large", "zero", "one", "float", "locked"):
         (folder / name).mkdir()
     for i, side in enumerate((64, 48)):
         Image.new("RGB", (side, side)).save(folder / "mixed" / f"{i}.png")
@@ -48,6 +50,10 @@ def folders(tmp_path_factory):
         Image.new("RGB", (64, 64)).save(folder / "few" / f"{i}.png")
     for i in range(24):
         Image.new("RGB", (96, 80), (9 * i, 0, 0)).save(folder / "large" / f"{i}.png")
+    (folder / "zero" / "0.png").touch()
+    Image.new("RGB", (64, 64)).save(folder / "one" / "0.png")
+    Image.new("F", (64, 64)).save(folder / "float" / "0.tif")
+    (folder / "locked" / "0.png").symlink_to("nowhere.png")
     data = (folder / "made" / "0.png").read_bytes()
     (folder / "corrupt" / "ok.png").write_bytes(data)
     (folder / "corrupt" / "torn.png").write_bytes(data[: len(data) // 2])
@@ -103,6 +109,47 @@ def test_a_set_beside_itself_and_beside_another(ctxedit, folders):
     assert other[0]["value"] > 1 and other[2]["value"] > 1
 
 
+def test_each_way_to_store_a_picture_is_read_as_a_person_sees_it(ctxedit, tmp_path):
+    """Grey, 16 bits, a palette, alpha, CMYK, EXIF's rotation, an animation; and the same as plain PNG."""
+    grey = np.tile(np.linspace(0, 255, 96, dtype=np.uint8), (64, 1))
+    picture = Image.fromarray(grey)
+    clear, plain = Image.new("RGBA", (96, 64), (9, 9, 9, 0)), Image.new("RGB", (96, 64), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    odd, same = tmp_path / "odd", tmp_path / "same"
+    for folder in (odd, same):
+        folder.mkdir()
+    stored = [
+        (picture, "png", picture, {}),
+        (Image.fromarray(grey.astype(np.uint16) * 257), "png", picture, {}),
+        (picture.convert("P"), "png", picture, {}),
+        (clear, "png", plain, {}),
+        (picture.convert("RGB").convert("CMYK"), "tif", picture, {}),
+        (picture.rotate(90, expand=True), "png", picture, {"exif": exif}),
+        (
+            picture,
+            "webp",
+            picture,
+            {"lossless": True, "save_all": True, "append_images": [plain.convert("L")]},
+        ),
+    ]
+    for i, (image, suffix, shown, options) in enumerate(stored):
+        image.save(odd / f"{i}.{suffix}", **options)
+        shown.convert("RGB").save(same / f"{i}.png")
+    answer = ctxedit("eval", "images", odd, same, "--metrics", "fid", "--json", "-q")
+    assert answer.code == 0, answer.err
+    assert answer.table["scores"][0]["value"] == pytest.approx(0, abs=1e-3)
+
+
+def test_features_that_are_not_numbers_are_an_error(ctxedit, folders, monkeypatch):
+    def broken(scorer, images, unit=True):
+        return torch.full((len(images), 8), float("nan"))
+
+    monkeypatch.setattr("ctxedit.models.clip.ClipScorer.embed_images", broken)
+    answer = ctxedit("eval", "images", folders / "made", folders / "real")
+    assert answer.code == 7 and "NaN or infinity in the features of" in answer.err and answer.out == ""
+
+
 def test_very_large_images_come_one_by_one(folders, monkeypatch):
     from ctxedit.metrics.images import sets
 
@@ -133,12 +180,18 @@ def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
         (("mixed", "real"), 3, "differ in size: 0.png is 64×64, 1.png is 48×48"),
         (("made", "large"), 3, "96×80"),
         (("corrupt", "real"), 3, "torn.png cannot be read"),
+        (("zero", "real"), 3, "0.png cannot be read as an image"),
+        (("float", "real"), 3, "floating-point pixels"),
+        (("locked", "real"), 3, "0.png is a link to nowhere.png, which does not exist"),
         (("few", "real"), 3, "needs at least"),
+        (("one", "one", "--metrics", "fid"), 3, "needs at least 2 images"),
         (("made", "nowhere"), 3, "does not exist"),
         (("made", "captions.txt"), 3, "not a folder"),
         (("made", "real", "--captions", "short.txt"), 3, "1 caption, and there are 24 images"),
         (("made", "real", "--captions", "other.json"), 3, "no caption for 24 of 24 images, 0.png"),
         (("made", "real", "--captions", "broken.json"), 3, "not a file of captions"),
+        (("made", "real", "--captions", "two.json"), 3, "has two captions for 3"),
+        (("made", "real", "--captions", "nameless.jsonl"), 3, "not a file of captions"),
         (("made", "real", "--captions", "blank.json"), 3, "the caption of 3.png is empty"),
         (("made", "real", "--size", "200000"), 5, "one image takes about"),
         (("made", "real", "--metrics", "fidd"), 2, "unknown metric 'fidd'"),

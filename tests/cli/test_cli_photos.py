@@ -83,7 +83,10 @@ def test_a_photo_gives_photos(photo_run, ctxedit):
     assert ctxedit("show", edit["video"], "--json").table["target"] == TARGET
 
 
-@pytest.mark.parametrize(("name", "code"), [("o.jpg", 0), ("o.png", 0), ("o.bmp", 2), ("o.avi", 2)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("o.jpg", 0), ("o.png", 0), ("o.tif", 0), ("o.bmp", 0), ("o.ppm", 2), ("o.avi", 2)],
+)
 def test_a_photo_is_written_as_asked(photo_run, ctxedit, tmp_path, name, code):
     folder, _ = photo_run
     answer = ctxedit(

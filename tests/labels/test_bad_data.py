@@ -147,3 +147,13 @@ def test_coco_images_of_another_size_and_boxes_too_many_are_counted_or_stop(ctxe
     }
     stop = recipe(tmp_path, "layout", data='on_error = "stop"')
     refused(ctxedit("train", stop, "--data", file), "2 bad in the data: 000000000100.jpg (5 boxes")
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../val2017/000000000100.jpg", None])
+def test_coco_images_outside_the_folder_are_refused(ctxedit, coco, tmp_path, name):
+    table = coco_table(4)
+    file = coco(table)
+    table["images"][0]["file_name"] = name
+    file.write_text(json.dumps(table))
+    answer = ctxedit("train", recipe(tmp_path, "layout"), "--data", file, "--out", "mine")
+    refused(answer, "not below the folder of images")

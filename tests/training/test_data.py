@@ -115,9 +115,11 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "lone.txt").write_text("no picture of this")
     with (folder / "captions.jsonl").open("a") as table:
         table.write('{"file_name": "gone.png", "text": "gone"}\nnot json\n')
+        table.write('{"file_name": "../0.png", "text": "elsewhere"}\n{"file_name": 7, "text": "a number"}\n')
     return {
         "silent.png": "no caption", "blank.png": "empty", "lone.txt": "no image", "gone.png": "no image",
         "captions.jsonl:4": "not a JSON", "captions.jsonl:3": "",
+        "captions.jsonl:5": "not below the folder", "captions.jsonl:6": "not a JSON",
     }  # fmt: skip
 
 
@@ -135,7 +137,7 @@ def test_bad_input_is_named_and_left_out(folder):
 def test_bad_input_stops_where_the_recipe_says_so(folder):
     opened(folder, on_error="stop")
     spoil(folder)
-    with pytest.raises(InputError, match=r"5 bad in the data: .*\(.*…"):
+    with pytest.raises(InputError, match=r"7 bad in the data: .*\(.*…"):
         opened(folder, on_error="stop")
 
 

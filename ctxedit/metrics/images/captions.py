@@ -21,8 +21,8 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
 
     Args:
         path: text with a line for each image in natural order; JSON lines with ``file_name`` and ``text`` (or
-            ``caption``); JSON that maps file names to captions, or in COCO's format, whose first caption of
-            each image is taken. File names count without folders, and suffixes may differ.
+            ``caption``); JSON that maps file names to captions, or in COCO's format. Of an image's several
+            captions, the first is taken. File names count without folders, and suffixes may differ.
         files: the images.
 
     Raises:
@@ -41,7 +41,7 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
         raise InputError(f"{path} is not a file of captions", f"captions are {_FORMS}") from error
     if isinstance(table, list):
         return _in_order(path, table, files)
-    stems = {Path(name).stem: caption for name, caption in table.items()}
+    stems = _by_stem(path, table)
     if lacking := [file.name for file in files if file.stem not in stems]:
         raise InputError(
             f"{path} has no caption for {len(lacking)} of {len(files)} images, {lacking[0]} among them",
@@ -57,6 +57,19 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
     return [stems[file.stem] for file in files]
 
 
+def _by_stem(path: Path, table: Mapping[str, str]) -> dict[str, str]:
+    """Captions by file names without folders and suffixes."""
+    stems: dict[str, str] = {}
+    for name, caption in table.items():
+        stem = Path(name).stem
+        if stems.setdefault(stem, caption) != caption:
+            raise InputError(
+                f"{path} has two captions for {stem}: {stems[stem][:60]!r} and {caption[:60]!r}",
+                "captions are found by file names without folders and suffixes; name each image once",
+            )
+    return stems
+
+
 def _table(found: Any) -> dict[str, str] | list[str]:
     if isinstance(found, Mapping) and "annotations" in found:
         names = {one["id"]: one["file_name"] for one in found["images"]}
@@ -68,7 +81,10 @@ def _table(found: Any) -> dict[str, str] | list[str]:
         return {str(name): _text(caption) for name, caption in found.items()}
     if all(isinstance(one, str) for one in found):
         return list(found)
-    return {_first(one, _NAMES): _first(one, _TEXTS) for one in found}
+    lines: dict[str, str] = {}
+    for one in found:
+        lines.setdefault(_first(one, _NAMES), _first(one, _TEXTS))  # as of COCO's, the first of several
+    return lines
 
 
 def _text(value: Any) -> str:
@@ -78,7 +94,8 @@ def _text(value: Any) -> str:
 
 
 def _first(one: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return _text(next(one[key] for key in keys if key in one))
+    found = [one[key] for key in keys if key in one]
+    return _text(found[0] if found else None)
 
 
 def _in_order(path: Path, captions: list[str], files: Sequence[Path]) -> list[str]:
