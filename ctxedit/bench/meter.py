@@ -53,8 +53,9 @@ class Cost:
         )
 
     def of_all_steps(self) -> Cost:
-        """Including the steps of killed processes, whose cost is extrapolated from the others."""
-        if not 0 < self.steps < self.reached:
+        """Of every step once: what killed processes did not note is extrapolated, steps made twice are not
+        counted twice."""
+        if self.steps in (0, self.reached):
             return self
         ratio = self.reached / self.steps
         return replace(
@@ -106,14 +107,7 @@ class CostMeter(Reporter):
         first = last = 0
         with self.inner.task(name, total, unit) as tell, _peak(self._device) as peak:
 
-            def step(done: int, note: str) -> None:
-                nonlocal first, last
-                first, last = first or done, done
-                tell(done, note)
-
-            try:
-                yield step
-            finally:
+            def record() -> None:
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)
                 seconds, passes = time.perf_counter() - began, (self._branch_frames - before) / self._frames
@@ -121,12 +115,25 @@ class CostMeter(Reporter):
                 if note := self._notes.get(stage):
                     note(cost)
 
+            def step(done: int, note: str) -> None:
+                nonlocal first, last
+                first, last = first or done, done
+                tell(done, note)
+                if done == total:
+                    record()
+
+            try:
+                yield step
+            finally:
+                if last != total:
+                    record()
+
     @contextmanager
     def noting(self, stage: str, note: Callable[[Cost], None]) -> Iterator[None]:
         """Pass each task of a stage to ``note``, including interrupted ones.
 
-        This happens before the stage's result is stored: a process that is killed in between leaves no
-        result of unknown cost.
+        This happens at the last step, before a tuning's state of it or the stage's result is stored: a
+        process that is killed in between leaves no result of unknown cost.
         """
         self._notes[stage] = note
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -34,6 +35,7 @@ _VALIDATION = (
     (r"Value error, ", ""),  # a value that is not one of the allowed ones
     (r"Input should be a valid number\b.*", "must be a number"),
     (r"Input should be a valid integer\b.*", "must be a whole number"),
+    (r"Input should be a valid boolean\b.*", "must be true or false"),
     (r"Input should be greater than or equal to ", "must be at least "),
     (r"Input should be less than or equal to ", "must be at most "),
 )
@@ -147,7 +149,18 @@ def _of_a_kind(error: BaseException) -> Failure | None:
         return Failure(f"cannot be written: {said}", _HINTS[6], OutputError.exit_code)
     if error.filename:
         return Failure(f"cannot be opened: {said}", _HINTS[3], InputError.exit_code)
+    if error.errno == errno.ENOENT and _is_current_folder_gone():
+        gone = "the current folder does not exist any more"
+        return Failure(gone, "change to one that exists: cd", InputError.exit_code)
     return None
+
+
+def _is_current_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _usage(error: BaseException) -> Failure:

@@ -66,10 +66,16 @@ def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Stderr(Console):
-    """Messages; if their reader has closed the stream, the work continues."""
+    """Messages; if their reader has closed the stream, or its disk is full, the work continues."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
 
 
 def _stderr() -> Console:

@@ -24,6 +24,7 @@ from ctxedit.editing.stage import Stage
 from ctxedit.editing.stages import stage_named
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.companions import read_companion
+from ctxedit.media.ffmpeg import ffmpeg
 from ctxedit.media.geometry import Fit, plan_fit
 from ctxedit.media.mask import read_mask
 from ctxedit.media.memory import reading_bytes
@@ -224,6 +225,8 @@ def _upscaler(
 
 def _check_outputs(request: Request, known: Known, fps: Fraction) -> None:
     targets, free = request.targets, request.overwrite
+    if targets and request.config.clip.frames > 1:
+        ffmpeg()
     if request.output is None:
         folder = request.runs if request.run is None else request.run.folder
         check_writable(folder / ".ctxedit", True)

@@ -22,7 +22,7 @@ from ctxedit.editing.stages import stage_named, up_to
 from ctxedit.media.geometry import Fit
 from ctxedit.media.memory import pasting_bytes, writing_bytes
 from ctxedit.media.read import Clip
-from ctxedit.media.write import even_note, holds_audio
+from ctxedit.media.write import check_size, even_note, holds_audio
 from ctxedit.models.device import name_of, pick_device, pick_dtype
 from ctxedit.models.weights import Checkpoint
 from ctxedit.stages.passes import Kept
@@ -190,6 +190,7 @@ def _written(request: Request, fit: Fit, clip: Clip) -> tuple[int, tuple[str, ..
         return 0, clip.notes
     output = request.output or Path("edit.mp4")
     size = _output_size(request, fit)
+    check_size(output, *size)
     note = even_note(output, *size, request.chroma)
     sound = clip.info.sound_note if request.audio and holds_audio(output) else None
     notes = (*clip.notes, *(said for said in (sound, note) if said is not None))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import imageio_ffmpeg
+import av
 
 from ctxedit.media.embed import ffmpeg_options
+from ctxedit.media.ffmpeg import ffmpeg
 from ctxedit.media.probe import probe
 from ctxedit.media.sources import location
 from ctxedit.media.temporary import remove
@@ -46,31 +49,55 @@ def add_sound(
     info = probe(source)
     if info.audio_index is None:
         return None
-    suffix = video.suffix.lower()
-    takes = _COPIED[suffix]
-    encoder = "libopus" if suffix == ".webm" else "aac"
-    ways = ["copy", encoder] if takes is None or info.audio_codec in takes else [encoder]
     mixed = video.with_name(f"{video.stem}.sound{video.suffix}")
-    said = ""
+    said, failed = "", False
     try:
-        for way in ways:
-            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-nostdin"]
-            command += ["-i", str(video.absolute())]
-            command += ["-ss", f"{start:.6f}", "-t", f"{duration:.6f}", "-i", location(source)]
-            command += ["-map", "0:v:0", "-map", f"1:{info.audio_index}", "-c:v", "copy", "-c:a", way]
+        for way in _ways(video.suffix.lower(), info.audio_codec, start, duration):
+            command = [ffmpeg(), "-y", "-v", "error", "-nostdin"]
+            command += ["-i", str(video.absolute()), *way.seek, "-i", location(source)]
+            command += ["-map", "0:v:0", "-map", f"1:{info.audio_index}", "-c:v", "copy", *way.encode]
             command += ["-map_metadata", "-1", *ffmpeg_options(about)]
-            # A seek may land early; without this, copied sound would begin there and lag behind.
-            command += ["-copypriorss:a", "0"]
             done = subprocess.run([*command, str(mixed.absolute())], capture_output=True, check=False)
-            if done.returncode == 0:
+            if done.returncode == 0 and _has_sound(mixed):
                 mixed.replace(video)
                 return None
-            said = _last_line(done.stderr) or said
-    except OSError as error:
-        said = str(error)
+            failed = done.returncode != 0
+            said = (failed and _last_line(done.stderr)) or said
+    except (OSError, av.FFmpegError) as error:
+        said, failed = str(error), True
     finally:
         remove(mixed)
+    if not failed:  # the track is silent here: it begins later, or has ended
+        return None
     return f"the sound of {source} could not be copied, the edit is silent{said and f': {said}'}"
+
+
+class _Way(NamedTuple):
+    """FFmpeg's options before the source, and those of the sound that is written."""
+
+    seek: list[str]
+    encode: list[str]
+
+
+def _ways(suffix: str, codec: str | None, start: float, duration: float) -> Iterator[_Way]:
+    """How the sound can be taken, the way that changes least first."""
+    seek = ["-ss", f"{start:.6f}", "-t", f"{duration:.6f}"]
+    takes = _COPIED[suffix]
+    if takes is None or codec in takes:
+        # A seek may land early; without this, copied sound would begin there and lag behind.
+        yield _Way(seek, ["-c:a", "copy", "-copypriorss:a", "0"])
+    encoder = ["-c:a", "libopus" if suffix == ".webm" else "aac"]
+    yield _Way(seek, encoder)
+    # In some files (ADPCM in an AVI) nothing is found after a seek.
+    trim = f"atrim=start={start:.6f}:duration={duration:.6f},asetpts=PTS-{start:.6f}/TB"
+    yield _Way([], ["-af", trim, *encoder])
+
+
+def _has_sound(video: Path) -> bool:
+    """Whether a file that FFmpeg wrote without complaint holds a packet of sound."""
+    with av.open(str(video.absolute())) as container:
+        streams = container.streams.audio
+        return bool(streams) and any(packet.size for packet in container.demux(streams[0]))
 
 
 def _last_line(stderr: bytes | None) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ctxedit.errors import ConfigError, CtxeditError, OutputError
 from ctxedit.media.embed import comment_gif, ffmpeg_options, pillow_options
+from ctxedit.media.ffmpeg import ffmpeg
 from ctxedit.media.geometry import resize
 from ctxedit.media.montage import Pictures, contact_sheet, paired, side_by_side
 from ctxedit.media.probe import probe
@@ -26,6 +27,7 @@ from ctxedit.media.temporary import as_output_error, atomic, check_writable
 
 __all__ = [
     "check_output",
+    "check_size",
     "contact_sheet",
     "even_note",
     "holds_audio",
@@ -39,6 +41,8 @@ __all__ = [
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif")
 _H264_SUFFIXES = (".mp4", ".mov", ".mkv")
+#: The longest side that libx264 encodes.
+_H264_SIDE = 16384
 _LARGE = 3840 * 2160
 
 # BT.601 is what readers assume who do not look at the tag, and the tag tells the others.
@@ -64,13 +68,22 @@ def even_note(path: str | Path, width: int, height: int, chroma: str = "420") ->
     )
 
 
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Raise ConfigError for frames that are larger than the encoder of this kind of video takes."""
+    if _suffix(path) in _H264_SUFFIXES and max(width, height) > _H264_SIDE:
+        raise ConfigError(
+            f"H.264 holds at most {_H264_SIDE} pixels a side, not {width}×{height}",
+            "write a .webm or a folder of PNGs with -o, or leave out --output-size source",
+        )
+
+
 def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool = False) -> None:
     """Everything about an output that can be seen before a frame is made; ``write_clip`` begins with it.
 
     Raises:
         ConfigError: a suffix that is not written, or a frame rate that GIF cannot hold.
-        OutputError: it exists and not `overwrite`, its folder cannot be written, or it is a folder of
-            other things than frames.
+        OutputError: it exists and not `overwrite`, its folder cannot be written, it is a folder of other
+            things than frames, or there is no FFmpeg to write a video.
     """
     suffix = _suffix(path)
     if suffix not in ("", *VIDEO_SUFFIXES):
@@ -91,6 +104,8 @@ def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool 
     ):
         raise OutputError(f"{path} is a folder with files other than frames", "choose a new folder")
     check_writable(path, overwrite)
+    if suffix:
+        ffmpeg()
 
 
 def write_clip(
@@ -135,6 +150,7 @@ def write_clip(
     check_output(path, fps, overwrite)
     suffix, path = _suffix(path), Path(path)
     size = size or (frames.shape[2], frames.shape[1])
+    check_size(path, *size)
     if (note := even_note(path, *size, chroma)) is not None:
         warn(note)
     length = float(sum(durations) if durations is not None else len(frames) / fps)

@@ -117,6 +117,17 @@ def test_an_interrupted_task_is_accounted_for():
     assert [cost.evaluations for cost in costs] == [1]
 
 
+def test_a_stage_is_noted_once_at_its_last_step():
+    """A process may be killed after a tuning's last state was saved, before the task ends."""
+    costs, meter = [], CostMeter(Reporter())
+    with meter.noting("tune", costs.append), meter.task("tune", 2) as progress:
+        progress(1, "")
+        assert costs == []
+        progress(2, "")
+        assert [(cost.steps, cost.reached) for cost in costs] == [(2, 2)]
+    assert len(costs) == 1
+
+
 def test_the_ledger_adds_what_is_resumed_and_forgets_what_has_changed(tmp_path):
     Ledger(tmp_path).add("tune", "k", Cost(2.0, 100, 10))
     Ledger(tmp_path).add("tune", "k", Cost(1.0, 80, 5))
@@ -127,6 +138,14 @@ def test_the_ledger_adds_what_is_resumed_and_forgets_what_has_changed(tmp_path):
     assert ledger.of("tune", "other") is None and ledger.of("edit", "k") is None
     ledger.add("tune", "other", Cost(1.0, 1, 1))
     assert Ledger(tmp_path).of("tune", "other") == Cost(1.0, 1, 1)
+
+
+def test_steps_made_twice_are_counted_once(tmp_path):
+    """A tuning of ten steps that saves every fourth: interrupted after seven, then resumed at the fifth."""
+    for steps, reached in ((7, 7), (6, 10)):
+        Ledger(tmp_path).add("tune", "k", Cost(float(steps), 1, steps, steps, reached))
+    cost = Ledger(tmp_path).of("tune", "k")
+    assert cost == Cost(pytest.approx(10.0), 1, pytest.approx(10), 10, 10)
 
 
 def test_steps_of_a_killed_process_are_reckoned_at_the_rate_of_the_others(tmp_path):

@@ -114,6 +114,42 @@ def test_input_that_does_not_fit_is_3_before_weights(ctxedit, no_weights, clip, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_current_folder_that_was_removed_is_3(ctxedit, clip, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    answer = ctxedit("run", clip, "a cat")
+    assert (answer.code, answer.out) == (3, "")
+    assert "\nerror: the current folder does not exist any more\nhint: " in answer.err
+
+
+@pytest.mark.parametrize("program", ["missing", "other"])
+def test_an_ffmpeg_that_does_not_run_is_6_before_weights(
+    ctxedit, clip, tmp_path, no_weights, monkeypatch, program
+):
+    other = tmp_path / program
+    if program == "other":
+        other.write_text("#!/bin/sh\necho ls 9.0\n")
+        other.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(other))
+    answer = ctxedit("run", clip, "--prompt", "a tiger", "a panda", "--dry-run", "--runs", tmp_path)
+    assert answer.code == 6 and str(other) in answer.err and "hint: reinstall imageio-ffmpeg" in answer.err
+
+
+def test_a_size_that_no_h264_holds_is_2_before_weights(ctxedit, tmp_path, no_weights):
+    from PIL import Image
+
+    (tmp_path / "wide").mkdir()
+    for number in range(2):
+        Image.new("RGB", (16400, 128)).save(tmp_path / f"wide/{number}.png")
+    command = ("run", tmp_path / "wide", "--prompt", "a tiger", "a panda", "--frames", 2, "--dry-run")
+    command += ("--output-size", "source", "--runs", tmp_path / "runs")
+    answer = ctxedit(*command)
+    assert answer.code == 2 and "16384 pixels a side, not 16400×128" in answer.err
+    assert ctxedit(*command, "-o", tmp_path / "a.webm").code == 0
+    assert ctxedit(*command, "-o", tmp_path / "frames").code == 0
+
+
 def test_no_run_is_3(ctxedit, tmp_path):
     assert "no run in" in told(ctxedit("edit", "--target", "a cat", "--runs", tmp_path), 3)
     assert "no run folder" in told(ctxedit("eval", "--run", tmp_path), 3) or "is not a run folder" in told(

@@ -100,6 +100,18 @@ def test_a_stdout_that_is_closed_or_full(tmp_path):
     assert done.returncode == 6 and b"disk is full" in done.stderr and b"Exception" not in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_messages_that_cannot_be_written_change_nothing(monkeypatch):
+    from ctxedit.cli.output import Screen
+
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it fails as well
+        monkeypatch.setattr(sys, "stderr", full)
+        screen = Screen()
+        screen.say("loading")
+        screen.warn("no sound")
+    assert screen.console.quiet
+
+
 def test_an_encoding_of_the_environment(tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = process("presets", "cp", "ddim", "虎é.toml", cwd=tmp_path, env=environment)

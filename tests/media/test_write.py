@@ -21,6 +21,7 @@ from ctxedit.media.read import read_frames
 from ctxedit.media.write import check_output, holds_audio, write_clip, write_image
 
 from .clips import draw, encode, far, ffmpeg, numbers
+from .drawn import heard
 
 NTSC = Fraction(30000, 1001)
 
@@ -225,6 +226,23 @@ def test_sound_is_not_longer_than_the_picture(tmp_path: Path) -> None:
     origin = _with_sound(tmp_path, "aac", ".mp4")
     path = write_clip(tmp_path / "a.mp4", draw(8), Fraction(8), audio_from=origin, audio_duration=3.5)
     assert _seconds_of_sound(path)[1] == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_sound_that_no_seek_finds_is_decoded_from_the_beginning(tmp_path: Path, start: float) -> None:
+    """FFmpeg finds no ADPCM in an AVI after a seek, and does not call that an error."""
+    origin = _with_sound(tmp_path, "adpcm_ms", ".avi")
+    path = tmp_path / "a.mp4"
+    write_clip(path, draw(8), Fraction(8), audio_from=origin, audio_start=start, audio_duration=1.0)
+    seconds, tone = heard(path)
+    assert (seconds, tone) == (pytest.approx(1.0, abs=0.05), pytest.approx(440, abs=2))
+
+
+def test_a_track_that_ends_before_the_span_leaves_a_silent_clip(tmp_path: Path) -> None:
+    origin, said = _with_sound(tmp_path, "aac", ".mp4"), list[str]()
+    path = tmp_path / "a.mp4"
+    write_clip(path, draw(8), Fraction(8), audio_from=origin, audio_start=9.0, warn=said.append)
+    assert not probe(path).has_audio and said == []
 
 
 def test_sound_that_fails_costs_a_warning_and_not_the_edit(
