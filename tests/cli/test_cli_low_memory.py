@@ -48,7 +48,7 @@ def test_the_edit_is_the_same_in_the_same_precision(arguments, tmp_path, monkeyp
     assert (frames_of(plain, tmp_path) - frames_of(low, tmp_path / "low")).abs().max() <= 1
 
 
-def test_it_tunes_in_half_precision_with_checkpointing(arguments, monkeypatch):
+def test_it_tunes_in_half_precision_with_checkpointing_and_offload(arguments, monkeypatch):
     import ctxedit.stages.tune as tuning
 
     seen = {}
@@ -58,6 +58,7 @@ def test_it_tunes_in_half_precision_with_checkpointing(arguments, monkeypatch):
         seen["dtypes"] = {p.dtype for p in backbone.unet.parameters()}
         seen["checkpointing"] = backbone.unet.is_gradient_checkpointing
         seen["at once"] = backbone.at_once
+        seen["others wait"] = backbone.offload
         return loss(backbone, *more)
 
     monkeypatch.setattr(tuning, "_loss", spy)
@@ -65,7 +66,7 @@ def test_it_tunes_in_half_precision_with_checkpointing(arguments, monkeypatch):
     off = ("--set", "tune.gradient_checkpointing=false")
     low = call("run", *arguments, "a panda", *trained, *off, "--low-memory")
     assert low.code == 0, low.err
-    assert seen == {"dtypes": {torch.bfloat16}, "checkpointing": True, "at once": 1}
+    assert seen == {"dtypes": {torch.bfloat16}, "checkpointing": True, "at once": 1, "others wait": True}
     again = call("edit", "a cat", "--run", low.table["run"], "--dry-run", "--json").table["plan"]
     assert again["dtype"] == "bfloat16" and again["stages"][0]["reused"]
 
