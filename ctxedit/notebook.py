@@ -27,7 +27,7 @@ class NotebookReporter(Reporter):
         print(f"warning: {text}")
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def task(self, name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "IProgress not found": then the bar is text
             from tqdm.auto import tqdm

@@ -111,6 +111,7 @@ def commands(table: Mapping[str, Any], clip: str | None = None) -> list[str]:
         for name in ("class", "layout", "encoder"):
             adapter += [f"--{name}", table[name]] if name in table else []
         adapter += ["--grid"] if table.get("grid") else []
+        adapter += [part for key, value in table.get("output", {}).items() for part in _option(key, value)]
         words = [table["text"]] if table["text"] else []
         return [_joined(["ctxedit", "t2i", *words, *given, *seed, *sets, *adapter])]
     where, prompt = clip or source.get("name", "CLIP"), ["--prompt", table.get("prompt", "")]

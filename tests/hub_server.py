@@ -22,6 +22,8 @@ class Repository:
     spoiled: set[str] = field(default_factory=set)
     #: Bytes that are served beyond what the listing says, by path.
     longer: dict[str, int] = field(default_factory=dict)
+    #: Bytes that are missing at the end, by path.
+    shorter: dict[str, int] = field(default_factory=dict)
 
     @property
     def commit(self) -> str:
@@ -68,6 +70,8 @@ class Hub:
         asked_for: set when a large file waits for the gate.
         answers: status and error code instead of a file or listing, by path or id.
         busy: status and ``Retry-After`` that a file is answered with, by path; each answer takes one entry.
+        pages: paths and ids that are answered with a web page, as by a proxy, with status 200.
+        silent: paths that are not answered until ``woken`` is set; each takes one entry.
         moved: ids that are answered with a redirect to another one.
         cdn: where files are redirected to, as the hub does with large ones; None serves them at once.
         etags: what a mirror calls contents, by path, in place of their hashes.
@@ -83,6 +87,9 @@ class Hub:
         self.break_after: dict[str, list[int]] = {}
         self.answers: dict[str, tuple[int, str]] = {}
         self.busy: dict[str, list[tuple[int, str]]] = {}
+        self.pages: set[str] = set()
+        self.silent: list[str] = []
+        self.woken = threading.Event()
         self.moved: dict[str, str] = {}
         self.cdn: str | None = None
         self.etags: dict[str, str] = {}
@@ -144,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, hub_id, kind):
         if hub_id in self.hub.answers:
             return self._refuse(*self.hub.answers[hub_id])
+        if hub_id in self.hub.pages:
+            return self._send(200, b"<html>log in</html>", {"Content-Type": "text/html"})
         repository = self.hub.repositories.get(hub_id)
         if repository is None:
             return self._refuse(401, "RepoNotFound")
@@ -171,6 +180,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not head and self.hub.busy.get(path):
             status, seconds = self.hub.busy[path].pop(0)
             return self._send(status, b"", {"Retry-After": seconds})
+        if path in self.hub.pages:
+            return self._send(200, b"<html>log in</html>", {"Content-Type": "text/html; charset=utf-8"})
+        if not head and path in self.hub.silent:
+            self.hub.silent.remove(path)
+            self.hub.woken.wait(20)
+            self.close_connection = True
+            return None
         data = repository.files[path]
         headers = {
             "ETag": f'"{repository.etag(path)}"',
@@ -190,7 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (asked := self.headers.get("Range")) and self.hub.ranges and not head:
             status, start = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        body = data[start:]
+        body = data[start : len(data) - repository.shorter.get(path, 0)]
+        if start and not body:
+            return self._refuse(416, "RangeNotSatisfiable")
         if path in repository.spoiled:
             body = bytes(len(body))
         body += bytes(repository.longer.get(path, 0))

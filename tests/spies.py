@@ -17,7 +17,7 @@ class Phases(Reporter):
     now = ""
 
     @contextmanager
-    def task(self, name, total):
+    def task(self, name, total, unit="step"):
         self.now = name.split()[0]
         try:
             yield lambda done, note="": None

@@ -60,7 +60,7 @@ class Counter(Reporter):
     def __init__(self, kill=None):
         self.tasks, self.kill = [], kill
 
-    def task(self, name, total):
+    def task(self, name, total, unit="step"):
         from contextlib import contextmanager
 
         @contextmanager

@@ -13,7 +13,7 @@ from ctxedit.bench.delivery import deliver
 from ctxedit.bench.results import ResultRow
 from ctxedit.bench.subject import REFERENCES, Bench
 from ctxedit.media.temporary import atomic
-from ctxedit.metrics import metrics
+from ctxedit.metrics import Metric, metrics
 from ctxedit.runs import versions
 
 #: Folder of the edits, inside the batch's.
@@ -96,7 +96,7 @@ def _markdown(about: Sequence[str], done: Sequence[ResultRow], failed: Sequence[
     if done:
         rows = [["clip", "target", *[m.title for m in shown], "seconds", "video"]]
         for row in done:
-            cells = [_figure(row.figures.get(m.key), m.digits) for m in shown]
+            cells = [_figure(row.figures.get(m.key), m) for m in shown]
             rows.append(
                 [row.clip, row.target, *cells, f"{_seconds(row):.1f}", f"[{row.video}](<{row.video}>)"]
             )
@@ -104,8 +104,8 @@ def _markdown(about: Sequence[str], done: Sequence[ResultRow], failed: Sequence[
     return "\n".join(parts)
 
 
-def _figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _figure(value: float | None, metric: Metric) -> str:
+    return "-" if value is None else metric.shown(value)
 
 
 def _put(path: Path, text: str) -> None:

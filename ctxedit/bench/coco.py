@@ -129,7 +129,7 @@ def make(
         teller.warn(f"{cut} captions are longer than the text encoder accepts and are truncated")
     warn_of_unknown_words(backbone, " ".join(texts[:20]), teller)  # enough to notice a wrong model
     side = config.clip.size
-    with teller.task("generate", len(due)) as step:
+    with teller.task("generate", len(due), "image") as step:
         for done, (text, (item, path)) in enumerate(zip(texts, due, strict=True), 1):
             settings = replace(config, seed=_seed(config.seed, item.id))
             with backbone.room_for([text]):

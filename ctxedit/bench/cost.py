@@ -91,7 +91,7 @@ def measure(
         upscaler = upscaler_of(config, offline, device, dtype)
         rows.append(CostRow("cascade", size + _parameters(upscaler.unet)))
         works.append(_cascade(backbone, upscaler, batch, config))
-    with reporter.task("measure", len(rows) * (repeats + 1)) as progress:
+    with reporter.task("measure", len(rows) * (repeats + 1), "round") as progress:
         for number in range(repeats + 1):
             for i, (row, (train, sample)) in enumerate(zip(rows, works, strict=True)):
                 seconds = _seconds(device, train) / batch, _seconds(device, sample)

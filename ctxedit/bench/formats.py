@@ -3,7 +3,8 @@
 TOML: ``[[clips]]`` as :mod:`ctxedit.bench.listing` says. JSON Lines: one such table per line, where
 ``targets`` may also contain plain texts, or a single ``target`` may be given instead. CSV: one line for each
 clip and target with the columns ``path`` and, as needed, ``prompt``, ``target``, ``kind``, ``name``,
-``mask``, ``control``, ``ideal``. A folder: each video, GIF, image and folder of images in it is a clip.
+``mask``, ``control``, ``ideal``. A folder: each video, GIF, image and folder of images in it is a clip,
+except edits and comparisons that ctxedit wrote.
 LOVEU-TGVE's CSV and V2VBench's YAML or JSON: see :mod:`ctxedit.bench.benchmarks`.
 """
 
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.bench import benchmarks
-from ctxedit.errors import ConfigError, did_you_mean
+from ctxedit.errors import ConfigError, CtxeditError, did_you_mean
 from ctxedit.files import TEXT_LIMIT, parse_json, read_text, reason
 from ctxedit.media import stills
+from ctxedit.media.embed import embedded
 from ctxedit.media.sources import CLIP_SUFFIXES
+from ctxedit.provenance import from_text
 from ctxedit.tables import read_table
 
 #: File types that count as clips in a folder.
@@ -162,21 +165,50 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 
 def _in_folder(path: Path) -> Iterator[Entry]:
-    try:
-        inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {reason(error)}", "check its permissions") from error
-    found = False
-    for one in inside:
-        if one.suffix.lower() in SUFFIXES or (one.is_dir() and _holds_images(one)):
-            found = True
-            # Two files may differ only in their suffix.
-            twice = sum(other.stem == one.stem for other in inside) > 1
-            yield Entry(str(one), {"path": one.name, "name": one.name if twice else one.stem})
-    if not found:
+    inside, results = _clips_in(path), results_in(path)
+    if not inside:
         raise ConfigError(
             f"{path} holds no clips", f"clips are {', '.join(CLIP_SUFFIXES)}, images and folders of images"
         )
+    clips = [one for one in inside if one not in results]
+    if not clips:
+        raise ConfigError(
+            f"{path} holds only results of ctxedit",
+            "to edit a result further, name it in a list, or to `run`",
+        )
+    for one in clips:
+        # Two files may differ only in their suffix.
+        twice = sum(other.stem == one.stem for other in clips) > 1
+        yield Entry(str(one), {"path": one.name, "name": one.name if twice else one.stem})
+
+
+def results_in(folder: Path) -> list[Path]:
+    """What ctxedit wrote into a folder: edits with their side-by-sides and contact sheets, and comparisons.
+
+    They are known by their metadata. Generated images are not among them: they are edited like others.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
+    return [one for one in _clips_in(folder) if _is_result(one)]
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        facts = from_text(embedded(path))
+    except CtxeditError:
+        return False  # reported when the clip is read
+    return facts is not None and facts["kind"] in ("edit", "comparison")
+
+
+def _clips_in(folder: Path) -> list[Path]:
+    try:
+        inside = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+        return [
+            one for one in inside if one.suffix.lower() in SUFFIXES or (one.is_dir() and _holds_images(one))
+        ]
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {reason(error)}", "check its permissions") from error
 
 
 def _holds_images(folder: Path) -> bool:

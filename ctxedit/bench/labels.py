@@ -122,7 +122,7 @@ def make(
             folder.mkdir(parents=True, exist_ok=True)
         with atomic(out / _NOTE, True) as temporary:
             temporary.write_text(json.dumps(_facts(encoder, config), indent=2) + "\n", encoding="utf-8")
-        with reporter.task("generate", len(due)) as step:
+        with reporter.task("generate", len(due), "image") as step:
             for done, i in enumerate(due, 1):
                 settings = replace(config, seed=config.seed + i)
                 write_image(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ctxedit.bench.subject import REFERENCES
 from ctxedit.bench.tables import ALL, Table
-from ctxedit.metrics import metrics
+from ctxedit.metrics import Metric, metrics
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -34,8 +34,7 @@ def to_latex(methods: Sequence[Table]) -> str:
             lines.append(r"\midrule")
         found = table["figures"].get(ALL, {})
         cells = [
-            _cell(found.get(m.key), m.digits, table in own and _mean(table, m.key) == best[m.key])
-            for m in shown
+            _cell(found.get(m.key), m, table in own and _mean(table, m.key) == best[m.key]) for m in shown
         ]
         lines.append(" & ".join([escape(table["method"]), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -60,11 +59,13 @@ def _best(tables: Sequence[Table], key: str, better: str) -> float | None:
     return (max if better == "higher" else min)(means) if means else None
 
 
-def _cell(found: Table | None, digits: int, bold: bool) -> str:
+def _cell(found: Table | None, metric: Metric, bold: bool) -> str:
     if found is None:
         return "--"
-    mean = f"{found['mean']:.{digits}f}"
+    mean = metric.shown(found["mean"])
+    if mean == "inf":
+        mean = r"$\infty$"
     mean = rf"\textbf{{{mean}}}" if bold else mean
     if found["low"] is None or found["high"] is None:
         return mean
-    return rf"{mean} {{\scriptsize $\pm$ {(found['high'] - found['low']) / 2:.{digits}f}}}"
+    return rf"{mean} {{\scriptsize $\pm$ {(found['high'] - found['low']) / 2:.{metric.digits}f}}}"

@@ -108,7 +108,7 @@ def measure(
     _check_usable(pixels, order)
     rows = _resume(out, {**key, **vars(plan)})
     with (
-        reporter.task("likelihood", plan.count) as progress,
+        reporter.task("likelihood", plan.count, "image") as progress,
         (out / _ROWS).open("a", encoding="utf-8") as file,
     ):
         for done in range(len(rows), plan.count):

@@ -101,11 +101,11 @@ class CostMeter(Reporter):
             hook.remove()
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def task(self, name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
         stage = name.split(" ", 1)[0]
         before, began = self._branch_frames, time.perf_counter()
         first = last = 0
-        with self.inner.task(name, total) as tell, _peak(self._device) as peak:
+        with self.inner.task(name, total, unit) as tell, _peak(self._device) as peak:
 
             def record() -> None:
                 if self._device.type == "cuda":

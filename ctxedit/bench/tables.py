@@ -11,7 +11,7 @@ from typing import Any
 
 from ctxedit.bench.results import ResultRow
 from ctxedit.bench.statistics import LEVEL, Interval, bootstrap
-from ctxedit.metrics import metrics
+from ctxedit.metrics import Metric, metrics
 
 #: After a preset's name: with the context adapter, and without it.
 ADAPTER, NO_ADAPTER = "+adapter", "-adapter"
@@ -159,7 +159,7 @@ def _figures(methods: Sequence[Table], kind: str) -> str:
         found = table["figures"].get(kind, {})
         count = max((i["count"] for i in found.values()), default=0)
         failed = f" ({table['failed']} failed)" if kind == ALL and table["failed"] else ""
-        cells = [_interval(found.get(f.key), f.digits) for f in shown]
+        cells = [_interval(found.get(f.key), f) for f in shown]
         rows.append([table["method"], f"{count}{failed}", *cells])
     return markdown(rows)
 
@@ -169,7 +169,7 @@ def _change(change: Table) -> str:
     for figure in metrics():
         found = {kind: figures.get(figure.key) for kind, figures in change["figures"].items()}
         if any(found.values()):
-            cells = [_interval(i, figure.digits, "+") for i in found.values()]
+            cells = [_interval(i, figure, "+") for i in found.values()]
             rows.append([figure.title, figure.better, *cells])
     return markdown(rows)
 
@@ -227,14 +227,14 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def _interval(found: Table | None, digits: int, sign: str = "") -> str:
+def _interval(found: Table | None, figure: Metric, sign: str = "") -> str:
     if found is None:
         return "-"
     i = Interval(**found)
-    mean = f"{i.mean:{sign}.{digits}f}"
+    mean = figure.shown(i.mean, sign)
     if i.low is None or i.high is None:
         return mean
-    return f"{mean} [{i.low:{sign}.{digits}f}, {i.high:{sign}.{digits}f}]"
+    return f"{mean} [{figure.shown(i.low, sign)}, {figure.shown(i.high, sign)}]" if mean != "inf" else mean
 
 
 def _number(value: float | None, digits: int) -> str:

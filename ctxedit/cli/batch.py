@@ -100,6 +100,7 @@ def batch(
 
     folder, store = _place(out)
     place, url = _list(clips)
+    _say_left_out(place, screen)
     listed = tuple(
         dataclasses.replace(
             clip, prompt=clip.prompt or tuning.prompt or "", span=_span(clip, config, base, span)
@@ -117,6 +118,14 @@ def batch(
         return
     work_begins()
     _work(job, screen, where, dry.dry_run)
+
+
+def _say_left_out(place: Path, screen: Screen) -> None:
+    """Name the files of a folder of clips that are edits themselves."""
+    from ctxedit.bench.formats import results_in
+
+    if place.is_dir() and (results := results_in(place)):
+        screen.say(f"left out, made by ctxedit: {', '.join(one.name for one in results)}")
 
 
 def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> None:

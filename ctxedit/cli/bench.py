@@ -363,7 +363,7 @@ def _show(screen: Screen, whole: dict[str, Any], files: ComparisonFiles) -> None
     rows = [["method", "edits", *[f.title for f in keys]]]
     for table in tables:
         found = table["figures"]["all"]
-        cells = [f"{found[f.key]['mean']:.{f.digits}f}" if f.key in found else "-" for f in keys]
+        cells = [f.shown(found[f.key]["mean"]) if f.key in found else "-" for f in keys]
         rows.append([table["method"], str(table["edits"]), *cells])
     print_table(rows)
     for one in whole["failed"]:

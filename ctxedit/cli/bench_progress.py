@@ -94,7 +94,7 @@ class Board(Lines):
             self.screen.warn(f"{row.method} failed on {row.clip}, “{row.target}”: {row.error}")
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def task(self, name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
         bar = self._bars.add_task(name, total=total)
 
         def step(done: int, note: str = "") -> None:

@@ -15,11 +15,8 @@ from ctxedit.errors import ConfigError
 #: Typer's error for a command line that does not parse; its own copy of click is private.
 UsageError: Any = typer.BadParameter.__base__
 _EXAMPLE = "a panda walking on the beach"
-#: Parameters that are text for the command line, and name a model, a place or something in a file.
-_NAMES = (
-    "captioner", "clip_model", "clips", "embedding", "features", "lora", "model", "models", "out", "preset",
-    "ray", "upscaler",
-)  # fmt: skip
+#: The metavar that declares an option to be free text, whose own command says what an empty one means.
+TEXT = "TEXT"
 
 
 def taken(context: Any) -> str:
@@ -38,19 +35,20 @@ def usage_of(argument: Any) -> str:
 
 
 def refuse_empty(parameter: Any) -> None:
-    """Have a parameter that names a file, a folder or a model refuse the empty text.
+    """Have a parameter refuse the empty text, unless its metavar declares free text, or it takes no text.
 
     As a path it would be the current folder, and a script with an unset variable would work on that.
     """
-    if "Path" not in parameter.bare_type() and parameter.name not in _NAMES:
+    metavar = parameter.metavar or ""
+    if parameter.bare_type() not in ("Path", "str") or TEXT in metavar:
         return
     process = parameter.process_value
 
     def process_value(context: Any, value: Any) -> Any:
         if value == "" or (isinstance(value, Sequence) and "" in value and not isinstance(value, str)):
             option = next((one for one in parameter.opts if one.startswith("-")), None)
-            named = option or parameter.metavar or parameter.name.upper()
-            raise ConfigError(f"{named} is empty", "name a file, a folder or a model, or leave it out")
+            named = option or metavar or parameter.name.upper()
+            raise ConfigError(f"{named} is empty", "give a value, or leave it out")
         return process(context, value)
 
     parameter.process_value = process_value

@@ -55,7 +55,7 @@ Output = Annotated[
 Labels = Annotated[
     list[str] | None,
     typer.Option(
-        "--label", show_default=False,
+        "--label", metavar="TEXT", show_default=False,
         help="Label of each edit, in order. Repeatable. [default: what differs between them]",
     ),
 ]  # fmt: skip

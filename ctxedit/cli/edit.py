@@ -37,7 +37,12 @@ Positional = Annotated[
 ]
 Target = Annotated[
     str | None,
-    typer.Option("--target", help="Target prompt: what the edited clip should show.", show_default=False),
+    typer.Option(
+        "--target",
+        metavar="TEXT",
+        help="Target prompt: what the edited clip should show.",
+        show_default=False,
+    ),
 ]
 
 

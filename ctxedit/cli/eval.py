@@ -43,7 +43,9 @@ Video = Annotated[
     Path | None,
     typer.Option("--video", metavar="FILE", help="Score this video instead of a run.", show_default=False),
 ]
-Prompt = Annotated[str | None, typer.Option("--prompt", help="What --video should show.", show_default=False)]
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="What --video should show.", show_default=False)
+]
 Source = Annotated[
     Path | None,
     typer.Option(
@@ -54,7 +56,8 @@ Source = Annotated[
     ),
 ]
 SourcePrompt = Annotated[
-    str | None, typer.Option("--source-prompt", help="What --source shows.", show_default=False)
+    str | None,
+    typer.Option("--source-prompt", metavar="TEXT", help="What --source shows.", show_default=False),
 ]
 Metrics = Annotated[
     str | None,

@@ -21,7 +21,10 @@ Clip = Annotated[
 TargetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--target", help="Target prompt: what the edited clip should show. Repeatable.", show_default=False
+        "--target",
+        metavar="TEXT",
+        show_default=False,
+        help="Target prompt: what the edited clip should show. Repeatable.",
     ),
 ]
 
@@ -229,6 +232,7 @@ class TuningOptions:
         str | None,
         option(
             "--prompt",
+            metavar="TEXT",
             help="Source prompt: what the clip shows. Without it the clip is captioned.",
         ),
     ] = None
@@ -267,7 +271,7 @@ class SamplingOptions:
         option("--guidance", help="Classifier-free guidance scale. [default: the preset's]"),
     ] = None
     negative_prompt: Annotated[
-        str | None, option("--negative-prompt", help="What the result should not show.")
+        str | None, option("--negative-prompt", metavar="TEXT", help="What the result should not show.")
     ] = None
 
 

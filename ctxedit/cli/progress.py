@@ -12,6 +12,7 @@ from ctxedit.cli.bars import bars, folding
 from ctxedit.cli.failures import work_begins
 from ctxedit.cli.output import Screen, debugging
 from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import counted
 
 #: Seconds between lines of a long stage where there is no terminal.
 _EVERY = 30.0
@@ -30,21 +31,21 @@ class CommandReporter(Reporter):
         self.screen.warn(text)
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def task(self, name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
         began, last = time.monotonic(), ["", 0]
 
         def note(done: int, text: str = "") -> None:
             last[:] = [text, done]
 
         how = self._bar if self.screen.shows_bars else self._lines
-        with how(name, total, note) as step:
+        with how(name, total, unit, note) as step:
             yield step
         text = f" ({last[0]})" if last[0] else ""
         self.say(f"{name}: done in {time.monotonic() - began:.1f} s{text}")
 
     @contextmanager
     def _bar(
-        self, name: str, total: int, note: Callable[[int, str], None]
+        self, name: str, total: int, unit: str, note: Callable[[int, str], None]
     ) -> Iterator[Callable[[int, str], None]]:
         note_column = folding("{task.fields[note]}")
         with bars(self.screen.console, MofNCompleteColumn, note_column, transient=True) as progress:
@@ -58,10 +59,10 @@ class CommandReporter(Reporter):
 
     @contextmanager
     def _lines(
-        self, name: str, total: int, note: Callable[[int, str], None]
+        self, name: str, total: int, unit: str, note: Callable[[int, str], None]
     ) -> Iterator[Callable[[int, str], None]]:
         began = said = time.monotonic()
-        self.say(f"{name}: {total} steps" if total > 1 else f"{name} …")
+        self.say(f"{name}: {counted(total, unit)}" if total > 1 else f"{name} …")
 
         def step(done: int, text: str = "") -> None:
             nonlocal said

@@ -118,6 +118,7 @@ def t2i(
             plan()
             screen.say(f"seed {config.seed}{f': {wanted.shows}' if wanted else ''}")
             made_with = {**shown, "adapter": adapter, **labelled.facts()}
+            made_with |= {"output": {"output": output.name}} if output else {}
             about = None if no_metadata else _metadata(config, base, made_with)
             picture = _picture(text, config, base.offline, adapter, labelled, wanted, screen)
             _write(path, picture, overwrite.yes, about, key)

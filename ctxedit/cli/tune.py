@@ -41,7 +41,7 @@ class CurveOptions:
     ] = None  # fmt: skip
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Target prompt of the edits that --curve samples."),
+        typer.Option("--target", metavar="TEXT", help="Target prompt of the edits that --curve samples."),
     ] = None
     compare: Annotated[
         bool,
@@ -87,7 +87,7 @@ def tune(
     from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
-    from ctxedit.inspection.curve import tune_with_curve
+    from ctxedit.inspection.curve import tune_with_curve, with_samples
 
     targets = () if curve_options.target is None else (curve_options.target,)  # checked before the tuning
     request = Request(
@@ -100,7 +100,10 @@ def tune(
     if not fetching.settle(needs, screen, agreed.yes, base.offline, dry.dry_run, check, early):
         return
     reporter = teller(screen)
-    plan = work.checked(request, "tune", screen, dry.dry_run)
+    complete = partial(
+        with_samples, request=request, every=curve_options.curve, compare=curve_options.compare
+    )
+    plan = work.checked(request, "tune", screen, dry.dry_run, complete)
     if plan is None:
         return
     with Session(request, reporter) as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
     from ctxedit.stages.report import OutputFiles
 
 
-def checked(request: Request, last: str, screen: Screen, dry_run: bool) -> Plan | None:
-    """Check everything that can be checked; print the plan of a dry run. Returns the plan to carry out."""
+def checked(
+    request: Request, last: str, screen: Screen, dry_run: bool,
+    complete: Callable[[Plan], Plan] = lambda plan: plan,
+) -> Plan | None:  # fmt: skip
+    """Check everything that can be checked; print the plan of a dry run. Returns the plan to carry out.
+
+    ``complete`` adds to the plan what the command does besides the stages.
+    """
     from ctxedit.editing import plan
 
-    made = plan.make(request, last)
+    made = complete(plan.make(request, last))
     if dry_run:
         screen.result(describe(made), {"plan": made.table()})
     made.check()
@@ -123,7 +130,7 @@ def _passes(stage: PlannedStage, plan: Plan) -> str:
         clip = f"{chunks} chunks × {CHUNK} frames" if chunks > 1 else counted(plan.frames, "frame")
         return f"{stage.evaluations} × {clip}"
     # A tuning step sees one window, or less; all else goes through all of them.
-    windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name != "tune" else ""
+    windows = f"{plan.windows} windows × " if plan.windows > 1 and stage.name.split(" ")[0] != "tune" else ""
     return f"{stage.evaluations} × {windows}{counted(stage.frames, 'frame')}{beside}"
 
 

@@ -131,7 +131,7 @@ def generate(request: LabelRequest, config: Config, offline: bool, reporter: Rep
     if request.text:
         warn_of_unknown_words(backbone, request.text, reporter)
     made = []
-    with reporter.task(f"image “{request.shows}”", len(request.pictures)) as progress:
+    with reporter.task(f"image “{request.shows}”", len(request.pictures), "image") as progress:
         for done, one in enumerate(request.pictures, 1):
             made.append(
                 picture(backbone, request.encoder, one.labels, request.text, replace(small, seed=one.seed))

@@ -246,7 +246,7 @@ class Parts:
         if not where:
             frames = self.prepared.frames
             computed, detect = self.store(frames.shape, np.uint8), self._detector
-            with self.reporter.task("control map", len(frames)) as progress:
+            with self.reporter.task("control map", len(frames), "frame") as progress:
                 for number in range(len(frames)):
                     computed[number] = detect(frames[number : number + 1])[0]
                     progress(number + 1, "")

@@ -16,8 +16,11 @@ class Reporter:
         """Report something that the user should not miss."""
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Report a stage of ``total`` steps; the callable takes the steps done and a short note."""
+    def task(self, name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
+        """Report a stage of ``total`` steps; the callable takes the steps done and a short note.
+
+        ``unit`` names, in the singular, what is counted where it is not steps: images, frames, clips.
+        """
 
         def discard(done: int, note: str = "") -> None:
             """Nothing is reported."""

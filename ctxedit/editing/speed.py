@@ -116,9 +116,9 @@ class Stopwatch(Reporter):
         self.inner.warn(text)
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def task(self, name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
         at = [(time.perf_counter(), 0)]
-        with self.inner.task(name, total) as inner:
+        with self.inner.task(name, total, unit) as inner:
 
             def step(done: int, text: str = "") -> None:
                 now, (before, last) = time.perf_counter(), at[0]

@@ -10,13 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctxedit.config import Config
+from ctxedit.editing.plan import Plan, PlannedStage, make
+from ctxedit.editing.request import Request
 from ctxedit.editing.session import Session
+from ctxedit.editing.speed import Work, seconds_of
 from ctxedit.editing.stages import invert_now
 from ctxedit.errors import ConfigError
 from ctxedit.media.temporary import atomic
 from ctxedit.metrics import formulas as metrics
+from ctxedit.models.device import name_of, pick_device
 from ctxedit.prompts import plain
-from ctxedit.stages.edit import InvertedClip, edit
+from ctxedit.stages import invert
+from ctxedit.stages.edit import InvertedClip, edit, network_passes
 from ctxedit.stages.tune import ADAPTER
 
 #: A log's figures, with what the picture calls them.
@@ -52,23 +58,71 @@ def tune_with_curve(session: Session, target: str, every: int, compare: bool = F
     """
     logs: dict[str, list[dict[str, Any]]] = {}
     if compare:
-        if ADAPTER not in session.config.tune.trainable_modules:
-            raise ConfigError(
-                "the comparison needs an adapter that is trained: tune.trainable_modules does not name it",
-                "choose a preset with +adapter",
-            )
-        adapter = replace(session.config.adapter, enabled=not session.config.adapter.enabled)
-        config = replace(session.config, adapter=adapter)
-        request = replace(session.request, config=config, prompt=session.prompt)
+        request = replace(session.request, config=_toggled(session.config), prompt=session.prompt)
         # First, and closed again: two networks need not be in memory at once.
         with Session(request, session.reporter) as other:
-            logs[_label(other)] = _tuned_while_sampling(other, target, every)
-    logs[_label(session)] = _tuned_while_sampling(session, target, every)
+            logs[_label(other.config)] = _tuned_while_sampling(other, target, every)
+    logs[_label(session.config)] = _tuned_while_sampling(session, target, every)
     return write(dict(sorted(logs.items())), session.run.folder / "tune")
 
 
-def _label(session: Session) -> str:
-    return "with the adapter" if session.config.adapter.enabled else "without"
+def _toggled(config: Config) -> Config:
+    """The settings with the adapter switched over.
+
+    Raises:
+        ConfigError: no adapter is trained.
+    """
+    if ADAPTER not in config.tune.trainable_modules:
+        raise ConfigError(
+            "the comparison needs an adapter that is trained: tune.trainable_modules does not name it",
+            "choose a preset with +adapter",
+        )
+    return replace(config, adapter=replace(config.adapter, enabled=not config.adapter.enabled))
+
+
+def _label(config: Config) -> str:
+    return "with the adapter" if config.adapter.enabled else "without the adapter"
+
+
+def with_samples(plan: Plan, request: Request, every: int | None, compare: bool) -> Plan:
+    """A tuning's plan with the edits that are sampled, and with the second tuning of a comparison.
+
+    Args:
+        plan: of the tuning.
+        request: its request, with the target of the sampled edits.
+        every: as in :func:`tune_with_curve`; None for no samples.
+        compare: as in :func:`tune_with_curve`.
+
+    Raises:
+        ConfigError: a comparison without an adapter that is trained.
+    """
+    if every is None:
+        return plan
+    stages = [*plan.stages, *_samples(plan, request, every)]
+    if compare:
+        config = _toggled(request.config)
+        other = replace(request, config=config)
+        planned = make(other, "tune")
+        name = f"tune {_label(config)}"
+        again = [replace(row, name=name) for row in planned.stages if row.name == "tune"]
+        stages += [*again, *_samples(planned, other, every)]
+    return replace(plan, stages=tuple(stages))
+
+
+def _samples(plan: Plan, request: Request, every: int) -> list[PlannedStage]:
+    """A row for the edits that are sampled while a clip is tuned; none where it is tuned already."""
+    config = request.config
+    count = len({*range(every, config.tune.steps + 1, every), config.tune.steps} - {0})
+    if not count or any(row.name == "tune" and row.reused for row in plan.stages):
+        return []
+    like = next(row for row in make(request, "edit").stages if row.name.startswith("edit "))
+    passes = network_passes(config, plan.prompt, request.targets[0], "no")
+    if config.edit.start == "inversion":
+        passes += invert.network_passes(config)
+    work = Work("pass", config, name_of(pick_device(plan.device)), plan.dtype, plan.padded_size)
+    passes *= count
+    name, seconds = f"sampled edits ({count})", seconds_of(work, passes)
+    return [replace(like, name=name, reused=False, evaluations=passes, seconds=seconds)]
 
 
 def _tuned_while_sampling(session: Session, target: str, every: int) -> list[dict[str, Any]]:
@@ -82,6 +136,7 @@ def _tuned_while_sampling(session: Session, target: str, every: int) -> list[dic
         return _clip_text_now(session, target)
 
     session.probe = probe
+    session.reporter.say(f"tuning {_label(session.config)}")  # a comparison has two
     rows = read_log(session.tune().folder / "tune" / "log.jsonl")
     if steps and not any(row.get("clip_text") is not None for row in rows):
         session.reporter.warn(

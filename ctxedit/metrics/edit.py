@@ -46,6 +46,7 @@ class Metric:
             starts; raises WeightsError.
         version: raise it when the same edit gets another value; results of another version are not reused.
         source: the module that defines it.
+        infinite: the value that stands for infinity in means and files; None where there is none.
     """
 
     key: str
@@ -60,10 +61,19 @@ class Metric:
     prepare: Callable[[Networks], object] | None = field(default=None, repr=False, compare=False)
     version: int = 1
     source: str = ""
+    infinite: float | None = None
 
     def table(self) -> dict[str, Any]:
         """What a reader needs to know of it, as a plain table."""
-        return {k: getattr(self, k) for k in ("key", "title", "better", "digits", "about")}
+        return {k: getattr(self, k) for k in ("key", "title", "better", "digits", "about", "infinite")}
+
+    def shown(self, value: float, sign: str = "") -> str:
+        """A value in a table; ``inf`` for what stands for infinity. ``sign`` as in a format specification."""
+        return (
+            "inf"
+            if self.infinite is not None and value >= self.infinite
+            else f"{value:{sign}.{self.digits}f}"
+        )
 
     @property
     def builtin(self) -> bool:

@@ -50,13 +50,14 @@ def metric(
     order: int = 1000,
     prepare: Callable[[Networks], object] | None = None,
     version: int = 1,
+    infinite: float | None = None,
 ) -> Callable[[Score], Metric]:
     """Turn a function of an ``Edit`` into a :class:`Metric`; its docstring says what it measures.
 
     Args:
         needs: space-separated names of :data:`NEEDS`.
         where: space-separated names of :data:`PLACES`.
-        key, title, better, order, prepare, version: as in :class:`Metric`.
+        key, title, better, order, prepare, version, infinite: as in :class:`Metric`.
         decimals: in tables.
 
     Raises:
@@ -77,7 +78,7 @@ def metric(
             raise ValueError(f"metric {key!r} has no docstring that says what it measures")
         return Metric(
             key, title, better, decimals, about, wanted, score, places, order, prepare, version,
-            getattr(score, "__module__", ""),
+            getattr(score, "__module__", ""), infinite,
         )  # fmt: skip
 
     return wrap

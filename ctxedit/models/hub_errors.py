@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 from pathlib import Path
 from urllib.request import getproxies
 
 from ctxedit.errors import CtxeditError, OutputError, WeightsError
 from ctxedit.files import neighbour
-from ctxedit.models.transfer import Broken
+from ctxedit.models.transfer import Broken, WebPage
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -52,6 +53,12 @@ def explanation(hub_id: str, error: Exception, revision: str | None = None) -> C
         404,
     ):
         return no_access(hub_id, status)
+    if isinstance(error, WebPage | json.JSONDecodeError):
+        return WeightsError(
+            f"{constants.ENDPOINT} answers with a web page instead of {hub_id}",
+            f"a proxy, a login page of the network, or HF_ENDPOINT{_through()} answers for the hub; "
+            "what was fetched is kept",
+        )
     if isinstance(error, Broken):
         return WeightsError(
             f"the connection broke while {hub_id} was fetched",

@@ -16,6 +16,8 @@ _CHUNK = 1 << 20
 #: Fruitless requests in a row before a transfer is given up, and seconds between two.
 _ATTEMPTS = 5
 _PAUSE = 1.0
+#: Seconds without a byte after which a connection counts as broken.
+_SILENCE = 30.0
 #: What a hub answers that is asked too much or restarted, and the longest wait that it may ask for.
 _BUSY, _LONGEST_WAIT = (429, 500, 502, 503, 504), 60.0
 
@@ -139,6 +141,8 @@ def _transfer(download: Download, file: RemoteFile, part: Path, watcher: Watcher
                     raise
                 pause = wait
             broken = error
+        except (WeightsError, WebPage):  # asking again brings the same
+            raise
         except Exception as error:  # httpx' transport errors
             broken = error
         if part.is_file() and _size(part) >= file.size:
@@ -175,9 +179,10 @@ def _request(download: Download, file: RemoteFile, part: Path, have: int, watche
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_SILENCE) as answer:
         if answer.status_code >= 400:
             answer.read()  # the error's text is in it
+        _refuse_other_answers(download, file, have, answer)
         hf_raise_for_status(answer)
         goes_on = have > 0 and answer.status_code == 206
         if have and not goes_on:
@@ -190,6 +195,24 @@ def _request(download: Download, file: RemoteFile, part: Path, have: int, watche
                 size += len(chunk)
                 if size > file.size:  # no end in sight: its hash cannot be right
                     break
+
+
+def _refuse_other_answers(download: Download, file: RemoteFile, have: int, answer: Any) -> None:
+    """Raise for an answer that is not the file, before it replaces the part that is kept."""
+    name = f"{download.hub_id}/{file.name}"
+    if have and answer.status_code == 416:
+        raise WeightsError(
+            f"{name} ends after {have} bytes, the hub lists {file.size}",
+            "a mirror or a proxy has a shorter file: unset HF_ENDPOINT or try again later; "
+            "what was fetched is kept",
+        )
+    kind = answer.headers.get("Content-Type", "")
+    if answer.status_code == 200 and kind.startswith("text/html") and not file.name.endswith(".html"):
+        raise WebPage(name)
+
+
+class WebPage(Exception):
+    """A web page came instead of a file: a proxy's or a network's login page."""
 
 
 def _matches(path: Path, file: RemoteFile) -> bool:

@@ -41,7 +41,7 @@ class Log(Watcher):
     def finished(self, row):
         self.rows.append(row)
 
-    def task(self, name, total):
+    def task(self, name, total, unit="step"):
         from contextlib import contextmanager
 
         @contextmanager

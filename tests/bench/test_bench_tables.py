@@ -3,6 +3,7 @@
 import pytest
 
 from ctxedit.bench import tables
+from ctxedit.bench.latex import to_latex
 from ctxedit.bench.results import ResultRow
 
 
@@ -67,3 +68,13 @@ def test_markdown_and_csv():
     assert "## Kind: style" in text and "x+adapter minus x" in text
     assert "| CLIP-text | higher | +0.167 [+0.100, +0.300] |" in text
     assert "x,object,psnr_kept,25.0,20.0,30.0,2,2" in tables.to_csv(summary).splitlines()
+
+
+def test_equal_pixels_have_an_infinite_psnr_in_every_table():
+    equal = [row("source", c, "1", "object", 0.2, 100.0) for c in "ab"]
+    near = [row("x", c, "1", "object", 0.2, psnr) for c, psnr in (("a", 100.0), ("b", 40.0))]
+    summary = tables.summary([*equal, *near], ["source", "x"])
+    text = tables.to_markdown(summary, [], [])
+    assert "| source | 2 | 0.200 [0.200, 0.200] | inf |" in text
+    assert "| x | 2 | 0.200 [0.200, 0.200] | 70.0 [40.0, inf] |" in text
+    assert r"$\infty$" in to_latex(summary) and "100.0" not in to_latex(summary)

@@ -62,6 +62,11 @@ def test_words_of_a_target(ctxedit, clip, tmp_path):
         (("t2i", "a cat", "-o", ""), "--output"),
         (("train", "judge", "--out", ""), "--out"),
         (("eval", "images", "", "other"), "GENERATED"),
+        (("run", "CLIP", "a cat", "--device", ""), "--device"),
+        (("run", "CLIP", "a cat", "--set", ""), "--set"),
+        (("t2i", "--class", ""), "--class"),
+        (("eval", "guidance", "builtin", "--values", ""), "--values"),
+        (("models", "check", "--part", ""), "--part"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )

@@ -84,6 +84,7 @@ def test_every_figure_on_clip_features(ctxedit, folders):
         assert one["features"] == "CLIP builtin" and one["low"] <= one["value"] <= one["high"]
     assert (found["fid"]["generated"], found["fid"]["reference"]) == (24, 30)
     assert found["clip_score"]["reference"] == 0 and 0.3 < found["clip_score"]["value"] < 1
+    assert "features of made: 24 images" in answer.err and "distances: 6 metrics" in answer.err
     assert "more than 128 images" in answer.err and "drawn scenes only" in answer.err
     text = ctxedit(*ask, "-q")
     assert text.err == "" and text.out.splitlines()[0].split()[:2] == ["metric", "value"]

@@ -57,7 +57,7 @@ class Passes(Reporter):
         self.now, self.counted = "", {"tune": 0, "invert": 0, "edit": 0}
 
     @contextmanager
-    def task(self, name, total):
+    def task(self, name, total, unit="step"):
         self.now = name.split()[0]
         yield lambda done, note="": None
         self.now = ""

@@ -185,6 +185,32 @@ def test_tune_draws_its_curve_on_request(ctxedit, clip, tmp_path):
     assert Path(answer.table["curve"]).is_file() and Path(answer.table["curve_table"]).is_file()
 
 
+def test_the_plan_of_a_curve_has_its_samples_and_its_second_tuning(ctxedit, clip, tmp_path, no_weights):
+    arguments = ("tune", clip, "--prompt", "a tiger", "--tune-steps", 5, *FEW[:4], "--runs", tmp_path)
+    few = (
+        "--set",
+        "edit.steps=2",
+        "--set",
+        "invert.steps=2",
+        "--set",
+        "edit.guidance=1",
+        "--dry-run",
+        "--json",
+    )
+
+    def stages(*more):
+        return {s["name"]: s["evaluations"] for s in ctxedit(*arguments, *few, *more).table["plan"]["stages"]}
+
+    assert list(stages()) == ["tune"]
+    curve = ("--curve", 2, "--target", "a cat")
+    sampled = stages(*curve)
+    assert list(sampled) == ["tune", "sampled edits (3)"]  # after steps 2, 4 and 5
+    assert sampled["sampled edits (3)"] == 3 * stages("--curve", 5, "--target", "a cat")["sampled edits (1)"]
+    both = stages(*curve, "--compare")
+    assert {**sampled, "tune without the adapter": 5} == both
+    assert len(ctxedit(*arguments, *few, *curve, "--compare").table["plan"]["stages"]) == 4
+
+
 @pytest.mark.parametrize("wrong", [("--curve", 2), ("--target", "a cat"), ("--compare",), ("--curve", 0)])
 def test_half_a_curve_is_refused(ctxedit, clip, tmp_path, no_weights, wrong):
     answer = ctxedit("tune", clip, "--prompt", "a tiger", "--runs", tmp_path, *wrong)

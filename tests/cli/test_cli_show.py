@@ -170,10 +170,11 @@ def test_images_carry_it_too(ctxedit, tmp_path):
         made = ctxedit("t2i", "a tiger on the beach", "--steps", 2, "--seed", 5, "-o", tmp_path / name, *more)
         assert made.code == 0, made.err
     (command,) = again(ctxedit("show", tmp_path / "i.png", "--json"))
+    assert command[-2:] == ["--output", "i.png"]
     assert ctxedit(*command, "-o", tmp_path / "again.png").code == 0
     pixels = [np.asarray(Image.open(tmp_path / n)) for n in ("i.png", "again.png", "n.png")]
     assert (pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all()
-    assert again(ctxedit("show", tmp_path / "i.jpg", "--json"))[0] == command
+    assert again(ctxedit("show", tmp_path / "i.jpg", "--json"))[0] == [*command[:-1], "i.jpg"]
     assert ctxedit("show", tmp_path / "n.png").code == 3
 
 
@@ -199,3 +200,20 @@ def test_files_of_others_and_damaged_facts_are_refused(ctxedit, clip, tmp_path):
         file.truncate(100)
     assert ctxedit("show", cut).code == 3
     assert ctxedit("show", tmp_path / "missing.mp4").code == 3
+
+
+def test_a_folder_of_clips_does_not_take_results_for_clips(ctxedit, made, clip, tmp_path):
+    video = Path(made.out.strip())
+    for file in video.parent.glob(f"{video.stem}*"):
+        shutil.copy(file, tmp_path)
+    results = sorted(file.name for file in tmp_path.iterdir())
+    assert len(results) == 3
+    answer = ctxedit("batch", tmp_path, TARGET, "--dry-run")
+    assert answer.code == 2 and "holds only results of ctxedit" in answer.err, answer.err
+    shutil.copy(clip, tmp_path)
+    answer = ctxedit("batch", tmp_path, TARGET, "--dry-run", "--json")
+    assert answer.code == 0, answer.err
+    assert f"left out, made by ctxedit: {', '.join(results)}" in answer.err
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,target\n{clip},x\n{results[-1]},x\n")
+    assert ctxedit("batch", listed, "--dry-run").code == 0, "what a list names is a clip"

@@ -20,7 +20,7 @@ class Listener(Reporter):
         self.said.append(text)
 
     @contextmanager
-    def task(self, name, total):
+    def task(self, name, total, unit="step"):
         self.tasks.append(name.split()[0])
         yield lambda done, note="": None
 

@@ -43,12 +43,18 @@ def tuned(one):
     return load_file(one.run.folder / "tune" / "tuned.safetensors")
 
 
-def test_a_sampled_tuning_is_the_tuning_and_both_adapters_are_drawn(clip, tmp_path):
+def test_a_sampled_tuning_is_the_tuning_and_both_adapters_are_drawn(clip, tmp_path, monkeypatch):
     with session(clip, tmp_path / "plain") as plain:
         plain.tune()
         expected = tuned(plain)
+    said = []
     with session(clip, tmp_path / "curve") as watched:
+        monkeypatch.setattr(watched.reporter, "say", said.append)
         files = tune_with_curve(watched, TARGET, 3, compare=True)
+        assert [t for t in said if t.startswith("tuning")] == [
+            "tuning without the adapter",
+            "tuning with the adapter",
+        ]
         got = tuned(watched)
         assert files.picture.parent == watched.run.folder / "tune" and files.picture.is_file()
         with files.table.open() as file:
@@ -56,13 +62,13 @@ def test_a_sampled_tuning_is_the_tuning_and_both_adapters_are_drawn(clip, tmp_pa
         # Once more: nothing is tuned again, and the curve is drawn from the logs.
         assert tune_with_curve(watched, TARGET, 3, compare=True) == files
     assert got.keys() == expected.keys() and all((got[k] == expected[k]).all() for k in got)
-    for name in ("with the adapter", "without"):
+    for name in ("with the adapter", "without the adapter"):
         of = {r["step"]: r for r in rows if r["tuning"] == name}
         assert list(of) == ["1", "2", "3", "4"]
         # Every third step, and the last.
         assert [s for s in of if of[s]["clip_text"]] == ["3", "4"]
         assert -1 <= float(of["4"]["clip_text"]) <= 1
-    assert all(float(r["shift"]) == 0 for r in rows if r["tuning"] == "without")
+    assert all(float(r["shift"]) == 0 for r in rows if r["tuning"] == "without the adapter")
     assert float(rows[3]["shift"]) > 0
     assert len(list((tmp_path / "curve").iterdir())) == 2
 

@@ -70,7 +70,9 @@ class Score:
 class Task(Protocol):
     """Receives progress; a ``Reporter``'s ``task`` fits."""
 
-    def __call__(self, name: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]: ...
+    def __call__(
+        self, name: str, total: int, unit: str = ...
+    ) -> AbstractContextManager[Callable[[int, str], None]]: ...
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def score(
     _warn(mine.main.shape[1], len(generated), len(reference), keys, name, warn)
     compared = _Comparison(mine, theirs, name, captions, networks)
     found: list[Score] = []
-    with task("distances", len(keys)) as step:
+    with task("distances", len(keys), "metric") as step:
         for done, key in enumerate(keys, 1):
             found.append(compared.score(key))
             step(done, key)
@@ -174,7 +176,7 @@ class _Set:
 
 
 @contextmanager
-def _silent(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def _silent(name: str, total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
     yield lambda done, note: None
 
 
@@ -185,7 +187,7 @@ def _clip_name(networks: Extractors) -> str:
 def _features(part: ImageSet, networks: Extractors, keys: Sequence[str], name: str, task: Task) -> _Set:
     main, clip, logits = [], [], []
     inception = networks.inception if any(key in BY_FIDELITY for key in keys) else None
-    with task(name, len(part)) as step:
+    with task(name, len(part), "image") as step:
         done = 0
         for batch in part.batches():
             if networks.clip is not None:

@@ -21,6 +21,7 @@ _SMALLEST = 11
     decimals=1,
     where="eval bench",
     order=70,
+    infinite=formulas.PSNR_MOST,
 )
 def psnr_kept(edit: Edit) -> float | None:
     """dB against the source where the edit should change nothing"""
@@ -44,7 +45,10 @@ def ssim_kept(edit: Edit) -> float | None:
     return None if small else formulas.ssim(edit.frames, edit.source, edit.unchanged)
 
 
-@metric("psnr", title="PSNR", needs="source", better="higher", decimals=1, order=90)
+@metric(
+    "psnr", title="PSNR", needs="source", better="higher", decimals=1, order=90,
+    infinite=formulas.PSNR_MOST,
+)  # fmt: skip
 def psnr(edit: Edit) -> float | None:
     """dB against the source, whole frames"""
     assert edit.source is not None
@@ -59,8 +63,9 @@ def ssim(edit: Edit) -> float | None:
 
 
 @metric(
-    "psnr_ideal", title="PSNR ideal", needs="reference", better="higher", decimals=1, where="bench", order=100
-)
+    "psnr_ideal", title="PSNR ideal", needs="reference", better="higher", decimals=1, where="bench",
+    order=100, infinite=formulas.PSNR_MOST,
+)  # fmt: skip
 def psnr_ideal(edit: Edit) -> float | None:
     """dB against the true edit"""
     assert edit.reference is not None

@@ -27,7 +27,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     def share(clips: Iterable[tuple[scenes.Scene, set[str]]], adapt: Callable[[str], str] = str) -> float:
         """Of the clips, those whose caption is, once adapted, among the right ones."""
         correct: list[bool] = []
-        with reporter.task("check captioner", config.count) as progress:
+        with reporter.task("check captioner", config.count, "image") as progress:
             for scene, right in clips:
                 correct.append(adapt(caption(scenes.render(scene, 8)[0], model, scorer)) in right)
                 progress(len(correct), "")

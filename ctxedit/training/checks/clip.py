@@ -38,7 +38,7 @@ def _falls(config: CheckConfig, reporter: Reporter, scorer: ClipScorer, draw: _D
     """Share of images whose score is lower with the wrong caption than with the right one."""
     rng = np.random.default_rng(config.seed)
     falls: list[bool] = []
-    with reporter.task("check clip", config.count) as progress:
+    with reporter.task("check clip", config.count, "image") as progress:
         while len(falls) < config.count:
             if (drawn := draw(rng)) is None:
                 continue

@@ -37,7 +37,7 @@ def check_judge(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     verdicts: list[Verdict] = []
     places: list[bool] = []
     refused: list[bool] = []
-    with reporter.task("check composition judge", count) as progress:
+    with reporter.task("check composition judge", count, "image") as progress:
         for start in range(0, count, _BATCH):
             part = composed[start : start + _BATCH]
             frames = np.stack([compositions.render_objects(c.scene, float(rng.random()))[0] for c in part])
@@ -70,7 +70,7 @@ def check_pictures(what: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     settings = config.merge(config.load(flags=_SETTINGS, environ={}), what.settings)
     composed = held_out(what.count, what.seed)
     verdicts: list[Verdict] = []
-    with reporter.task("check compositions", what.count) as progress:
+    with reporter.task("check compositions", what.count, "image") as progress:
         for i, one in enumerate(composed):
             picture = generate(backbone, caption(one), config.merge(settings, {"seed": i}))
             verdicts.append(judge(one.composition, detect(network, picture)[0].objects))

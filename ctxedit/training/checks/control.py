@@ -44,7 +44,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     control = Control.load(config.find(FOLDER), 1.0, torch.device("cpu"), torch.float32)
     settings = merge(load(flags=_SETTINGS, environ={}), config.settings)
     scores: list[tuple[float, float]] = []
-    with reporter.task("check controlnet", config.count) as progress:
+    with reporter.task("check controlnet", config.count, "image") as progress:
         for i, scene in enumerate(config.held_out()):
             edges = canny(scenes.render(scene, 1)[0])
             shown = torch.from_numpy(edges).permute(0, 3, 1, 2).float() / 255

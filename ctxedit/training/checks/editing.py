@@ -64,7 +64,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     work = config.work / key_of(hashes(config.find("unet")), hashes(config.find("vae")))[:12]
     figures = _Figures()
     clips = [list(group) for _, group in itertools.groupby(draw_pairs(config.pairs, config.seed), _clip_name)]
-    with reporter.task("check editing", len(clips)) as progress:
+    with reporter.task("check editing", len(clips), "clip") as progress:
         for done, pairs in enumerate(clips, 1):
             _measure_clip(pairs, settings, work, scorers, figures)
             progress(done, f"found {np.mean([v for k in KINDS for v in figures.found[k]]):.2f}")

@@ -24,7 +24,7 @@ def measure(config: CheckConfig, reporter: Reporter) -> Iterator[CheckRow]:
     )
     settings = merge(settings, config.settings)
     hits: dict[str, list[bool]] = {k: [] for k in ANSWERS}
-    with reporter.task("check text-to-image", config.count) as progress:
+    with reporter.task("check text-to-image", config.count, "image") as progress:
         for i, scene in enumerate(config.held_out()):
             image = generate(backbone, scenes.caption(scene), merge(settings, {"seed": i}))
             predicted, actual = classify(judge, image)[0], truth(scene)
