@@ -25,7 +25,7 @@ from ctxedit.editing.rebase import rebased as rebased
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import EditResult, Session
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, InputError
 from ctxedit.media.arrays import ClipLike, clip_path, mask_path
 from ctxedit.metrics.evaluate import Figures
 from ctxedit.metrics_file import plain_figures as plain_figures
@@ -257,7 +257,16 @@ def generate(
         count: pictures.
         adapter: file of a context adapter; True is the model's own, if it has one, False none.
         offline, reporter: as for :func:`caption`.
+
+    Raises:
+        InputError: the text is empty, too long or no text. ConfigError: settings, or a count below 1.
     """
+    if not isinstance(text, str | Mapping):
+        raise InputError(
+            f"the text is {type(text).__name__}", "give a str, or a dict of prompts with weights"
+        )
+    if count < 1:
+        raise ConfigError(f"count = {count}", "it must be at least 1")
     chosen = settings(preset, config)
     single = isinstance(text, str) or len(text) == 1
     file = text_to_image.own_adapter(chosen) if adapter is True and single else None

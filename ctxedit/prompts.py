@@ -70,6 +70,10 @@ def check_texts(prompt: str | None, targets: Sequence[str] = (), negative: str =
         targets: one for each edit; they may have weights.
         negative: the negative prompt, which may be empty.
     """
+    named = [("prompt", prompt or ""), *(("target", target) for target in targets)]
+    for what, text in (*named, ("negative prompt", negative)):
+        if not isinstance(text, str):  # from Python
+            raise InputError(f"the {what} is not text: {text!r:.80}", "give it as a str")
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt is empty", "omit it to caption the clip")
     for target in targets:

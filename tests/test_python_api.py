@@ -128,6 +128,17 @@ def test_other_arrays_are_refused(clip, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_what_is_no_text_and_no_number_of_pictures_is_refused(frames, tmp_path):
+    for targets, prompt in (((3,), PROMPT), (TARGET, 3)):
+        with pytest.raises(InputError, match="is not text: 3"):
+            ctxedit.run(frames, targets, prompt, runs=tmp_path)
+    for text in (None, [TARGET]):
+        with pytest.raises(InputError, match="the text is"):
+            ctxedit.generate(text)
+    with pytest.raises(ConfigError, match="count = 0"):
+        ctxedit.generate(TARGET, count=0)
+
+
 def test_run_wants_targets_and_one_output_for_one(frames, tmp_path):
     for targets, output in (([], None), ([TARGET, PROMPT], "a.mp4")):
         with pytest.raises(ConfigError):

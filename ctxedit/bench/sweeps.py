@@ -19,7 +19,8 @@ from ctxedit.bench import coco
 from ctxedit.config import Config, merge
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.text_to_image import own_adapter
-from ctxedit.errors import ConfigError
+from ctxedit.errors import ConfigError, InputError
+from ctxedit.files import expanded, neighbour
 from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
@@ -100,9 +101,14 @@ def snapshots(model: str) -> list[Model]:
         model: the folder that ``ctxedit train`` wrote.
 
     Raises:
+        InputError: no such folder.
         ConfigError: no snapshots there.
     """
-    folder = Path(model)
+    folder = expanded(model)
+    if not folder.is_dir():
+        raise InputError(
+            f"{model} is not a folder", f"{neighbour(folder)}give the folder that `ctxedit train` wrote"
+        )
     found = sorted(p for p in (folder / _SNAPSHOTS).glob("[0-9]*") if p.is_dir())
     if not found:
         raise ConfigError(
@@ -250,7 +256,8 @@ def _draw(points: Sequence[Point], file: Path, along: Callable[[Point], float], 
             if all(s.low is not None and s.high is not None for s in scores):
                 axis.fill_between(places, [s.low for s in scores], [s.high for s in scores], alpha=0.15)
         one = points[0].scores[key]
-        axis.set(xlabel=label, title=f"{one.title} ({one.better} is better)")
+        said = f"{one.title} ({one.better} is better)\n{one.generated} images, {one.features}"
+        axis.set(xlabel=label, title=said)
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.savefig(file, format="png", dpi=110)

@@ -217,11 +217,11 @@ def _show(screen: Screen, points: list[Point], out: Path, name: str) -> None:
         return
     keys = list(points[0].scores)
     titles = [points[0].scores[key].title for key in keys]
-    table = [("model", "steps", "guidance", *titles, "images")]
+    table = [("model", "steps", "guidance", *titles, "images", "features")]
     for point in points:
         scores = [point.scores[key] for key in keys]
         cells = [_cell(one.value, (one.low, one.high), one.digits) for one in scores]
-        table.append((*_place(point), *cells, str(scores[0].generated)))
+        table.append((*_place(point), *cells, str(scores[0].generated), scores[0].features))
     print_table(table)
     _show_differences(points)
     screen.say(f"{files['csv']}, {files['png']}")

@@ -214,7 +214,12 @@ def _confirm(screen: Screen, folders: list[Path], yes: bool) -> None:
 def _remove(screen: Screen, folders: list[Path]) -> None:
     for folder in folders:
         try:
-            shutil.rmtree(folder)
+            if folder.is_symlink():
+                # What it names may be somebody else's, or in use under its own name.
+                screen.warn(f"{folder} is a link: the folder that it names is kept: {folder.resolve()}")
+                folder.unlink()
+            else:
+                shutil.rmtree(folder)
         except OSError as error:
             raise OutputError(f"{folder} cannot be removed: {error.strerror}") from error
     screen.result("\n".join(map(str, folders)), {"removed": folders})

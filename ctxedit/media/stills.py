@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
-from ctxedit.files import check_file
+from ctxedit.files import check_file, reason
 
 #: Of images that are read.
 SUFFIXES = (
@@ -219,6 +219,10 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except InputError as error:
         raise InputError(f"{path}: {error.message}", error.hint) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
+        if isinstance(error, OSError) and error.strerror:  # of the system; Pillow's own have none
+            raise InputError(
+                f"{path} cannot be read: {reason(error)}", "check the path and its permissions"
+            ) from error
         raise InputError(
             f"{path} cannot be read as an image", "it is damaged or of another kind; save it again as PNG"
         ) from error

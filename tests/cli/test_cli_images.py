@@ -142,6 +142,20 @@ def test_each_way_to_store_a_picture_is_read_as_a_person_sees_it(ctxedit, tmp_pa
     assert answer.table["scores"][0]["value"] == pytest.approx(0, abs=1e-3)
 
 
+def test_an_image_that_may_not_be_read_is_not_called_damaged(ctxedit, folders, monkeypatch):
+    opened = Image.open
+
+    def refuse(path, *more, **options):
+        if str(path).endswith("3.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *more, **options)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    answer = ctxedit("eval", "images", folders / "made", folders / "real")
+    assert answer.code == 3 and "3.png cannot be read: permission denied" in answer.err.lower(), answer.err
+    assert "check the path and its permissions" in answer.err and answer.out == ""
+
+
 def test_features_that_are_not_numbers_are_an_error(ctxedit, folders, monkeypatch):
     def broken(scorer, images, unit=True):
         return torch.full((len(images), 8), float("nan"))

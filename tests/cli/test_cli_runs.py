@@ -68,6 +68,15 @@ def test_rm_asks_first_and_removes_only_what_was_named(ctxedit, several):
     assert sorted(os.listdir(several)) == ["hour", "now"]
 
 
+def test_rm_of_a_link_keeps_the_folder_that_it_names(ctxedit, several, tmp_path):
+    run = next(several.iterdir())
+    (tmp_path / "linked").symlink_to(run)
+    answer = ctxedit("runs", "rm", "linked", "-y", "--runs", tmp_path)
+    assert (answer.code, answer.out) == (0, f"{tmp_path / 'linked'}\n")
+    assert f"is a link: the folder that it names is kept: {run}" in answer.err
+    assert run.is_dir() and not (tmp_path / "linked").is_symlink()
+
+
 @pytest.mark.parametrize(
     ("conditions", "removed"),
     [

@@ -115,6 +115,14 @@ def test_guidance_is_swept_over_the_same_captions(ctxedit, tmp_path):
     assert [float(r["guidance"]) for r in rows if r["metric"] == "fid"] == [1, 3]
     assert len({r["value"] for r in rows if r["metric"] == "fid"}) == 2
     assert not any(r["difference"] for r in rows), "one model has nothing to differ from"
+    assert {r["images"] for r in rows} == {"10"}
+    assert {r["metric"]: r["features"] for r in rows} == {
+        "fid": "CLIP builtin", "clip_score": "CLIP builtin", "all_right": "composition judge",
+    }  # fmt: skip
+    head, *lines = result.out.splitlines()
+    assert head.split()[-2:] == ["images", "features"]
+    assert all(line.split()[-3:] == ["10", "CLIP", "builtin"] for line in lines)
+    assert (tmp_path / "guidance.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_models_are_compared_with_the_first_caption_by_caption(ctxedit, trained, tmp_path):
@@ -145,13 +153,21 @@ def test_models_are_compared_with_the_first_caption_by_caption(ctxedit, trained,
         (("guidance", "builtin", "--values", "0.5"), "1 or more"),
         (("guidance", "builtin", "builtin"), "twice"),
         (("guidance", "builtin", "--coco", "captions.json"), "--images"),
-        (("convergence", "builtin"), "no snapshots"),
+        (("convergence", "."), "no snapshots"),
     ],
 )
 def test_bad_sweeps_are_refused_before_work(ctxedit, tmp_path, ask, said):
     result = ctxedit("eval", *ask, "-o", tmp_path / "out")
     assert result.code == 2 and said in result.err, result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_convergence_of_a_folder_that_is_not_there(ctxedit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain-0").mkdir()
+    result = ctxedit("eval", "convergence", "plian-0", "-o", "out")
+    assert result.code == 3 and "plian-0 is not a folder" in result.err
+    assert "did you mean 'plain-0'?" in result.err and not (tmp_path / "out").exists()
 
 
 def test_cost_sets_the_adapter_beside_the_plain_denoiser(ctxedit, trained):

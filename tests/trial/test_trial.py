@@ -1,5 +1,6 @@
 """A few kills and mutations in the ordinary suite; ``python tests/trial`` is the whole trial."""
 
+import json
 import os
 import random
 import subprocess
@@ -63,6 +64,17 @@ def test_trees_are_compared_by_what_is_in_them(tmp_path):
     assert difference(a, c) == "different: clip-DATE-id/run.toml"
     assert difference(a, {}) == "missing: clip-DATE-id/run.toml"
     assert difference({}, a) == "left over: clip-DATE-id/run.toml"
+
+
+def test_rows_are_compared_with_the_passes_of_a_tuning_and_not_of_an_edit(tmp_path):
+    from trees import contents, difference
+
+    for name, tune, edit in (("a", 3, 5), ("b", 3, 4), ("c", 2, 5)):
+        costs = {"tune": {"evaluations": tune}, "edit": {"evaluations": edit}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(json.dumps({"costs": costs}) + "\n")
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert difference(a, b) is None and difference(a, c) == "different: results.jsonl"
 
 
 def test_mutations_are_the_seeds_and_never_nothing():

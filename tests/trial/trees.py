@@ -90,7 +90,11 @@ def _tensors(value: Any) -> Any:
 def _lasting(value: Any) -> Any:
     """A table without what passes."""
     if isinstance(value, dict):
-        return {k: _lasting(v) for k, v in value.items() if not _PASSING.search(k)}
+        kept = {k: v for k, v in value.items() if not _PASSING.search(k)}
+        if isinstance(costs := kept.get("costs"), dict):
+            # An edit takes fewer passes where its process kept the source of the edit before.
+            kept["costs"] = {k: v for k, v in costs.items() if k != "edit"}
+        return {k: _lasting(v) for k, v in kept.items()}
     if isinstance(value, list):
         return [_lasting(v) for v in value]
     # Absolute places differ with the folder of the trial; what lies below them does not.
