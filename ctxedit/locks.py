@@ -40,3 +40,18 @@ def held(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[boo
         yield nested
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file `path`; does not wait, and makes no file."""
+    if not path.is_file():
+        return False
+    lock = FileLock(str(path.absolute()))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # not writable, or no locks here: nobody can hold it
+        return False
+    lock.release()
+    return False

@@ -27,7 +27,7 @@ from ctxedit.contents import fingerprint as fingerprint
 from ctxedit.display import facts_html
 from ctxedit.errors import InputError, OutputError
 from ctxedit.files import neighbour
-from ctxedit.locks import held
+from ctxedit.locks import held, is_held
 from ctxedit.media.temporary import (
     check_writable,
     replace,
@@ -203,6 +203,11 @@ class Run:
             self._table["clip_hash"] = now
         elif now != noted:
             raise InputError(f"the run's clip has changed: {self.clip}", "tune again on the new clip")
+
+    @staticmethod
+    def in_use(folder: Path) -> bool:
+        """Whether a process works in a run's folder, whose ``run.toml`` may be damaged."""
+        return is_held(folder / _WORK_LOCK)
 
     @contextmanager
     def working(self, say: Say = _silent) -> Iterator[None]:

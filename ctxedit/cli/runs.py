@@ -213,6 +213,11 @@ def _confirm(screen: Screen, folders: list[Path], yes: bool) -> None:
 
 def _remove(screen: Screen, folders: list[Path]) -> None:
     for folder in folders:
+        if Run.in_use(folder):
+            raise OutputError(
+                f"another ctxedit is working in {folder}; nothing was removed", "wait for it to finish"
+            )
+    for folder in folders:
         try:
             if folder.is_symlink():
                 # What it names may be somebody else's, or in use under its own name.

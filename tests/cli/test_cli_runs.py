@@ -7,6 +7,7 @@ import time
 import pytest
 from asking import TARGET
 
+from ctxedit.locks import held
 from ctxedit.run_file import read_run, write_toml
 
 
@@ -66,6 +67,15 @@ def test_rm_asks_first_and_removes_only_what_was_named(ctxedit, several):
     assert (several / "old").is_dir()
     assert ctxedit("runs", "rm", "old", "-y", "--runs", several).code == 0
     assert sorted(os.listdir(several)) == ["hour", "now"]
+
+
+def test_a_run_that_is_being_worked_in_is_not_removed(ctxedit, several):
+    with held(several / "now" / ".work.lock"):
+        for command in (("rm", "hour", "now"), ("prune", "--older", "0h")):
+            answer = ctxedit("runs", *command, "-y", "--runs", several)
+            assert answer.code == 6 and "working in" in answer.err
+        assert sorted(os.listdir(several)) == ["hour", "now", "old"]
+    assert ctxedit("runs", "rm", "now", "-y", "--runs", several).code == 0
 
 
 def test_rm_of_a_link_keeps_the_folder_that_it_names(ctxedit, several, tmp_path):
