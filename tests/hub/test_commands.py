@@ -5,17 +5,18 @@ import shutil
 
 import pytest
 from asking import call
+from hub_server import files_of
 from listings import CLIP, SD14, needed
 
 from ctxedit.models import transfer
 
 SMALL = ("--dtype", "float32", "--device", "cpu")
 MODEL = ("--model", "sd14", *SMALL)
-COMMANDS = ["run", "tune", "caption", "t2i", "eval", "batch", "bench", "lora", "embedding"]
+COMMANDS = ["run", "tune", "caption", "t2i", "eval", "batch", "bench", "lora", "embedding", "controlnet"]
 
 
 @pytest.fixture()
-def served(hub, sd14_files, clip_files, monkeypatch):
+def served(hub, sd14_files, clip_files, controlnet, monkeypatch):
     from ctxedit.models.hub import SAFE_REVISIONS
     from ctxedit.stages.caption import BLIP2
 
@@ -23,6 +24,7 @@ def served(hub, sd14_files, clip_files, monkeypatch):
     monkeypatch.setitem(SAFE_REVISIONS, CLIP, hub.add(CLIP, clip_files).commit)
     hub.add(BLIP2, clip_files)
     hub.add("artist/style", {"pytorch_lora_weights.safetensors": b"x" * 5000})
+    hub.add("artist/canny", files_of(controlnet))
     hub.add("artist/word", {"learned_embeds.safetensors": b"x" * 5000})
     return hub
 
@@ -39,6 +41,7 @@ def ask(clip, tmp_path):
     settings = [word for one in (*few, "clip_model=builtin") for word in ("--set", one)]
     edits = ("--prompt", "a dog", *MODEL, *settings, "--runs", tmp_path / "runs")
     image = ("t2i", "a cat", *MODEL, "--steps", 1, "--size", 32, "-o", tmp_path / "cat.png")
+    control = ("--set", "control.kind=canny", "--set", "control.model=artist/canny")
     many = (tmp_path / "list.toml", *MODEL, *settings, "-o", tmp_path / "out")
     asked = {
         "run": ("run", clip, "a cat", "--preset", "ddim", *edits),
@@ -50,10 +53,12 @@ def ask(clip, tmp_path):
         "batch": ("batch", *many, "--preset", "ddim"),
         "bench": ("bench", *many, "--presets", "ddim"),
         "lora": (*image, "--lora", "artist/style"),
+        "controlnet": ("run", clip, "a cat", "--preset", "ddim", *edits, *control),
         "embedding": (*image, "--embedding", "artist/word"),
     }
     big = {"caption": (BLIP2, "model.safetensors"), "eval": (CLIP, "model.safetensors")}
     big["lora"] = ("artist/style", "pytorch_lora_weights.safetensors")
+    big["controlnet"] = ("artist/canny", "diffusion_pytorch_model.safetensors")
     big["embedding"] = ("artist/word", "learned_embeds.safetensors")
     unet = (SD14, "unet/diffusion_pytorch_model.safetensors")
 
