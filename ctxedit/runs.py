@@ -204,10 +204,10 @@ class Run:
         elif now != noted:
             raise InputError(f"the run's clip has changed: {self.clip}", "tune again on the new clip")
 
-    @property
-    def in_use(self) -> bool:
-        """Whether a process works in the folder."""
-        return is_held(self.folder / _WORK_LOCK)
+    @staticmethod
+    def in_use(folder: Path) -> bool:
+        """Whether a process works in a run's folder, whose ``run.toml`` may be damaged."""
+        return is_held(folder / _WORK_LOCK)
 
     @contextmanager
     def working(self, say: Say = _silent) -> Iterator[None]:

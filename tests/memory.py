@@ -2,7 +2,7 @@
 
 Usage::
 
-    python tests/memory.py table                                 # what the plan states, for presets/README.md
+    python tests/memory.py table                                 # what the plan states, for the two README.md
     python tests/memory.py make sd14 FOLDER                      # a folder of the real shapes, random weights
     python tests/memory.py measure FOLDER/sd14 edit bfloat16 8   # prints one row as JSON
     python tests/memory.py measure FOLDER/sd14 tune float32 2 384  # at 384² instead of 512²
@@ -314,6 +314,19 @@ def peaks(name: str, frames: int, side: int, **flags: Any) -> tuple[float, float
     return costs.tuning(False) / 2**30, costs.editing(False) / 2**30
 
 
+def short() -> str:
+    """The sentence of README.md: what is asked most."""
+
+    def row(stage: int, **flags: Any) -> str:
+        first, *others = (f"{peaks('SD 1.x', frames, 512, **flags)[stage]:.1f}" for frames in (8, 16, 24))
+        return ", ".join([first, *others[:-1]]) + f" or {others[-1]} GiB"
+
+    return (
+        f"In half precision, 8, 16 or 24 frames at 512² take {row(0)} to tune a Stable Diffusion 1.x, and "
+        f"{row(1)} to edit ({row(1, low_memory=True)} with `--low-memory`)"
+    )
+
+
 def table() -> str:
     """The table of presets/README.md."""
     heads = [f"{mode or 'as it is'}: {stage}" for mode in _MODES for stage in ("tune", "edit")]
@@ -330,7 +343,7 @@ def table() -> str:
 def main(arguments: list[str]) -> None:
     """The command line."""
     if arguments == ["table"]:
-        print(table())
+        print(f"{table()}\n\n{short()}")
         return
     if arguments[0] == "make":
         {"sd14": make_sd14, "sdxl": make_sdxl, "blip2": make_blip2}[arguments[1]](Path(arguments[2]))

@@ -1,4 +1,4 @@
-"""The table of presets/README.md is what the plan states."""
+"""The table of presets/README.md and the sentence of README.md are what the plan states."""
 
 import json
 import subprocess
@@ -14,6 +14,11 @@ from ctxedit.footprint import captioner_bytes
 def test_the_table_is_up_to_date():
     text = (Path(__file__).parents[1] / "presets" / "README.md").read_text()
     assert memory.table() in text, "python tests/memory.py table"
+
+
+def test_the_short_form_is_up_to_date():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    assert memory.short() in " ".join(text.split()), "python tests/memory.py table"
 
 
 @pytest.mark.parametrize("name", ["SD 1.x", "SD 2.x", "SDXL"])

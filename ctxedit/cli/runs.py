@@ -213,7 +213,7 @@ def _confirm(screen: Screen, folders: list[Path], yes: bool) -> None:
 
 def _remove(screen: Screen, folders: list[Path]) -> None:
     for folder in folders:
-        if Run(folder).in_use:
+        if Run.in_use(folder):
             raise OutputError(
                 f"another ctxedit is working in {folder}; nothing was removed", "wait for it to finish"
             )

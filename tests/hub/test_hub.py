@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from asking import call
+from hub_server import files_of
 from listings import CLIP, LARGE, SD14, needed
 
 from ctxedit.models import hub as ours
@@ -87,6 +88,16 @@ class TestWhatIsFetched:
         pulled("clip")
         assert set(sent(hub, CLIP)) == {n for n in clip_files if not n.endswith((".bin", ".msgpack", ".h5"))}
         assert any(repository.commit in path for _, path in hub.requests)
+
+    def test_of_the_controlnet_its_weights_without_pickles_and_pictures(self, hub, controlnet):
+        files = files_of(controlnet)
+        others = ("README.md", "diffusion_pytorch_model.bin", "images/bird.png", "images/bird_canny.png")
+        hub_id = ours.full_id("canny")
+        hub.add(hub_id, files | dict.fromkeys(others, b"not needed"))
+        table = pulled("canny", "--half")
+        wanted = ("config.json", "diffusion_pytorch_model.safetensors")
+        assert sent(hub, hub_id) == {name: len(files[name]) for name in wanted}
+        assert table["total"] == sum(sent(hub, hub_id).values())
 
     def test_shards_are_fetched_and_their_index(self, hub, clip_files):
         shards = {f"model-0000{i}-of-00002.safetensors": b"x" * i for i in (1, 2)}
@@ -213,35 +224,32 @@ class TestWhatGoesWrong:
         pulled()
         assert all(count == len(sd14_files[name]) for name, count in sent(hub).items() if name != self.BIG)
 
-    def test_two_processes_at_once_fetch_each_file_once(self, hub, server, sd14_files, tmp_path):
+    def test_two_processes_at_once_fetch_each_file_once(self, hub, server, sd14_files, tmp_path, monkeypatch):
+        from ctxedit.cli.fetching import Bar
+
         hub.add(SD14, sd14_files)
         hub.gate = threading.Event()
-        names = sorted(needed(sd14_files))
-        script = (
-            "import sys; from ctxedit.models import hub; "
-            "print(hub.fetch(hub.listing(sys.argv[1]), sys.argv[2:]))"
-        )
         environment = {
             **os.environ, "HF_ENDPOINT": server[1], "HF_HUB_CACHE": str(tmp_path / "cache"),
             "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
         }  # fmt: skip
-        waited = []
+        waits = Bar.waits
 
-        class Second(transfer.Watcher):
-            def waits(self, name):
-                waited.append(name)
-                hub.gate.set()
+        def wait(bar, name):
+            waits(bar, name)
+            hub.gate.set()
 
-        with subprocess.Popen(
-            [sys.executable, "-c", script, SD14, *names], env=environment, stdout=subprocess.PIPE, text=True
-        ) as first:
+        monkeypatch.setattr(Bar, "waits", wait)
+        command = [sys.executable, "-m", "ctxedit", "models", "pull", "sd14", "--json"]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as first:
             assert hub.asked_for.wait(30), "the first process asks for a weights file"
-            with ours.watched(Second()):
-                folder = ours.fetch(ours.listing(SD14), names)
+            second = call("models", "pull", "sd14", "--json")
             hub.gate.set()
             out, _ = first.communicate(timeout=30)
-        assert (first.returncode, out.strip()) == (0, str(folder)) and waited
-        weights = {n: len(sd14_files[n]) for n in names if n.endswith(".safetensors")}
+        assert (first.returncode, second.code) == (0, 0), second.err
+        assert "is being fetched by another process; waiting for it" in second.err
+        assert json.loads(out)["folder"] == second.table["folder"]
+        weights = {n: len(sd14_files[n]) for n in needed(sd14_files) if n.endswith(".safetensors")}
         assert {n: c for n, c in sent(hub).items() if n in weights} == weights
 
     def test_a_hub_that_lists_no_sizes_is_refused(self, hub, sd14_files, monkeypatch):
