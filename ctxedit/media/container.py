@@ -24,6 +24,9 @@ _TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.spl
 #: Codecs of cover art that is not marked as an attached picture, beside a stream in a codec of films.
 _PICTURE_CODECS = frozenset({"png", "mjpeg", "bmp", "tiff", "webp", "gif"})
 
+#: Formats that only name other files, which could change without the file that a run is known by.
+_LISTS = frozenset({"concat", "hls", "dash", "imf"})
+
 _UNKNOWN_SOUND = "the clip's sound has a codec that FFmpeg does not know"
 
 
@@ -48,6 +51,11 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     try:
         form = "mjpeg" if is_jpeg_stream(path) else None  # else FFmpeg takes it for one picture too
         with av.open(location(path), format=form, **_TAGS) as container:
+            if container.format.name in _LISTS:
+                raise InputError(
+                    f"{path} is a list of other files ({container.format.name}), not a video",
+                    "join them into one file: ffmpeg -i LIST -c copy OUT.mp4",
+                )
             stream = _video_stream(container, path)
             yield container, stream, _decoder(stream, path)
     except av.FFmpegError as error:

@@ -181,6 +181,18 @@ def _huge(folder: Path) -> Path:
     return folder / "bad.png"
 
 
+def _playlist(folder: Path) -> Path:
+    encode(folder / "a.mp4", draw(3))
+    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    return folder / "list.mp4"
+
+
+def _stream(folder: Path) -> Path:
+    path = _playlist(folder).with_name("stream.mp4")
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\na.mp4\n#EXT-X-ENDLIST\n")
+    return path.rename(path.with_suffix(".m3u8"))
+
+
 def _absent(folder: Path) -> Path:
     return folder / "absent.mp4"
 
@@ -203,6 +215,8 @@ BAD = {
     _long: "too long",
     _heif: "HEIF",
     _huge: "megapixels",
+    _playlist: "list of other files",
+    _stream: "list of other files",
 }
 
 
