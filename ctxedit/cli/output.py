@@ -109,7 +109,7 @@ class Screen:
         """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
-            self.console.print(Text.assemble(("warning: ", "yellow"), _lines(text)))
+            self.console.print(Text.assemble(("warning: ", "yellow"), _line(text)))
 
     def result(self, text: str, table: Mapping[str, Any]) -> None:
         """The result: lines for people and pipes, or one JSON object."""

@@ -13,6 +13,7 @@ import pytest
 from asking import call
 
 from ctxedit.cli import main
+from ctxedit.cli.output import Screen
 
 
 def encoded(encoding, *arguments):
@@ -186,3 +187,8 @@ def test_the_handler_of_ctrl_c_is_put_back():
     before = signal.getsignal(signal.SIGINT)
     assert call("presets", "ls").code == 0 and call("presets", "show", "nosuch").code == 2
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_warning_is_one_line_whatever_it_quotes(capsys):
+    Screen().warn("“a tiger\nin the\r\nzeppelin” is unknown")
+    assert capsys.readouterr().err == "warning: “a tiger in the zeppelin” is unknown\n"
