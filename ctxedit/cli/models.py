@@ -41,7 +41,7 @@ def ls(
     ] = False,
 ) -> None:  # fmt: skip
     """List the built-in models, their vocabulary and scores, and the models in the hub cache."""
-    from ctxedit.models.weights import SHORT_NAMES
+    from ctxedit.models.weights import SHORT_NAMES, is_hub_id, locate
 
     parts, words, checked, cache = builtin(), knowledge(), check_results(), cached()
     rows = [("part", "parameters", "size", "trained on", "images", "weights", "licence")]
@@ -67,6 +67,8 @@ def ls(
         from ctxedit.cli import fetching
 
         config = arguments.settings(SettingOptions(model=model, offline=offline), Screen(True))
+        if not is_hub_id(config.model):
+            locate(config.model, True)  # a wrong name is no checkpoint of which nothing is to be fetched
         fetched = fetching.planned(fetching.wanted(config, captions=True, scores=True), offline)
         lines += ["", f"`ctxedit run --model {model}` would still fetch:"]
         lines += [fetching.line(one) for one in fetched] or ["nothing"]

@@ -29,8 +29,10 @@ NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _OTHERS = {
     "hada_w": "a LoHa", "lokr_w": "a LoKr", "oft_": "an OFT", "dora_scale": "a DoRA",
     "lora_magnitude_vector": "a DoRA", "lora_mid.": "a LoCon of three factors", ".a1.weight": "a GLoRA",
-    ".on_input": "an (IA)³", ".diff": "a file of whole differences", "bundle_emb.": "a LoRA with embeddings",
+    ".on_input": "an (IA)³", "bundle_emb.": "a LoRA with embeddings", "lycoris_": "of LyCORIS's own format",
 }  # fmt: skip
+#: How the names in a checkpoint of the original code begin.
+_WHOLE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 #: What peft puts before the names of a network that it wrapped.
 _PEFT = "base_model.model."
 #: How the names of the UNet's layers begin.
@@ -90,7 +92,11 @@ def read_lora(setting: str, family: Any, checkpoint: Checkpoint, offline: bool =
     broken = next((k for k, v in tensors.items() if not bool(torch.isfinite(v).all())), None)
     if broken:
         raise WeightsError(f"{file}: NaN or infinity in {broken}", "the LoRA is broken; fetch it again")
+    if any(key.startswith(_WHOLE) for key in tensors):
+        raise WeightsError(f"{file} is a whole checkpoint, not a LoRA", "edit with it: --model FILE")
     other = next((said for part, said in _OTHERS.items() if any(part in key for key in tensors)), None)
+    if any(key.endswith((".diff", ".diff_b")) for key in tensors):
+        other = other or "a file of whole differences"
     if other is not None:
         raise WeightsError(f"{file} is {other}, not a LoRA", _SUPPORTED)
     tensors = _prefixed(tensors, file)

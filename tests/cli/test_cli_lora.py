@@ -226,7 +226,14 @@ def spoiled(products):
             ("up_blocks.9.to_q is not in the model",),
         ),
         "LoHa": ({"lora_unet_x.hada_w1_a": torch.zeros(2, 2)}, ("a LoHa, not a LoRA",)),
-        "a checkpoint": ({"model.diffusion_model.out.weight": torch.zeros(2, 2)}, ("not a LoRA",)),
+        "a checkpoint": (
+            {"model.diffusion_model.out.weight": torch.zeros(2, 2)}, ("whole checkpoint", "--model"),
+        ),
+        "differences": (good | {"lora_unet_x.diff_b": torch.zeros(2)}, ("a file of whole differences",)),
+        "LyCORIS": (
+            {f"lycoris_unet_x.lora_{x}.weight": torch.zeros(2, 2) for x in ("down", "up")},
+            ("of LyCORIS's own format",),
+        ),
         "nothing": ({}, ("not a LoRA",)),
         "LoKr": ({"lora_unet_x.lokr_w1": torch.zeros(2, 2)}, ("a LoKr, not a LoRA",)),
         "DoRA": (good | {"unet.x.lora_magnitude_vector": torch.zeros(2)}, ("a DoRA",)),
@@ -259,7 +266,7 @@ def spoiled(products):
     [
         "another kind", "another layer", "LoHa", "LoKr", "DoRA", "three factors", "GLoRA", "IA3",
         "with embeddings", "Flux", "integers", "ranks that disagree", "rank 0", "half a pair", "a checkpoint",
-        "nothing", "NaN",
+        "differences", "LyCORIS", "nothing", "NaN",
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_by_the_dry_run(
