@@ -109,7 +109,7 @@ class Screen:
         """A warning; each is printed once."""
         if not self.quiet and text not in self._warned:
             self._warned.add(text)
-            self.console.print(Text.assemble(("warning: ", "yellow"), _line(text)))
+            self.console.print(Text.assemble(("warning: ", "yellow"), _unbroken(text)))
 
     def result(self, text: str, table: Mapping[str, Any]) -> None:
         """The result: lines for people and pipes, or one JSON object."""
@@ -268,9 +268,13 @@ def print_failure(failure: Failure, as_json: bool) -> None:
 
 
 def _line(text: str) -> str:
-    """One readable line: an error may quote a value of megabytes."""
-    line = visible(" ".join(printable(text).split()))
+    """One readable line of bounded length: an error may quote a value of megabytes."""
+    line = _unbroken(text)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def _unbroken(text: str) -> str:
+    return visible(" ".join(printable(text).split()))
 
 
 def _lines(text: str) -> str:
