@@ -60,7 +60,7 @@ def _draw(session: Session, target: str) -> HeatmapFiles:
             shown.append((f"{word}{note}", prepared.unpad(overlay(frames, heat))))
     run.publish(
         name, key, (files.sheet, files.video),
-        lambda staged: write(shown, HeatmapFiles(*staged), prepared.clip, True),
+        lambda staged: write(shown, HeatmapFiles(*staged), prepared.clip, True, session.metadata(target)),
         request.overwrite or request.output is None, target=target,
     )  # fmt: skip
     return files
@@ -152,9 +152,14 @@ def overlay(frames: NDArray[np.uint8], heat: Tensor) -> NDArray[np.uint8]:
 
 
 def write(
-    rows: Sequence[tuple[str, NDArray[np.uint8]]], files: HeatmapFiles, clip: Clip, overwrite: bool
-) -> None:
-    """Write the sheet and the video of labelled rows of frames (F, h, w, 3), timed as the clip's first."""
+    rows: Sequence[tuple[str, NDArray[np.uint8]]], files: HeatmapFiles, clip: Clip, overwrite: bool,
+    about: str | None = None,
+) -> None:  # fmt: skip
+    """Write the sheet and the video of labelled rows of frames (F, h, w, 3), timed as the clip's first.
+
+    ``about`` is text to embed in both.
+    """
     durations = None if clip.durations is None else clip.durations[: len(rows[0][1])]
-    write_image(files.sheet, contact_sheet(rows), overwrite=overwrite)
-    write_clip(files.video, labelled_row(rows), clip.fps, durations=durations, overwrite=overwrite)
+    write_image(files.sheet, contact_sheet(rows), overwrite=overwrite, about=about)
+    video = labelled_row(rows)
+    write_clip(files.video, video, clip.fps, durations=durations, overwrite=overwrite, about=about)

@@ -157,6 +157,8 @@ def test_heat_maps_come_with_and_without_the_shift_and_once(ctxedit, made, run_f
     assert first.code == 0 and first.table["reused"], first.err
     with Image.open(first.table["heatmaps"]) as sheet:
         sheet.load()
+    for kind in ("heatmaps", "heatmaps_video"):  # known as results of ctxedit
+        assert ctxedit("show", first.table[kind], "--json").table["target"] == TARGET
     video = probe(first.table["heatmaps_video"])
     # Source; edit and three words; the same with the shift off: nine columns of video, rows of the sheet.
     assert video.frames == 4 and video.width > 9 * 128 and sheet.height > 9 * 128

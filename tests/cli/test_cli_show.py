@@ -204,10 +204,9 @@ def test_files_of_others_and_damaged_facts_are_refused(ctxedit, clip, tmp_path):
 
 def test_a_folder_of_clips_does_not_take_results_for_clips(ctxedit, made, clip, tmp_path):
     video = Path(made.out.strip())
-    for file in video.parent.glob(f"{video.stem}*"):
-        shutil.copy(file, tmp_path)
+    for name in (video.name, f"{video.stem}-side-by-side.mp4", f"{video.stem}-sheet.png"):
+        shutil.copy(video.with_name(name), tmp_path)
     results = sorted(file.name for file in tmp_path.iterdir())
-    assert len(results) == 3
     answer = ctxedit("batch", tmp_path, TARGET, "--dry-run")
     assert answer.code == 2 and "holds only results of ctxedit" in answer.err, answer.err
     shutil.copy(clip, tmp_path)
