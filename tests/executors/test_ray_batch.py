@@ -1,6 +1,7 @@
 """``ctxedit batch --ray`` on a cluster that loses a machine gives what one process gives."""
 
 import json
+import re
 import threading
 import time
 
@@ -49,7 +50,8 @@ def test_a_list_is_finished_when_a_machine_is_lost_and_nothing_is_done_twice(lis
     thread.join(1)
     assert not thread.is_alive(), "the machine was lost before the end"
     assert len(answer.table["edits"]) == 12 and answer.table["failed"] == []
-    assert "worker 2 on" in answer.err
+    # Any two: a worker may be lost with its machine before it reports.
+    assert len(set(re.findall(r"worker (\d+) on", answer.err))) >= 2, answer.err
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     keys = [row["key"] for row in rows]
     assert len(keys) == len(set(keys)) == 24, "one row for each edit and for each source"
