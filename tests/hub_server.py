@@ -167,6 +167,21 @@ class _Handler(BaseHTTPRequestHandler):
             }
         self._send(200, json.dumps(table).encode(), {"Content-Type": "application/json"})
 
+    def _answered_otherwise(self, path, head):
+        """Whether something other than the file was sent: by a busy hub, by a proxy, or nothing at all."""
+        if not head and self.hub.busy.get(path):
+            status, seconds = self.hub.busy[path].pop(0)
+            self._send(status, b"", {"Retry-After": seconds})
+        elif path in self.hub.pages:
+            self._send(200, b"<html>log in</html>", {"Content-Type": "text/html; charset=utf-8"})
+        elif not head and path in self.hub.silent:
+            self.hub.silent.remove(path)
+            self.hub.woken.wait(20)
+            self.close_connection = True
+        else:
+            return False
+        return True
+
     def _file(self, hub_id, path, head):
         repository = self.hub.repositories.get(hub_id)
         if repository is None:
@@ -177,15 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound")
         if path in self.hub.answers:
             return self._refuse(*self.hub.answers[path])
-        if not head and self.hub.busy.get(path):
-            status, seconds = self.hub.busy[path].pop(0)
-            return self._send(status, b"", {"Retry-After": seconds})
-        if path in self.hub.pages:
-            return self._send(200, b"<html>log in</html>", {"Content-Type": "text/html; charset=utf-8"})
-        if not head and path in self.hub.silent:
-            self.hub.silent.remove(path)
-            self.hub.woken.wait(20)
-            self.close_connection = True
+        if self._answered_otherwise(path, head):
             return None
         data = repository.files[path]
         headers = {

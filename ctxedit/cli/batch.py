@@ -99,8 +99,7 @@ def batch(
     from ctxedit.cli import fetching
 
     folder, store = _place(out)
-    place, url = _list(clips)
-    _say_left_out(place, screen)
+    place, url = _list(clips, screen)
     listed = tuple(
         dataclasses.replace(
             clip, prompt=clip.prompt or tuning.prompt or "", span=_span(clip, config, base, span)
@@ -118,14 +117,6 @@ def batch(
         return
     work_begins()
     _work(job, screen, where, dry.dry_run)
-
-
-def _say_left_out(place: Path, screen: Screen) -> None:
-    """Name the files of a folder of clips that are edits themselves."""
-    from ctxedit.bench.formats import results_in
-
-    if place.is_dir() and (results := results_in(place)):
-        screen.say(f"left out, made by ctxedit: {', '.join(one.name for one in results)}")
 
 
 def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> None:
@@ -150,11 +141,17 @@ def _work(job: Bench, screen: Screen, where: ExecutorOptions, dry_run: bool) -> 
     _show(screen, job, whole)
 
 
-def _list(clips: str) -> tuple[Path, str | None]:
-    """The list, fetched where it is a URL, and that URL."""
+def _list(clips: str, screen: Screen) -> tuple[Path, str | None]:
+    """The list, fetched where it is a URL, and that URL; says which files of a folder are left out."""
+    from ctxedit.bench.formats import results_in
     from ctxedit.storage import fetch, is_url
 
-    return (fetch(clips), clips) if is_url(clips) else (arguments.existing(Path(clips)), None)
+    if is_url(clips):
+        return fetch(clips), clips
+    place = arguments.existing(Path(clips))
+    if place.is_dir() and (results := results_in(place)):
+        screen.say(f"left out, made by ctxedit: {', '.join(one.name for one in results)}")
+    return place, None
 
 
 def _place(out: str) -> tuple[Path, Store | None]:

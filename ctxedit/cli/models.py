@@ -68,7 +68,7 @@ def ls(
 
         config = arguments.settings(SettingOptions(model=model, offline=offline), Screen(True))
         if not is_hub_id(config.model):
-            locate(config.model, True)  # a wrong name is no checkpoint of which nothing is to be fetched
+            locate(config.model, True)  # reports a wrong name, of which nothing would be fetched
         fetched = fetching.planned(fetching.wanted(config, captions=True, scores=True), offline)
         lines += ["", f"`ctxedit run --model {model}` would still fetch:"]
         lines += [fetching.line(one) for one in fetched] or ["nothing"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -26,6 +27,9 @@ from ctxedit.cli.output import Screen
 from ctxedit.cli.output_options import DownloadOrTuneOption, DryRunOption, RunsOptions
 from ctxedit.errors import ConfigError
 from ctxedit.tables import DEFAULT_PRESET
+
+if TYPE_CHECKING:
+    from ctxedit.editing.session import Session
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,6 @@ def tune(
     agreed: DownloadOrTuneOption,
 ) -> None:
     """Tune on one clip, for any number of edits, and print the run folder."""
-
     screen = Screen(messages.quiet, messages.json)
     config = arguments.settings(base, screen, addons, span, size, captioning, judging, tuning)
     config = arguments.fitted(config, arguments.existing(clip), base, screen, span)
@@ -87,7 +90,7 @@ def tune(
     from ctxedit.editing.checks import check_ahead
     from ctxedit.editing.request import Request
     from ctxedit.editing.session import Session
-    from ctxedit.inspection.curve import tune_with_curve, with_samples
+    from ctxedit.inspection.curve import with_samples
 
     targets = () if curve_options.target is None else (curve_options.target,)  # checked before the tuning
     request = Request(
@@ -110,12 +113,8 @@ def tune(
         files, folder = {}, work.folder_of(session)
         with resumable(folder):
             work.say_duration(session, plan, screen)
-            if curve_options.curve is not None and curve_options.target is not None:
-                drawn = tune_with_curve(
-                    session, curve_options.target, curve_options.curve, curve_options.compare
-                )
-                files = {"curve": drawn.picture, "curve_table": drawn.table}
-                screen.say(f"curve: {drawn.picture}")
+            if curve_options.curve is not None:
+                files = _drawn(session, curve_options, screen)
             else:
                 if session.run.done(*session.key("tune")):
                     screen.say("the clip is tuned already, with these settings")
@@ -123,3 +122,13 @@ def tune(
         screen.say(f'next: ctxedit edit "TEXT" --run {shlex.quote(str(folder))}')
         facts = {"prompt": session.prompt, "steps": config.tune.steps, "seed": config.seed}
         screen.result(str(folder), {"run": folder, **facts, **files})
+
+
+def _drawn(session: Session, options: CurveOptions, screen: Screen) -> dict[str, Path]:
+    """Tune while edits are sampled; the curve's files."""
+    from ctxedit.inspection.curve import tune_with_curve
+
+    assert options.curve is not None and options.target is not None  # checked
+    drawn = tune_with_curve(session, options.target, options.curve, options.compare)
+    screen.say(f"curve: {drawn.picture}")
+    return {"curve": drawn.picture, "curve_table": drawn.table}

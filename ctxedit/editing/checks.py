@@ -226,7 +226,7 @@ def _upscaler(
 def _check_outputs(request: Request, known: Known, fps: Fraction) -> None:
     targets, free = request.targets, request.overwrite
     if targets and request.config.clip.frames > 1:
-        ffmpeg()
+        ffmpeg()  # is it there?
     if request.output is None:
         folder = request.runs if request.run is None else request.run.folder
         check_writable(folder / ".ctxedit", True)

@@ -105,7 +105,7 @@ def check_output(path: str | Path, fps: Fraction | None = None, overwrite: bool 
         raise OutputError(f"{path} is a folder with files other than frames", "choose a new folder")
     check_writable(path, overwrite)
     if suffix:
-        ffmpeg()
+        ffmpeg()  # is it there?
 
 
 def write_clip(
@@ -151,7 +151,7 @@ def write_clip(
     suffix, path = _suffix(path), Path(path)
     size = size or (frames.shape[2], frames.shape[1])
     check_size(path, *size)
-    if (note := even_note(path, *size, chroma)) is not None:
+    if note := even_note(path, *size, chroma):
         warn(note)
     length = float(sum(durations) if durations is not None else len(frames) / fps)
     with atomic(path, overwrite) as temporary:
@@ -164,8 +164,7 @@ def write_clip(
             _write_video(temporary, pictures, (len(frames), *shape), fps, suffix, chroma, durations, about)
             if audio_from is not None and holds_audio(path):
                 length = length if audio_duration is None else min(length, audio_duration)
-                said = add_sound(temporary, Path(audio_from), audio_start, length, about)
-                if said is not None:
+                if said := add_sound(temporary, Path(audio_from), audio_start, length, about):
                     warn(said)
         complete(temporary)
     return path

@@ -54,11 +54,7 @@ def explanation(hub_id: str, error: Exception, revision: str | None = None) -> C
     ):
         return no_access(hub_id, status)
     if isinstance(error, WebPage | json.JSONDecodeError):
-        return WeightsError(
-            f"{constants.ENDPOINT} answers with a web page instead of {hub_id}",
-            f"a proxy, a login page of the network, or HF_ENDPOINT{_through()} answers for the hub; "
-            "what was fetched is kept",
-        )
+        return _web_page(hub_id)
     if isinstance(error, Broken):
         return WeightsError(
             f"the connection broke while {hub_id} was fetched",
@@ -78,6 +74,16 @@ def explanation(hub_id: str, error: Exception, revision: str | None = None) -> C
         f"{hub_id} could not be fetched: {line}",
         f"{neighbour(Path(hub_id))}check the connection to {constants.ENDPOINT}{_through()}, or give a "
         "folder; what was fetched is kept",
+    )
+
+
+def _web_page(hub_id: str) -> WeightsError:
+    from huggingface_hub import constants
+
+    return WeightsError(
+        f"{constants.ENDPOINT} answers with a web page instead of {hub_id}",
+        f"a proxy, a login page of the network, or HF_ENDPOINT{_through()} answers for the hub; "
+        "what was fetched is kept",
     )
 
 

@@ -100,6 +100,6 @@ def test_help_on_a_terminal_of_one_column(ctxedit, monkeypatch):
     assert answer.code == 0 and "--json" in answer.out, answer.err
 
 
-def test_a_model_of_which_nothing_is_known_has_no_list_of_what_is_to_be_fetched(ctxedit):
+def test_models_ls_refuses_an_unknown_model(ctxedit):
     answer = ctxedit("models", "ls", "--model", "nope", "--offline")
     assert answer.code == 4 and "no model named 'nope'" in answer.err, answer.err
