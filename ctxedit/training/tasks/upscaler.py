@@ -27,8 +27,8 @@ from ctxedit.training.tasks.encoders import Encoders
 if TYPE_CHECKING:
     from ctxedit.training.checks.base import Check
 
-#: Shares of compositions, of low resolutions that are drawn small, and of those that are decoded.
-_COMPOSITIONS, _DRAWN_SMALL, _DECODED = 0.2, 0.25, 0.5
+#: Shares of compositions, and of low resolutions that are drawn small.
+_COMPOSITIONS, _DRAWN_SMALL = 0.2, 0.25
 
 
 class LargeScenes(Scenes):
@@ -101,6 +101,7 @@ class UpscalerTask(Task):
         crop: side of a crop, in low-resolution pixels; a multiple of 2 for each lower resolution. 0 trains on
             whole images.
         crops: how many are taken from each image.
+        decoded: share of low-resolution images that are reconstructed by the autoencoder.
         augment: highest level of added noise, in timesteps of :func:`~pixels.augmentation_scheduler`.
         empty: share of captions replaced by the empty one.
     """
@@ -118,6 +119,7 @@ class UpscalerTask(Task):
         head: Channels,
         crop: Annotated[int, Range(0, 8192)] = 0,
         crops: Count = 1,
+        decoded: Share = 0.5,
         augment: Annotated[int, Range(0, 999)] = 20,
         empty: Share = 0.1,
     ) -> None:
@@ -132,7 +134,7 @@ class UpscalerTask(Task):
         self.encoders = Encoders(components)
         self.scheduler, self.low_res_scheduler = pixels.residual_scheduler(), pixels.augmentation_scheduler()
         self.crop, self.crops = crop or side, crops
-        self.augment, self.empty = augment, empty
+        self.decoded, self.augment, self.empty = decoded, augment, empty
         self.model: Any = build_network(
             lambda: UNet2DConditionModel(
                 sample_size=data.size // pixels.SCALE,
@@ -187,7 +189,7 @@ class UpscalerTask(Task):
         pick = torch.rand(2, len(image), generator=generator).to(image.device)
         if small is not None:
             low = torch.where((pick[0] < _DRAWN_SMALL)[:, None, None, None], small, low)
-        if len(chosen := torch.nonzero(pick[1] < _DECODED)[:, 0]):
+        if len(chosen := torch.nonzero(pick[1] < self.decoded)[:, 0]):
             vae = self.encoders.vae
             decoded = vae.decode(vae.encode(low[chosen]).latent_dist.mean).sample
             low = low.index_copy(0, chosen, decoded.float().clamp(-1, 1))
