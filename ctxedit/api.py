@@ -8,7 +8,7 @@ loads weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ctxedit.api_scores import evaluate as evaluate
 from ctxedit.api_scores import evaluate_run as evaluate_run
-from ctxedit.api_settings import PathLike, Settings, fitted, settings
+from ctxedit.api_settings import PathLike, Settings, fitted, opened_run, settings
 from ctxedit.config import Config
 from ctxedit.editing import captioning, plan, text_to_image
 from ctxedit.editing.rebase import rebased as rebased
@@ -31,6 +31,7 @@ from ctxedit.metrics.evaluate import Figures
 from ctxedit.metrics_file import plain_figures as plain_figures
 from ctxedit.metrics_file import write_metrics as write_metrics
 from ctxedit.notebook import default_reporter, quietly
+from ctxedit.prompts import check_text
 from ctxedit.runs import DEFAULT_ROOT, Run
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -158,6 +159,8 @@ def run(
     Raises:
         As :func:`tune` and :func:`edit`.
     """
+    if not isinstance(target, Iterable) or isinstance(target, bytes):
+        check_text(target, "target")
     targets = (target,) if isinstance(target, str) else tuple(target)
     if not targets or (output is not None and len(targets) > 1):
         raise ConfigError(
@@ -223,7 +226,7 @@ def edit(
     Raises:
         ConfigError: a setting that tuning depends on was changed.
     """
-    opened = run if isinstance(run, Run) else Run(Path(run))
+    opened = opened_run(run)
     teller = reporter or default_reporter()
     request = Request.of_run(
         opened, rebased(opened, config or {}), teller.warn, targets=(target,),
@@ -265,8 +268,8 @@ def generate(
         raise InputError(
             f"the text is {type(text).__name__}", "give a str, or a dict of prompts with weights"
         )
-    if count < 1:
-        raise ConfigError(f"count = {count}", "it must be at least 1")
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"count = {count!r}", "it must be a whole number, at least 1")
     chosen = settings(preset, config)
     single = isinstance(text, str) or len(text) == 1
     file = text_to_image.own_adapter(chosen) if adapter is True and single else None

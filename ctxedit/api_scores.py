@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ctxedit.api_settings import PathLike, Settings, settings
-from ctxedit.editing.rebase import rebased as rebased
+from ctxedit.api_settings import PathLike, Settings, opened_run, settings
+from ctxedit.editing.rebase import rebased
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.request import Request
 from ctxedit.editing.session import Session
@@ -18,11 +18,11 @@ from ctxedit.media.temporary import check_writable
 from ctxedit.metrics import Edit, Networks, compare
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.evaluate import Figures
-from ctxedit.metrics_file import plain_figures as plain_figures
-from ctxedit.metrics_file import write_metrics as write_metrics
+from ctxedit.metrics_file import plain_figures, write_metrics
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.weights import is_half, locate, own_folder
 from ctxedit.notebook import default_reporter, quietly
+from ctxedit.prompts import check_text
 from ctxedit.runs import Run
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -70,6 +70,7 @@ def evaluate(
         WeightsError: a metric's network that is not there.
     """
     chosen, teller = settings(preset, config), reporter or default_reporter()
+    check_text(prompt, "prompt")
     if not prompt.strip():
         raise InputError("the prompt is empty", "say what the clip should show")
     inputs = {"target": prompt, "source": source, "source_prompt": source_prompt, "mask": mask}
@@ -130,7 +131,7 @@ def evaluate_run(
         weights: as for :func:`evaluate`.
         offline, reporter: as for :func:`caption`.
     """
-    opened = run if isinstance(run, Run) else Run(Path(run))
+    opened = opened_run(run)
     chosen = rebased(opened, config or {})
     dtype = pick_dtype(chosen.dtype, pick_device(chosen.device))
     locate(chosen.model, offline, is_half(dtype))

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.config import Config, environment, load
-from ctxedit.editing.rebase import rebased as rebased
 from ctxedit.editing.reporter import Reporter
+from ctxedit.errors import InputError
 from ctxedit.media.sources import check_exists
-from ctxedit.metrics_file import plain_figures as plain_figures
-from ctxedit.metrics_file import write_metrics as write_metrics
+from ctxedit.runs import Run
 from ctxedit.stages.prepare import fit_span
 from ctxedit.tables import DEFAULT_PRESET
 
@@ -32,6 +31,15 @@ def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
         ConfigError: unknown preset, key or value.
     """
     return config if isinstance(config, Config) else load(preset, flags=config)
+
+
+def opened_run(run: Run | PathLike) -> Run:
+    """The run itself, or that of a run folder; InputError for what is neither or holds none."""
+    if isinstance(run, Run):
+        return run
+    if not isinstance(run, (str, Path)):
+        raise InputError(f"the run is {type(run).__name__}", "give what `tune` returned, or a run folder")
+    return Run(Path(run))
 
 
 def fitted(clip: Path, chosen: Config, given: Settings, teller: Reporter) -> Config:

@@ -70,10 +70,11 @@ def check_texts(prompt: str | None, targets: Sequence[str] = (), negative: str =
         targets: one for each edit; they may have weights.
         negative: the negative prompt, which may be empty.
     """
-    named = [("prompt", prompt or ""), *(("target", target) for target in targets)]
-    for what, text in (*named, ("negative prompt", negative)):
-        if not isinstance(text, str):  # from Python
-            raise InputError(f"the {what} is not text: {text!r:.80}", "give it as a str")
+    if prompt is not None:
+        check_text(prompt, "prompt")
+    for target in targets:
+        check_text(target, "target")
+    check_text(negative, "negative prompt")
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt is empty", "omit it to caption the clip")
     for target in targets:
@@ -83,6 +84,12 @@ def check_texts(prompt: str | None, targets: Sequence[str] = (), negative: str =
     for target in targets:
         check_syntax(plain(target), "target")
     check_syntax(negative, "negative prompt")
+
+
+def check_text(value: object, what: str) -> None:
+    """Raise InputError for what is no text; from Python anything may be given for it."""
+    if not isinstance(value, str):
+        raise InputError(f"the {what} is not text: {value!r:.80}", "give it as a str")
 
 
 def check_syntax(text: str, what: str) -> None:

@@ -132,11 +132,26 @@ def test_what_is_no_text_and_no_number_of_pictures_is_refused(frames, tmp_path):
     for targets, prompt in (((3,), PROMPT), (TARGET, 3)):
         with pytest.raises(InputError, match="is not text: 3"):
             ctxedit.run(frames, targets, prompt, runs=tmp_path)
+    for targets in (None, 5, b"a tiger"):
+        with pytest.raises(InputError, match="the target is not text"):
+            ctxedit.run(frames, targets, PROMPT, runs=tmp_path)
+    with pytest.raises(InputError, match="the prompt is not text: None"):
+        ctxedit.evaluate(frames, None)
     for text in (None, [TARGET]):
         with pytest.raises(InputError, match="the text is"):
             ctxedit.generate(text)
-    with pytest.raises(ConfigError, match="count = 0"):
-        ctxedit.generate(TARGET, count=0)
+    with pytest.raises(ConfigError, match="weight is not a finite number"):
+        ctxedit.generate({TARGET: "much"})
+    for count in (0, "2", 1.5):
+        with pytest.raises(ConfigError, match="count = "):
+            ctxedit.generate(TARGET, count=count)
+
+
+def test_what_is_no_run_is_refused():
+    with pytest.raises(InputError, match="the run is NoneType"):
+        ctxedit.edit(None, TARGET)
+    with pytest.raises(InputError, match="the run is int"):
+        ctxedit.evaluate_run(3)
 
 
 def test_run_wants_targets_and_one_output_for_one(frames, tmp_path):

@@ -59,7 +59,7 @@ def table(base: SettingOptions, *groups: Any) -> dict[str, Any]:
     """The options that were given, as a nested table of settings; ``--set`` overrides named options.
 
     Raises:
-        ConfigError: a ``--set`` that is not KEY=VALUE.
+        ConfigError: a ``--set`` that is not KEY=VALUE; an upscaler that would not be used.
     """
     out: dict[str, Any] = {}
     for group in (base, *groups):
@@ -76,6 +76,9 @@ def table(base: SettingOptions, *groups: Any) -> dict[str, Any]:
                     merge_into(out, {"upscale": {"scale": 4}})
     for text in base.set or []:
         merge_into(out, assignment(text))
+    upscale = out.get("upscale", {})
+    if upscale.get("scale") == 1 and "model" in upscale:
+        raise ConfigError("an upscaler is named, and --upscale 1 leaves it out", "give only one of the two")
     return out
 
 

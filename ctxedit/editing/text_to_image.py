@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ctxedit.models.shift import ContextShift
 from ctxedit.models.upscalers.base import CHUNK, SCALE, sampling_of
 from ctxedit.models.upscalers.checkpoints import locate_upscaler, sizes_of
 from ctxedit.models.weights import is_half, locate, own_folder, pretrained_adapter
-from ctxedit.prompts import check_syntax
+from ctxedit.prompts import check_syntax, check_text
 from ctxedit.stages import generate as generating
 from ctxedit.stages.report import check_image
 
@@ -121,9 +122,11 @@ def _shift(adapter: Path, backbone: Backbone, text: str, count: int) -> ContextS
 def _weights(text: str | Mapping[str, float], adapter: Path | None) -> dict[str, float]:
     """The prompts and their weights, checked."""
     weights = {text: 1.0} if isinstance(text, str) else dict(text)
+    for one in weights:
+        check_text(one, "text")
     if not weights or not all(one.strip() for one in weights):
         raise InputError("the text is empty", "describe what the image should show")
-    if not all(map(math.isfinite, weights.values())):
+    if not all(isinstance(one, Real) and math.isfinite(one) for one in weights.values()):
         raise ConfigError("a prompt's weight is not a finite number", "weights such as 1.0, 0.5 or -0.3")
     if adapter is not None and len(weights) > 1:
         raise ConfigError("a context adapter takes one prompt", "leave out the adapter, or the other prompts")

@@ -231,3 +231,13 @@ def test_a_missing_hub_upscaler_is_told(ctxedit, run, monkeypatch):
     assert answer.code == 4 and "stable-diffusion-x4-upscaler" in answer.err
     with pytest.raises(WeightsError):
         weights.locate("stabilityai/stable-diffusion-x4-upscaler", offline=True)
+
+
+@pytest.mark.parametrize("words", [("edit", TARGET), ("t2i", TARGET)], ids=["edit", "t2i"])
+def test_an_upscaler_that_would_not_be_used_is_refused(ctxedit, run, own, words):
+    where = ("--run", run) if words[0] == "edit" else ()
+    for scale in (("--upscale", "1"), ("--set", "upscale.scale=1")):
+        answer = ctxedit(*words, *where, "--upscaler", own, *scale, "--dry-run")
+        assert answer.code == 2 and "an upscaler is named, and --upscale 1 leaves it out" in answer.err
+    model = f'upscale.model="{own}"'
+    assert ctxedit(*words, *where, "--set", model, "--set", "upscale.scale=4", "--dry-run").code == 0
