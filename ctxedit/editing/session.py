@@ -24,14 +24,13 @@ from ctxedit.editing.result import EditResult as EditResult
 from ctxedit.editing.round_trip import RoundTrip
 from ctxedit.editing.speed import Stopwatch, note, speed_kind
 from ctxedit.editing.stage import Stage, StageJob
-from ctxedit.editing.stages import edit_files, edited_frames, figures, provenance_of, stage_named
+from ctxedit.editing.stages import edit_files, edited_frames, figures, metadata_of, stage_named
 from ctxedit.errors import InputError
 from ctxedit.media.temporary import sweep
 from ctxedit.metrics import Metric, Networks
 from ctxedit.metrics import evaluate as evaluating
 from ctxedit.metrics.registry import usual
 from ctxedit.prompts import plain
-from ctxedit.provenance import to_text
 from ctxedit.runs import Run
 from ctxedit.stages import report as reporting
 from ctxedit.stages.long import Stored
@@ -280,9 +279,7 @@ class Session:
 
     def metadata(self, target: str) -> str | None:
         """The text that the files of an edit carry: how it is made. None where they carry none."""
-        if not self.request.metadata:
-            return None
-        return to_text(provenance_of(self._job(stage_named("edit"), target)))
+        return metadata_of(self._job(stage_named("edit"), target))
 
     def evaluate(
         self, name: str, chosen: Sequence[Metric] | None = None, networks: Networks | None = None

@@ -269,6 +269,11 @@ def provenance_of(job: StageJob) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def metadata_of(job: StageJob) -> str | None:
+    """The text that an edit's files carry, :func:`provenance_of` it; None where they carry none."""
+    return to_text(provenance_of(job)) if job.request.metadata else None
+
+
 def _make_edit(job: StageJob) -> Made:
     parts, request = job.parts, job.request
     files = edit_files(request, job.folder, job.edit_name)
@@ -282,7 +287,7 @@ def _make_edit(job: StageJob) -> Made:
         reporting.write(
             parts.prepared, frames, job.target, job.prompt, reporting.OutputFiles(*staged),
             source_size=request.source_size, full=full, audio=request.audio, overwrite=True,
-            chroma=request.chroma, about=to_text(about) if request.metadata else None,
+            chroma=request.chroma, about=metadata_of(job),
             warn=parts.reporter.warn,
         )  # fmt: skip
 
