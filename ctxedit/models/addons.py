@@ -24,11 +24,7 @@ def locate_file(name: str, what: str, known: Sequence[str], offline: bool = Fals
         WeightsError: nothing there, a pickle, a folder of several; or the hub's errors.
     """
     path = expanded(name)
-    if path.suffix.lower() in layout.PICKLES:
-        raise WeightsError(
-            f"{name}: pickled files are refused, reading one can run any code in it",
-            "convert it to safetensors on a machine where that is safe",
-        )
+    layout.refuse_other_formats(name, path)
     if os.path.isdir(path):
         return path / layout.one_file(name, known)([file.name for file in path.iterdir()], False)[0]
     # A folder that is there is meant, rather than an owner of the same name.

@@ -5,14 +5,17 @@ The same choice serves a folder on disk and a repository's file listing: what is
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from ctxedit.errors import WeightsError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_SAFE = "convert it to safetensors on a machine where that is safe"
 #: The half-precision copy of a weights file carries this in its name.
 HALF = "fp16"
 #: What diffusers and transformers call a network's weights.
@@ -21,6 +24,18 @@ _SETTINGS = (".json", ".txt", ".model")
 
 #: Names in a repository or folder, and whether half precision is wanted, to the names that are needed.
 Select = Callable[[Collection[str], bool], list[str]]
+
+
+def refuse_other_formats(name: str, path: Path) -> None:
+    """Raise WeightsError for pickled files, there or not, and for existing ones that are not safetensors."""
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        raise WeightsError(f"{name}: pickled files are refused, reading one can run any code in it", _SAFE)
+    if suffix != ".safetensors" and os.path.isfile(path):
+        raise WeightsError(
+            f"{name} is not a .safetensors file",
+            "GGUF, ONNX and other formats are not read: take the version in safetensors",
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from ctxedit.models.sites import AttentionSite
 AT_ONCE = 4
 _HEADER_LIMIT = 100 << 20
 _NO_HEADER = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
+#: Beside integer weights, and beside 8-bit floats that are to be multiplied by a factor.
+_QUANTISED = (".scale_weight", ".weight_scale", ".SCB", ".absmax", "scaled_fp8")
 _WIDTHS = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
 }  # fmt: skip
@@ -103,7 +105,10 @@ def weight_of(table: dict[str, dict[str, Any]]) -> Weight:
 
 
 def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Names, shapes and types of safetensors files' tensors; raises WeightsError for other files."""
+    """Names, shapes and types of safetensors files' tensors; raises WeightsError for other files.
+
+    Quantised weights are refused as well.
+    """
     table: dict[str, dict[str, Any]] = {}
     for file in files:
         try:
@@ -125,8 +130,20 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
             raise WeightsError(
                 f"{file} is not a complete safetensors file ({error})", "fetch or save it again"
             ) from error
+        _check_not_quantised(found, file)
         table |= found
     return table
+
+
+def _check_not_quantised(found: dict[str, dict[str, Any]], file: Path) -> None:
+    """Raise WeightsError for weights that are integers or want a factor: as they stand they are noise."""
+    for name, entry in found.items():
+        whole = str(entry["dtype"]) in ("I8", "U8") and name.endswith(".weight")
+        if whole or name.endswith(_QUANTISED):
+            raise WeightsError(
+                f"{file}: its weights are quantised ({name})",
+                "take the version in float16, bfloat16 or float32",
+            )
 
 
 def _instead(file: Path) -> tuple[str, str] | None:
@@ -139,6 +156,8 @@ def _instead(file: Path) -> tuple[str, str] | None:
     if begin.startswith(b"version https://git-lfs"):
         hint = "run `git lfs pull` in its repository, or fetch the file from its page"
         return f"{file} is a Git LFS pointer: its content was not fetched", hint
+    if begin.startswith(b"gguf"):
+        return f"{file} is a GGUF file, whatever its name", "take the version in safetensors"
     if begin.startswith((b"<!doctype", b"<html")):
         return f"{file} is a web page, not weights", "fetch it again: its site may ask you to log in first"
     return None

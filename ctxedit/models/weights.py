@@ -82,11 +82,7 @@ def locate(model: str, offline: bool = False, half: bool = False) -> Checkpoint:
             raise WeightsError("the built-in models are not installed", "reinstall ctxedit")
         return Checkpoint(BUILTIN, BUILTIN_FOLDER, "folder")
     path = expanded(model)
-    if path.suffix.lower() in layout.PICKLES:
-        raise WeightsError(
-            f"{model}: pickled checkpoints are refused, reading one can run any code in it",
-            "convert it to safetensors on a machine where that is safe",
-        )
+    layout.refuse_other_formats(model, path)
     if path.suffix.lower() == ".safetensors":
         check_file(path, "checkpoint", error=WeightsError)
         return Checkpoint(path.stem, path, "file")

@@ -245,7 +245,8 @@ def spoiled(products):
             {f"transformer.blocks.0.attn.to_q.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"},
             ("not a LoRA for Stable Diffusion",),
         ),
-        "integers": ({k: v.to(torch.int8) for k, v in good.items()}, ("int8",)),
+        "integers": ({k: v.to(torch.int16) for k, v in good.items()}, ("int16",)),
+        "quantised": ({k: v.to(torch.int8) for k, v in good.items()}, ("quantised",)),
         "ranks that disagree": (
             good | {k: torch.zeros(3, *v.shape[1:]) for k, v in good.items() if "to_q.lora_A" in k},
             ("matrices of (3, ",),
@@ -265,8 +266,8 @@ def spoiled(products):
     "case",
     [
         "another kind", "another layer", "LoHa", "LoKr", "DoRA", "three factors", "GLoRA", "IA3",
-        "with embeddings", "Flux", "integers", "ranks that disagree", "rank 0", "half a pair", "a checkpoint",
-        "differences", "LyCORIS", "nothing", "NaN",
+        "with embeddings", "Flux", "integers", "quantised", "ranks that disagree", "rank 0", "half a pair",
+        "a checkpoint", "differences", "LyCORIS", "nothing", "NaN",
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_by_the_dry_run(

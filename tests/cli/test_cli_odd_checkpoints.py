@@ -253,6 +253,7 @@ class TestWhatPeopleGiveInstead:
                 ("Git LFS pointer", "git lfs pull"),
             ),
             ("\n<!DOCTYPE html><html>log in</html>", ("web page", "log in")),
+            ("GGUF" + "\3" + "\0" * 99, ("GGUF file", "in safetensors")),
         ],
     )
     def test_a_file_that_was_not_fetched(self, copy, draw, tmp_path, data, texts):
@@ -260,6 +261,25 @@ class TestWhatPeopleGiveInstead:
         refused(draw(copy, "--dry-run"), 4, *texts)
         (tmp_path / "style.safetensors").write_text(data)
         refused(draw("builtin", "--lora", tmp_path / "style.safetensors", "--dry-run"), 4, *texts)
+
+    def test_another_format(self, draw, tmp_path):
+        for name in ("model.gguf", "model.onnx", "model"):
+            (tmp_path / name).write_bytes(b"GGUF")
+            refused(draw(tmp_path / name, "--dry-run"), 4, f"{name} is not a .safetensors file", "GGUF")
+            refused(
+                draw("builtin", "--lora", tmp_path / name, "--dry-run"), 4, f"{name} is not a .safetensors"
+            )
+
+    @pytest.mark.parametrize(
+        "quantised",
+        [lambda t: {"scaled_fp8": t[:0].float()}, lambda t: {"conv_in.weight": t.to(torch.int8)}],
+        ids=["scaled", "integers"],
+    )  # fmt: skip
+    def test_quantised_weights(self, copy, draw, quantised):
+        file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        save_file(tensors | quantised(tensors["conv_in.weight"]), file, metadata={"format": "pt"})
+        refused(draw(copy, "--dry-run"), 4, "its weights are quantised", "float16, bfloat16 or float32")
 
     @pytest.mark.parametrize("variant", ["bf16", "non_ema"])
     def test_weights_of_another_variant_only(self, copy, draw, variant):

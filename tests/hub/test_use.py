@@ -243,7 +243,12 @@ class TestLayouts:
 
     @pytest.mark.parametrize(
         "named",
-        ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "LMSDiscreteScheduler"],
+        [
+            "PNDMScheduler",
+            "EulerAncestralDiscreteScheduler",
+            "DPMSolverMultistepScheduler",
+            "UniPCMultistepScheduler",
+        ],
     )
     def test_any_scheduler_of_the_same_levels(self, copy, stable_diffusion, tmp_path, named):
         self.scheduler(copy, _class_name=named)
