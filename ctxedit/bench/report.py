@@ -49,7 +49,7 @@ def write(bench: Bench, rows: Sequence[ResultRow], compare: Sequence[tuple[str, 
     named = [SOURCE, *[IDEAL] * any(row.method == IDEAL for row in rows), *labels]
     summary = tables.summary(rows, named)
     pairs = tables.adapter_pairs(labels)
-    changes = tables.differences(rows, [*pairs, *compare])
+    changes = tables.differences(rows, list(dict.fromkeys([*pairs, *compare])))
     about = _about(bench, rows)
     failed = [
         {"method": row.method, "clip": row.clip, "target": row.target, "error": row.error}

@@ -46,7 +46,7 @@ def compared(listed):
 
     arguments = ("--presets", f"{listed / 'plain.toml'},contextdiff", "--config", listed / "few.toml")
     arguments = ("bench", listed / "clips.toml", *arguments, "-o", listed / "out")
-    answer = call(*arguments, "--compare", "plain:contextdiff")
+    answer = call(*arguments, *("--compare", "plain:contextdiff") * 2)
     assert answer.code == 0, answer.err
     return arguments, answer
 
@@ -66,7 +66,8 @@ def test_a_comparison_from_end_to_end(compared, listed):
     (plain,) = [line for line in latex.splitlines() if line.startswith("plain & ")]
     assert lines[2].split()[2] in plain and latex.count(r"\\") == 4 and r"\bottomrule" in latex
     text = (out / "table.md").read_text()
-    assert "contextdiff minus plain" in text and "| contextdiff | 1 |" in text and "## Kind: object" in text
+    assert text.count("contextdiff minus plain") == 1, "a pair that is named twice is one"
+    assert "| contextdiff | 1 |" in text and "## Kind: object" in text
     assert (
         "| plain |" in (out / "costs.md").read_text() and "data:video/mp4" in (out / "index.html").read_text()
     )
