@@ -340,10 +340,31 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def cards() -> str:
+    """The table of presets/README.md that says what fits on a card, with 1 GiB left for CUDA itself."""
+    cases = [("SD 2.x", 512), ("SD 2.x", 768), ("SDXL", 512), ("SDXL", 768)]
+    heads = [f"{name.replace(' 2.x', '')} {side}²" for name, side in cases]
+    stages = [f"{stage}: {head}" for stage in ("tune and edit", "edit alone") for head in heads]
+    lines = ["| card | " + " | ".join(stages) + " |", "|---|" + "---|" * len(stages)]
+    for card in (8, 12, 16, 24):
+        cells = [_most_frames(*case, stage, card - 1) for stage in (0, 1) for case in cases]
+        lines.append(f"| {card} GB | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _most_frames(name: str, side: int, stage: int, room: float) -> str:
+    """The most frames that fit into ``room`` GiB, and the option that this needs."""
+    for frames in (24, 16, 8, 4):
+        for said, flags in _MODES.items():
+            if max(peaks(name, frames, side, **flags)[stage:]) <= room:
+                return f"{frames} {said}".strip()
+    return "–"
+
+
 def main(arguments: list[str]) -> None:
     """The command line."""
     if arguments == ["table"]:
-        print(f"{table()}\n\n{short()}")
+        print(f"{table()}\n\n{cards()}\n\n{short()}")
         return
     if arguments[0] == "make":
         {"sd14": make_sd14, "sdxl": make_sdxl, "blip2": make_blip2}[arguments[1]](Path(arguments[2]))

@@ -1,4 +1,4 @@
-"""The table of presets/README.md and the sentence of README.md are what the plan states."""
+"""The tables of presets/README.md and the sentence of README.md are what the plan states."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 from ctxedit.footprint import captioner_bytes
 
 
-def test_the_table_is_up_to_date():
+def test_the_tables_are_up_to_date():
     text = (Path(__file__).parents[1] / "presets" / "README.md").read_text()
-    assert memory.table() in text, "python tests/memory.py table"
+    assert memory.table() in text and memory.cards() in text, "python tests/memory.py table"
 
 
 def test_the_short_form_is_up_to_date():
