@@ -150,7 +150,12 @@ def check_apart(out: Path, captions: Path, images: Path) -> None:
 
 
 def check(
-    out: Path, config: Config, overwrite: bool = False, adapter: Path | None = None, source: str = ""
+    out: Path,
+    config: Config,
+    overwrite: bool = False,
+    adapter: Path | None = None,
+    source: str = "",
+    hint: str = "choose another --out, or -y to generate all of them again",
 ) -> None:
     """Raise OutputError if ``out`` contains images that were made with other settings.
 
@@ -160,7 +165,6 @@ def check(
     if config.control.kind != "none":
         raise ConfigError("there is no clip to compute a control map from", "choose another preset")
     if not overwrite:
-        hint = "choose another --out, or -y to generate all of them again"
         check_note(out / _NOTE, _facts(config, adapter, source), hint)
 
 
@@ -172,10 +176,10 @@ def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
         old = read_json(note, "note")
     except CtxeditError:
         old = None
-    if not isinstance(old, dict):
+    if not isinstance(old, dict) or "model" not in old:
         raise OutputError(f"{note} is damaged: how the images beside it were made is unknown", hint)
     # Earlier notes lack settings that had their present values, but never an adapter that was used.
-    known = {**facts, "adapter": None, **old} if "model" in old else old
+    known = {**facts, "adapter": None, **old}
     if changed := sorted(key for key in facts if known.get(key) != facts[key]):
         key = changed[0]
         raise OutputError(

@@ -181,7 +181,7 @@ def check(
         for guidance in guidances:
             settings, adapter = _settings(config, model, guidance)
             place = place_of(out, models, model, guidance)
-            coco.check(place, settings, False, adapter, source)
+            coco.check(place, settings, False, adapter, source, f"choose another --out, or delete {place}")
         plan = text_to_image.plan("a", settings, offline, place / "a.png", True, adapter)
         sides.append(int(plan["size"][0]))
         if source == DRAWN and sides[-1] != SIDE:

@@ -186,6 +186,7 @@ def test_a_conflict_with_existing_images_is_found_before_any_are_made(ctxedit, t
     (tmp_path / "builtin-g3" / "coco.json").write_text('{"model": "another"}')
     result = ctxedit("eval", "guidance", "builtin", "--values", "1,3", "--count", 10, "-o", tmp_path)
     assert result.code == 6 and "builtin-g3 holds images of another model" in result.err
+    assert "or delete" in result.err and "-y" not in result.err, "these commands have no -y"
     assert [path.name for path in tmp_path.iterdir()] == ["builtin-g3"]
 
 
