@@ -153,7 +153,7 @@ def _numbers(text: str) -> list[float]:
         found = []
     if not found or not all(math.isfinite(v) and v >= 1 for v in found):
         raise ConfigError(f"--values {text!r}", "guidance scales of 1 or more, e.g. 1.5,3,5")
-    return list({f"{v:g}": v for v in found}.values())  # as the folders of their images are called
+    return list(dict.fromkeys(float(f"{v:g}") for v in found))  # as the folders of their images are called
 
 
 def _label(name: str, names: Sequence[str]) -> str:
