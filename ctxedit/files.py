@@ -29,6 +29,7 @@ _DEPTH = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: A whole number that may be larger than every float.
 _LONG_NUMBER = re.compile(r"\d{309}")
+_LINE_END = re.compile(r"\r\n|[\r\n]")
 #: An escape of half a surrogate pair, which alone is no character.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NAME_MAX, _PATH_MAX = 255, 4096
@@ -170,6 +171,14 @@ def read_text(path: Path, what: str, limit: int = TEXT_LIMIT, error: type[Ctxedi
         raise error(
             f"{printable(path)} is not UTF-8 (byte {broken.start})", f"save the {what} as UTF-8 text"
         ) from broken
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file that lists one thing a line.
+
+    ``str.splitlines`` also divides at characters that captions and JSON may contain, U+2028 for example.
+    """
+    return _LINE_END.split(text)
 
 
 def read_json(path: Path, what: str, limit: int = TEXT_LIMIT, error: type[CtxeditError] = InputError) -> Any:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,10 +25,10 @@ from ctxedit.media.stills import read_image
 from ctxedit.media.temporary import atomic
 from ctxedit.media.write import write_image
 from ctxedit.models.backbones import Backbone, check_addons, open_with_addons
-from ctxedit.models.device import pick_device, pick_dtype
+from ctxedit.models.device import pick_device, pick_dtype, settled_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.weights import identity, locate
-from ctxedit.runs import fingerprint
+from ctxedit.runs import fingerprint, key_of
 from ctxedit.stages.generate import generate
 
 _NOTE = "coco.json"
@@ -90,6 +90,7 @@ def make(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     adapter: Path | None = None,
+    source: str = "",
 ) -> list[Path]:
     """Generate missing images; returns all paths, in order.
 
@@ -104,13 +105,14 @@ def make(
         overwrite: generate all of them again.
         reporter: receives progress.
         adapter: a context adapter of the model, or None.
+        source: identifies where the captions are from; images of other captions are not reused.
 
     Raises:
         OutputError: ``out`` contains images of other settings, or cannot be written.
         WeightsError, ResourceError: as when a model is loaded.
     """
     teller = reporter or Reporter()
-    check(out, config, overwrite, adapter)
+    check(out, config, overwrite, adapter, source)
     paths = [out / item.name for item in items]
     due = [(i, p) for i, p in zip(items, paths, strict=True) if overwrite or not is_whole(p)]
     if len(due) < len(items):
@@ -122,7 +124,7 @@ def make(
     checkpoint = locate(config.model, offline)
     addons = check_addons(config, checkpoint, offline)
     backbone = open_with_addons(config, checkpoint, addons, device, dtype)
-    _write_note(out, config, adapter)
+    _write_note(out, _facts(config, adapter, source))
     network = None if adapter is None else text_to_image.load_adapter(adapter, backbone)
     texts = [_fitting(backbone, item.caption) for item, _ in due]
     if cut := sum(text != item.caption for text, (item, _) in zip(texts, due, strict=True)):
@@ -140,7 +142,21 @@ def make(
     return paths
 
 
-def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | None = None) -> None:
+def check_apart(out: Path, captions: Path, images: Path) -> None:
+    """Raise OutputError if generated images or their note would replace real images or the captions."""
+    for place, what, given in ((out, "folder of real images", images), (out / _NOTE, "captions", captions)):
+        if place.exists() and place.samefile(given):
+            raise OutputError(f"the output {place} is the {what}", "choose another --out")
+
+
+def check(
+    out: Path,
+    config: Config,
+    overwrite: bool = False,
+    adapter: Path | None = None,
+    source: str = "",
+    hint: str = "choose another --out, or -y to generate all of them again",
+) -> None:
     """Raise OutputError if ``out`` contains images that were made with other settings.
 
     Raises:
@@ -149,8 +165,7 @@ def check(out: Path, config: Config, overwrite: bool = False, adapter: Path | No
     if config.control.kind != "none":
         raise ConfigError("there is no clip to compute a control map from", "choose another preset")
     if not overwrite:
-        hint = "choose another --out, or -y to generate all of them again"
-        check_note(out / _NOTE, _facts(config, adapter), hint)
+        check_note(out / _NOTE, _facts(config, adapter, source), hint)
 
 
 def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
@@ -161,27 +176,38 @@ def check_note(note: Path, facts: Mapping[str, Any], hint: str) -> None:
         old = read_json(note, "note")
     except CtxeditError:
         old = None
-    if not isinstance(old, dict):
+    if not isinstance(old, dict) or "model" not in old:
         raise OutputError(f"{note} is damaged: how the images beside it were made is unknown", hint)
-    if changed := sorted(key for key in facts if old.get(key) != facts[key]):
+    # Earlier notes lack settings that had their present values, but never an adapter that was used.
+    known = {**facts, "adapter": None, **old}
+    if changed := sorted(key for key in facts if known.get(key) != facts[key]):
         key = changed[0]
         raise OutputError(
-            f"{note.parent} holds images of another {key}: {old.get(key)}, now {facts[key]}", hint
+            f"{note.parent} holds images of another {key}: {known.get(key)}, now {facts[key]}", hint
         )
 
 
-def _facts(config: Config, adapter: Path | None) -> dict[str, Any]:
+def _facts(config: Config, adapter: Path | None, source: str) -> dict[str, Any]:
     """The settings that the images depend on."""
-    keys = ("steps", "guidance", "eta", "negative_prompt")
-    edit = {key: value for key, value in asdict(config.edit).items() if key in keys}
-    found = {"model": identity(config.model), "seed": config.seed, "size": config.clip.size, **edit}
-    return found if adapter is None else {**found, "adapter": fingerprint(adapter)}
+    own = None if adapter is None else fingerprint(adapter)
+    return {**sampling_facts(config), "adapter": own, "source of captions": source}
 
 
-def _write_note(out: Path, config: Config, adapter: Path | None) -> None:
+def sampling_facts(config: Config) -> dict[str, Any]:
+    """What images of any condition depend on, as it is in a note."""
+    edit = {key: value for key, value in asdict(config.edit).items() if key not in ("start", "strength")}
+    known: dict[str, Any] = {
+        "model": identity(config.model), "seed": config.seed, "size": config.clip.size, **edit,
+        "dtype": settled_dtype(config.dtype, config.device), "lora": config.lora,
+        "embedding": config.embedding, "attention": key_of(config.attention),
+    }  # fmt: skip
+    return cast("dict[str, Any]", json.loads(json.dumps(known)))  # tuples are lists in a note
+
+
+def _write_note(out: Path, facts: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic(out / _NOTE, True) as temporary:
-        temporary.write_text(json.dumps(_facts(config, adapter), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(captions: Path) -> tuple[dict[int, list[str]], dict[int, str]]:

@@ -14,13 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ctxedit import footprint
 from ctxedit.config import AttentionConfig, Config
 from ctxedit.diffusion.forward import marginal
+from ctxedit.editing.machine import GIB, memory_available
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.text_to_image import load_adapter, own_adapter
+from ctxedit.errors import ResourceError, counted
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
-from ctxedit.models.backbones import Backbone, open_backbone
+from ctxedit.models.backbones import Backbone, family_of, open_backbone
 from ctxedit.models.device import pick_device, pick_dtype
 from ctxedit.models.shift import ContextShift
 from ctxedit.models.upscalers.base import Upscaler
@@ -59,6 +62,24 @@ class CostRow:
         }  # fmt: skip
 
 
+def check(config: Config, batch: int, offline: bool = False) -> None:
+    """Raise ResourceError for a training step of ``batch`` images that exceeds the available memory."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    checkpoint = locate(config.model, offline, is_half(dtype))
+    body = family_of(checkpoint).sizes(checkpoint)
+    side = (body.resolution // body.factor, body.resolution // body.factor)
+    needed = 2 * body.unet.parameters * dtype.itemsize  # and their gradients
+    needed += footprint.backward_bytes(body, side, batch, 1, dtype.itemsize, False)
+    needed += footprint.adapter_bytes(config.adapter, side, batch, True)
+    if needed > (available := memory_available(device)):
+        raise ResourceError(
+            f"a training step of {counted(batch, 'image')} needs about {needed / GIB:.1f} GiB of memory, "
+            f"{available / GIB:.1f} GiB are available",
+            "choose a smaller --batch",
+        )
+
+
 def measure(
     config: Config, batch: int, repeats: int, reporter: Reporter, offline: bool = False
 ) -> list[CostRow]:
@@ -74,7 +95,11 @@ def measure(
 
     Returns:
         The rows ``plain`` and ``contextual``, and ``cascade`` if there is one.
+
+    Raises:
+        ResourceError: as :func:`check`.
     """
+    check(config, batch, offline)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     backbone = open_backbone(locate(config.model, offline, is_half(dtype)), device, dtype, config.offload)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ctxedit.bench import benchmarks
 from ctxedit.errors import ConfigError, CtxeditError, did_you_mean
-from ctxedit.files import TEXT_LIMIT, parse_json, read_text, reason
+from ctxedit.files import TEXT_LIMIT, lines_of, parse_json, read_text, reason
 from ctxedit.media import stills
 from ctxedit.media.embed import embedded
 from ctxedit.media.sources import CLIP_SUFFIXES
@@ -78,7 +78,7 @@ def _in_toml(path: Path) -> list[Entry]:
 def _in_json_lines(path: Path) -> Iterator[Entry]:
     text = read_text(path, "list", TEXT_LIMIT, ConfigError)
     found = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         found, where = True, f"{path}, line {number}"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctxedit.bench.coco import check_note, is_whole
+from ctxedit.bench.coco import check_note, is_whole, sampling_facts
 from ctxedit.config import Config
 from ctxedit.editing.label_to_image import open_model, picture
 from ctxedit.editing.reporter import Reporter
@@ -32,7 +32,7 @@ from ctxedit.metrics.images.scores import Score
 from ctxedit.metrics.intervals import STUDENT, wilson
 from ctxedit.models.condition_encoder import Kind
 from ctxedit.models.label_condition import Box, LabelEncoder, Labels
-from ctxedit.models.weights import BUILTIN_FOLDER, identity
+from ctxedit.models.weights import BUILTIN_FOLDER
 from ctxedit.synthetic import composition_judge, composition_verdict, judge
 from ctxedit.synthetic.composition_verdict import Detections
 from ctxedit.synthetic.tensors import to_tensor
@@ -102,8 +102,11 @@ def make(
     config: Config,
     offline: bool,
     reporter: Reporter,
+    data: Path | None = None,
 ) -> tuple[list[Path], list[Path]]:
     """Write the generated and the real images; existing ones are kept.
+
+    ``data`` is where the samples are from, as for :func:`wanted`.
 
     Returns:
         The files in ``out/generated`` and ``out/real``.
@@ -111,7 +114,7 @@ def make(
     Raises:
         OutputError: ``out`` holds images of other settings, or cannot be written.
     """
-    check(out, encoder, config)
+    check(out, encoder, config, data)
     names = [f"{i:06d}.png" for i in range(len(samples))]
     mine, theirs = [out / "generated" / n for n in names], [out / "real" / n for n in names]
     due = [i for i, file in enumerate(mine) if not is_whole(file)]
@@ -121,7 +124,7 @@ def make(
         for folder in (mine[0].parent, theirs[0].parent):
             folder.mkdir(parents=True, exist_ok=True)
         with atomic(out / _NOTE, True) as temporary:
-            temporary.write_text(json.dumps(_facts(encoder, config), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(_facts(encoder, config, data), indent=2) + "\n", encoding="utf-8")
         with reporter.task("generate", len(due), "image") as step:
             for done, i in enumerate(due, 1):
                 settings = replace(config, seed=config.seed + i)
@@ -135,20 +138,18 @@ def make(
     return mine, theirs
 
 
-def check(out: Path, encoder: LabelEncoder, config: Config) -> None:
-    """Raise OutputError where ``out`` holds images that were made with other settings."""
-    check_note(out / _NOTE, _facts(encoder, config), "choose another --out")
+def check(out: Path, encoder: LabelEncoder, config: Config, data: Path | None = None) -> None:
+    """Raise OutputError where ``out`` holds images that were made with other settings, or of other data."""
+    check_note(out / _NOTE, _facts(encoder, config, data), "choose another --out")
 
 
-def _facts(encoder: LabelEncoder, config: Config) -> dict[str, Any]:
+def _facts(encoder: LabelEncoder, config: Config, data: Path | None) -> dict[str, Any]:
     """What the images depend on."""
-    keys = ("steps", "guidance", "eta", "negative_prompt")
-    edit = {key: value for key, value in asdict(config.edit).items() if key in keys}
     weights = hashlib.sha256()
     for file in sorted(encoder.folder.glob("*.safetensors")):
         weights.update(file.read_bytes())
-    known = {"model": identity(config.model), "encoder": weights.hexdigest()[:16], "seed": config.seed}
-    return {**known, "size": config.clip.size, **edit}
+    source = "drawn scenes" if data is None else str(data.resolve())
+    return {**sampling_facts(config), "encoder": weights.hexdigest()[:16], "data": source}
 
 
 # -- the judges' figures -------------------------------------------------------------------------------------

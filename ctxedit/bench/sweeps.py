@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 
 from ctxedit.bench import coco
 from ctxedit.config import Config, merge
+from ctxedit.editing import text_to_image
 from ctxedit.editing.reporter import Reporter
-from ctxedit.editing.text_to_image import own_adapter
 from ctxedit.errors import ConfigError, InputError
 from ctxedit.files import expanded, neighbour
 from ctxedit.media.stills import read_image
@@ -28,17 +29,20 @@ from ctxedit.metrics.images.scores import Extractors, Score, score
 from ctxedit.metrics.images.sets import ImageSet, open_set
 from ctxedit.metrics.intervals import Bounds, jackknife, of_mean, wilson
 from ctxedit.models.weights import BUILTIN_FOLDER
-from ctxedit.runs import slug
+from ctxedit.runs import key_of, slug
 from ctxedit.synthetic import compositions
 from ctxedit.synthetic.composition_captions import caption
-from ctxedit.synthetic.composition_judge import load
+from ctxedit.synthetic.composition_judge import SIDE, load
 from ctxedit.synthetic.composition_verdict import detect, judge
 from ctxedit.synthetic.compositions import Composed
+from ctxedit.training import record
 from ctxedit.training.checks.compositions import FOLDER, held_out
 
 KEYS = ("fid", "clip_score")
 #: The judge's figure; only for drawn compositions.
 ALL_RIGHT = "all_right"
+#: The source of drawn captions.
+DRAWN = "drawn compositions"
 _SNAPSHOTS = "snapshots"
 
 
@@ -64,11 +68,13 @@ class Captions:
     Attributes:
         items: captions, each with its image.
         reference: these images.
+        source: identifies where the captions are from.
         composed: the compositions that the captions describe; empty for captions of photographs.
     """
 
     items: tuple[coco.Item, ...]
     reference: ImageSet
+    source: str
     composed: tuple[Composed, ...] = ()
 
 
@@ -91,14 +97,15 @@ def drawn(count: int, seed: int, folder: Path) -> Captions:
         write_image(item.image, compositions.render_objects(one.scene, 0.5)[0], overwrite=True)
         items.append(item)
     files = tuple(item.image for item in items)
-    return Captions(tuple(items), open_set(folder, None, files), tuple(composed))
+    return Captions(tuple(items), open_set(folder, None, files), DRAWN, tuple(composed))
 
 
-def snapshots(model: str) -> list[Model]:
+def snapshots(model: str, label: str) -> list[Model]:
     """A trained model and its snapshots, by training steps.
 
     Args:
         model: the folder that ``ctxedit train`` wrote.
+        label: names their curve.
 
     Raises:
         InputError: no such folder.
@@ -114,10 +121,81 @@ def snapshots(model: str) -> list[Model]:
         raise ConfigError(
             f"{model} has no snapshots", "train with schedule.snapshots = 4, as the recipe arm-plain does"
         )
-    parts = [Model(folder.name, str(p), int(p.name)) for p in found]
-    step = parts[0].steps or 0
-    whole = max(part.steps or 0 for part in parts) + step
-    return [*parts, Model(folder.name, model, whole)]
+    parts = [Model(label, str(p), int(p.name)) for p in found]
+    whole = _steps_of(folder)
+    if whole is None:  # no record: what follows from equal parts
+        whole = sum(int(p.name) for p in (found[0], found[-1]))
+    # A training that was stopped may have gone no further than to its newest snapshot.
+    return [*(part for part in parts if part.steps != whole), Model(label, model, whole)]
+
+
+def _steps_of(folder: Path) -> int | None:
+    """Steps of the training that left snapshots, by its record; None without one.
+
+    Models that it started from may have records of their own in the folder, but have no snapshots.
+    """
+    for file in sorted(folder.glob(f"*/{record.FILE}")):
+        known = record.read(file.parent) or {}
+        text, steps = str(known.get("recipe", "")), known.get("steps")
+        if re.search(r"^snapshots\s*=\s*([2-9]|\d\d)", text, re.M) and isinstance(steps, int):
+            return steps
+    return None
+
+
+def place_of(out: Path, models: Sequence[Model], model: Model, guidance: float) -> Path:
+    """The folder in ``out`` for a model's images at a guidance scale."""
+
+    def name(one: Model) -> str:
+        return slug(one.label if one.steps is None else f"{one.label}-{one.steps}")
+
+    own = name(model)
+    if sum(name(one) == own for one in models) > 1:  # long names are cut, and letters beyond a to z lost
+        own = f"{own}-{key_of(model.path)[:6]}"
+    return out / f"{own}-g{guidance:g}"
+
+
+def check(
+    models: Sequence[Model],
+    guidances: Sequence[float],
+    config: Config,
+    out: Path,
+    source: str,
+    offline: bool = False,
+) -> int:
+    """Raise for what would stop the comparison when some of its images are made already.
+
+    Args:
+        models, guidances, config, out, offline: as for :func:`measure`.
+        source: of the captions; ``DRAWN``, or anything else.
+
+    Returns:
+        The side of the smallest model's images, in pixels.
+
+    Raises:
+        ConfigError: drawn compositions, and a model whose images have another size.
+        WeightsError, ResourceError: a model that cannot be used.
+        OutputError: ``out`` has images of other settings, or cannot be written.
+    """
+    sides = []
+    for model in models:
+        for guidance in guidances:
+            settings, adapter = _settings(config, model, guidance)
+            place = place_of(out, models, model, guidance)
+            coco.check(place, settings, False, adapter, source, f"choose another --out, or delete {place}")
+        plan = text_to_image.plan("a", settings, offline, place / "a.png", True, adapter)
+        sides.append(int(plan["size"][0]))
+        if source == DRAWN and sides[-1] != SIDE:
+            raise ConfigError(
+                f"{model.path} generates images of {sides[-1]} pixels, and drawn compositions have {SIDE}",
+                "compare with photographs: --coco FILE --images DIR",
+            )
+    return min(sides)
+
+
+def _settings(config: Config, model: Model, guidance: float) -> tuple[Config, Path | None]:
+    """The settings of one set of images, and the model's own adapter."""
+    settings = merge(config, {"model": model.path, "edit": {"guidance": guidance}})
+    return settings, text_to_image.own_adapter(settings)
 
 
 def measure(
@@ -149,11 +227,12 @@ def measure(
     texts = [item.caption for item in captions.items]
     for model in models:
         for guidance in guidances:
-            settings = merge(config, {"model": model.path, "edit": {"guidance": guidance}})
+            settings, adapter = _settings(config, model, guidance)
             name = model.label if model.steps is None else f"{model.label}-{model.steps}"
-            folder = out / f"{slug(name)}-g{guidance:g}"
-            adapter = own_adapter(settings)
-            files = coco.make(captions.items, folder, settings, offline, False, reporter, adapter)
+            folder = place_of(out, models, model, guidance)
+            files = coco.make(
+                captions.items, folder, settings, offline, False, reporter, adapter, captions.source
+            )
             images = open_set(folder, captions.reference.side, tuple(files))
             found = {
                 s.key: s for s in score(images, captions.reference, networks, KEYS, texts, reporter.warn)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _COCO = "Zero-shot on COCO"
 #: Image sizes at which FID-30K is reported.
-_COCO_SIDE = 256
+COCO_SIDE = 256
 #: Up to this size, memory is not checked.
 _ORDINARY = 4096
 
@@ -140,9 +140,8 @@ def images(
         wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
         if generated or reference or captions:
             raise ConfigError("--coco brings its own folders and captions", "leave the others out")
-        _from_coco(
-            wanted, features, size, keys, arguments.settings(base, screen, judging, sampling), base, screen
-        )
+        config = arguments.without_upscaling(arguments.settings(base, screen, judging, sampling))
+        _from_coco(wanted, features, size, keys, config, base, screen)
         return
     _only_with_coco(images, count, out, overwrite.yes, sampling)
     if generated is None or reference is None:
@@ -221,7 +220,7 @@ def _from_coco(
     from ctxedit.editing import text_to_image
     from ctxedit.metrics.images import scores
     from ctxedit.metrics.images.sets import open_set
-    from ctxedit.runs import slug
+    from ctxedit.runs import fingerprint, slug
 
     reporter = teller(screen)
     out = wanted.out or Path(f"coco-{slug(Path(config.model).name)}")
@@ -230,16 +229,18 @@ def _from_coco(
     scores.check_counts(chosen, wanted.count, wanted.count)
     seed = arguments.seed_of_choice(config.seed)
     items = coco.choose(wanted.captions, wanted.images, wanted.count, seed)
-    coco.check(out, config, wanted.overwrite)
+    source = fingerprint(wanted.captions)
+    coco.check_apart(out, wanted.captions, wanted.images)
+    coco.check(out, config, wanted.overwrite, source=source)
     plan = text_to_image.plan("a", config, base.offline, out / items[0].name, True)
-    side = size or min(_COCO_SIDE, *plan["size"])
+    side = size or min(COCO_SIDE, *plan["size"])
     networks = extractors(kind, which, chosen, config, base.offline, reporter.warn)
     with reporter.task("check the real images", 1) as step:
         real = open_set(wanted.images, side, tuple(item.image for item in items))
         step(1, counted(len(real), "image"))
     screen.say(f"seed {config.seed}, {len(items)} captions, images in {out}, scored at {side} pixels")
     with resumable(out):
-        files = coco.make(items, out, config, base.offline, wanted.overwrite, reporter)
+        files = coco.make(items, out, config, base.offline, wanted.overwrite, reporter, source=source)
         sets = (open_set(out, side, tuple(files)), real)
         found = _scored(sets, networks, chosen, [item.caption for item in items], reporter)
     about = {"generated": out, "reference": wanted.images, "captions": wanted.captions, "model": config.model}

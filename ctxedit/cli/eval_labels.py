@@ -111,7 +111,7 @@ def _evaluate(
     keys = scores.chosen(names, kinds == "inception", False)
     scores.check_counts(keys, count, count)
     opened = open_encoder(kind, config.model, chosen.encoder)
-    labels.check(out, opened, config)
+    labels.check(out, opened, config, data)
     plan = text_to_image.plan("", config, base.offline, out / "a.png", True)
     if plan["upscaler"]:
         raise ConfigError("classes and layouts are not upscaled", "choose a size that needs no upscaling")
@@ -120,7 +120,7 @@ def _evaluate(
     wanted = labels.wanted(kind, opened, data, count, arguments.seed_of_choice(config.seed), plan["size"][0])
     screen.say(f"seed {config.seed}, {counted(count, 'image')} in {out}")
     with resumable(out):
-        mine, theirs = labels.make(wanted, opened, out, config, base.offline, reporter)
+        mine, theirs = labels.make(wanted, opened, out, config, base.offline, reporter, data)
         found = labels.judged(kind, wanted, opened, mine, reporter.warn)
         if kinds == "inception":  # then IS is Inception's
             found = [one for one in found if one.key != "is"]

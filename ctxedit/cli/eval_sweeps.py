@@ -100,7 +100,7 @@ def convergence(
     """
     from ctxedit.bench import sweeps
 
-    chosen = [one for name in models for one in sweeps.snapshots(name)]
+    chosen = [one for name in models for one in sweeps.snapshots(name, _label(name, models))]
     _run(
         chosen, None, count, (coco, images), out, (base, judging, sampling), messages,
         ("convergence", lambda point: float(point.model.steps or 0), "training steps"),
@@ -153,7 +153,7 @@ def _numbers(text: str) -> list[float]:
         found = []
     if not found or not all(math.isfinite(v) and v >= 1 for v in found):
         raise ConfigError(f"--values {text!r}", "guidance scales of 1 or more, e.g. 1.5,3,5")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(float(f"{v:g}") for v in found))  # as the folders of their images are called
 
 
 def _label(name: str, names: Sequence[str]) -> str:
@@ -169,40 +169,42 @@ def _run(
 ) -> None:  # fmt: skip
     base, judging, sampling = options
     screen = Screen(messages.quiet, messages.json)
-    config = arguments.settings(base, screen, judging, sampling)
+    config = arguments.without_upscaling(arguments.settings(base, screen, judging, sampling))
     if len({model.path for model in models}) < len(models):
         raise ConfigError("a model is named twice", "name each once")
 
     from ctxedit.bench import coco, sweeps
-    from ctxedit.cli.eval_images import extractors
+    from ctxedit.cli.eval_images import COCO_SIDE, extractors
     from ctxedit.cli.progress import teller
     from ctxedit.config import merge
     from ctxedit.media.temporary import check_writable
     from ctxedit.metrics.images.sets import open_set
-    from ctxedit.models.weights import locate
+    from ctxedit.runs import fingerprint
 
     reporter = teller(screen)
     captions, images = real
     if (captions is None) != (images is None):
         raise ConfigError("--coco and --images go together", "the captions and the images that they describe")
-    for model in models:
-        locate(model.path, base.offline)
-    check_writable(out / ".ctxedit", True)
     seed = arguments.seed_of_choice(config.seed)
+    scales = scales or [config.edit.guidance]
+    items: tuple[coco.Item, ...] = ()
+    source = sweeps.DRAWN
+    if captions is not None and images is not None:
+        items = tuple(coco.choose(captions, images, count, seed))
+        source = fingerprint(captions)
+    side = min(COCO_SIDE, sweeps.check(models, scales, config, out, source, base.offline))
+    check_writable(out / ".ctxedit", True)
     with resumable(out):
-        if captions is not None and images is not None:
-            items = tuple(coco.choose(captions, images, count, seed))
-            side = config.clip.size or 256
-            what = sweeps.Captions(items, open_set(images, side, tuple(i.image for i in items)))
-        else:
+        if images is None:
             what = sweeps.drawn(count, seed, out / "reference")
+        else:
+            reference = open_set(images, side, tuple(item.image for item in items))
+            what = sweeps.Captions(items, reference, source)
         warn = None if captions is None else reporter.warn
         networks = extractors(
             "clip", None, sweeps.KEYS, merge(config, {"model": models[0].path}), base.offline, warn
         )
-        points = sweeps.measure(
-            models, scales or [config.edit.guidance], what, config, networks, out, reporter, base.offline
-        )
+        points = sweeps.measure(models, scales, what, config, networks, out, reporter, base.offline)
         name, along, label = plot
         sweeps.write(points, out, name, along, label)
     _show(screen, points, out, name)

@@ -59,7 +59,8 @@ def keep_norm(shift: Tensor, x0: Tensor, alpha: Level) -> Tensor:
     dims = tuple(range(1, x0.ndim))
     before = torch.linalg.vector_norm(clean, dim=dims, keepdim=True)
     after = torch.linalg.vector_norm(moved, dim=dims, keepdim=True)
-    return moved * (before / after.clamp(min=torch.finfo(after.dtype).tiny)) - clean
+    # Without a direction any finite factor gives zero; a quotient by almost nothing would be infinite.
+    return moved * (before / torch.where(after > 0, after, 1)) - clean
 
 
 def marginal(x0: Tensor, eps: Tensor, alpha: Level, sigma: Level, shift: Tensor | None = None) -> Tensor:

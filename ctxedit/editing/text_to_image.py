@@ -50,7 +50,7 @@ def plan(
     """
     paths.for_image(output, config, adapter, sources, layout).check()
     if adapter is not None:
-        ContextAdapter.check(adapter)
+        ContextAdapter.check(adapter)  # before a model is looked for
     for what, words in (("prompt", text), ("negative prompt", config.edit.negative_prompt)):
         check_syntax(words, what)
     device = pick_device(config.device)
@@ -59,6 +59,8 @@ def plan(
     checkpoint = locate(config.model, offline, is_half(dtype))
     family = family_of(checkpoint)
     body = family.sizes(checkpoint)
+    if adapter is not None:
+        _check_fits(adapter, checkpoint.name, body.latent_channels, body.context_width)
     builtin_vocabulary(checkpoint.path)  # refuses a broken one
     addons = check_addons(config, checkpoint, offline)
     side, upscaled = image_side(config, body.resolution, body.multiple, checkpoint.own is not None)
@@ -104,13 +106,23 @@ def load_adapter(file: Path, backbone: Backbone) -> ContextAdapter:
     """A context adapter for sampling.
 
     Raises:
-        ConfigError: it was trained on a model of other sizes.
+        ConfigError: it was trained on a model of other sizes, or sees a clip's frames through CLIP.
         WeightsError: the file is not an adapter's.
     """
-    network = ContextAdapter.load(file, backbone.device).eval().requires_grad_(False)
-    if network.sizes["context_width"] != backbone.context_width:
-        raise ConfigError(f"{file} was trained on another model than {backbone.name}", "name its --model")
-    return network
+    _check_fits(file, backbone.name, backbone.latent_channels, backbone.context_width)
+    return ContextAdapter.load(file, backbone.device).eval().requires_grad_(False)
+
+
+def _check_fits(file: Path, model: str, channels: int, context_width: int) -> None:
+    """Raise ConfigError for an adapter that cannot be used for images of a model of these sizes."""
+    _, sizes = ContextAdapter.describe(file)
+    if (sizes["channels"], sizes["context_width"]) != (channels, context_width):
+        raise ConfigError(f"{file} was trained on another model than {model}", "name its --model")
+    if sizes["image_width"]:
+        raise ConfigError(
+            f"{file} was tuned with adapter.image = clip, which text to image does not have",
+            "leave out the adapter, or tune one with --set adapter.image=latent",
+        )
 
 
 def _shift(adapter: Path, backbone: Backbone, text: str, count: int) -> ContextShift:

@@ -189,10 +189,15 @@ class ContextAdapter(nn.Module):
     @staticmethod
     def check(path: Path) -> AdapterConfig:
         """The settings of an adapter's file, from its header; raises WeightsError if it is not one."""
+        return ContextAdapter.describe(path)[0]
+
+    @staticmethod
+    def describe(path: Path) -> tuple[AdapterConfig, dict[str, int]]:
+        """As :meth:`check`, with ``channels``, ``context_width`` and ``image_width``."""
         try:
             parameters = weight_of(header([path])).parameters
             with safe_open(path, "pt") as file:
-                return _about(file.metadata() or {}, parameters)[0]
+                return _about(file.metadata() or {}, parameters)
         except Exception as error:
             raise _no_adapter(path, error) from error
 
@@ -221,12 +226,12 @@ def adapter_to_start_from(config: Config) -> Path:
         WeightsError: its file is damaged.
     """
     file = pretrained_adapter(own_folder(config.model))
-    if file is None:
+    stored = None if file is None else ContextAdapter.check(file)
+    if file is None or stored is None or not stored.enabled:  # the plain arm of a comparison has one, unused
         raise ConfigError(
             f'tune.adapter_init = "pretrained": {config.model} has no adapter',
             "--set tune.adapter_init=zero, or a model trained with one, e.g. by recipe arm-contextual",
         )
-    stored = ContextAdapter.check(file)
     ours, theirs = asdict(config.adapter), asdict(stored)
     if differing := [key for key in ours if ours[key] != theirs[key]]:
         first = differing[0]

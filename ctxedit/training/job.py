@@ -89,6 +89,10 @@ class Training:
         return self.models / self.recipe.folder
 
     @property
+    def _snapshots(self) -> Path:
+        return self.models / "snapshots"
+
+    @property
     def continues(self) -> str | None:
         """The task whose weights this one starts from and replaces."""
         return self.recipe.task_type.continues
@@ -334,6 +338,8 @@ class Training:
         # No process may save a state before all have looked for one.
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            if not self.started:
+                self._drop_snapshots()
             self._remember_start(initial)
         last = Done()
 
@@ -356,11 +362,17 @@ class Training:
 
     def _prepare_snapshot(self, steps: int) -> Path:
         """The folder for the weights after so many steps, in a copy of the pipeline that they belong to."""
-        models = self.models / "snapshots" / f"{steps:06d}"
+        models = self._snapshots / f"{steps:06d}"
         models.mkdir(parents=True, exist_ok=True)
         parts = {"vae", "text_encoder", "tokenizer", "unet", *PIPELINE_FILES} - {self.recipe.folder}
         copy_missing(sorted(parts), (self.models, BUILTIN_FOLDER), models)
         return models / self.recipe.folder
+
+    def _drop_snapshots(self) -> None:
+        """Delete an earlier training's snapshots: at other steps, they would be taken for this one's."""
+        if self.recipe.schedule.snapshots > 1:
+            for folder in self._snapshots.glob("[0-9]" * 6):
+                shutil.rmtree(folder)
 
     def write_record(self) -> Path:
         """Write the record of weights that lack one, from the state that they were exported from.

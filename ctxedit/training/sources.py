@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ctxedit.errors import InputError
-from ctxedit.files import is_inside, parse_json
+from ctxedit.files import is_inside, lines_of, parse_json
 from ctxedit.media.stills import SUFFIXES, to_rgb
 
 #: Files with the captions of a folder, one JSON object per line; the first is datasets' imagefolder name.
@@ -132,7 +132,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _table(table: Path, folder: Path, bad: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    for number, line in enumerate(_text(table).splitlines(), 1):
+    for number, line in enumerate(lines_of(_text(table)), 1):
         if not line.strip():
             continue
         try:

@@ -99,6 +99,60 @@ def test_other_settings_are_refused_unless_all_is_made_anew(ctxedit, slice_of_co
     assert answer.code == 6 and "guidance" in answer.err and "-y" in answer.err
 
 
+def test_other_sampling_is_refused_as_well(ctxedit, slice_of_coco, made, no_weights):
+    _, out = made
+    answer = ask(ctxedit, slice_of_coco, out, "--set", "edit.solver=dpm++2m")
+    assert answer.code == 6 and "another solver: ddim, now dpm++2m" in answer.err, answer.err
+
+
+def test_images_of_other_captions_are_not_taken_for_those_asked_for(
+    ctxedit, slice_of_coco, made, tmp_path, no_weights
+):
+    _, out = made
+    table = json.loads((slice_of_coco / "captions.json").read_text())
+    for one in table["annotations"]:
+        one["caption"] += " at night"
+    (tmp_path / "other.json").write_text(json.dumps(table))
+    answer = ask(ctxedit, slice_of_coco, out, "--coco", tmp_path / "other.json")
+    assert answer.code == 6 and "another source of captions" in answer.err, answer.err
+
+
+def test_a_note_without_the_newer_settings_is_taken(ctxedit, slice_of_coco, made, tmp_path):
+    _, out = made
+    shutil.copytree(out, tmp_path / "old")
+    known = json.loads((out / "coco.json").read_text())
+    earlier = ("model", "seed", "size", "steps", "guidance", "eta", "negative_prompt")
+    note = tmp_path / "old" / "coco.json"
+    note.write_text(json.dumps({key: known[key] for key in earlier}))
+    answer = ask(ctxedit, slice_of_coco, tmp_path / "old")
+    assert answer.code == 0 and "10 of 10 images are there already" in answer.err, answer.err
+    note.write_text(json.dumps({**{key: known[key] for key in earlier}, "adapter": "0123"}))
+    answer = ask(ctxedit, slice_of_coco, tmp_path / "old")
+    assert answer.code == 6 and "another adapter: 0123, now None" in answer.err, answer.err
+
+
+def test_generated_images_replace_neither_real_ones_nor_captions(
+    ctxedit, slice_of_coco, tmp_path, no_weights
+):
+    coco = shutil.copytree(slice_of_coco, tmp_path / "coco")
+    answer = ask(ctxedit, coco, coco / "val2014", "-y")
+    assert answer.code == 6 and "is the folder of real images" in answer.err, answer.err
+    captions = coco / "captions.json"
+    captions.rename(coco / "coco.json")
+    answer = ask(ctxedit, coco, coco, "-y", "--coco", coco / "coco.json")
+    assert answer.code == 6 and "coco.json is the captions" in answer.err, answer.err
+    assert "annotations" in json.loads((coco / "coco.json").read_text())
+
+
+def test_images_are_scored_at_the_models_size_where_edits_are_upscaled(
+    ctxedit, slice_of_coco, made, monkeypatch
+):
+    monkeypatch.delenv("CTXEDIT_UPSCALE_SCALE")
+    _, out = made
+    answer = ask(ctxedit, slice_of_coco, out, "--json")
+    assert answer.code == 0 and answer.table["size"] == 64, answer.err
+
+
 def test_a_caption_that_is_too_long_is_cut(stable_diffusion, backbone):
     from ctxedit.bench.coco import _fitting
 

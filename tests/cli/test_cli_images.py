@@ -9,6 +9,7 @@ from PIL import Image
 
 from ctxedit.errors import ConfigError
 from ctxedit.metrics.images import fidelity
+from ctxedit.metrics.images.captions import read_captions
 from ctxedit.synthetic import scenes
 
 
@@ -42,6 +43,10 @@ def folders(tmp_path_factory):
     (folder / "two.json").write_text(json.dumps({**texts, "a/3.jpg": "a dragon"}))
     (folder / "nameless.jsonl").write_text('{"text": "a cat"}\n' * 24)
     (folder / "blank.json").write_text(json.dumps({**texts, "3.png": " "}))
+    (folder / "blanks.json").write_text(json.dumps(["a cat"] * 23 + [""]))
+    (folder / "letters.json").write_text(json.dumps("c" * 24))
+    numbered = {"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+    (folder / "numbered.json").write_text(json.dumps(numbered))
     for name in ("empty", "mixed", "corrupt", "few", "large", "zero", "one", "float", "locked"):
         (folder / name).mkdir()
     for i, side in enumerate((64, 48)):
@@ -100,6 +105,17 @@ def test_captions_in_each_form_mean_the_same(ctxedit, folders):
         )  # fmt: skip
         values.add(answer.table["scores"][0]["value"])
     assert len(values) == 1
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\x1c"])
+def test_a_character_that_divides_lines_in_python_alone_divides_no_captions(tmp_path, separator):
+    text = f"a cat{separator}on the beach"
+    rows = [{"file_name": f"{i}.png", "text": text} for i in range(2)]
+    written = "\n".join(json.dumps(row, ensure_ascii=separator == "\x1c") for row in rows)
+    (tmp_path / "c.jsonl").write_text(written, encoding="utf-8")
+    (tmp_path / "c.txt").write_bytes(f"{text}\r\n{text}\r\n".encode())
+    for name in ("c.jsonl", "c.txt"):
+        assert read_captions(tmp_path / name, [tmp_path / "0.png", tmp_path / "1.png"]) == [text, text]
 
 
 def test_a_set_beside_itself_and_beside_another(ctxedit, folders):
@@ -175,6 +191,24 @@ def test_very_large_images_come_one_by_one(folders, monkeypatch):
     assert (len(together), len(single)) == (1, 24) and np.array_equal(np.concatenate(single), together[0])
 
 
+def test_of_a_long_strip_the_middle_alone_is_scaled(monkeypatch):
+    from ctxedit.metrics.images import sets
+
+    grey = np.tile(np.linspace(0, 255, 4001).astype(np.uint8)[None, :, None], (4, 1, 3))
+    resize, sizes = Image.Image.resize, []
+
+    def spy(image, size, *more):
+        sizes.append(size)
+        return resize(image, size, *more)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    whole = sets.to_square(grey, 16)
+    monkeypatch.setattr(sets, "_MOST_PIXELS", 16 * 16 * 20)
+    for strip in (grey, grey.swapaxes(0, 1)):
+        assert np.abs(sets.to_square(strip, 16).astype(int) - whole.astype(int)).max() <= 1
+    assert max(sizes[1:]) == (128, 16) and sizes[2] == (16, 128)
+
+
 def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.png").write_bytes((folders / "made" / f"{i}.png").read_bytes())
@@ -208,6 +242,9 @@ def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
         (("made", "real", "--captions", "two.json"), 3, "has two captions for 3"),
         (("made", "real", "--captions", "nameless.jsonl"), 3, "not a file of captions"),
         (("made", "real", "--captions", "blank.json"), 3, "the caption of 3.png is empty"),
+        (("made", "real", "--captions", "blanks.json"), 3, "the caption of 23.png is empty"),
+        (("made", "real", "--captions", "letters.json"), 3, "not a file of captions"),
+        (("made", "real", "--captions", "numbered.json"), 3, "not a file of captions"),
         (("made", "real", "--size", "200000"), 5, "one image takes about"),
         (("made", "real", "--metrics", "fidd"), 2, "unknown metric 'fidd'"),
         (("made", "real", "--metrics", "is"), 2, "--features inception"),

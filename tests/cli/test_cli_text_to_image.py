@@ -1,13 +1,17 @@
 """Text to image with a model's own adapter, tuning that starts from it, and sweeps judged by samples."""
 
 import csv
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from ctxedit.bench.sweeps import snapshots
+from ctxedit.config import AdapterConfig
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.training import recipe
 from ctxedit.training.job import Training
@@ -146,6 +150,77 @@ def test_models_are_compared_with_the_first_caption_by_caption(ctxedit, trained,
     assert f"minus {trained.name}" in shown.out
 
 
+def test_runs_in_folders_of_one_name_are_two_curves(ctxedit, trained, tmp_path):
+    other = shutil.copytree(trained, tmp_path / "again" / trained.name)
+    ask = ("eval", "convergence", trained, other, "--count", 10, "--steps", 1, "-o", tmp_path / "out")
+    result = ctxedit(*ask)
+    assert result.code == 0, result.err
+    rows = table(tmp_path / "out" / "convergence.csv")
+    assert {r["model"] for r in rows} == {str(trained), str(other)}
+    assert len(list((tmp_path / "out").glob("*-g*"))) == 4
+
+
+def _with_snapshots(folder, steps, snapshots=3):
+    """A folder as a training leaves it that went on from a model with a record of its own."""
+    for step in (133, 266):
+        (folder / "snapshots" / f"{step:06d}").mkdir(parents=True)
+    for name, known in {
+        "adapter": {"steps": steps, "recipe": f"[schedule]\nsnapshots = {snapshots}\nsteps = 400\n"},
+        "unet": {"steps": 640, "recipe": "[schedule]\nsteps = 640\n"},
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "training.json").write_text(json.dumps(known))
+
+
+@pytest.mark.parametrize(
+    ("steps", "places"), [(400, [133, 266, 400]), (300, [133, 266, 300]), (266, [133, 266])]
+)
+def test_the_newest_weights_are_placed_by_the_steps_of_their_record(tmp_path, steps, places):
+    _with_snapshots(tmp_path / "arm", steps)
+    found = snapshots(str(tmp_path / "arm"), "arm")
+    assert [one.steps for one in found] == places and found[-1].path == str(tmp_path / "arm")
+
+
+def test_a_conflict_with_existing_images_is_found_before_any_are_made(ctxedit, tmp_path, no_weights):
+    (tmp_path / "builtin-g3").mkdir()
+    (tmp_path / "builtin-g3" / "coco.json").write_text('{"model": "another"}')
+    result = ctxedit("eval", "guidance", "builtin", "--values", "1,3", "--count", 10, "-o", tmp_path)
+    assert result.code == 6 and "builtin-g3 holds images of another model" in result.err
+    assert "or delete" in result.err and "-y" not in result.err, "these commands have no -y"
+    assert [path.name for path in tmp_path.iterdir()] == ["builtin-g3"]
+
+
+def test_a_model_of_another_size_than_drawn_images_is_refused(
+    ctxedit, stable_diffusion, tmp_path, no_weights
+):
+    result = ctxedit("eval", "guidance", stable_diffusion, "--values", "3", "-o", tmp_path / "out")
+    assert result.code == 2 and "drawn compositions have 64" in result.err and "--coco" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_sees_frames_through_clip_is_refused_before_work(ctxedit, tmp_path, no_weights):
+    sizes = {"width": 32, "blocks": 1, "heads": 2, "patch": 2}
+    seeing = ContextAdapter(AdapterConfig(**sizes, image="clip"), 4, 192, 16)
+    seeing.save(tmp_path / "seeing.safetensors")
+    ContextAdapter(AdapterConfig(**sizes), 16, 192).save(tmp_path / "wide.safetensors")
+    for name, said in (("seeing", "adapter.image = clip"), ("wide", "another model than")):
+        result = ctxedit(
+            "t2i", "a cat", "--adapter", tmp_path / f"{name}.safetensors", "-o", tmp_path / "a.png"
+        )
+        assert result.code == 2 and said in result.err, result.err
+        assert result.err.count("error:") == result.err.count("hint:") == 1
+
+
+def test_an_adapter_that_is_switched_off_is_none_to_start_from(ctxedit, trained, clip, tmp_path):
+    plain = shutil.copytree(trained, tmp_path / "plain")
+    file = plain / "adapter" / "adapter.safetensors"
+    adapter = ContextAdapter.load(file)
+    adapter.config = replace(adapter.config, enabled=False)
+    adapter.save(file)
+    result = plan_of(ctxedit, plain, clip, *SIZES)
+    assert result.code == 2 and "has no adapter" in result.err, result.err
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
@@ -184,3 +259,9 @@ def test_cost_sets_the_adapter_beside_the_plain_denoiser(ctxedit, trained):
     assert contextual["parameters"] - plain["parameters"] == more
     assert plain["training_ratio"] == plain["sampling_ratio"] == 1
     assert contextual["seconds_per_training_image"] > 0 < contextual["seconds_per_image"]
+
+
+def test_a_batch_beyond_memory_is_foretold(ctxedit, no_weights):
+    result = ctxedit("eval", "cost", "--batch", 1_000_000)
+    assert result.code == 5 and "a training step of 1000000 images needs about" in result.err, result.err
+    assert "smaller --batch" in result.err and result.out == ""

@@ -68,6 +68,8 @@ class TestKeptNorm:
     def test_a_signal_that_is_wiped_out_has_no_direction(self, randn):
         x0 = randn()
         assert torch.equal(keep_norm(-0.5 * x0, x0, 0.5), -0.5 * x0)
+        large = torch.full((1, 4, 8, 8), 2.0)  # in float32, its norm over the smallest number is infinite
+        assert torch.equal(keep_norm(-0.5 * large, large, 0.5), -0.5 * large)
 
     def test_the_gradient_is_finite_and_at_right_angles_to_the_signal_at_no_shift(self, randn):
         x0, shift = randn(), torch.zeros_like(randn()).requires_grad_(True)

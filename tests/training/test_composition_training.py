@@ -26,11 +26,13 @@ from ctxedit.training.checks.compositions import held_out
 from ctxedit.training.components import Components
 from ctxedit.training.data import Data, DataConfig, Scenes
 from ctxedit.training.job import Training
+from ctxedit.training.noise import noise_like
 from ctxedit.training.record import describe_data
 from ctxedit.training.tasks.adapter import AdapterTask
 from ctxedit.training.tasks.captioner import CaptionerTask
 from ctxedit.training.tasks.denoiser import DenoiserTask
 from ctxedit.training.tasks.encoders import Encoders
+from ctxedit.training.tasks.shifted import denoise
 from ctxedit.training.tokenizer import extend
 
 _UNET = "diffusion_pytorch_model.safetensors"
@@ -159,6 +161,40 @@ def test_the_arms_differ_in_one_setting_and_in_nothing_else():
             base.part,
             base.warm,
         )
+
+
+def test_the_arms_see_the_same_images_words_levels_and_noise_in_the_same_order(tmp_path, monkeypatch):
+    changes = {"steps": 2, "batch": 2, "precision": "no", "workers": 0, "snapshots": 1}
+    seen = {}
+    for name in ARMS:
+        rows = seen[name] = []
+
+        def spy(unet, adapter, scheduler, x0, context, embeddings, t, generator, rows=rows):
+            copy = torch.Generator()
+            copy.set_state(generator.get_state())
+            rows.append((x0, context, embeddings, t, noise_like(x0, copy)))
+            return denoise(unet, adapter, scheduler, x0, context, embeddings, t, generator)
+
+        monkeypatch.setattr("ctxedit.training.tasks.adapter.denoise", spy)
+        out = tmp_path / name
+        Training(recipe.resolve(name).changed(changes, {}), out / ".state", out).run(lambda row: None)
+    plain = seen.pop("arm-plain")
+    assert len(plain) == 2 and not torch.equal(plain[0][0], plain[1][0])
+    for name, rows in seen.items():
+        for ours, theirs in zip(rows, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), name
+
+
+def test_an_earlier_trainings_snapshots_are_deleted_when_another_begins(tmp_path):
+    for name in ("000007", "mine"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        (tmp_path / "snapshots" / name / "model_index.json").write_text("{}")
+    changes = {"steps": 2, "batch": 1, "lr": 0.0, "precision": "no", "workers": 0, "snapshots": 2}
+    one = recipe.resolve("arm-plain").changed(changes, {})
+    Training(one, tmp_path / ".state", tmp_path).run(lambda row: None)
+    assert {path.name for path in (tmp_path / "snapshots").iterdir()} == {"000001", "mine"}
+    Training(one, tmp_path / ".state", tmp_path).run(lambda row: None)
+    assert (tmp_path / "snapshots" / "000001" / "unet").is_dir(), "a finished training keeps its own"
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,16 @@ def test_every_picture_comes_once_an_epoch_with_its_caption(folder):
     assert dataset[0]["image"].shape == (3, 16, 16)
 
 
+def test_a_caption_may_contain_what_divides_lines_in_python_alone(folder):
+    row = {"file_name": "6.WEBP", "caption": "grey\u2028number 6"}
+    other = {"file_name": "7.WEBP", "caption": "grey number 7"}
+    lines = "\n".join(json.dumps(one, ensure_ascii=False) for one in (row, other))
+    (folder / "captions.jsonl").write_text(lines, encoding="utf-8")
+    dataset = opened(folder).dataset(3)
+    assert dataset.bad == {}
+    assert {dataset[i]["caption"].split()[-1] for i in range(8)} == set("01234567")
+
+
 def test_the_order_is_of_the_seed_and_differs_between_epochs(folder):
     one, same, other = (opened(folder).dataset(seed) for seed in (3, 3, 4))
     first = levels(one, range(16))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxedit.errors import InputError, counted
-from ctxedit.files import LIST_LIMIT, parse_json, read_text
+from ctxedit.files import LIST_LIMIT, lines_of, parse_json, read_text
 
 _FORMS = (
     ".txt (a line an image, in order), .jsonl (file_name and text), "
@@ -30,10 +30,10 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
     """
     text = read_text(path, "file of captions", LIST_LIMIT)
     if path.suffix.lower() not in (".json", ".jsonl"):
-        return _in_order(path, [line.strip() for line in text.splitlines() if line.strip()], files)
+        return _in_order(path, [line.strip() for line in lines_of(text) if line.strip()], files)
     try:
         if path.suffix.lower() == ".jsonl":
-            found: Any = [parse_json(line) for line in text.splitlines() if line.strip()]
+            found: Any = [parse_json(line) for line in lines_of(text) if line.strip()]
         else:
             found = parse_json(text)
         table = _table(found)
@@ -47,14 +47,18 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
             f"{path} has no caption for {len(lacking)} of {len(files)} images, {lacking[0]} among them",
             "captions are found by the images' file names",
         )
-    if blank := [file.name for file in files if not stems[file.stem].strip()]:
+    return _none_empty(path, [stems[file.stem] for file in files], files)
+
+
+def _none_empty(path: Path, captions: list[str], files: Sequence[Path]) -> list[str]:
+    """The captions; raises InputError for empty ones."""
+    blank = [file.name for file, one in zip(files, captions, strict=True) if not one.strip()]
+    if blank:
+        more = f" (so are {len(blank) - 1} others)" if len(blank) > 1 else ""
         raise InputError(
-            f"{path}: the caption of {blank[0]} is empty (so are {len(blank) - 1} others)"
-            if len(blank) > 1
-            else f"{path}: the caption of {blank[0]} is empty",
-            "say what the image should show",
+            f"{path}: the caption of {blank[0]} is empty{more}", "say what the image should show"
         )
-    return [stems[file.stem] for file in files]
+    return captions
 
 
 def _by_stem(path: Path, table: Mapping[str, str]) -> dict[str, str]:
@@ -72,13 +76,15 @@ def _by_stem(path: Path, table: Mapping[str, str]) -> dict[str, str]:
 
 def _table(found: Any) -> dict[str, str] | list[str]:
     if isinstance(found, Mapping) and "annotations" in found:
-        names = {one["id"]: one["file_name"] for one in found["images"]}
+        names = {one["id"]: _text(one["file_name"]) for one in found["images"]}
         table: dict[str, str] = {}
         for one in found["annotations"]:
             table.setdefault(names[one["image_id"]], _text(one["caption"]).strip())
         return table
     if isinstance(found, Mapping):
         return {str(name): _text(caption) for name, caption in found.items()}
+    if not isinstance(found, list):
+        raise TypeError("a list or a table")
     if all(isinstance(one, str) for one in found):
         return list(found)
     lines: dict[str, str] = {}
@@ -104,4 +110,4 @@ def _in_order(path: Path, captions: list[str], files: Sequence[Path]) -> list[st
             f"{path} has {counted(len(captions), 'caption')}, and there are {len(files)} images",
             "one caption an image, in the images' order, or a .json that names the files",
         )
-    return captions
+    return _none_empty(path, captions, files)

@@ -16,6 +16,8 @@ from ctxedit.media import stills
 
 #: Pixels that are in memory together.
 _MOST_PIXELS = 1 << 26
+#: Of a strip too long to be scaled whole, the middle part is: its length over its width.
+_STRIP = 8
 _ONE_SIZE = "--size 256 scales every image's shorter edge and crops the central square"
 
 
@@ -55,6 +57,9 @@ def to_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         return pixels
     scale = side / min(height, width)
     size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    if size[0] * size[1] > _MOST_PIXELS and (most := _STRIP * min(height, width)) < max(height, width):
+        top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+        return to_square(pixels[top : top + most, left : left + most], side)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)))
