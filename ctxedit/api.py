@@ -164,7 +164,7 @@ def run(
     targets = (target,) if isinstance(target, str) else tuple(target)
     if not targets or (output is not None and len(targets) > 1):
         raise ConfigError(
-            "no target" if not targets else f"output is given, and there are {len(targets)} targets",
+            "no target" if not targets else f"output is given, but there are {len(targets)} targets",
             "give at least one target, and only one if output is given",
         )
     teller, inputs = reporter or default_reporter(), Path(runs) / _INPUTS

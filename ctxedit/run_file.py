@@ -46,7 +46,7 @@ def read_run(file: Path) -> dict[str, Any]:
         line = str(error).removeprefix(f"{file}: ")
         raise InputError(
             f"{file} is damaged: {line}",
-            "run the command that made it again: it starts over; or name another run with --run",
+            "repeat the command that made it, which then starts over; or name another run with --run",
         ) from error
     return table
 

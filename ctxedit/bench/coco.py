@@ -76,7 +76,7 @@ def choose(captions: Path, images: Path, count: int, seed: int = 0) -> list[Item
     items = [Item(i, images / names[i], _one_of(by_image[i], seed, i)) for i in chosen]
     if lacking := [item.image.name for item in items if not item.image.is_file()]:
         raise InputError(
-            f"{images} lacks {len(lacking)} of {count} images, {lacking[0]} among them",
+            f"{images} lacks {len(lacking)} of {count} images, including {lacking[0]}",
             "give the folder of the captions' images, e.g. val2014",
         )
     return items

@@ -101,7 +101,7 @@ def measure(
     """
     if plan.count > len(pixels):
         raise InputError(
-            f"{plan.count} images were requested, and there are {len(pixels)}", "a smaller --count"
+            f"{plan.count} images were requested, and there are {len(pixels)}", "choose a smaller --count"
         )
     labels = _labels(model, pixels)
     order = np.random.default_rng((plan.seed, 1)).permutation(len(pixels))[: plan.count]

@@ -83,7 +83,7 @@ def draw_questions(
     known = list(dict.fromkeys(row.method for row in good))
     for name in [*presets, *([against] if against else [])]:
         if name not in known:
-            raise ConfigError(f"{name!r} has no edits here", f"there are: {', '.join(known)}")
+            raise ConfigError(f"{name!r} has no edits here", f"methods with edits: {', '.join(known)}")
     methods = [m for m in known if not presets or m in presets or m == against]
     rng = np.random.default_rng(seed)
     made: list[Question] = []
@@ -215,7 +215,10 @@ def _answers(file: Path, study: str, questions: dict[str, Question]) -> dict[str
     except (KeyError, TypeError) as error:
         raise InputError(f"{file} holds no answers", hint) from error
     if not good or blob.get("study") != study:
-        raise InputError(f"{file} holds no answers to this study", "its page has changed since; or " + hint)
+        raise InputError(
+            f"{file} holds no answers to this study",
+            f"its page has changed since, or it is another file: {hint}",
+        )
     seen: set[str] = set()
     for answer in blob["answers"]:
         known = isinstance(answer, dict) and isinstance(answer.get("id"), str) and answer["id"] in questions

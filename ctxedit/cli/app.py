@@ -38,7 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Settings: flag, CTXEDIT_* variable, --config, preset, default. CTXEDIT_DEBUG=1 shows tracebacks.",
+    epilog="A setting comes from the first of: flag, CTXEDIT_* variable, --config, preset, default. "
+    "CTXEDIT_DEBUG=1 shows tracebacks.",
 )
 
 

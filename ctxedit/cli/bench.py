@@ -118,7 +118,7 @@ Drawn = Annotated[
         "--drawn",
         min=0,
         metavar="SEED",
-        help="Draw another default list, for choosing settings.",
+        help="Draw another default list with this seed, for choosing settings.",
         show_default=False,
     ),
 ]
@@ -136,7 +136,7 @@ World = Annotated[
     Literal["easy", "compositions"],
     typer.Option(
         "--world",
-        help="Default list: one object per clip, or several with counts and relations. [default: easy]",
+        help="Kind of default list: one object a clip, or several with counts and relations. [default: easy]",
         show_default=False,
     ),
 ]

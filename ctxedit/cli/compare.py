@@ -135,7 +135,7 @@ def _existing(positional: list[str], presets: str | None) -> list[Path]:
     for text in others if presets is None else ():
         if not Path(text).suffix and not os.path.lexists(text) and os.path.isfile(first):
             call = shlex.join(["ctxedit", "compare", "--presets", "contextdiff,fatezero", first, text])
-            raise ConfigError(f"{text!r} is no video, image or folder", f"to compare presets: {call}")
+            raise ConfigError(f"{text!r} is not a video, an image or a folder", f"to compare presets: {call}")
     paths = [Path(word) for word in (positional if presets is None else [first])]
     for path in paths:
         arguments.existing(path)

@@ -139,7 +139,9 @@ def images(
     if coco is not None:
         wanted = _Coco(coco, images, 30000 if count is None else count, out, overwrite.yes)
         if generated or reference or captions:
-            raise ConfigError("--coco brings its own folders and captions", "leave the others out")
+            raise ConfigError(
+                "--coco brings its own folders and captions", "leave out GENERATED, REFERENCE and --captions"
+            )
         config = arguments.without_upscaling(arguments.settings(base, screen, judging, sampling))
         _from_coco(wanted, features, size, keys, config, base, screen)
         return

@@ -40,7 +40,9 @@ DecoderKind = Annotated[
     typer.Option("--decoder", help="Last term: discretised (of pixel values) or dequantised (a density)."),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Terms computed in one network pass.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of images, noise and terms.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed for choosing images and terms, and for the noise.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Out = Annotated[
     Path | None,

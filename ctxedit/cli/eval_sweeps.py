@@ -38,7 +38,9 @@ Trained = Annotated[
     ),
 ]
 Values = Annotated[str, typer.Option("--values", metavar="A,B,C", help="Classifier-free guidance scales.")]
-Count = Annotated[int, typer.Option("--count", min=_LEAST, help="Captions, and so images in each set.")]
+Count = Annotated[
+    int, typer.Option("--count", min=_LEAST, help="Number of captions, and so of images in each set.")
+]
 Coco = Annotated[
     Path | None,
     typer.Option(
@@ -49,7 +51,7 @@ Coco = Annotated[
     ),
 ]
 Images = Annotated[
-    Path | None, typer.Option("--images", metavar="DIR", help="COCO's images.", show_default=False)
+    Path | None, typer.Option("--images", metavar="DIR", help="Folder of COCO's images.", show_default=False)
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for images, CSV and PNG.")]
 
@@ -108,7 +110,7 @@ def convergence(
 
 
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per training step.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Number of measured rounds.")]
 
 
 def cost(

@@ -303,7 +303,7 @@ def agree(missing: Sequence[Planned], screen: Screen, yes: bool, verb: str = "Do
         ids = ", ".join(one.download.hub_id for one in missing)
         hints = [one.wanted.hint for one in missing if one.wanted.hint]
         raise ConfigError(
-            f"{ids}: {gigabytes(total)} would be fetched, and there is no terminal to ask on",
+            f"{ids}: {gigabytes(total)} would be fetched, and without a terminal ctxedit cannot ask first",
             "; ".join(["add -y to agree, or fetch first with `ctxedit models pull`", *hints]),
         )
     typer.confirm(f"{verb} {gigabytes(total)}?", default=True, abort=True, err=True)

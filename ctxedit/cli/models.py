@@ -18,7 +18,7 @@ from ctxedit.cli.spread import help_unless_called, spread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(help="List the built-in and downloaded models, and measure the built-in ones.")
+app = typer.Typer(help="List models, download one, and measure the built-in ones.")
 #: How the record of a training relates to the installed weights.
 _RECORDED = {True: "as recorded", False: "not those of the record", None: "no record"}
 
@@ -149,7 +149,7 @@ def check(
         Path | None,
         typer.Option(
             "--work", show_default=False,
-            help="Keep clips and runs here, so that it resumes when interrupted. [default: temporary]",
+            help="Keep clips and runs here, so that an interrupted check can resume. [default: temporary]",
         ),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Write check.json beside the weights.")] = False,

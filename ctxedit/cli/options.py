@@ -185,7 +185,7 @@ class CaptionOptions:
         Literal["auto", "vote", "clip"] | None,
         option(
             "--caption-by",
-            help="Choose one of five captions: most common (vote) or by CLIP. [default: auto]",
+            help="How to choose one of five captions: the most common, or by CLIP. [default: auto]",
         ),
     ] = None
     lavis_python: Annotated[
@@ -217,8 +217,8 @@ class AddonOptions:
         option(
             "--embedding",
             metavar="FILE",
-            help="Add a textual inversion, whose token prompts may then contain: a file, a folder or a hub "
-            "id. Repeatable.",
+            help="Add a textual inversion (a file, a folder or a hub id); prompts may then contain its "
+            "token. Repeatable.",
         ),
     ] = None
 
@@ -285,7 +285,7 @@ class UpscaleOptions:
         option(
             "--upscale",
             metavar="1|4",
-            help="Upscale the result by a factor of four with a super-resolution model; 1 is none. "
+            help="Upscale the result by a factor of four with a super-resolution model; 1 turns it off. "
             "[default: 4 for the built-in models, else 1]",
         ),
     ] = None
@@ -293,8 +293,8 @@ class UpscaleOptions:
         str | None,
         option(
             "--upscaler",
-            help="Super-resolution model, implies --upscale 4: builtin, or a diffusers x4 upscaler's hub id "
-            "or folder. [default: auto]",
+            help="Super-resolution model: builtin, or the hub id or folder of a diffusers x4 upscaler. "
+            "Implies --upscale 4. [default: auto]",
         ),
     ] = None
 
@@ -308,7 +308,8 @@ class RoundTripOptions:
         Literal["estimate", "whole", "off"] | None,
         option(
             "--round-trip",
-            help="Report how well the clip is reconstructed from its inversion: from four steps, or all. "
+            help="Report how well the clip is reconstructed from its inversion: estimated from four steps, "
+            "measured with all of them, or not at all. "
             "[default: estimate]",
         ),
     ] = None
@@ -324,6 +325,7 @@ class ScoringOptions(ClipModelOptions):
             "--mask",
             metavar="FILE",
             help="Only this area may change: white in an image, video or folder, or the boxes of a layout "
-            "(.json). Outside it the output is the source, at its size and, if sizes agree, pixel for pixel.",
+            "(.json). Outside it, the output shows the source, pixel for pixel if both have the same "
+            "size.",
         ),
     ] = None

@@ -114,7 +114,7 @@ def prune(
     keep: Annotated[
         int | None, typer.Option("--keep", min=0, metavar="N", help="All but the N most recently used runs."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
 ) -> None:  # fmt: skip
     """Remove old runs. With several conditions, a run must meet all of them."""
     screen = Screen(messages.quiet, messages.json)

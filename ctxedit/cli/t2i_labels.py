@@ -80,7 +80,8 @@ class LabelOptions:
         if adapter is not None or no_adapter:
             raise ConfigError(
                 f"--{'no-' if no_adapter else ''}adapter cannot be used with --class, --layout and --grid",
-                "an encoder uses the adapter that it was trained with; name one without: --encoder DIR",
+                "an encoder uses the adapter that it was trained with; to do without, name an encoder that "
+                "was trained without: --encoder DIR",
             )
 
     def request(self, text: str, config: Config) -> LabelRequest:

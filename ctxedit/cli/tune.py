@@ -51,7 +51,7 @@ class CurveOptions:
         bool,
         typer.Option(
             "--compare",
-            help="Tune a second time with the adapter toggled, and plot both curves.",
+            help="Tune a second time without the adapter (or with it, if it is off), and plot both curves.",
         ),
     ] = False
 
@@ -79,7 +79,7 @@ def tune(
     curve_options: CurveOptions,
     agreed: DownloadOrTuneOption,
 ) -> None:
-    """Tune on one clip, for any number of edits, and print the run folder."""
+    """Tune the model on one clip, once for any number of edits, and print the run folder."""
     screen = Screen(messages.quiet, messages.json)
     config = arguments.settings(base, screen, addons, span, size, captioning, judging, tuning)
     config = arguments.fitted(config, arguments.existing(clip), base, screen, span)

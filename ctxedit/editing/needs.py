@@ -130,7 +130,7 @@ def check_words(config: Config, prompt: str | None, targets: Sequence[str]) -> N
         if absent:
             raise ConfigError(
                 f"fusion.word_weights: the target “{target[:60]}” has no word {absent[0]!r}",
-                "words are matched whole",
+                "give whole words of the target",
             )
         source = words if prompt is None else split_words(prompt)
         if config.fusion.cross == "replace" and len(source) != len(words):
@@ -205,7 +205,10 @@ def _check_trained(config: Config, body: Sizes) -> None:
         else:
             found += 1
     if not found:
-        raise ConfigError("tune.trainable_modules names nothing that this model has", "or set tune.steps = 0")
+        raise ConfigError(
+            "tune.trainable_modules names nothing that this model has",
+            "name modules that it has, or set tune.steps = 0",
+        )
 
 
 def _cross(body: Sizes) -> list[AttentionSite]:

@@ -91,7 +91,7 @@ def _own_side(side: int, may: bool, resolution: int, multiple: int) -> tuple[int
     if side > most:
         reached = f"these models generate up to {small} pixels" + (f", upscaled to {most}" if may else "")
         raise ConfigError(
-            f"--size {side} cannot be reached: {reached}",
+            f"--size {side} is not possible: {reached}",
             f"take {most}, {'' if may else 'leave out --upscale 1, '}or a real checkpoint: --model sd15",
         )
     return _divided(side, side > small, multiple, f", as sizes above {small} must be")

@@ -49,9 +49,9 @@ def read_companion(
     error_in_pixels = abs(info.width * size.source_height - info.height * size.source_width)
     if error_in_pixels > max(size.source_width, size.source_height, info.width, info.height):
         raise InputError(
-            f"the {what} {path} is {info.width}x{info.height}, of another shape than the clip's "
-            f"{size.source_width}x{size.source_height}",
-            f"draw the {what} on a frame of the clip, at its size or scaled with its aspect ratio",
+            f"the {what} {path} is {info.width}x{info.height}, but the clip is "
+            f"{size.source_width}x{size.source_height}: their aspect ratios differ",
+            f"make the {what} from a frame of the clip, at its size or with the same aspect ratio",
         )
     each = each or (lambda picture: resize(picture[None], size.width, size.height)[0])
     if info.frames == 1:

@@ -22,7 +22,7 @@ def ffmpeg() -> str:
     try:
         path = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise OutputError("there is no FFmpeg, which writes the videos", _HINT) from error
+        raise OutputError("FFmpeg, which writes the videos, was not found", _HINT) from error
     if not _runs(path):
         raise OutputError(f"FFmpeg, which writes the videos, does not run: {path}", _HINT)
     return path

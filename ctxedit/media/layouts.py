@@ -61,12 +61,13 @@ def read_layout(file: Path, clip: tuple[int, int] | None = None) -> Layout:
         raise InputError(f"{file}: size = {size!r} is not a width and a height", _HINT)
     if clip is not None and abs(size[0] * clip[1] - size[1] * clip[0]) > max(*size, *clip):
         raise InputError(
-            f"{file}: size is {size[0]:g}×{size[1]:g}, of another shape than the clip's {clip[0]}×{clip[1]}",
+            f"{file}: size is {size[0]:g}×{size[1]:g}, but the clip is "
+            f"{clip[0]}×{clip[1]}: their aspect ratios differ",
             "give the boxes in pixels of a frame of the clip",
         )
     if clip is None and size[0] != size[1]:
         raise InputError(
-            f"{file}: size is {size[0]:g}×{size[1]:g}, and images are square",
+            f"{file}: size is {size[0]:g}×{size[1]:g}, but generated images are square",
             "give the boxes in a square image",
         )
     if not isinstance(text, str):

@@ -85,9 +85,9 @@ def read_pair(
     if needed > original.frames:
         fits = max(0, -(-(original.frames - start) // stride))
         raise InputError(
-            f"{video}: {_frames(count)} to score, {source}: {_frames(original.frames)} of which "
-            f"--start {start} --stride {stride} gives {fits}",
-            f"score as many as there are: --frames {fits}" if fits else "use a smaller --start",
+            f"{video}: {_frames(count)} to score, but --start {start} --stride {stride} selects only "
+            f"{fits} of the {original.frames} of {source}",
+            f"--frames {fits} scores as many as there are" if fits else "use a smaller --start",
         )
     edited = read_video(video, count)
     height, width = edited.shape[1:3]

@@ -81,7 +81,7 @@ def fetched(url: str, what: str, instead: str, offline: bool) -> Path:
         return path
     if offline or is_offline_mode():
         raise WeightsError(
-            f"{what}'s weights are not at {path}, and this is offline", f"fetch {url}; {instead}"
+            f"{what}'s weights are not at {path}, and ctxedit is offline", f"fetch {url}; {instead}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def equaliser(target: Sequence[Word], length: int, weights: Mapping[str, float])
         found = [w for w in target if w.text.lower() == text.lower()]
         if not found:
             raise ConfigError(
-                f"fusion.word_weights: the target has no word {text!r}", "words are matched whole"
+                f"fusion.word_weights: the target has no word {text!r}", "give whole words of the target"
             )
         for word in found:
             weight[list(word.tokens)] = value

@@ -263,7 +263,7 @@ def load_model(cls: Any, folder: Path, device: torch.device | str, dtype: torch.
     except Exception as error:
         raise WeightsError(f"{folder} cannot be loaded ({_first_line(error)})", _AGAIN) from error
     if missing := sorted(report["missing_keys"]):
-        raise WeightsError(f"{folder} lacks {len(missing)} weights, {missing[0]} among them", _AGAIN)
+        raise WeightsError(f"{folder} lacks {len(missing)} weights, including {missing[0]}", _AGAIN)
     for key, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):
             raise WeightsError(f"{folder}: NaN or infinity in {key}", _AGAIN)

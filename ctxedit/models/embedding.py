@@ -98,7 +98,7 @@ def _read(file: Path, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Ten
     same = len({len(v) for v in vectors.values()}) == 1
     if len(vectors) != len(tensors) or not fine or not same or not token.strip():
         raise WeightsError(
-            f"{file} is not an embedding of textual inversion",
+            f"{file} is not a textual inversion embedding",
             "it holds the vectors of one token, as diffusers or AUTOMATIC1111's web UI save them",
         )
     return token, vectors

@@ -313,7 +313,7 @@ def offline_error(hub_id: str) -> WeightsError:
         hint = f"{neighbour(Path(hub_id))}check the path, or name a model on the hub as owner/name"
         return WeightsError(f"there is no folder {hub_id!r}", hint)
     return WeightsError(
-        f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and this is offline",
+        f"{hub_id} is not {'wholly ' if snapshot(hub_id) else ''}in the cache, and ctxedit is offline",
         f"{neighbour(Path(hub_id))}fetch it{size_of(hub_id)} with `ctxedit models pull {hub_id}`, "
         "without --offline and HF_HUB_OFFLINE",
     )

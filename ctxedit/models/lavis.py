@@ -167,7 +167,7 @@ class _Link:
             if message.get("type") == kind and message.get("id") == number:
                 return message
         raise WeightsError(
-            f"the LAVIS worker's output is not the protocol's: {line!r:.80}",
+            f"the LAVIS worker's output does not follow the protocol: {line!r:.80}",
             "use the lavis_worker.py of this ctxedit",
         )
 

@@ -30,7 +30,9 @@ def refuse_other_formats(name: str, path: Path) -> None:
     """Raise WeightsError for pickled files, there or not, and for existing ones that are not safetensors."""
     suffix = path.suffix.lower()
     if suffix in PICKLES:
-        raise WeightsError(f"{name}: pickled files are refused, reading one can run any code in it", _SAFE)
+        raise WeightsError(
+            f"{name}: pickled files are refused, because reading one can run any code in it", _SAFE
+        )
     if suffix != ".safetensors" and os.path.isfile(path):
         raise WeightsError(
             f"{name} is not a .safetensors file",
@@ -166,14 +168,14 @@ def _refuse(names: Iterable[str], name: str) -> NoReturn:
     names = list(names)
     if any(n.endswith(PICKLES) for n in names):
         raise WeightsError(
-            f"{name} holds only pickled weights: refused, reading one can run any code",
+            f"{name} holds only pickled weights, which are refused because reading them can run any code",
             "convert it with save_pretrained(safe_serialization=True), on a machine where that is safe",
         )
     known = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
     if others := sorted(n for n in names if n.endswith(".safetensors")):
         raise WeightsError(
             f"{name} has no weights under a name that is loaded, but {others[0]}",
-            f"rename a copy that you want to use to {known}",
+            f"to use one, rename a copy of it to {known}",
         )
     raise WeightsError(f"{name} has no safetensors weights", f"they are named {known}")
 

@@ -146,7 +146,7 @@ def _peft_ratio(file: Path) -> float:
     beside = file.with_name("adapter_config.json")
     if not beside.is_file():
         raise WeightsError(
-            f"{file} does not say its alpha, which peft keeps in adapter_config.json",
+            f"{file} has no alpha: peft stores it in adapter_config.json",
             "put that file beside it",
         )
     config = read_json(beside)

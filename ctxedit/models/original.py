@@ -65,7 +65,7 @@ def describe(shapes: Shapes, name: str, prediction: Prediction, zero_snr: bool =
         vae = _vae(_under(shapes, prefixes["vae"]), xl)
         encoders = {p: _text_encoder(_under(shapes, prefixes[p]), p) for p in prefixes if p[:4] == "text"}
     except (KeyError, IndexError) as error:
-        raise WeightsError(f"{name} lacks weights, {error} among them", "fetch or save it again") from error
+        raise WeightsError(f"{name} lacks weights, including {error}", "fetch or save it again") from error
     if xl:
         unet["addition_embed_type"] = "text_time"
         pooled = encoders["text_encoder_2"]["projection_dim"]

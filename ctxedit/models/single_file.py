@@ -189,7 +189,7 @@ def _merges() -> list[str]:
         if len(lines := _read_merges(file)) == _MERGE_COUNT:
             return lines
     raise WeightsError(
-        "a checkpoint of one file has no tokenizer, and CLIP's is not on this machine",
+        "a single-file checkpoint has no tokenizer, and CLIP's is not on this machine",
         "fetch it once with `ctxedit models pull clip`, or pip install --no-deps open_clip_torch",
     )
 

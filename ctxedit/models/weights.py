@@ -321,7 +321,7 @@ def _completed(path: Path) -> tuple[str, Path]:
     except OSError as error:
         raise WeightsError(
             f"{path} cannot be joined with the pipeline in {around}: {error.strerror}",
-            "copy the pipeline, and put the checkpoint's folders in place of its own",
+            "copy the pipeline, and replace its folders with the checkpoint's",
         ) from error
     return f"{around.name}/{path.name}", whole
 
@@ -370,7 +370,7 @@ def network(cls: Any, path: Path, part: str, dtype: torch.dtype) -> Any:
     )  # fmt: skip
     if missing := sorted(report["missing_keys"]):
         raise WeightsError(
-            f"{path / part} lacks {len(missing)} weights, {missing[0]} among them", "fetch or save it again"
+            f"{path / part} lacks {len(missing)} weights, including {missing[0]}", "fetch or save it again"
         )
     return network
 

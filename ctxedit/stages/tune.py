@@ -87,7 +87,10 @@ def trainable(
             )
         found |= here
     if not found:
-        raise ConfigError("tune.trainable_modules names nothing that this model has", "or set tune.steps = 0")
+        raise ConfigError(
+            "tune.trainable_modules names nothing that this model has",
+            "name modules that it has, or set tune.steps = 0",
+        )
     return found
 
 

@@ -46,9 +46,7 @@ def load_network(cls: Any, folder: Path, **options: Any) -> Any:
     """
     network, report = _load(cls, folder, use_safetensors=True, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
-        raise WeightsError(
-            f"{folder.resolve()} lacks {len(missing)} weights, {missing[0]} among them", _AGAIN
-        )
+        raise WeightsError(f"{folder.resolve()} lacks {len(missing)} weights, including {missing[0]}", _AGAIN)
     return network
 
 

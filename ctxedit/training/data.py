@@ -135,7 +135,7 @@ def raise_if_bad(bad: dict[str, str]) -> None:
     """Raise InputError if there is bad input, listing the first few samples."""
     if bad:
         raise InputError(
-            f"{len(bad)} bad in the data: {_names(bad)}",
+            f"{len(bad)} of the data cannot be used: {_names(bad)}",
             'set data.on_error = "skip" to skip them',
         )
 

@@ -75,7 +75,8 @@ def check_placement(schedule: Schedule, device: str = "auto") -> tuple[torch.dev
         raise ConfigError(f"WORLD_SIZE = {world!r}", "a launcher such as torchrun sets it; or unset it")
     if schedule.batch % int(world):
         raise ConfigError(
-            f"a batch of {schedule.batch} cannot be divided among {world} processes", "choose a multiple"
+            f"a batch of {schedule.batch} cannot be divided among {world} processes",
+            f"choose a multiple of {world}",
         )
     return chosen, int(world)
 

@@ -169,7 +169,8 @@ def _of_shards(shards: list[Path], size: int) -> PixelSet:
     if not entries:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:2])
         raise InputError(
-            f"{shards[0].parent} has no image with a class ({why})", "members NAME.png and NAME.cls"
+            f"{shards[0].parent} has no image with a class ({why})",
+            "each image needs two members, NAME.png and NAME.cls",
         )
     labels = np.array([entry.labels[0] for entry in entries], np.int64)
     return _of_entries(entries, names, labels, size, bad)
@@ -192,7 +193,9 @@ def _of_folder(folder: Path, size: int) -> PixelSet:
         if not own:
             bad[name] = "a class without images"
     if not files:
-        raise InputError(f"{folder} has no images", "PNG files, or a folder of them for each class")
+        raise InputError(
+            f"{folder} has no images", "it should hold PNG files, or a folder of them for each class"
+        )
     entries = [Entry(file.relative_to(folder).as_posix(), file, None, "") for file in files]
     return _of_entries(entries, names, np.array(labels, np.int64), size, bad)
 

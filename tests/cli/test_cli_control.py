@@ -72,7 +72,7 @@ def test_a_dry_run_names_the_control_and_counts_it(ctxedit, arguments, no_contro
     "said, code, wanted",
     [
         (("--control", "gone.mp4"), 3, "gone.mp4"),
-        (("--control", "wide.png"), 3, "another shape"),
+        (("--control", "wide.png"), 3, "aspect ratios differ"),
         (("--control", "text.mp4"), 3, "text.mp4"),
         (("--set", "control.map=x.png"), 2, "control.map is given"),
         (("--set", "control.model=nobody/none"), 4, "nobody/none"),

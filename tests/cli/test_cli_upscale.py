@@ -204,7 +204,7 @@ def test_an_image_of_256_pixels_is_a_cascade(ctxedit, own, calls, tmp_path):
 def test_sizes_that_no_cascade_reaches(ctxedit, own, no_weights):
     for size, words in (
         ("300", "not a multiple of 64"),
-        ("1024", "cannot be reached"),
+        ("1024", "is not possible"),
         ("100", "not a multiple"),
     ):
         answer = ctxedit("t2i", "a tiger", "--size", size, "--dry-run", "--upscaler", own)

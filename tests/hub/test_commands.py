@@ -96,7 +96,7 @@ def test_whatever_fails_is_one_error_and_no_output(served, ask, name, monkeypatc
         refused(ask(name), 6, "disk is full")
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        refused(ask(name), 4, "not wholly in the cache, and this is offline")
+        refused(ask(name), 4, "not wholly in the cache, and ctxedit is offline")
     repository.spoiled.add(file)
     refused(ask(name), 4, "its hash is not the hub's")
     assert not (tmp_path / "cat.png").exists() and not list(tmp_path.glob("runs/*/*.mp4"))

@@ -191,7 +191,7 @@ def test_missing_and_nan_weights_are_refused(copy):
     weights = load_file(copy / "model.safetensors")
     key = "visual_projection.weight"
     save_file({k: v for k, v in weights.items() if k != key}, copy / "model.safetensors", {"format": "pt"})
-    refused(copy, f"lacks 1 weights, {key}")
+    refused(copy, f"lacks 1 weights, including {key}")
     weights[key][0, 0] = float("nan")
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     refused(copy, f"NaN or infinity in {key}")

@@ -120,7 +120,7 @@ def failing(one, error, match):
 
 def test_nothing_but_noise_is_refused(captioner):
     one = captioner(before="for i in range(5000): print('not a message', i)\ntime.sleep(60)")
-    failing(one, WeightsError, "not the protocol.*not a message")
+    failing(one, WeightsError, "not follow the protocol.*not a message")
 
 
 def test_another_version_of_the_protocol_is_refused(captioner):

@@ -182,7 +182,7 @@ def _ways(plan: SpeedPlan, model: str | None) -> list[Way]:
     for text in plan.only:
         if not any(text in way.name for way in found):
             names = ", ".join(dict.fromkeys(way.name for way in found))
-            raise ConfigError(f"--only {text!r} is part of no name", f"names: {names}")
+            raise ConfigError(f"--only {text!r}: no row has that in its name", f"names: {names}")
     return [way for way in found if not plan.only or any(text in way.name for text in plan.only)]
 
 

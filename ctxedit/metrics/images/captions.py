@@ -44,7 +44,7 @@ def read_captions(path: Path, files: Sequence[Path]) -> list[str]:
     stems = _by_stem(path, table)
     if lacking := [file.name for file in files if file.stem not in stems]:
         raise InputError(
-            f"{path} has no caption for {len(lacking)} of {len(files)} images, {lacking[0]} among them",
+            f"{path} has no caption for {len(lacking)} of {len(files)} images, including {lacking[0]}",
             "captions are found by the images' file names",
         )
     return _none_empty(path, [stems[file.stem] for file in files], files)

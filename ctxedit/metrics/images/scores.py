@@ -105,7 +105,7 @@ def chosen(keys: Sequence[str] | None, inception: bool, captions: bool) -> tuple
             raise ConfigError(f"unknown metric {key!r} of images", f"there are {', '.join(KEYS)}")
         if key not in allowed:
             raise ConfigError(
-                "is needs Inception's classes: CLIP has none"
+                "is needs Inception's classes, which CLIP does not have"
                 if key == "is"
                 else "clip_score needs --captions",
                 "add --features inception" if key == "is" else "one caption for each generated image",
