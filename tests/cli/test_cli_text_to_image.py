@@ -193,7 +193,11 @@ def test_a_conflict_with_existing_images_is_found_before_any_are_made(ctxedit, t
 def test_a_model_of_another_size_than_drawn_images_is_refused(
     ctxedit, stable_diffusion, tmp_path, no_weights
 ):
-    result = ctxedit("eval", "guidance", stable_diffusion, "--values", "3", "-o", tmp_path / "out")
+    large = shutil.copytree(stable_diffusion, tmp_path / "large")
+    config = json.loads((large / "unet" / "config.json").read_text())
+    config["sample_size"] *= 2
+    (large / "unet" / "config.json").write_text(json.dumps(config))
+    result = ctxedit("eval", "guidance", large, "--clip-model", "builtin", "-o", tmp_path / "out")
     assert result.code == 2 and "drawn compositions have 64" in result.err and "--coco" in result.err
     assert not (tmp_path / "out").exists()
 
