@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ctxedit.config import Range
-from ctxedit.errors import ConfigError, InputError
+from ctxedit.errors import ConfigError, InputError, counted
 from ctxedit.files import expanded
 from ctxedit.synthetic import scenes
 from ctxedit.synthetic.tensors import to_tensor
@@ -135,7 +135,7 @@ def raise_if_bad(bad: dict[str, str]) -> None:
     """Raise InputError if there is bad input, listing the first few samples."""
     if bad:
         raise InputError(
-            f"{len(bad)} of the data cannot be used: {_names(bad)}",
+            f"{counted(len(bad), 'sample')} cannot be used: {_names(bad)}",
             'set data.on_error = "skip" to skip them',
         )
 

@@ -172,7 +172,7 @@ def test_a_caption_that_is_too_long_is_cut(stable_diffusion, backbone):
         (("--coco", "{folder}/val2014/COCO_val2014_000000000100.jpg"), 10, 3, "is not UTF-8"),
         (("--coco", "{folder}/none.json"), 10, 3, "does not exist"),
         (("--features", "inception", "--metrics", "fid"), 10, 4, "--features FILE"),
-        (("--captions", "{folder}/captions.json"), 10, 2, "leave the others out"),
+        (("--captions", "{folder}/captions.json"), 10, 2, "leave out GENERATED, REFERENCE and --captions"),
     ],
 )
 def test_bad_input_is_found_before_anything_is_made(

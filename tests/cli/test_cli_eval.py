@@ -89,7 +89,7 @@ def test_which_frames_of_the_source(ctxedit, files, tmp_path):
     ("more", "source", "code", "said"),
     [
         ((), "wide", 3, "different aspect ratios"),
-        (("--start", 3), "source", 3, "gives 3"),
+        (("--start", 3), "source", 3, "selects only 3 of the 6"),
         (("--frames", 9), "source", 3, "9 frames to score"),
         (("--frames", 0), "source", 2, "must be at least 1, or all"),
         (("--stride", 0), "source", 2, "--stride must be at least 1"),

@@ -237,7 +237,7 @@ def test_inception_by_a_file(ctxedit, folders, inception, tmp_path):
         (("made", "nowhere"), 3, "does not exist"),
         (("made", "captions.txt"), 3, "not a folder"),
         (("made", "real", "--captions", "short.txt"), 3, "1 caption, and there are 24 images"),
-        (("made", "real", "--captions", "other.json"), 3, "no caption for 24 of 24 images, 0.png"),
+        (("made", "real", "--captions", "other.json"), 3, "no caption for 24 of 24 images, including 0.png"),
         (("made", "real", "--captions", "broken.json"), 3, "not a file of captions"),
         (("made", "real", "--captions", "two.json"), 3, "has two captions for 3"),
         (("made", "real", "--captions", "nameless.jsonl"), 3, "not a file of captions"),

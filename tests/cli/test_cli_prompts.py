@@ -182,12 +182,15 @@ class TestEmbeddings:
         [
             ({"<x>": torch.zeros(2, 768)}, "vectors of 768"),
             ({"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 16)}, "it has none"),
-            ({"a": torch.zeros(32), "b": torch.zeros(32)}, "not an embedding"),
-            ({"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(3, 16)}, "not an embedding"),
-            ({"<x>": torch.ones(1, 32, dtype=torch.int64)}, "not an embedding"),
-            ({"<x>": torch.zeros(1, 2, 32)}, "not an embedding"),
+            ({"a": torch.zeros(32), "b": torch.zeros(32)}, "not a textual inversion embedding"),
+            (
+                {"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(3, 16)},
+                "not a textual inversion embedding",
+            ),
+            ({"<x>": torch.ones(1, 32, dtype=torch.int64)}, "not a textual inversion embedding"),
+            ({"<x>": torch.zeros(1, 2, 32)}, "not a textual inversion embedding"),
             ({"<x>": torch.full((32,), float("nan"))}, "NaN"),
-            ({}, "not an embedding"),
+            ({}, "not a textual inversion embedding"),
         ],
     )
     def test_what_does_not_fit_is_refused_by_the_dry_run(self, stable_diffusion, tmp_path, tensors, said):

@@ -285,7 +285,8 @@ def test_the_shipped_weights_are_those_of_their_record(part):
     known = next(made for made in records if made["part"] == part)
     made = recipe.parse(known["recipe"], part)
     own = [one for one in map(recipe.resolve, recipe.names()) if one.part == part]
-    shipped = next(one for one in own if describe_data(one) == known["data"])
+    like = [one for one in own if describe_data(one) == known["data"]]
+    shipped = max(like, key=lambda one: one.about == known["about"])  # a later round may have the same data
     for table in ("part", "task", "schedule", "data"):
         assert getattr(made, table) == getattr(shipped, table), "the shipped recipe made these weights"
     for name, files in known["built_on"].items():

@@ -68,7 +68,7 @@ def test_bad_pngs_are_counted_and_skipped(ctxedit, pixels, pngs, tmp_path):
 def test_bad_pngs_stop_a_training_that_says_so(ctxedit, pixels, pngs):
     refused(
         ctxedit("train", pixels("stop"), "--data", pngs, "--out", "mine"),
-        "of the data cannot be used",
+        "cannot be used: ",
         ".png",
     )
     (pngs / "empty").mkdir()
@@ -150,7 +150,7 @@ def test_coco_images_of_another_size_and_boxes_too_many_are_counted_or_stop(ctxe
         "000000000102.jpg": "32×48 pixels, annotated at 64×48",
     }
     stop = recipe(tmp_path, "layout", data='on_error = "stop"')
-    refused(ctxedit("train", stop, "--data", file), "2 of the data cannot be used: 000000000100.jpg (5 boxes")
+    refused(ctxedit("train", stop, "--data", file), "2 samples cannot be used: 000000000100.jpg (5 boxes")
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../val2017/000000000100.jpg", None])

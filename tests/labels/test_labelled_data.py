@@ -34,7 +34,7 @@ def test_class_folders_are_classes_by_their_names(imagenet):
 def test_classes_without_images_are_counted_and_no_classes_refused(imagenet, tmp_path):
     (imagenet / "n09999999").mkdir()
     assert data("classes", imagenet).listing.bad == {"n09999999": "a class without images"}
-    with pytest.raises(InputError, match="1 of the data cannot be used: n09999999"):
+    with pytest.raises(InputError, match="1 sample cannot be used: n09999999"):
         data("classes", imagenet, on_error="stop")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no class folders"):
@@ -86,7 +86,7 @@ def test_images_of_coco_that_cannot_be_used_are_counted(coco, change, reason):
     table["annotations"][0].update(change)
     file = coco(table)
     assert data("coco", file, boxes=4).listing.bad == {"000000000100.jpg": reason}
-    with pytest.raises(InputError, match=f"1 bad in the data: .*{reason}"):
+    with pytest.raises(InputError, match=f"1 sample cannot be used: .*{reason}"):
         data("coco", file, boxes=4, on_error="stop")
 
 
