@@ -27,7 +27,7 @@ from ctxedit.models.captioner import shares
 
 VERSION = 1
 SETUP = (
-    "set LAVIS up once: python3.8 -m venv ~/lavis && ~/lavis/bin/pip install salesforce-lavis==1.0.2, "
+    "set LAVIS up once: python3.9 -m venv ~/lavis && ~/lavis/bin/pip install salesforce-lavis, "
     "then --captioner lavis --lavis-python ~/lavis/bin/python"
 )
 _WORKER = Path(__file__).with_name("lavis_worker.py")
