@@ -34,7 +34,7 @@ def settings(preset: str = DEFAULT_PRESET, config: Settings = None) -> Config:
 
 
 def opened_run(run: Run | PathLike) -> Run:
-    """The run itself, or that of a run folder; InputError for what is neither or holds none."""
+    """The run itself, or the run in a folder; raises InputError for anything else."""
     if isinstance(run, Run):
         return run
     if not isinstance(run, (str, Path)):

@@ -87,7 +87,7 @@ def check_texts(prompt: str | None, targets: Sequence[str] = (), negative: str =
 
 
 def check_text(value: object, what: str) -> None:
-    """Raise InputError for what is no text; from Python anything may be given for it."""
+    """Raise InputError for a value that is not a str, which the Python API cannot rule out."""
     if not isinstance(value, str):
         raise InputError(f"the {what} is not text: {value!r:.80}", "give it as a str")
 

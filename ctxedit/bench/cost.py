@@ -17,10 +17,10 @@ from torch import nn
 from ctxedit import footprint
 from ctxedit.config import AttentionConfig, Config
 from ctxedit.diffusion.forward import marginal
-from ctxedit.editing.machine import GIB, memory_available
+from ctxedit.editing.machine import check_memory, memory_available
 from ctxedit.editing.reporter import Reporter
 from ctxedit.editing.text_to_image import load_adapter, own_adapter
-from ctxedit.errors import ResourceError, counted
+from ctxedit.errors import counted
 from ctxedit.models.adapter import ContextAdapter
 from ctxedit.models.attention import FrameView
 from ctxedit.models.backbones import Backbone, family_of, open_backbone
@@ -72,12 +72,8 @@ def check(config: Config, batch: int, offline: bool = False) -> None:
     needed = 2 * body.unet.parameters * dtype.itemsize  # and their gradients
     needed += footprint.backward_bytes(body, side, batch, 1, dtype.itemsize, False)
     needed += footprint.adapter_bytes(config.adapter, side, batch, True)
-    if needed > (available := memory_available(device)):
-        raise ResourceError(
-            f"a training step of {counted(batch, 'image')} needs about {needed / GIB:.1f} GiB of memory, "
-            f"{available / GIB:.1f} GiB are available",
-            "choose a smaller --batch",
-        )
+    what = f"a training step of {counted(batch, 'image')}"
+    check_memory(what, needed, memory_available(device), "choose a smaller --batch")
 
 
 def measure(

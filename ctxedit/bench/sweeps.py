@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from ctxedit.synthetic.composition_captions import caption
 from ctxedit.synthetic.composition_judge import SIDE, load
 from ctxedit.synthetic.composition_verdict import detect, judge
 from ctxedit.synthetic.compositions import Composed
+from ctxedit.tables import parse
 from ctxedit.training import record
 from ctxedit.training.checks.compositions import FOLDER, held_out
 
@@ -136,9 +137,10 @@ def _steps_of(folder: Path) -> int | None:
     """
     for file in sorted(folder.glob(f"*/{record.FILE}")):
         known = record.read(file.parent) or {}
-        text, steps = str(known.get("recipe", "")), known.get("steps")
-        if re.search(r"^snapshots\s*=\s*([2-9]|\d\d)", text, re.M) and isinstance(steps, int):
-            return steps
+        steps = known.get("steps")
+        with suppress(ValueError, KeyError, TypeError):  # a damaged record, or a recipe without that setting
+            if parse(known["recipe"])["schedule"]["snapshots"] > 1 and isinstance(steps, int):
+                return steps
     return None
 
 

@@ -13,23 +13,19 @@ GIB = 1 << 30
 _LESS = "try --low-memory, fewer --frames, a smaller --size, or --dtype bfloat16"
 
 
-def check_memory(what: str, needed: int, available: int) -> None:
+def check_memory(what: str, needed: int, available: int, hint: str = _LESS) -> None:
     """Raise ResourceError, with the numbers, for work that wants more than is available."""
     if needed > available:
         raise ResourceError(
             f"{what} needs about {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available",
-            _LESS,
+            hint,
         )
 
 
 def check_handling(what: str, needed: int) -> None:
     """Raise ResourceError, with the numbers, where main memory does not suffice for frames at hand."""
-    available = memory_available(torch.device("cpu"))
-    if needed > available:
-        raise ResourceError(
-            f"{what} needs about {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available",
-            "take fewer --frames, or scale the clip down first: ffmpeg -i IN -vf scale=1920:-2 OUT.mp4",
-        )
+    hint = "take fewer --frames, or scale the clip down first: ffmpeg -i IN -vf scale=1920:-2 OUT.mp4"
+    check_memory(what, needed, memory_available(torch.device("cpu")), hint)
 
 
 def check_disk(needed: int, free: int) -> None:

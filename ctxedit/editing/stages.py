@@ -270,7 +270,7 @@ def provenance_of(job: StageJob) -> dict[str, Any]:
 
 
 def metadata_of(job: StageJob) -> str | None:
-    """The text that an edit's files carry, :func:`provenance_of` it; None where they carry none."""
+    """The text embedded in an edit's files, from :func:`provenance_of`; None if they get none."""
     return to_text(provenance_of(job)) if job.request.metadata else None
 
 

@@ -226,8 +226,8 @@ def adapter_to_start_from(config: Config) -> Path:
         WeightsError: its file is damaged.
     """
     file = pretrained_adapter(own_folder(config.model))
-    stored = None if file is None else ContextAdapter.check(file)
-    if file is None or stored is None or not stored.enabled:  # the plain arm of a comparison has one, unused
+    # The plain arm of a comparison has an adapter that was never used.
+    if file is None or not (stored := ContextAdapter.check(file)).enabled:
         raise ConfigError(
             f'tune.adapter_init = "pretrained": {config.model} has no adapter',
             "--set tune.adapter_init=zero, or a model trained with one, e.g. by recipe arm-contextual",

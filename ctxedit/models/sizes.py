@@ -19,7 +19,7 @@ from ctxedit.models.sites import AttentionSite
 AT_ONCE = 4
 _HEADER_LIMIT = 100 << 20
 _NO_HEADER = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error)
-#: Beside integer weights, and beside 8-bit floats that are to be multiplied by a factor.
+#: Endings of the names of scale factors, which belong to integer weights and 8-bit floats.
 _QUANTISED = (".scale_weight", ".weight_scale", ".SCB", ".absmax", "scaled_fp8")
 _WIDTHS = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -136,7 +136,7 @@ def header(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _check_not_quantised(found: dict[str, dict[str, Any]], file: Path) -> None:
-    """Raise WeightsError for weights that are integers or want a factor: as they stand they are noise."""
+    """Raise WeightsError for integer weights and floats with a scale factor, which unscaled are noise."""
     for name, entry in found.items():
         whole = str(entry["dtype"]) in ("I8", "U8") and name.endswith(".weight")
         if whole or name.endswith(_QUANTISED):

@@ -16,7 +16,7 @@ from ctxedit.media import stills
 
 #: Pixels that are in memory together.
 _MOST_PIXELS = 1 << 26
-#: Of a strip too long to be scaled whole, the middle part is: its length over its width.
+#: An image too long to be scaled whole is first cut to its middle, this many times as long as wide.
 _STRIP = 8
 _ONE_SIZE = "--size 256 scales every image's shorter edge and crops the central square"
 
